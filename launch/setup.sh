@@ -1,0 +1,123 @@
+# Sourced by the launch scripts: a .venv in the repository's root that holds the pinned packages.
+# shellcheck shell=bash
+#
+# set_up base [extra ...]   makes or repairs .venv and installs what is missing; afterwards $python is its interpreter.
+#
+# PYTHON            the interpreter that makes .venv (default: the first Python >= 3.11 that is found)
+# XTRANSFER_EXTRAS  more extras of setup.cfg, by commas: XTRANSFER_EXTRAS=tpu, or cuda, or dev
+#
+# A stamp in .venv holds, for every extra, the very files that decide what is installed. It is written last, so a second
+# start with the same files installs nothing, and an installation that failed or was killed is never taken for whole.
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="$root/.venv"
+python="$venv/bin/python"
+stamps="$venv/xtransfer-stamps"
+installing="$root/.venv.installing"
+
+quoted() { if [[ $# -gt 0 ]]; then printf ' %q' "$@"; fi; }
+
+say() { printf 'xtransfer: %s\n' "$*" >&2; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+is_new_enough() { # "3.11" or later
+  local major="${1%%.*}" minor="${1#*.}"
+  [[ "$major" -gt 3 || ("$major" -eq 3 && "$minor" -ge 11) ]]
+}
+
+find_python() { # prints an interpreter that is new enough
+  local candidate version found=""
+  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
+    if version="$(version_of "$candidate")"; then
+      if is_new_enough "$version"; then
+        printf '%s\n' "$candidate"
+        return
+      fi
+      found="$found${found:+, }$candidate is $version"
+    elif [[ "$candidate" == "${PYTHON:-}" ]]; then
+      found="$candidate does not run"
+    fi
+    # A person who names an interpreter wants that one or none.
+    [[ -z "${PYTHON:-}" ]] || break
+  done
+  die "Python 3.11 or newer is needed (${found:-no python3 found}): install it, or name it with PYTHON=/path/to/python3.11"
+}
+
+wanted_stamp() { cat "$root/setup.cfg" "$root/pyproject.toml" "$root/launch/requirements.lock"; }
+
+check_extra() {
+  local known
+  known="$(sed -n '/^\[options.extras_require\]/,/^\[options.packages/s/^\([a-z0-9]*\) *=$/\1/p' "$root/setup.cfg")"
+  if ! grep -qxF -- "$1" <<<"$known"; then
+    die "XTRANSFER_EXTRAS: setup.cfg has no extra '$1', only ${known//$'\n'/, }"
+  fi
+}
+
+claim() { # only one installation at a time; one that was killed is started afresh
+  local owner
+  if (set -o noclobber && echo "$$" >"$installing") 2>/dev/null; then return; fi
+  owner="$(cat "$installing" 2>/dev/null)" || die "cannot write $installing: is $root writable?"
+  if [[ "$owner" =~ ^[0-9]+$ ]] && kill -0 "$owner" 2>/dev/null; then
+    die "process $owner is installing into $venv: wait until it is done, or remove $installing"
+  fi
+  say "an earlier installation was interrupted: making .venv afresh"
+  echo "$$" >"$installing"
+  rm -rf "$venv"
+}
+
+make_venv() {
+  local base version
+  if [[ -d "$venv" ]] && version="$(version_of "$python")" && is_new_enough "$version"; then return; fi
+  base="$(find_python)" || { rm -f "$installing" && exit 1; }
+  say "making .venv with $base ($(version_of "$base"))"
+  "$base" -m venv --clear "$venv" || die "$base -m venv failed (on Debian and Ubuntu: apt install python3-venv)"
+}
+
+install() { # extras to add; "base" stands for none
+  local extra list=""
+  for extra in "$@"; do
+    [[ "$extra" == base ]] || list="$list${list:+,}$extra"
+  done
+  say "installing the pinned packages${list:+ with $list} (once; a few minutes)"
+  cd "$root" &&
+    "$python" -m pip install --disable-pip-version-check --quiet --constraint launch/requirements.lock pip &&
+    "$python" -m pip install --constraint launch/requirements.lock --editable ".${list:+[$list]}"
+}
+
+set_up() {
+  local extra wanted status
+  local -a extras missing=()
+  IFS=', ' read -r -a extras <<<"$* ${XTRANSFER_EXTRAS:-}"
+  wanted="$(wanted_stamp)"
+  for extra in "${extras[@]}"; do
+    [[ -n "$extra" ]] || continue
+    [[ "$extra" == base ]] || check_extra "$extra"
+    [[ "$(cat "$stamps/$extra" 2>/dev/null)" == "$wanted" ]] || missing+=("$extra")
+  done
+  if [[ ${#missing[@]} -eq 0 && ! -e "$installing" ]] && version_of "$python" >/dev/null; then return; fi
+  # Without these, a bash whose pip was interrupted would go on.
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  claim
+  make_venv
+  # What .venv held may just have been cleared, so ask for everything.
+  status=0
+  (install "${extras[@]}") >&2 || status=$?
+  if [[ $status -ne 0 ]]; then
+    # pip that ends by itself leaves .venv usable; pip that was killed may not.
+    [[ $status -gt 128 ]] || rm -f "$installing"
+    die "the packages could not be installed (pip's message is above); the same command tries again"
+  fi
+  mkdir -p "$stamps"
+  for extra in "${extras[@]}"; do
+    [[ -z "$extra" ]] || printf '%s\n' "$wanted" >"$stamps/$extra"
+  done
+  rm -f "$installing"
+  trap - INT TERM
+}

@@ -1,0 +1,20 @@
+"""What every test runs under: eight virtual CPU devices, no network, no display, the same examples each time."""
+
+import os
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+
+# Before JAX, Hugging Face's packages or matplotlib are imported; the processes that tests start inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis  # noqa: E402
+
+# The first example of a jitted function pays for its compilation, so a deadline would measure the compiler.
+hypothesis.settings.register_profile("xtransfer", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("xtransfer")
