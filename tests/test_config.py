@@ -1,0 +1,106 @@
+"""The config: defaults, files, overrides, and what is said of each kind of mistake."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from xtransfer import config
+from xtransfer.config import ExperimentConfig, ModelConfig, PretrainConfig
+from xtransfer.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.py"
+    path.write_text(
+        "from xtransfer import config as settings\n"
+        "def get_config(arg=''):\n"
+        "    config = settings.default()\n"
+        "    config.student.steps = int(arg or 7)\n"
+        "    return config\n"
+    )
+    return path
+
+
+def test_file_argument_and_overrides(file):
+    loaded = config.load(f"{file}:9", ["--config.student.learning_rate=3e-5", "--config.seeds=(3,4,5)"])
+    assert (loaded.student.steps, loaded.student.learning_rate, loaded.seeds) == (9, 3e-5, (3, 4, 5))
+    assert config.load(str(file)).student.steps == 7
+    assert config.load(str(file)).teacher == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--config.student.learning_rte=3e-5", r"student\.learning_rte.*did you mean student\.learning_rate"),
+        ("--config.studnt.steps=3", r"studnt.*did you mean student"),
+        ("--config.student.steps.more=3", r"student\.steps\.more"),
+        ("--config.student.steps='3'", r"student\.steps"),
+        ("--config.student.steps=three", r"student\.steps"),
+        ("--config.student.steps=0", r"student\.steps is 0"),
+        ("--config.student.warmup_fraction=2", r"student\.warmup_fraction is 2\.0"),
+        ("--config.student.learning_rate=nan", r"student\.learning_rate is nan"),
+        ("--config.student.pooling=max", r"student\.pooling is 'max'.*cls, mean"),
+        ("--config.seeds=a", r"seeds"),
+        ("--config.student=3", r"student"),
+        ("--learning_rate=3", r"--learning_rate=3.*--config\.KEY=VALUE"),
+        ("stray", r"stray"),
+    ],
+)
+def test_mistaken_overrides(file, override, said):
+    with pytest.raises(UserError, match=said) as caught:
+        config.load(str(file), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_in_a_file(file, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.py.*no such config file"):
+        config.load(str(tmp_path / "nowhere.py"))
+    file.write_text(file.read_text().replace("config.student.steps", "config.student.stepz"))
+    with pytest.raises(UserError, match=r"some\.py.*stepz"):
+        config.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"student": {"stepz": 3}}, r"student\.stepz: did you mean student\.steps"),
+        ({"student": {"steps": 3.0}}, r"student\.steps takes int, not 3\.0"),
+        ({"student": {"steps": True}}, r"student\.steps takes int, not True"),
+        ({"student": {"packed": 1}}, r"student\.packed takes bool, not 1"),
+        ({"student": {"learning_rate": "3"}}, r"student\.learning_rate takes float, not '3'"),
+        ({"seeds": 3}, r"seeds takes a tuple, not 3"),
+        ({"seeds": ["a"]}, r"seeds\[0\] takes int, not 'a'"),
+        ({"task": 3}, r"task takes"),
+        ({"seeds": ()}, r"seeds"),
+        ({"seeds": (1, 1)}, r"seeds"),
+    ],
+)
+def test_parse_is_strict(values, said):
+    with pytest.raises(UserError, match=said):
+        config.parse(values)
+
+
+def test_integers_are_accepted_as_floats():
+    assert config.parse({"student": {"learning_rate": 1}}).student.learning_rate == 1.0
+
+
+def test_json_round_trip():
+    wanted = ExperimentConfig(student=ModelConfig(checkpoint="x", frozen=("^encoder",)), seeds=(4, 2))
+    assert config.parse(json.loads(config.to_json(wanted))) == wanted
+
+
+def test_differences_name_keys_and_leave_out_what_may_grow():
+    old = dataclasses.asdict(ExperimentConfig())
+    new = dataclasses.asdict(ExperimentConfig(student=ModelConfig(steps=5), seeds=(9,), objectives=("vanilla",)))
+    assert config.differences(old, new) == ["student.steps: 1000 → 5"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
+def test_every_config_of_the_repository_loads(path):
+    schema = PretrainConfig if path.name.startswith("pretrain") else ExperimentConfig
+    assert isinstance(config.load(str(path), [], schema), schema)

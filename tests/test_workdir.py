@@ -1,0 +1,60 @@
+"""The workdir: its config on record, its lock."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from xtransfer.config import ExperimentConfig, ModelConfig
+from xtransfer.errors import UserError
+from xtransfer.workdir import Workdir, locked, read_config, record_config
+
+
+def test_config_is_recorded_and_read_back(tmp_path):
+    config = ExperimentConfig(student=ModelConfig(checkpoint="x"))
+    record_config(Workdir(tmp_path).config, config)
+    assert read_config(Workdir(tmp_path)) == config
+    record_config(Workdir(tmp_path).config, config)
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path):
+    record_config(Workdir(tmp_path).config, ExperimentConfig())
+    with pytest.raises(UserError, match=r"student\.steps: 1000 → 5"):
+        record_config(Workdir(tmp_path).config, ExperimentConfig(student=ModelConfig(steps=5)))
+    assert read_config(Workdir(tmp_path)) == ExperimentConfig()
+
+
+def test_more_seeds_and_objectives_are_welcome(tmp_path):
+    record_config(Workdir(tmp_path).config, ExperimentConfig())
+    wider = dataclasses.replace(ExperimentConfig(), seeds=(0, 1, 2), objectives=("vanilla",))
+    record_config(Workdir(tmp_path).config, wider)
+    assert read_config(Workdir(tmp_path)) == wider
+
+
+def test_a_directory_without_experiment_and_a_broken_record(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_config(Workdir(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        read_config(Workdir(tmp_path))
+
+
+def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
+    code = (
+        "import pathlib\nfrom xtransfer.workdir import Workdir, locked\n"
+        f"with locked(Workdir(pathlib.Path({str(tmp_path)!r}))): print(1)"
+    )
+    command = [sys.executable, "-c", code]
+    with locked(Workdir(tmp_path)):
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode != 0
+        assert f"in use by process {os.getpid()}" in second.stderr
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "1\n"
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written"), locked(Workdir(tmp_path / "file" / "below")):
+        pass

@@ -1,0 +1,107 @@
+"""What every binary shares: its exit status, its one-line errors, its progress bars, its log lines."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from xtransfer.errors import UserError
+
+EXIT_USER_ERROR = 1
+EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 143
+
+console = Console(highlight=False, soft_wrap=True)
+_LOG_EVERY_SECONDS = 15.0
+_stop = threading.Event()
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a binary's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1."""
+    signal.signal(signal.SIGTERM, _terminate)
+    # Orbax and TFDS warn of what they were asked to do; their errors come as exceptions.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    _stop.set()
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM has come (preemption): long work polls this, saves, and exits with `EXIT_PREEMPTED`."""
+    return _stop.is_set()
+
+
+class Ticker:
+    """Counts the work of one stage: `advance(done, **notes)` after each piece."""
+
+    def __init__(self, title: str, total: int, unit: str, progress: Progress | None):
+        self.title, self.total, self.unit = title, total, unit
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task(title, total=total, rate="", note="")
+        self._started = self._logged = time.monotonic()
+        self._done = 0.0
+        self._count = 0.0
+
+    def advance(self, steps: float = 1, *, count: float | None = None, note: str = "") -> None:
+        """`steps` of `total` are done, in which `count` units (default: the steps) were worked on."""
+        self._done += steps
+        self._count += steps if count is None else count
+        now = time.monotonic()
+        rate = f"{self._count / max(now - self._started, 1e-9):,.0f} {self.unit}/s"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=steps, rate=rate, note=note)
+        elif now - self._logged >= _LOG_EVERY_SECONDS or self._done >= self.total:
+            self._logged = now
+            left = (now - self._started) / self._done * (self.total - self._done)
+            log(f"{self.title}: {self._done:,.0f}/{self.total:,} · {rate} · {left:,.0f} s left · {note}".rstrip(" ·"))
+
+
+@contextmanager
+def ticking(title: str, total: int, *, unit: str = "steps") -> Iterator[Ticker]:
+    """A progress bar with throughput and time left on a terminal; a plain line now and then elsewhere."""
+    if not console.is_terminal:
+        yield Ticker(title, total, unit, None)
+        return
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Ticker(title, total, unit, progress)
+
+
+def log(message: str) -> None:
+    """One line for people, at once."""
+    console.print(message, markup=False)
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Appends one row, whole or not at all for a later reader, and on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,235 @@
+"""Every setting there is, with its default and its bounds; the only room that reads a config file.
+
+A config file is Python: `get_config(arg)` returns a locked `ConfigDict` that starts from
+`default(ExperimentConfig)`; flags override it (`--config.student.learning_rate=3e-5`). `load` turns the
+result into frozen dataclasses, checked key by key; past this module nothing else is a setting.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from xtransfer.errors import UserError
+
+
+def setting(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] = (),
+    distinct: bool = False,
+) -> Any:
+    """A field with its default and, where given, the bounds (inclusive) or the choices of its value.
+
+    For a tuple the bounds are those of each item; `distinct` asks for one item or more, each once.
+    """
+    bounds = {"at_least": at_least, "at_most": at_most, "choices": tuple(choices), "distinct": distinct}
+    return field(default=default, metadata=bounds)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is classified, in which languages, and how much of it may be learnt from."""
+
+    name: str = "minireviews"
+    data_dir: str = ""  # where the user's own copy of the data is
+    cache_dir: str = ""  # where prepared datasets are kept; "" = ~/.cache/xtransfer
+    source_language: str = "en"
+    target_languages: tuple[str, ...] = ()  # () = every other language of the task
+    labelled: int = setting(0, at_least=0)  # labelled source examples, class-balanced; 0 = all
+    labelled_seed: int = setting(0, at_least=0)
+    unlabelled_from: str = setting("split", choices=("none", "split", "train_rest"))
+    unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all there are
+    # The rest is read by the task `files` only.
+    path: str = "{language}/{split}.tsv"  # below data_dir; the ending tells the format
+    labels: tuple[str, ...] = ()  # in canonical order; () = as found in the source language's train file, sorted
+    text_column: str = "text"
+    pair_column: str = ""  # "" = one text, not a pair
+    label_column: str = "label"
+    id_column: str = ""  # "" = the row's number
+    empty_text: str = setting("error", choices=("error", "skip"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One encoder and how it is fine-tuned."""
+
+    checkpoint: str = ""  # embedded name, directory, or hub id with an optional @revision
+    max_length: int = setting(128, at_least=4)  # tokens, special ones included
+    pooling: str = setting("cls", choices=("cls", "mean"))
+    frozen: tuple[str, ...] = ()  # regular expressions of parameter paths that keep their pretrained values
+    compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))  # parameters stay float32
+    learning_rate: float = setting(2e-5, at_least=0)
+    batch_size: int = setting(32, at_least=1)  # examples, over all devices
+    steps: int = setting(1000, at_least=1)
+    warmup_fraction: float = setting(0.1, at_least=0, at_most=1)
+    weight_decay: float = setting(0.01, at_least=0)
+    clip_norm: float = setting(1.0, at_least=0)  # of the gradient; 0 = off
+    row_length: int = setting(0, at_least=0)  # tokens of a packed row; 0 = max_length
+    packed: bool = True
+    evaluations: int = setting(5, at_least=1)  # checkpoints, evenly spaced, each scored on the source dev split
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """How the teacher's logits are used (`xtransfer.transfer.objectives`)."""
+
+    temperature: float = setting(1.0, at_least=1e-3)
+    temperature_on: str = setting("teacher", choices=("teacher", "both"))
+    scale_by_t2: bool = False
+    threshold: float = setting(0.0, at_least=0, at_most=1)  # pseudo-labels below this confidence are left out
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: a teacher, its logits, and students by every objective and seed."""
+
+    task: TaskConfig = TaskConfig()
+    teacher: ModelConfig = ModelConfig()
+    student: ModelConfig = ModelConfig()
+    transfer: TransferConfig = TransferConfig()
+    objectives: tuple[str, ...] = setting(("vanilla", "monox_kd", "monox_pl", "self_training"), distinct=True)
+    seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=2**32 - 1, distinct=True)
+    teacher_seed: int = setting(0, at_least=0)
+    evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
+    evaluation_batch_size: int = setting(256, at_least=1)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Masked language modelling (and translation pairs) from scratch, on the task's own text."""
+
+    task: TaskConfig = TaskConfig()
+    languages: tuple[str, ...] = setting(("en",), distinct=True)
+    vocab_size: int = setting(6000, at_least=100)
+    hidden_size: int = setting(128, at_least=1)
+    num_layers: int = setting(3, at_least=1)
+    num_heads: int = setting(4, at_least=1)
+    intermediate_size: int = setting(512, at_least=1)
+    max_positions: int = setting(128, at_least=8)
+    dropout: float = setting(0.1, at_least=0, at_most=0.9)  # written to the checkpoint, for fine-tuning
+    pretraining_dropout: float = setting(0.0, at_least=0, at_most=0.9)
+    row_length: int = setting(64, at_least=8)
+    rows: int = setting(32, at_least=1)  # rows of a batch
+    masks: int = setting(10, at_least=1)  # masked tokens of a row
+    pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # of examples that are translation pairs
+    next_weight: float = setting(1.0, at_least=0)  # weight of "does B belong to A" beside the masked tokens
+    learning_rate: float = setting(1e-3, at_least=0)
+    warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
+    weight_decay: float = setting(0.01, at_least=0)
+    clip_norm: float = setting(1.0, at_least=0)
+    steps: int = setting(9000, at_least=1)
+    seed: int = setting(0, at_least=0)
+
+
+# What may differ between two starts in one workdir: it only chooses which stages there are.
+GROWING = ("objectives", "seeds")
+
+
+def default(schema: type = ExperimentConfig) -> ConfigDict:
+    """The defaults of `schema` as a locked `ConfigDict`, for a config file to start from."""
+    return ConfigDict(dataclasses.asdict(schema())).lock()
+
+
+def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentConfig) -> Any:
+    """Reads `FILE[:arg]` and `--config.key=value` overrides into a checked `schema` instance."""
+    path = source if Path(source).exists() else source.partition(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such config file; --config takes FILE or FILE:arg")
+    for override in overrides:
+        if not override.startswith("--config.") or "=" not in override:
+            raise UserError(f"unknown flag {override}: overrides are written --config.KEY=VALUE")
+        _check_key(schema, override[len("--config.") :].partition("=")[0])
+    values = flags.FlagValues()
+    argv = [path, f"--config={source}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise UserError(f"{error}") from error
+    except Exception as error:  # the file is the user's program: whatever it raises is about the file
+        raise UserError(f"{source}: {type(error).__name__}: {error}") from error
+    return parse(holder.value, schema)
+
+
+def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, prefix: str = "") -> Any:
+    """Checks every key, type and bound of `config` against `schema`; `UserError` names the key."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    hints = typing.get_type_hints(schema)
+    fields = {item.name: item for item in dataclasses.fields(schema)}
+    checked = {}
+    for key, value in values.items():
+        _check_key(schema, key, prefix)
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"config key {prefix}{key} takes keys of its own, not {value!r}")
+            checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
+        else:
+            checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
+    return schema(**checked)
+
+
+def _check_key(schema: Any, key: str, prefix: str = "") -> None:
+    """Follows a dotted key through nested schemas; an unknown part is an error that names the nearest one."""
+    name, _, rest = key.partition(".")
+    hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+    if name not in hints:
+        near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"the keys are {', '.join(hints) or 'none below it'}"
+        raise UserError(f"unknown config key {prefix}{name}: {hint}")
+    if rest:
+        _check_key(hints[name], rest, f"{prefix}{name}.")
+
+
+def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyType) -> Any:
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"config key {key} takes a tuple, not {value!r}")
+        if bounds.get("distinct") and (not value or len(set(value)) < len(value)):
+            raise UserError(f"config key {key} is {tuple(value)!r}: give at least one, and each only once")
+        item_kind = typing.get_args(kind)[0]
+        return tuple(_checked_value(f"{key}[{i}]", item, item_kind, bounds) for i, item in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"config key {key} takes {kind.__name__}, not {value!r}")
+    if bounds.get("choices") and value not in bounds["choices"]:
+        raise UserError(f"config key {key} is {value!r}: choose one of {', '.join(bounds['choices'])}")
+    low, high = bounds.get("at_least"), bounds.get("at_most")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        raise UserError(
+            f"config key {key} is {value!r}: it must be between {low} and {'infinity' if high is None else high}"
+        )
+    return value
+
+
+def to_json(config: Any) -> str:
+    """The resolved config as it stands in `workdir/config.json`."""
+    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old → new` for every setting that differs, those of `GROWING` left out."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after and prefix + key not in GROWING:
+            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
+    return lines
+
+
+def cache_dir(task: TaskConfig) -> Path:
+    """Where prepared datasets are kept."""
+    return Path(task.cache_dir).expanduser() if task.cache_dir else Path.home() / ".cache" / "xtransfer"
