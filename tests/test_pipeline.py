@@ -1,0 +1,204 @@
+"""Batches: a pure function of the seed for training, every example once for evaluation."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xtransfer.data import pipeline
+from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches
+from xtransfer.data.text import Tokens
+
+PLAN = BatchPlan(batch_size=4, row_length=16, slots=3, pad_id=0, position_offset=0, multiple_of=2)
+KEYS = {
+    "input_ids",
+    "segment_ids",
+    "position_ids",
+    "token_type_ids",
+    "cls_index",
+    "label",
+    "teacher_logits",
+    "weight",
+}
+
+
+def make_dataset(n: int, *, classes: int = 3, teacher: bool = True, longest: int = 16, seed: int = 0) -> Dataset:
+    """Every token of example i is i + 1, its label i % classes, its teacher's logits i, i + 0.5, …"""
+    lengths = np.random.default_rng(seed).integers(1, longest + 1, n)
+    ids = np.repeat(np.arange(1, n + 1), lengths).astype(np.int32)
+    logits = (np.arange(n)[:, None] + 0.5 * np.arange(classes)).astype(np.float32) if teacher else None
+    return Dataset(
+        tokens=Tokens(ids, np.zeros_like(ids), np.concatenate([[0], np.cumsum(lengths)])),
+        labels=(np.arange(n) % classes).astype(np.int32),
+        teacher_logits=logits,
+        ids=tuple(f"id-{i}" for i in range(n)),
+        num_classes=classes,
+    )
+
+
+def check_batch(dataset: Dataset, batch: dict[str, np.ndarray], plan: BatchPlan) -> list[int]:
+    """Checks a batch against its data set; returns the examples in the order of rows and slots."""
+    rows = batch["input_ids"].shape[0]
+    assert set(batch) == KEYS and rows % plan.multiple_of == 0
+    assert batch["input_ids"].shape == (rows, plan.row_length)
+    assert batch["teacher_logits"].shape == (rows, plan.slots, dataset.num_classes)
+    assert batch["label"].dtype == np.int32
+    assert batch["teacher_logits"].dtype == batch["weight"].dtype == np.float32
+    found = []
+    for row, slot in np.ndindex(rows, plan.slots):
+        mine = batch["segment_ids"][row] == slot + 1
+        assert batch["weight"][row, slot] == float(mine.any())
+        if not mine.any():
+            assert batch["label"][row, slot] == -1 and not batch["teacher_logits"][row, slot].any()
+            continue
+        i = int(batch["input_ids"][row, batch["cls_index"][row, slot]]) - 1
+        assert mine.sum() == dataset.tokens.lengths[i] and (batch["input_ids"][row, mine] == i + 1).all()
+        assert batch["label"][row, slot] == dataset.labels[i]
+        expected = 0 if dataset.teacher_logits is None else dataset.teacher_logits[i]
+        np.testing.assert_array_equal(batch["teacher_logits"][row, slot], np.broadcast_to(expected, 3))
+        found.append(i)
+    return found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_training_batches_hold_their_examples(packed: bool, teacher: bool):
+    dataset, plan = make_dataset(10, teacher=teacher), replace(PLAN, packed=packed)
+    batches = TrainBatches(dataset, plan, seed=3)
+    for i in range(8):
+        batch = batches(i)
+        found = check_batch(dataset, batch, plan)
+        assert sorted(found) == sorted(batches.indices(i).tolist()) and len(found) == 4
+        assert batch["input_ids"].shape[0] in batches.row_sizes
+        assert batches.example_ids(i) == tuple(f"id-{j}" for j in batches.indices(i))
+
+
+def test_packed_and_unpacked_batches_hold_the_same_examples():
+    dataset = make_dataset(50, longest=6)
+    packed, unpacked = (TrainBatches(dataset, replace(PLAN, packed=p, batch_size=8), 1) for p in (True, False))
+    for i in range(10):
+        np.testing.assert_array_equal(packed.indices(i), unpacked.indices(i))
+        assert packed(i)["input_ids"].shape[0] < unpacked(i)["input_ids"].shape[0]
+
+
+def test_training_batches_are_random_access():
+    dataset = make_dataset(11)
+    forwards = [TrainBatches(dataset, PLAN, seed=5)(i) for i in range(12)]
+    again = TrainBatches(dataset, PLAN, seed=5)
+    for i in (11, 0, 7, 7, 3):
+        batch = again(i)
+        for key in KEYS:
+            np.testing.assert_array_equal(batch[key], forwards[i][key])
+    assert any((again.indices(i) != TrainBatches(dataset, PLAN, seed=6).indices(i)).any() for i in range(3))
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(12, 4), (11, 4), (3, 8), (1, 2)])
+def test_every_epoch_has_each_example_once_in_a_new_order(n: int, batch_size: int):
+    batches = TrainBatches(make_dataset(n), replace(PLAN, batch_size=batch_size), seed=0)
+    stream = np.concatenate([batches.indices(i) for i in range(-(-6 * n // batch_size))])[: 6 * n].reshape(6, n)
+    assert (np.sort(stream, axis=1) == np.arange(n)).all()
+    assert n < 3 or len({tuple(epoch) for epoch in stream.tolist()}) > 1
+    assert pipeline.steps_per_epoch(make_dataset(n), replace(PLAN, batch_size=batch_size)) == -(-n // batch_size)
+
+
+def test_a_bad_training_set_is_an_error():
+    with pytest.raises(ValueError, match="no row sizes for 0 examples"):
+        TrainBatches(make_dataset(0), PLAN, 0)
+    with pytest.raises(ValueError, match="seed -1 is outside"):
+        TrainBatches(make_dataset(3), PLAN, -1)
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4), st.booleans(), st.integers(1, 16), st.integers(1, 20))
+@settings(max_examples=60)
+def test_evaluation_has_every_example_once(n, batch_size, multiple_of, packed, longest, window):
+    dataset = make_dataset(n, longest=longest, seed=n)
+    plan = replace(PLAN, batch_size=batch_size, multiple_of=multiple_of, packed=packed)
+    seen: list[int] = []
+    shapes = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_EVAL_WINDOW", window)
+        for indices, batch in pipeline.eval_batches(dataset, plan):
+            assert indices.dtype == np.int64
+            # what makes logits[weight > 0] the logits of `indices`
+            assert check_batch(dataset, batch, plan) == indices.tolist()
+            seen.extend(indices.tolist())
+            shapes.add(batch["input_ids"].shape[0])
+    assert sorted(seen) == list(range(n))
+    assert len(shapes) <= 2
+
+
+def test_evaluation_packs_the_whole_data_set_tightly():
+    dataset = make_dataset(500, longest=10)
+    plan = replace(PLAN, batch_size=8, slots=8)
+    batches = [batch for _, batch in pipeline.eval_batches(dataset, plan)]
+    used = np.mean([(batch["segment_ids"] > 0).mean() for batch in batches[:-1]])
+    assert used > 0.95
+    assert {batch["input_ids"].shape[0] for batch in batches} <= {2, 8}
+
+
+def test_data_sets_of_a_plan_share_their_shapes():
+    shapes = {
+        batch["input_ids"].shape
+        for n in (1, 7, 40, 93)
+        for _, batch in pipeline.eval_batches(make_dataset(n, longest=5 + n % 11), replace(PLAN, batch_size=8))
+    }
+    assert shapes == {(2, 16), (8, 16)}
+
+
+def test_a_data_set_checks_its_parts():
+    whole = make_dataset(4)
+    with pytest.raises(ValueError, match=r"4 token lists, labels of shape \(3,\), 4 ids"):
+        replace(whole, labels=whole.labels[:3])
+    with pytest.raises(ValueError, match=r"labels 0\.\.2 with 2 classes"):
+        replace(whole, num_classes=2)
+    with pytest.raises(ValueError, match=r"teacher logits \(4, 2\) for 4 examples × 3 classes"):
+        replace(whole, teacher_logits=np.zeros((4, 2), np.float32))
+
+
+def test_prefetch_keeps_the_order():
+    assert list(pipeline.prefetch(iter(range(50)), depth=3)) == list(range(50))
+    assert list(pipeline.prefetch([])) == []
+
+
+def test_prefetch_raises_what_the_worker_raised_in_its_turn():
+    def numbers():
+        yield 1
+        yield 2
+        raise RuntimeError("broken disk")
+
+    items = pipeline.prefetch(numbers())
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(RuntimeError, match="broken disk"):
+        next(items)
+
+
+def test_prefetch_runs_ahead_by_depth_only_and_ends_when_closed():
+    made: list[int] = []
+
+    def numbers():
+        for i in range(10**9):
+            made.append(i)
+            yield i
+
+    def workers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+    items = pipeline.prefetch(numbers(), depth=2)
+    assert next(items) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert made == [0, 1, 2, 3]  # one taken, two in the queue, one in hand
+    assert len(workers()) == 1
+    items.close()
+    assert not workers()
+
+
+def test_prefetch_of_nothing_ahead_is_an_error():
+    with pytest.raises(ValueError, match="prefetch depth 0"):
+        pipeline.prefetch(range(3), depth=0)

@@ -1,0 +1,203 @@
+"""Tokenising in bulk: the ids of the tokenizer itself, bounded memory, errors that name the example."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtransfer.data import text
+from xtransfer.errors import UserError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["good", "bad", "book", "##s", "a", "b", "本"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT tokenizer's files."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordPiece({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    path = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory: Path):
+    return text.load_tokenizer(directory)
+
+
+class Fake:
+    """A tokenizer whose call is another function."""
+
+    def __init__(self, tokenizer, call: Callable) -> None:
+        self.num_special_tokens_to_add = tokenizer.num_special_tokens_to_add
+        self._call = call
+
+    def __call__(self, *sides, **options):
+        return self._call(*sides, **options)
+
+
+def copy(directory: Path, target: Path, **changes) -> Path:
+    """The tokenizer's files with keys of tokenizer.json replaced."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_text((directory / name).read_text())
+    content = json.loads((target / "tokenizer.json").read_text())
+    (target / "tokenizer.json").write_text(json.dumps(content | changes))
+    return target
+
+
+def test_single_texts(tokenizer):
+    tokens = text.tokenize(tokenizer, ["good books", "", "本 x"], None, 8)
+    assert [tokens.item(i)[0].tolist() for i in range(3)] == [[2, 5, 7, 8, 3], [2, 3], [2, 11, 1, 3]]
+    assert len(tokens) == 3 and tokens.lengths.tolist() == [5, 2, 4] and tokens.clipped == 0
+    assert tokens.offsets.tolist() == [0, 5, 7, 11] and not tokens.token_type_ids.any()
+    assert (tokens.input_ids.dtype, tokens.token_type_ids.dtype, tokens.offsets.dtype) == (np.int32, np.int32, np.int64)
+
+
+def test_pairs_and_truncation(tokenizer):
+    tokens = text.tokenize(tokenizer, ["a", "good good good good"], ["bad b", "b"], 6)
+    assert tokens.item(0)[0].tolist() == [2, 9, 3, 6, 10, 3]
+    assert tokens.item(0)[1].tolist() == [0, 0, 0, 1, 1, 1]
+    assert tokens.item(1)[0].tolist() == [2, 5, 5, 3, 10, 3]  # the longer side is cut
+    assert text.tokenize(tokenizer, ["good " * 50], None, 5).item(0)[0].tolist() == [2, 5, 5, 5, 3]
+
+
+@given(st.lists(st.text(st.sampled_from("ab 本god[]"), max_size=30), max_size=12), st.integers(1, 5))
+def test_chunks_change_nothing(tokenizer, texts: list[str], chunk: int):
+    whole = text.tokenize(tokenizer, texts, None, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_CHUNK", chunk)
+        parts = text.tokenize(tokenizer, texts, None, 8)
+    for name in ("input_ids", "token_type_ids", "offsets"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert [whole.item(i)[0].tolist() for i in range(len(whole))] == [
+        tokenizer(t, truncation=True, max_length=8)["input_ids"] for t in texts
+    ]
+
+
+def test_no_texts(tokenizer):
+    tokens = text.tokenize(tokenizer, [], None, 8)
+    assert len(tokens) == 0 and tokens.offsets.tolist() == [0] and tokens.input_ids.dtype == np.int32
+
+
+def test_huge_text_is_clipped_before_the_tokenizer_and_counted(tokenizer, caplog):
+    seen: list[int] = []
+
+    def spy(*sides, **options):
+        seen.extend(len(t) for side in sides for t in side)
+        assert max(seen) <= 160
+        return tokenizer(*sides, **options)
+
+    huge = "good " * 4_000_000
+    with caplog.at_level(logging.WARNING):
+        tokens = text.tokenize(Fake(tokenizer, spy), ["a", huge, "b"], ["b", "a", huge], 8)
+    assert seen.count(160) == 2 and tokens.clipped == 2
+    assert tokens.item(1)[0].tolist() == [2, 5, 5, 5, 5, 3, 9, 3]
+    assert "2 of 3 examples had texts of over 160 characters" in caplog.text
+
+
+def test_failure_names_the_example(tokenizer, monkeypatch):
+    monkeypatch.setattr(text, "_CHUNK", 2)
+    with pytest.raises(UserError, match=r"^example 3: the tokenizer fails on 'a \\ud800'"):
+        text.tokenize(tokenizer, ["a", "b", "a", "a \ud800"], None, 8)
+    with pytest.raises(UserError, match=r"^example 0: the tokenizer fails on 'a' \+ '\\udfff'"):
+        text.tokenize(tokenizer, ["a"], ["\udfff"], 8)
+
+
+def test_an_example_without_tokens_is_an_error(directory, tmp_path):
+    bare = text.load_tokenizer(copy(directory, tmp_path, post_processor=None))
+    assert len(text.tokenize(bare, ["a"], None, 8).input_ids) == 1
+    with pytest.raises(UserError, match="example 1: .*no tokens come of it"):
+        text.tokenize(bare, ["a", " "], None, 8)
+
+
+def test_bad_arguments(tokenizer):
+    with pytest.raises(UserError, match="max_length 2 leaves no room for text beside 2 special tokens"):
+        text.tokenize(tokenizer, ["a"], None, 2)
+    with pytest.raises(UserError, match="max_length 3 leaves no room"):
+        text.tokenize(tokenizer, ["a"], ["b"], 3)
+    with pytest.raises(ValueError, match="1 texts but 2 second texts"):
+        text.tokenize(tokenizer, ["a"], ["b", "b"], 8)
+
+
+def test_fingerprint_is_of_the_tokenizer_alone(directory, tmp_path):
+    tokenizer = text.load_tokenizer(directory)
+    before = text.tokenizer_fingerprint(tokenizer)
+    text.tokenize(tokenizer, ["a b"], None, 8)
+    assert text.tokenizer_fingerprint(tokenizer) == before  # truncation is state of the backend
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["model"]["vocab"]["new"] = len(SPECIAL + WORDS)
+    other = text.load_tokenizer(copy(directory, tmp_path, model=content["model"]))
+    assert text.tokenizer_fingerprint(other) != before
+
+
+def test_missing_files_name_the_directory(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}: no tokenizer files"):
+        text.load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="nowhere: no tokenizer files"):
+        text.load_tokenizer(tmp_path / "nowhere")
+
+
+def test_broken_files_name_the_directory(directory, tmp_path):
+    pattern = {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}
+    with pytest.raises(UserError, match=f"^{tmp_path}: the tokenizer cannot be loaded") as caught:
+        text.load_tokenizer(copy(directory, tmp_path, pre_tokenizer=pattern))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(UserError, match=f"^{tmp_path}: the tokenizer cannot be loaded"):
+        text.load_tokenizer(tmp_path)
+
+
+def test_an_empty_vocabulary_is_an_error(directory, tmp_path):
+    model = {"type": "WordPiece", "vocab": {w: i for i, w in enumerate(SPECIAL)}, "unk_token": "[UNK]"}
+    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    with pytest.raises(UserError, match="no words beside its special tokens"):
+        text.load_tokenizer(copy(directory, tmp_path, model=model))
+
+
+class Panic(BaseException):
+    """Stands for pyo3's PanicException, which is no Exception either."""
+
+
+def test_a_panic_of_the_tokenizer_is_an_ordinary_error(directory, tokenizer, monkeypatch):
+    import transformers
+
+    def panic(*args, **options):
+        raise Panic("regex\nstack")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", panic)
+    with pytest.raises(UserError, match=f"^{directory}: the tokenizer cannot be loaded: regex stack$"):
+        text.load_tokenizer(directory)
+    with pytest.raises(UserError, match="example 0: the tokenizer fails on 'a': regex stack"):
+        text.tokenize(Fake(tokenizer, panic), ["a", "b"], None, 8)
+
+
+def test_ctrl_c_passes_through(directory, tokenizer, monkeypatch):
+    import transformers
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        text.load_tokenizer(directory)
+    with pytest.raises(KeyboardInterrupt):
+        text.tokenize(Fake(tokenizer, interrupt), ["a"], None, 8)

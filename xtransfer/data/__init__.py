@@ -1,0 +1,1 @@
+"""Tasks, text, packed batches and the input pipeline."""

@@ -1,0 +1,1 @@
+"""TFDS builders of the tasks that the project brings along."""

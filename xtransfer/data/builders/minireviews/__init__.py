@@ -1,0 +1,99 @@
+"""The embedded SYNTHETIC task `minireviews`: `prepare` writes a config once with TFDS, `read` gives its rows.
+
+Generator, language files and TFDS builder are in the modules beside this one; TFDS is imported only when it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtransfer.data.builders.minireviews.generator import (
+    DOMAINS,
+    LABELS,
+    LANGUAGES,
+    PAIRS,
+    SPLIT_SIZES,
+    VERSION,
+    fingerprint,
+)
+from xtransfer.errors import UserError
+
+if TYPE_CHECKING:
+    from xtransfer.data.builders.minireviews.builder import MiniReviews
+
+__all__ = ["DOMAINS", "LABELS", "LANGUAGES", "PAIRS", "SPLIT_SIZES", "VERSION", "fingerprint", "prepare", "read"]
+
+
+def _builder(config_name: str, data_dir: Path) -> MiniReviews:
+    from xtransfer.data.builders.minireviews.builder import MiniReviews, config_names
+
+    if config_name not in config_names():
+        raise UserError(f"minireviews has no config {config_name!r}; it has {', '.join(config_names())}")
+    return MiniReviews(config=config_name, data_dir=str(_root(data_dir)), file_format="array_record")
+
+
+def _root(data_dir: Path) -> Path:
+    # The fingerprint in the path keeps what another version of the texts wrote from being read as this one.
+    return Path(data_dir) / f"minireviews-{fingerprint()[:12]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS shows bars of its own, says "downloading" though nothing is, and warns of a folder yet to be filled."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def prepare(config_name: str, data_dir: Path) -> MiniReviews:
+    """Writes one config under `data_dir` unless it is there, and returns its TFDS builder.
+
+    Safe beside other processes (a file lock), and after a killed one (TFDS renames a finished folder into place).
+
+    Raises:
+      UserError: an unknown config, or a directory that cannot be written.
+    """
+    builder = _builder(config_name, data_dir)
+    try:
+        _root(data_dir).mkdir(parents=True, exist_ok=True)
+        with open(_root(data_dir) / f"{config_name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            builder = _builder(config_name, data_dir)
+            with _quiet():
+                if not builder.is_prepared():
+                    builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(f"cannot write minireviews under {data_dir}: {error.strerror or error}") from error
+    return builder
+
+
+def read(config_name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:
+    """Returns the rows of one prepared split in order, text as str, label as int.
+
+    Raises:
+      UserError: an unknown config or split, or a config that `prepare` has not written here.
+    """
+    builder = _builder(config_name, data_dir)
+    with _quiet():
+        prepared = builder.is_prepared()
+    if not prepared:
+        raise UserError(f"minireviews/{config_name} is not prepared in {data_dir}: call prepare() first")
+    if split not in builder.info.splits:
+        raise UserError(f"minireviews/{config_name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    source = builder.as_data_source(split=split)
+    return [{key: _plain(value) for key, value in row.items()} for row in source]
+
+
+def _plain(value: Any) -> str | int:
+    return value.decode() if isinstance(value, bytes) else int(value)
