@@ -1,0 +1,253 @@
+"""The encoder: segments, packing, pooling, dropout, dtypes. Its numbers against PyTorch's: test_hf."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from xtransfer.models import encoder
+from xtransfer.models.encoder import Classifier, Encoder, EncoderConfig, MaskedLM
+
+CONFIG = EncoderConfig(
+    vocab_size=50,
+    hidden_size=24,
+    num_layers=2,
+    num_heads=3,
+    intermediate_size=40,
+    max_positions=16,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
+# These tests run each program once or twice, so what counts is the time to compile it.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+LENGTHS = (5, 3, 7, 1)
+ROW = 16
+
+
+def build(make: Callable[[], Any], seed: int = 0) -> tuple[Any, nnx.State]:
+    """(graphdef, params), every parameter random: at BERT's initial values the logits hardly depend on the input."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        centre = 1.0 if "'scale'" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(centre + 0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return graphdef, jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def classifier(config: EncoderConfig = CONFIG, **options: Any) -> tuple[Any, nnx.State]:
+    return build(lambda: Classifier(config, 3, rngs=nnx.Rngs(0), **options))
+
+
+@cache
+def forward(graphdef: Any) -> Callable[..., Any]:
+    """The model as a compiled function of (params, batch, key)."""
+    return quick_jit(lambda params, batch, key=None: nnx.merge(graphdef, params)(batch, dropout_key=key))
+
+
+def examples(seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, CONFIG.vocab_size, length) for length in LENGTHS]
+
+
+def lay_out(rows: list[list[int]], slots: int, texts: list[np.ndarray]) -> dict[str, jax.Array]:
+    """A batch with the examples `rows[r]` in row r; an empty list gives a row of padding."""
+    batch = {name: np.zeros((len(rows), ROW), np.int32) for name in ("input_ids", "segment_ids", "position_ids")}
+    batch["token_type_ids"] = np.zeros((len(rows), ROW), np.int32)
+    batch["cls_index"] = np.zeros((len(rows), slots), np.int32)
+    for row, members in enumerate(rows):
+        start = 0
+        for slot, member in enumerate(members):
+            end = start + len(texts[member])
+            batch["input_ids"][row, start:end] = texts[member]
+            batch["segment_ids"][row, start:end] = slot + 1
+            batch["position_ids"][row, start:end] = np.arange(end - start)
+            batch["token_type_ids"][row, (start + end) // 2 : end] = 1
+            batch["cls_index"][row, slot] = start
+            start = end
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+PACKED = [[0, 1, 2], [3], []]
+PADDED = [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("pooling", encoder.POOLINGS)
+def test_packed_examples_have_the_logits_and_gradients_of_padded_ones(pooling: str) -> None:
+    """Also where the packed batch has empty slots and an empty row, whose logits are finite."""
+    graphdef, params = classifier(pooling=pooling)
+    target = jnp.arange(12.0).reshape(4, 3) / 10
+
+    def loss(params: nnx.State, batch: dict[str, jax.Array], packed: bool) -> tuple[jax.Array, Any]:
+        every = nnx.merge(graphdef, params)(batch)
+        logits = jnp.concatenate([every[0], every[1, :1]]) if packed else every[:, 0]
+        return jnp.sum((logits - target) ** 2), (logits, every)
+
+    step = quick_jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
+    (_, (packed, every)), packed_grads = step(params, lay_out(PACKED, 3, examples()), True)
+    (_, (padded, _)), padded_grads = step(params, lay_out(PADDED, 1, examples()), False)
+    assert every.shape == (3, 3, 3) and np.isfinite(every).all()
+    assert float(jnp.std(padded[:, 0])) > 0.05
+    np.testing.assert_allclose(packed, padded, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(padded_grads), strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
+
+
+def test_no_token_sees_another_segment_or_padding() -> None:
+    graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    batch = lay_out([[0, 1]], 2, examples())
+
+    @quick_jit
+    def hidden(ids: jax.Array) -> jax.Array:
+        model = nnx.merge(graphdef, params)
+        return model(ids, batch["token_type_ids"], batch["position_ids"], batch["segment_ids"])[0]
+
+    before = hidden(batch["input_ids"])
+    after = hidden(batch["input_ids"].at[0, 5:].set(7))  # the second example and the padding become other tokens
+    np.testing.assert_array_equal(before[:5], after[:5])
+    assert float(jnp.abs(before[5:8] - after[5:8]).max()) > 1e-2
+
+
+def test_mean_pooling_is_the_mean_over_each_segment() -> None:
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((1, 6, 4)).astype(np.float32)
+    segments = jnp.array([[1, 1, 1, 2, 2, 0]])
+    means = encoder.segment_mean(jnp.asarray(hidden), segments, 3)[0]
+    np.testing.assert_allclose(means[0], hidden[0, :3].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(means[1], hidden[0, 3:5].mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(means[2], np.zeros(4))
+
+
+def test_masked_lm_reads_its_positions_through_the_tied_decoder() -> None:
+    graphdef, params = build(lambda: MaskedLM(CONFIG, rngs=nnx.Rngs(0)))
+    batch = lay_out([[0, 1]], 2, examples()) | {"mlm_positions": jnp.array([[6, 1, 0]])}
+    logits, following = forward(graphdef)(params, batch)
+    assert logits.shape == (1, 3, CONFIG.vocab_size) and following.shape == (1, 2, 2)
+    assert logits.dtype == following.dtype == jnp.float32
+
+    @quick_jit
+    def expected(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, params)
+        keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
+        hidden = model.encoder(*(batch[key] for key in keys))[0]
+        moved = model.transform_norm(jax.nn.gelu(model.transform(hidden), approximate=False))
+        decoded = moved @ model.encoder.embeddings.word_embeddings.embedding[...].T + model.decoder_bias[...]
+        return decoded[jnp.array([6, 1, 0])], model.next_sentence(
+            jnp.tanh(model.pooler.dense(hidden[jnp.array([0, 5])]))
+        )
+
+    decoded, next_sentence = expected(params)
+    np.testing.assert_allclose(logits[0], decoded, atol=1e-4)
+    np.testing.assert_allclose(following[0], next_sentence, atol=1e-5)
+
+
+def test_dropout_zeroes_at_its_rate_and_keeps_the_expectation() -> None:
+    x = jnp.full((400, 500), 2.0)
+    y = encoder.dropout(x, 0.1, jax.random.key(0))
+    dropped = float(jnp.mean(y == 0))
+    assert abs(dropped - 0.1) < 4 * (0.1 * 0.9 / x.size) ** 0.5
+    np.testing.assert_allclose(y[y != 0], 2.0 / 0.9, rtol=1e-6)
+    assert abs(float(jnp.mean(y)) - 2.0) < 2.0 / 0.9 * 4 * (0.1 * 0.9 / x.size) ** 0.5
+    assert encoder.dropout(x, 0.1, None) is x
+    assert encoder.dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def logits_with(key: jax.Array | None, **rates: Any) -> np.ndarray:
+    graphdef, params = classifier(dataclasses.replace(CONFIG, num_layers=1, **rates))
+    return np.asarray(forward(graphdef)(params, lay_out(PACKED, 3, examples()), key))
+
+
+def test_without_a_key_there_is_no_dropout() -> None:
+    np.testing.assert_array_equal(logits_with(None, hidden_dropout=0.5, attention_dropout=0.5), logits_with(None))
+    np.testing.assert_array_equal(logits_with(jax.random.key(0), classifier_dropout=0.0), logits_with(None))
+
+
+@pytest.mark.parametrize("rates", [{"hidden_dropout": 0.3}, {"attention_dropout": 0.3}, {"classifier_dropout": 0.3}])
+def test_dropout_is_a_function_of_its_key(rates: dict[str, float]) -> None:
+    first = logits_with(jax.random.key(0), **rates)
+    np.testing.assert_array_equal(first, logits_with(jax.random.key(0), **rates))
+    assert np.abs(first - logits_with(jax.random.key(1), **rates)).max() > 1e-3
+    assert np.abs(first - logits_with(None, **rates)).max() > 1e-3
+
+
+def test_every_site_and_layer_draws_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites: list[tuple[tuple[int, ...], float]] = []
+    keys: list[jax.Array] = []
+
+    def spy(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+        sites.append((x.shape, rate))
+        keys.append(jax.random.key_data(key))
+        return x
+
+    monkeypatch.setattr(encoder, "dropout", spy)
+    rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
+    model = nnx.merge(*classifier(dataclasses.replace(CONFIG, **rates)))
+
+    @quick_jit
+    def used(key: jax.Array) -> list[jax.Array]:
+        model(lay_out(PACKED, 3, examples()), dropout_key=key)
+        return keys
+
+    drawn = {np.asarray(key).tobytes() for key in used(jax.random.key(0))}
+    hidden, probs = ((3, ROW, 24), 0.1), ((3, 3, ROW, ROW), 0.2)
+    assert sites == [hidden, *([probs, hidden, hidden] * 2), ((3, 3, 24), 0.3)]
+    assert len(drawn) == len(sites)
+
+
+def test_the_classifiers_rate_falls_back_to_the_hidden_rate() -> None:
+    rates = {"hidden_dropout": 0.25, "classifier_dropout": None}
+    assert nnx.merge(*classifier(dataclasses.replace(CONFIG, **rates))).rate == 0.25
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits() -> None:
+    batch = lay_out(PACKED, 3, examples())
+    (exact, params), (coarse, coarse_params) = classifier(), classifier(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(coarse_params)} == {jnp.dtype("float32")}
+    ids = jax.ShapeDtypeStruct((2, ROW), jnp.int32)
+    hidden = jax.eval_shape(lambda p, x: nnx.merge(coarse, p).encoder(x, x, x, x), coarse_params, ids)
+    assert hidden.dtype == jnp.bfloat16
+    logits = forward(coarse)(coarse_params, batch)
+    assert logits.dtype == jnp.float32
+    assert 0 < float(jnp.abs(logits - forward(exact)(params, batch)).max()) < 0.1
+
+
+def test_gelu_is_exact_and_gelu_new_is_not() -> None:
+    # x Φ(x) and its tanh approximation at 1 and -2
+    np.testing.assert_allclose(encoder.ACTIVATIONS["gelu"](jnp.array([1.0, -2.0])), [0.8413447, -0.0455003], atol=1e-6)
+    np.testing.assert_allclose(
+        encoder.ACTIVATIONS["gelu_new"](jnp.array([1.0, -2.0])), [0.8411920, -0.0454023], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "model", [lambda rngs: Classifier(CONFIG, 3, rngs=rngs), lambda rngs: MaskedLM(CONFIG, rngs=rngs)]
+)
+def test_the_state_is_parameters_only_with_berts_initial_values(model: Callable[[nnx.Rngs], Any]) -> None:
+    rest = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[2]
+    assert not jax.tree.leaves(rest)
+    params = quick_jit(lambda: nnx.state(model(nnx.Rngs(0))))()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if "'kernel'" in name or "'embedding'" in name:
+            assert abs(float(jnp.std(leaf)) - 0.02) < 4 * 0.02 / (2 * leaf.size) ** 0.5
+        else:
+            np.testing.assert_array_equal(leaf, 1.0 if "'scale'" in name else 0.0)
+
+
+@pytest.mark.parametrize("change", [{"num_heads": 5}, {"hidden_act": "mish"}])
+def test_impossible_configs_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+        Encoder(dataclasses.replace(CONFIG, **change), rngs=nnx.Rngs(0))
+
+
+def test_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match="max"):
+        Classifier(CONFIG, 2, rngs=nnx.Rngs(0), pooling="max")

@@ -1,0 +1,1 @@
+"""The encoder, its checkpoints, and the compiled forward."""

@@ -1,0 +1,204 @@
+"""Hugging Face directories: find them, load models from them, write them."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xtransfer.errors import UserError
+from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.hf_config import (
+    CONFIG,
+    check_tokenizer,
+    read_config,
+    read_labels,
+    read_pooling,
+    write_config,
+)
+from xtransfer.models.hf_weights import INDEX, WEIGHTS, Source, leaves, write_weights
+from xtransfer.models.weight_maps import FAMILIES
+
+__all__ = [
+    "check_tokenizer",
+    "fingerprint_params",
+    "load_classifier",
+    "load_masked_lm",
+    "load_params",
+    "read_config",
+    "read_labels",
+    "read_pooling",
+    "resolve",
+    "save",
+    "save_masked_lm",
+]
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
+HUB_FILES = (
+    CONFIG,
+    "model*.safetensors",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+)
+
+
+def resolve(name: str, revision: str | None = None) -> Path:
+    """The directory of a checkpoint: an embedded name, a directory, or a hub id with an optional `@revision`."""
+    if (EMBEDDED / name / CONFIG).is_file() and re.fullmatch(r"[\w.-]+", name):
+        return EMBEDDED / name
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    repo, _, pinned = name.partition("@")
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+        embedded = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob(f"*/{CONFIG}"))) or "none"
+        raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({embedded})")
+    if pinned and revision and pinned != revision:
+        raise UserError(f"{name}: two revisions, {pinned} and {revision}: give one")
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=pinned or revision, allow_patterns=list(HUB_FILES))
+        )
+    except Exception as error:  # the hub client raises from several libraries
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{name}: no such directory or embedded checkpoint, and not had from the hub: {reason}"
+        ) from error
+
+
+def load_classifier(
+    directory: str | Path,
+    num_classes: int,
+    *,
+    seed: int,
+    pooling: str = "cls",
+    dtype: DTypeLike = jnp.float32,
+    labels: Sequence[str] | None = None,
+) -> tuple[Any, nnx.State]:
+    """(graphdef, params) of a `Classifier` with a checkpoint's weights.
+
+    A head in the file is used, its classes permuted by name to the order of `labels`; other names or another
+    pooling are a UserError. Otherwise the head is new, drawn from `seed`.
+    """
+    config = read_config(directory)
+    abstract = nnx.eval_shape(lambda: Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype))
+    graphdef, state = nnx.split(abstract)
+    source = Source.open(directory, FAMILIES[config.family])
+    order = None
+    if "head.kernel" in source.targets:
+        order = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
+        if (saved := read_pooling(directory)) != pooling:
+            raise UserError(
+                f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved}, not {pooling}"
+            )
+    params = source.fill(state, seed=seed)
+    if order is not None and order != list(range(num_classes)):
+        params["head"] = jax.tree.map(lambda leaf: leaf[..., jnp.asarray(order)], params["head"])
+    return graphdef, params
+
+
+def load_masked_lm(directory: str | Path, *, seed: int, dtype: DTypeLike = jnp.float32) -> tuple[Any, nnx.State]:
+    """(graphdef, params) of a `MaskedLM` with a checkpoint's weights; heads that it lacks are drawn from `seed`."""
+    config = read_config(directory)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
+    return graphdef, Source.open(directory, FAMILIES[config.family]).fill(state, seed=seed)
+
+
+def load_params(directory: str | Path, abstract: nnx.State, *, seed: int) -> nnx.State:
+    """The state `abstract` (shapes and dtypes) filled from a checkpoint; new head leaves are drawn from `seed`.
+
+    UserError names the tensor, and both shapes where they differ.
+    """
+    return Source.open(directory, FAMILIES[read_config(directory).family]).fill(abstract, seed=seed)
+
+
+def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None, outputs: int) -> list[int] | None:
+    """For each class of `labels`, its place in the file's head."""
+    names = read_labels(directory) or tuple(f"LABEL_{i}" for i in range(outputs))
+    path = directory / CONFIG
+    if len(names) != outputs:
+        raise UserError(f"{path}: id2label names {len(names)} classes, but the head in the weights has {outputs}")
+    if labels is None:
+        labels = names
+    if len(labels) != num_classes:
+        raise UserError(f"{path}: the head has {len(names)} classes ({', '.join(names)}), wanted {num_classes}")
+    if sorted(labels) != sorted(names):
+        raise UserError(
+            f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: "
+            "names in id2label have to be the same"
+        )
+    return [names.index(label) for label in labels]
+
+
+def save(
+    directory: str | Path,
+    config: EncoderConfig,
+    params: nnx.State,
+    *,
+    tokenizer: Any = None,
+    labels: Sequence[str] | None = None,
+    pooling: str = "cls",
+    dtype: str = "float32",
+) -> None:
+    """Writes a directory that `transformers` and this module load: config.json, model.safetensors, tokenizer files.
+
+    The leaves of `params` tell the architecture: a `Classifier`'s, a `MaskedLM`'s, or an encoder and pooler. The
+    directory appears whole or not at all; UserError where it exists with something in it, or cannot be written.
+    `transformers` has no "mean" pooling: such a classifier is marked in config.json, and read back by this module only.
+    `dtype` float16 or bfloat16 halves the file; it is read back as float32.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists already: give a new directory")
+    paths = frozenset(leaves(params))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
+    try:
+        write_config(partial / CONFIG, config, paths, labels, pooling)
+        write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(partial))
+        partial.chmod(0o755)
+        os.replace(partial, directory)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_masked_lm(
+    directory: str | Path, config: EncoderConfig, params: nnx.State, tokenizer: Any, *, dtype: str = "float32"
+) -> None:
+    """Writes a `MaskedLM` as a pretraining checkpoint with its tokenizer; arguments as for `save`."""
+    save(directory, config, params, tokenizer=tokenizer, dtype=dtype)
+
+
+def fingerprint_params(params: nnx.State) -> str:
+    """sha256 over the paths, shapes, dtypes and bytes of every leaf, in the order of the paths."""
+    digest = hashlib.sha256()
+    for path, variable in sorted(leaves(params).items()):
+        array = np.asarray(variable[...])
+        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
