@@ -1,0 +1,196 @@
+"""What a student is trained on: four objectives, settings of one general form.
+
+    loss(x) = hard_weight · CE(label, p) + soft_weight · KL(q ‖ p)
+
+with the teacher's q = softmax(z_t / T) and the student's p = softmax(z_s), or softmax(z_s / T)
+when the temperature is on both. KL and soft cross-entropy differ by the teacher's entropy, a
+constant for the student, so both give the gradient p − q; KL is the one worth reading.
+
+Sources: "Can Monolingual Pretrained Models Help Cross-Lingual Classification?" (Chi et al.,
+AACL 2020, arXiv 1911.03913) for the objectives; "Distilling the Knowledge in a Neural Network"
+(Hinton et al., 2015, arXiv 1503.02531) for the temperature on both sides and the factor T².
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xtransfer.errors import UserError
+
+Pair = tuple[jax.Array, jax.Array]
+"""(sum, count), both float32 scalars: exact over ragged batches and devices until divided."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One way to train a student; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      name: as the tables and the workdir call it.
+      hard_weight: factor of the cross-entropy with a label; where there is none, it is left out.
+      soft_weight: factor of KL(q ‖ p).
+      temperature: T > 0 in q = softmax(z_t / T).
+      temperature_on: "teacher" only, or "both" teacher and student.
+      scale_by_t2: multiply the soft term by T², as Hinton et al. do.
+      pseudo_labels: where no label is given, take the teacher's argmax for one.
+      threshold: a pseudo-label counts only where max softmax(z_t) >= threshold; 0 keeps all.
+      data: "labelled" trains on the labelled source text, "all" on the unlabelled text as well.
+      teacher: "monolingual", "vanilla" (the student trained on labels alone) or "none".
+    """
+
+    name: str
+    hard_weight: float = 1.0
+    soft_weight: float = 0.0
+    temperature: float = 1.0
+    temperature_on: Literal["teacher", "both"] = "teacher"
+    scale_by_t2: bool = False
+    pseudo_labels: bool = False
+    threshold: float = 0.0
+    data: Literal["labelled", "all"] = "labelled"
+    teacher: Literal["none", "monolingual", "vanilla"] = "none"
+
+    def loss_settings(self) -> "Objective":
+        """The same loss without what it does not depend on: its name, its data, and which teacher it was."""
+        teacher: Literal["none", "monolingual"] = "none" if self.teacher == "none" else "monolingual"
+        return dataclasses.replace(self, name="", data="labelled", teacher=teacher)
+
+
+OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
+    {
+        objective.name: objective
+        for objective in (
+            Objective("vanilla"),
+            Objective("monox_kd", hard_weight=0.0, soft_weight=1.0, data="all", teacher="monolingual"),
+            Objective("monox_pl", pseudo_labels=True, data="all", teacher="monolingual"),
+            Objective("self_training", hard_weight=0.0, soft_weight=1.0, data="all", teacher="vanilla"),
+        )
+    }
+)
+
+
+def validate(objective: Objective) -> None:
+    """Raises UserError that names the first field with an impossible value."""
+
+    def refuse(field: str, wanted: str) -> None:
+        raise UserError(f"objective {objective.name!r}: {field} = {getattr(objective, field)!r}, expected {wanted}")
+
+    for field, choices in _CHOICES.items():
+        if getattr(objective, field) not in choices:
+            refuse(field, "one of " + ", ".join(map(repr, choices)))
+    if not (math.isfinite(objective.temperature) and objective.temperature > 0):
+        refuse("temperature", "a finite number above 0")
+    if not 0 <= objective.threshold <= 1:
+        refuse("threshold", "a number from 0 to 1")
+    for field in ("hard_weight", "soft_weight"):
+        value = getattr(objective, field)
+        if not (math.isfinite(value) and value >= 0):
+            refuse(field, "a finite number, 0 or more")
+    if objective.hard_weight == 0 and objective.soft_weight == 0:
+        refuse("soft_weight", "above 0 where hard_weight is 0 too: nothing would be learnt")
+    if objective.teacher == "none" and (objective.soft_weight > 0 or objective.pseudo_labels):
+        refuse("teacher", "'monolingual' or 'vanilla' for soft_weight > 0 or pseudo_labels")
+    if objective.pseudo_labels and objective.hard_weight == 0:
+        refuse("hard_weight", "above 0 where pseudo_labels is true")
+
+
+_CHOICES = {
+    "temperature_on": ("teacher", "both"),
+    "data": ("labelled", "all"),
+    "teacher": ("none", "monolingual", "vanilla"),
+}
+
+
+def mean(pair: Pair) -> jax.Array:
+    """sum / count as a scalar; 0, with a zero gradient, where nothing was counted."""
+    total, count = pair
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
+
+
+def soft_kl(objective: Objective, student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+    """KL(q ‖ p) in nats of each example, at the objective's temperatures, without the factor T².
+
+    Args:
+      objective: gives T and whether it divides the student's logits too.
+      student_logits: [..., K] float32.
+      teacher_logits: [..., K] float32; no gradient flows into them.
+
+    Returns:
+      [...] float32, 0 or more up to rounding.
+    """
+    student_temperature = objective.temperature if objective.temperature_on == "both" else 1.0
+    log_q = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / objective.temperature)
+    log_p = jax.nn.log_softmax(student_logits / student_temperature)
+    return optax.losses.kl_divergence_with_log_targets(log_p, log_q)
+
+
+def hard_targets(objective: Objective, teacher_logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The class that the hard term aims at: the label, or a pseudo-label that passes the threshold.
+
+    Args:
+      objective: says whether pseudo-labels are taken, and their threshold.
+      teacher_logits: [..., K] float32.
+      label: [...] int32, −1 where none.
+
+    Returns:
+      [...] int32, −1 where the example has no target.
+    """
+    if not objective.pseudo_labels:
+        return label
+    confidence = jnp.max(jax.nn.softmax(teacher_logits), axis=-1)
+    guess = jnp.argmax(teacher_logits, axis=-1).astype(label.dtype)
+    return jnp.where(label >= 0, label, jnp.where(confidence >= objective.threshold, guess, -1))
+
+
+def loss_terms(
+    objective: Objective,
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    label: jax.Array,
+    weight: jax.Array,
+) -> dict[str, Pair]:
+    """The loss of a batch, and what to watch beside it, as (sum, count) pairs.
+
+    To be differentiated is `mean` of "loss" after sum and count are added up over the global
+    batch. An example without any term (no label and no soft term, or a pseudo-label below the
+    threshold) is in neither sum nor count; neither is a slot of weight 0, whatever stands in it.
+
+    Args:
+      objective: static under jit.
+      student_logits: [..., K], computed on in float32.
+      teacher_logits: [..., K] raw logits, zeros where there is no teacher.
+      label: [...] int32, −1 where none.
+      weight: [...] float32, 0 in empty slots.
+
+    Returns:
+      "loss": the objective's value. "hard": cross-entropy with the hard targets. "soft_kl":
+      KL(q ‖ p) in nats, without weight or T²; counts nothing for objectives without a teacher.
+      "accuracy": student's argmax against the given labels.
+    """
+    used = weight > 0
+    # An empty slot may hold anything; zeros there keep 0 · NaN out of sums and gradients.
+    student = jnp.where(used[..., None], student_logits.astype(jnp.float32), 0.0)
+    teacher = jnp.where(used[..., None], teacher_logits.astype(jnp.float32), 0.0)
+    weight = weight.astype(jnp.float32)
+    target = hard_targets(objective, teacher, label)
+    hard_weight = weight * (target >= 0)
+    soft_weight = weight if objective.teacher != "none" else jnp.zeros_like(weight)
+    gold_weight = weight * (label >= 0)
+
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(student, jnp.maximum(target, 0))
+    kl = soft_kl(objective, student, teacher)
+    t2 = objective.temperature**2 if objective.scale_by_t2 else 1.0
+    loss = objective.hard_weight * cross_entropy * hard_weight + objective.soft_weight * t2 * kl * soft_weight  # [...]
+    counted = soft_weight if objective.soft_weight > 0 else hard_weight
+    correct = (jnp.argmax(student, axis=-1) == label).astype(jnp.float32)
+    return {
+        "loss": (jnp.sum(loss), jnp.sum(counted)),
+        "hard": (jnp.sum(cross_entropy * hard_weight), jnp.sum(hard_weight)),
+        "soft_kl": (jnp.sum(kl * soft_weight), jnp.sum(soft_weight)),
+        "accuracy": (jnp.sum(correct * gold_weight), jnp.sum(gold_weight)),
+    }
