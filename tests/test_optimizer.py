@@ -1,0 +1,71 @@
+"""Schedules by hand, what decays, what is frozen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xtransfer.errors import UserError
+from xtransfer.train import optimizer
+
+PARAMS = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+
+
+def test_linear_schedule():
+    rate = optimizer.schedule("linear", peak=1.0, steps=10, warmup_fraction=0.2)
+    assert [round(float(rate(i)), 6) for i in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
+
+
+def test_cosine_schedule():
+    rate = optimizer.schedule("cosine", peak=1.0, steps=10, warmup_fraction=0.2)
+    assert [round(float(rate(i)), 6) for i in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
+
+
+def test_no_warmup_starts_at_the_peak():
+    assert float(optimizer.schedule("linear", peak=1.0, steps=10, warmup_fraction=0.0)(0)) == 1.0
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="'step'"):
+        optimizer.schedule("step", peak=1.0, steps=10, warmup_fraction=0.0)
+
+
+def updated(tx, gradient):
+    updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
+    return optax.apply_updates(PARAMS, updates)
+
+
+def test_only_matrices_decay():
+    after = updated(optimizer.adamw(0.1, weight_decay=0.5, clip_norm=0.0), jax.tree.map(jnp.zeros_like, PARAMS))
+    np.testing.assert_allclose(after["a"]["kernel"], 0.95)  # 1 − 0.1 · 0.5
+    np.testing.assert_array_equal(after["a"]["bias"], 1.0)
+    np.testing.assert_array_equal(after["norm"]["scale"], 1.0)
+
+
+def test_first_step_of_adam_is_the_rate():
+    after = updated(optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0), jax.tree.map(jnp.ones_like, PARAMS))
+    np.testing.assert_allclose(after["a"]["bias"], 0.9, rtol=1e-6)
+
+
+def test_frozen_parameters_stay_and_cost_no_state():
+    tx = optimizer.adamw(0.1, weight_decay=0.5, clip_norm=1.0, frozen=(r"^a\.",))
+    after = updated(tx, jax.tree.map(jnp.ones_like, PARAMS))
+    np.testing.assert_array_equal(after["a"]["kernel"], 1.0)
+    assert float(after["norm"]["scale"][0]) < 1.0
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(tx.init(PARAMS)))
+    assert max(sizes) == 2  # moments of the scale, none of the 2 × 2 kernel
+
+
+def test_frozen_parameters_do_not_count_in_the_norm():
+    gradient = jax.tree.map(jnp.ones_like, PARAMS)
+    gradient["a"]["kernel"] = jnp.full((2, 2), 1e6)
+    tx = optimizer.adamw(0.1, weight_decay=0.0, clip_norm=1.0, frozen=(r"^a\.kernel",))
+    moments = jax.tree.leaves(tx.update(gradient, tx.init(PARAMS), PARAMS)[1])
+    # Norm 2 of four ones is clipped to 1: 0.1 · 0.5 in the first moment.
+    assert any(leaf.shape == (2,) and np.allclose(leaf, 0.05) for leaf in moments)
+
+
+def test_a_frozen_pattern_that_matches_nothing():
+    with pytest.raises(UserError, match=r"'embedings' matches no parameter"):
+        optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0, frozen=("embedings",)).init(PARAMS)

@@ -1,0 +1,97 @@
+"""Orbax checkpoints of a training run: `<directory>/<step>/`, the only place that imports Orbax.
+
+A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer's
+state. Kept are the newest (to go on from) and the best on the source language's dev split (to use).
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from xtransfer.errors import UserError
+from xtransfer.sharding import path_name
+from xtransfer.train.state import TrainState
+
+_policies = ocp.checkpoint_managers
+
+
+class Checkpoints:
+    """The checkpoints of one run, as a context: leaving it waits until what was saved is on the disk."""
+
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
+        keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_policies.AnyPreservationPolicy(keep),
+            save_decision_policy=_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        names = ("params", "resume")
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=names)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints there are, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, *, score: float | None) -> None:
+        """Saves the state under its step, in the background; `score` (source dev) decides whether it is kept."""
+        step = int(state.step)
+        self.wait()  # where the last save went wrong (a full disk), this raises
+        metrics = None if score is None else {"score": score, "step": step}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params), resume=ocp.args.StandardSave(state.opt_state)
+        )
+        if not self._manager.save(step, args=items, metrics=metrics):
+            raise RuntimeError(f"{self.directory}: checkpoint {step} was not saved (the newest is {self.steps()[-1:]})")
+
+    def wait(self) -> None:
+        """Returns when everything saved is on the disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The whole state of a step, laid out as `abstract` (shapes, dtypes, shardings) says."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params), resume=ocp.args.StandardRestore(abstract.opt_state)
+        )
+        restored = self._restore(step, items)
+        counter = abstract.step
+        return TrainState(_scalar(step, counter), restored["params"], restored["resume"])
+
+    def restore_params(self, step: int, abstract_params: Any) -> Any:
+        """The parameters alone of a step, laid out as `abstract_params` says."""
+        return self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params)))["params"]
+
+    def restore_arrays(self, step: int) -> dict[str, np.ndarray]:
+        """Every parameter of a step under its dotted path, on the host: for a look, without knowing the model."""
+        tree = self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
+        return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    def _restore(self, step: int, items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=items)
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}") from error
+
+
+def _rank(metrics: dict[str, Any]) -> Any:
+    # Of two equal scores the earlier step is the better one, here as in evaluation/selection.py.
+    return metrics["score"], -metrics["step"]
+
+
+def _scalar(step: int, like: Any) -> Any:
+    return jax.device_put(jnp.asarray(step, jnp.int32), like.sharding)
