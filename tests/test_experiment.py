@@ -1,0 +1,223 @@
+"""The whole method on tiny files: what it leaves behind, that it goes on after a kill, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from xtransfer import config, evaluate, experiment, main
+from xtransfer.errors import UserError
+from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.workdir import Workdir
+
+OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A config file with its data and two different checkpoints."""
+    root = tmp_path_factory.mktemp("setting")
+    data = tiny.write_task(root / "data")
+    teacher, student = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2, hidden=8)
+    return tiny.config_file(root / "tiny.py", data, teacher, student)
+
+
+@pytest.fixture(scope="module")
+def finished(setting, tmp_path_factory):
+    """The workdir of a whole run."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    main.main(["--config", str(setting), "--workdir", str(workdir)])
+    return workdir
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+
+
+def final_weights(workdir, objective, seed=0):
+    """The arrays of a student's last checkpoint, as they were saved."""
+    with Checkpoints(workdir / "students" / objective / f"seed-{seed}" / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore_arrays(checkpoints.steps()[-1])
+
+
+def test_every_checkpoint_is_scored_on_every_language(finished):
+    found = {(r["objective"], r["selection"], r["language"], r["metric"]) for r in rows(finished)}
+    for objective in OBJECTIVES:
+        for selection in ("source_dev", "last"):
+            for language in ("en", "de"):
+                for metric in ("accuracy", "macro_f1"):
+                    assert (objective, selection, language, metric) in found
+    assert {language for objective, _, language, _ in found if objective == "teacher"} == {"en"}
+    assert {row["count"] for row in rows(finished)} == {17}
+    assert len({json.dumps(row, sort_keys=True) for row in rows(finished)}) == len(rows(finished))
+
+
+def test_accuracy_is_that_of_the_predictions(finished):
+    for row in rows(finished):
+        if row["metric"] != "accuracy":
+            continue
+        run = "teacher" if row["objective"] == "teacher" else f"students/{row['objective']}/seed-{row['seed']}"
+        path = finished / "predictions" / run / str(row["step"]) / f"test-{row['language']}.jsonl"
+        said = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [entry["id"] for entry in said] == [f"files/test/{row['language']}/{i}" for i in range(17)]
+        assert row["value"] == sum(entry["prediction"] == entry["label"] for entry in said) / 17
+
+
+def test_the_teacher_learns_what_can_be_learnt(finished):
+    best = max(row["value"] for row in rows(finished) if row["objective"] == "teacher" and row["metric"] == "accuracy")
+    assert best > 0.9
+
+
+def test_the_student_agrees_with_the_teacher_it_was_distilled_from(finished):
+    last = [json.loads(x) for x in (finished / "students/monox_kd/seed-0/metrics.jsonl").read_text().splitlines()]
+    assert last[-1]["soft_kl"] < 0.7 * last[0]["soft_kl"]
+
+
+def test_logits_are_stored_once_per_teacher(finished):
+    manifests = sorted((finished / "logits").glob("*/manifest.json"))
+    assert len(manifests) == 2  # the teacher, and the vanilla student as its own
+    for path in manifests:
+        manifest = json.loads(path.read_text())
+        assert (manifest["classes"], manifest["count"]) == (["bad", "good"], 48)
+        logits = np.load(path.parent / "shard-00000.npy", allow_pickle=False)
+        assert logits.shape == (48, 2) and logits.dtype == np.float32
+
+
+def test_a_second_start_redoes_nothing(setting, finished):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+    skipped = ("config.json", ".run.lock", ".evaluation.lock", "report")
+    before = times()
+    main.main(["--config", str(setting), "--workdir", str(finished)])
+    after = times()
+    changed = {path.relative_to(finished).parts[0] for path in after if after[path] != before.get(path)}
+    assert changed <= set(skipped)
+
+
+def test_the_evaluation_binary_makes_the_same_rows(finished):
+    before = sorted(map(json.dumps, rows(finished)))
+    (finished / "results.jsonl").unlink()
+    evaluate.main(["--workdir", str(finished)])
+    assert sorted(map(json.dumps, rows(finished))) == before
+
+
+def test_another_seed_is_added_and_a_changed_setting_refused(setting, finished):
+    before = len(rows(finished))
+    command = ["--config", str(setting), "--workdir", str(finished)]
+    main.main([*command, "--config.seeds=(0,1)", "--config.objectives=('vanilla',)"])
+    added = rows(finished)[before:]
+    assert {(row["objective"], row["seed"]) for row in added} == {("vanilla", 1)}
+    with pytest.raises(UserError, match=r"student\.learning_rate: 0\.01 → 0\.001.*choose another directory"):
+        main.main([*command, "--config.student.learning_rate=1e-3"])
+
+
+def command(setting, workdir):
+    return [sys.executable, "-m", "xtransfer.main", "--config", str(setting), "--workdir", str(workdir)]
+
+
+def start(setting, workdir, *flags):
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": ""}
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    return subprocess.Popen([*command(setting, workdir), *flags], env=environment, stdout=log, stderr=log)
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"it did not come to that; exit status {process.poll()}")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_same_bits(setting, tmp_path, sent):
+    """Killed in the middle of a student's training; the same command again ends as an undisturbed run does."""
+    flags = ("--config.objectives=('monox_kd',)", "--config.student.steps=60", "--config.student.evaluations=6")
+    whole = start(setting, tmp_path / "whole", *flags)
+    assert whole.wait(300) == 0, (tmp_path / "whole.log").read_text()
+
+    student = tmp_path / "cut" / "students" / "monox_kd" / "seed-0"
+    process = start(setting, tmp_path / "cut", *flags)
+    wait_for(lambda: (student / "metrics.jsonl").exists() and (student / "metrics.jsonl").stat().st_size > 0, process)
+    process.send_signal(sent)
+    status = process.wait(60)
+    assert status == (-9 if sent == signal.SIGKILL else 143)
+    assert not (tmp_path / "cut" / "results.jsonl").exists()
+    assert start(setting, tmp_path / "cut", *flags).wait(300) == 0, (tmp_path / "cut.log").read_text()
+    assert "goes on from step" in (tmp_path / "cut.log").read_text()
+
+    one, other = (final_weights(tmp_path / name, "monox_kd") for name in ("whole", "cut"))
+    assert one.keys() == other.keys() and len(one) > 10
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+def loaded(setting, *flags):
+    return config.load(str(setting), flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.task.data_dir=/nowhere"], r"task\.data_dir /nowhere: no such directory"),
+        (["--config.task.source_language=xx"], r"no data of 'xx'"),
+        (["--config.task.target_languages=('de','tlh')"], r"no data of 'tlh'"),
+        (["--config.task.label_column=lable"], r"lable"),
+        (["--config.task.labels=('bad','superb')"], r"'good' is not one of bad, superb"),
+        (["--config.task.name=nothing"], r"task\.name 'nothing' is not one of"),
+        (["--config.teacher.checkpoint="], r"teacher\.checkpoint is empty"),
+        (["--config.student.checkpoint=/nowhere"], r"/nowhere"),
+        (["--config.objectives=('vanila',)"], r"no objective 'vanila'"),
+        (["--config.objectives=('self_training',)"], r"self_training learns from the student of 'vanilla'"),
+        (["--config.student.max_length=1000"], r"student\.max_length is 1000, but .* has 32 positions"),
+        (["--config.student.frozen=('embedings',)"], r"'embedings' matches no parameter"),
+        (["--config.task.labelled=1000"], r"task\.labelled 1000"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(setting, tmp_path, flags, said):
+    with pytest.raises(UserError, match=said) as caught:
+        experiment.run(loaded(setting, *flags), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not Workdir(tmp_path / "run").results.exists()
+
+
+def test_teacher_and_student_with_different_classes(setting, tmp_path):
+    """A teacher whose head was trained on other classes cannot teach this task."""
+    from flax import nnx
+
+    from xtransfer.data.text import load_tokenizer
+    from xtransfer.models import hf
+    from xtransfer.models.encoder import Classifier
+
+    source = Path(loaded(setting).teacher.checkpoint)
+    architecture = hf.read_config(source)
+    params = nnx.state(Classifier(architecture, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    labels = ("bad", "good", "soso")
+    hf.save(tmp_path / "three", architecture, params, tokenizer=load_tokenizer(source), labels=labels)
+    with pytest.raises(UserError, match=r"3 classes.*bad, good, soso"):
+        experiment.run(loaded(setting, f"--config.teacher.checkpoint={tmp_path / 'three'}"), tmp_path / "run")
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_1(setting, tmp_path):
+    flags = ["--config.student.learning_rte=1"]
+    done = subprocess.run([*command(setting, tmp_path / "run"), *flags], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: unknown config key student.learning_rte: did you mean student.learning_rate?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_workdir_fails_before_anything_is_read(setting, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written"):
+        experiment.run(loaded(setting), tmp_path / "file" / "run")

@@ -1,0 +1,95 @@
+"""Metrics against values counted on paper, and against scikit-learn."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as reference
+
+from xtransfer.errors import UserError
+from xtransfer.evaluation import metrics
+from xtransfer.evaluation.metrics import Score, degenerate_warning, scores
+
+#                   right: 0 0 0, 1, 2 2; wrong: a 0 called 1, a 1 called 2, a 1 called 0
+LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+PREDICTED = np.array([0, 0, 0, 1, 1, 2, 0, 2, 2])
+
+
+def test_confusion_has_gold_in_rows():
+    confusion = metrics.confusion_matrix(PREDICTED, LABELS, 3)
+    np.testing.assert_array_equal(confusion, [[3, 1, 0], [1, 1, 1], [0, 0, 2]])
+    np.testing.assert_array_equal(metrics.confusion_matrix([0], [2], 4), np.eye(4)[2][:, None] * np.eye(4)[0])
+
+
+def test_scores_by_hand():
+    # Accuracy 6/9. F1: class 0 2·3/(4 + 4) = 3/4, class 1 2·1/(3 + 2) = 2/5, class 2 2·2/(2 + 3) = 4/5; mean 0.65.
+    result = scores(PREDICTED, LABELS, 3)
+    assert [(score.metric, score.count) for score in result] == [("accuracy", 9), ("macro_f1", 9)]
+    assert [score.value for score in result] == pytest.approx([2 / 3, 0.65], rel=1e-12)
+    assert scores(PREDICTED, LABELS, 3, ["accuracy"]) == [Score("accuracy", 6 / 9, 9)]
+    assert result[0]._asdict() == {"metric": "accuracy", "value": 6 / 9, "count": 9}  # as in a row of results
+
+
+def test_a_class_that_occurs_nowhere_is_not_averaged_and_one_only_predicted_counts_zero():
+    # K = 3 of which class 2 is nowhere: F1 of 0 and 1 is 1 and 1. One wrong call of class 2: (1 + 2/3 + 0)/3.
+    assert scores([0, 1], [0, 1], 3, ["macro_f1"]) == [("macro_f1", 1, 2)]
+    assert scores([0, 1, 2], [0, 1, 1], 3, ["macro_f1"])[0].value == pytest.approx(5 / 9, rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_same_as_scikit_learn(pairs):
+    predictions, labels = np.array(pairs).T
+    values = [score.value for score in scores(predictions, labels, 4)]
+    expected = [
+        reference.accuracy_score(labels, predictions),
+        reference.f1_score(labels, predictions, average="macro", zero_division=0),
+    ]
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "words"),
+    [
+        ([], [], "no examples"),
+        ([0, 1], [0], "shape"),
+        ([0], [-1], "label -1 at position 0"),
+        ([0, 2], [0, 1], "prediction 2 at position 1"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(predictions, labels, words):
+    with pytest.raises(UserError, match=words):
+        scores(np.array(predictions, int), np.array(labels, int), 2)
+
+
+def test_unknown_metric_lists_the_known_ones():
+    with pytest.raises(UserError, match="accuracy, macro_f1"):
+        scores([0], [0], 2, ["f1"])
+
+
+def test_constant_prediction_is_degenerate():
+    labels = np.arange(1000) % 2
+    assert "constant prediction: class 1 for all 1,000" in degenerate_warning(np.ones(1000, int), labels, 2)
+    assert degenerate_warning(np.zeros(9, int), np.zeros(9, int), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("correct", "warned"),
+    # 1,000 fair coins: P(X >= 526) = 0.0534, P(X >= 527) = 0.0468 (normal approximation with
+    # continuity correction: z = 25.5/15.81 = 1.613 and 26.5/15.81 = 1.676).
+    [(400, True), (500, True), (526, True), (527, False), (700, False)],
+)
+def test_accuracy_within_noise_of_chance_is_degenerate(correct, warned):
+    labels = np.arange(1000) % 2
+    predictions = np.where(np.arange(1000) < correct, labels, 1 - labels)
+    text = degenerate_warning(predictions, labels, 2)
+    assert (text is not None) == warned
+    if warned:
+        assert f"{correct / 10:.1f}%" in text and "50.0%" in text
+
+
+def test_chance_is_the_majority_where_classes_are_unbalanced():
+    labels = np.array([0] * 900 + [1] * 100)
+    predictions = np.where(np.arange(1000) % 10 == 0, 1 - labels, labels)  # 90 % right, as always saying 0
+    assert "90.0%" in degenerate_warning(predictions, labels, 2)
+    assert degenerate_warning(labels, labels, 2) is None

@@ -1,0 +1,1 @@
+"""Floor 4: scoring checkpoints, choosing among them, comparing objectives."""

@@ -1,0 +1,27 @@
+"""Binary: runs an experiment from the teacher to the table, or goes on with it.
+
+python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart [--config.key=value …]
+"""
+
+import argparse
+from pathlib import Path
+
+from xtransfer import cli, config, experiment, report
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags, runs the stages, prints the table."""
+    parser = argparse.ArgumentParser(
+        prog="xtransfer.main",
+        description=__doc__.partition("\n")[0],
+        epilog="Any setting of the config is a flag: --config.student.learning_rate=3e-5",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="an experiment, see configs/")
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="everything the run writes")
+    args, overrides = parser.parse_known_args(argv)
+    experiment.run(config.load(args.config, overrides), args.workdir)
+    report.main(["--workdir", str(args.workdir)])
+
+
+if __name__ == "__main__":
+    cli.run(main)
