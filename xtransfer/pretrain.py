@@ -1,0 +1,182 @@
+"""Binary: pretrains a small BERT on a task's own text and writes a Hugging Face checkpoint.
+
+    python -m xtransfer.pretrain --config configs/pretrain_mini.py:english --output DIR
+
+Masked language modelling from scratch, with translation pairs where the languages have parallel text. It
+made the embedded checkpoints, and serves a user's own languages. What is interrupted goes on from
+`DIR.work/`, which is left for a look at `metrics.jsonl` when the checkpoint is written.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from xtransfer import cli, config, sharding
+from xtransfer.config import PretrainConfig
+from xtransfer.data import corpora, masking
+from xtransfer.errors import UserError
+from xtransfer.models import hf
+from xtransfer.models.encoder import EncoderConfig, MaskedLM
+from xtransfer.train import loop, optimizer, state, steps
+from xtransfer.workdir import record_config
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_POSITION_SCALE = 0.03  # sinusoids of the same spread as BERT's normal(0.02)
+
+
+def main(argv: list[str]) -> None:
+    """Parses the flags and pretrains."""
+    parser = argparse.ArgumentParser(prog="xtransfer.pretrain", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="configs/pretrain_mini.py:english, …")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the checkpoint; must not exist")
+    args, overrides = parser.parse_known_args(argv)
+    if args.output.exists():
+        raise UserError(f"{args.output} exists already: give another --output")
+    pretrain(config.load(args.config, overrides, PretrainConfig), args.output)
+
+
+def pretrain(settings: PretrainConfig, output: Path) -> None:
+    """Tokenizer, batches, training, checkpoint."""
+    work = output.with_name(output.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    record_config(work / "config.json", settings)
+    texts, pairs = corpora.texts(settings.task, settings.languages), corpora.pairs(settings.task, settings.languages)
+    tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
+    batches = _batches(settings, tokenizer, texts, pairs)
+    cli.log(
+        f"{sum(map(len, texts.values())):,} texts, {sum(map(len, pairs.values())):,} pairs, {len(tokenizer):,} tokens"
+    )
+
+    mesh = sharding.make_mesh()
+    architecture = _architecture(settings, len(tokenizer), tokenizer.pad_token_id)
+    graphdef, params = nnx.split(_model(architecture, settings), nnx.Param)
+    rate = optimizer.schedule(
+        "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
+    )
+    tx = optimizer.adamw(rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, b2=0.98)
+    step = steps.make_train_step(graphdef, _loss(settings.next_weight), tx, mesh, params)
+    final = loop.fit(
+        work,
+        loop.Plan("pretraining", settings.steps, max(settings.steps // 500, 1), settings.seed),
+        lambda: state.create(params, tx, mesh),
+        step,
+        batches,
+        None,
+        mesh,
+    )
+    hf.save_masked_lm(output, architecture, final.params, tokenizer, dtype="float16")
+    cli.log(f"{output}: written")
+
+
+def _loss(next_weight: float) -> steps.LossFn:
+    def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
+        masked, following = model(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, 2]
+        token_loss = optax.losses.softmax_cross_entropy_with_integer_labels(masked, batch["mlm_targets"])
+        label = jnp.maximum(batch["label"], 0)
+        next_loss = optax.losses.softmax_cross_entropy_with_integer_labels(following, label)
+        tokens = (jnp.sum(token_loss * batch["mlm_weight"]), jnp.sum(batch["mlm_weight"]))
+        pairs = (jnp.sum(next_loss * batch["weight"]), jnp.sum(batch["weight"]))
+        right = jnp.sum((jnp.argmax(following, -1) == label) * batch["weight"])
+        loss = tokens[0] / tokens[1] + next_weight * pairs[0] / pairs[1]
+        one = jnp.ones(())
+        return {"loss": (loss, one), "masked": tokens, "next": pairs, "next_accuracy": (right, pairs[1])}
+
+    return terms
+
+
+def _architecture(settings: PretrainConfig, vocab_size: int, pad_id: int) -> EncoderConfig:
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        intermediate_size=settings.intermediate_size,
+        max_positions=settings.max_positions,
+        hidden_dropout=settings.dropout,
+        attention_dropout=settings.dropout,
+        pad_id=pad_id,
+    )
+
+
+def _model(architecture: EncoderConfig, settings: PretrainConfig) -> MaskedLM:
+    rate = settings.pretraining_dropout
+    trained = dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate)
+    model = MaskedLM(trained, rngs=nnx.Rngs(settings.seed))
+    # A learned table that starts as sinusoids leaves the first plateau of the loss much sooner.
+    table = _POSITION_SCALE * _sinusoids(architecture.max_positions, architecture.hidden_size)
+    model.encoder.embeddings.position_embeddings.embedding[...] = jnp.asarray(table, jnp.float32)
+    return model
+
+
+def _sinusoids(length: int, size: int) -> np.ndarray:
+    """[length, size]: Vaswani et al., "Attention Is All You Need", 2017, section 3.5."""
+    angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, size, 2)[None, :] / size)
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size]
+
+
+def _tokenizer(
+    settings: PretrainConfig, texts: Mapping[str, list[str]], pairs: Mapping[str, Any], directory: Path
+) -> Any:
+    """WordPiece, lower case with accents kept; the one that an interrupted run trained, where there is one."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
+
+    if not (directory / "tokenizer.json").exists():
+        trained = BertWordPieceTokenizer(lowercase=True, strip_accents=False, handle_chinese_chars=True)
+        lines = [text for group in texts.values() for text in group]
+        lines += [side for group in pairs.values() for pair in group for side in pair]
+        trained.train_from_iterator(
+            lines,
+            vocab_size=settings.vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            special_tokens=list(SPECIAL_TOKENS),
+        )
+        wrapped = BertTokenizerFast(
+            tokenizer_object=trained._tokenizer,
+            do_lower_case=True,
+            strip_accents=False,
+            model_max_length=settings.max_positions,
+        )
+        wrapped.save_pretrained(directory)
+    from xtransfer.data.text import load_tokenizer
+
+    return load_tokenizer(directory)
+
+
+def _batches(
+    settings: PretrainConfig, tokenizer: Any, texts: Mapping[str, list[str]], pairs: Mapping[str, list[tuple[str, str]]]
+) -> masking.PretrainingBatches:
+    def encoded(examples: list[tuple[str, str]]) -> list[masking.Halves]:
+        flat = [half for example in examples for half in example]
+        encodings = tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False)
+        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+        return [(a, b) for a, b in zip(ids[::2], ids[1::2], strict=True) if len(a) and len(b)]
+
+    special = masking.Special(
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        pad=tokenizer.pad_token_id,
+        mask=tokenizer.mask_token_id,
+        size=len(tokenizer),
+    )
+    return masking.PretrainingBatches(
+        {name: encoded([corpora.halves(text) for text in group]) for name, group in texts.items()},
+        {name: encoded(group) for name, group in pairs.items()},
+        special,
+        masking.Shape(settings.rows, settings.row_length, settings.masks),
+        pair_fraction=settings.pair_fraction,
+        seed=settings.seed,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
