@@ -14,15 +14,12 @@ from flax import nnx
 from tests.fixtures.record_bert import CASES, RECORDED, record
 from xtransfer.errors import UserError
 from xtransfer.models import hf
-from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.models.encoder import Classifier
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CLASSIFIER = FIXTURES / "bert_classifier"
 LABELS = ("negative", "neutral", "positive")
 TOLERANCE = 1e-4
-CONFIG = EncoderConfig(
-    vocab_size=9, hidden_size=4, num_layers=1, num_heads=2, intermediate_size=6, max_positions=8, type_vocab_size=1
-)
 
 
 def batch_of(reference: Any) -> dict[str, jax.Array]:
@@ -95,7 +92,7 @@ def test_live_outputs_of_pytorch_are_met_and_saved_models_are_the_same_to_it(nam
     config = hf.read_config(tmp_path / "model")
     if case.architecture == "BertForPreTraining":
         _, params = hf.load_masked_lm(tmp_path / "model", seed=0)
-        hf.save_masked_lm(tmp_path / "saved", config, params, None)
+        hf.save(tmp_path / "saved", config, params)
     else:
         labels = tuple(case.settings.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).values())
         _, params = hf.load_classifier(tmp_path / "model", len(labels), seed=0)
@@ -138,7 +135,7 @@ def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path: Path) -
     config = hf.read_config(FIXTURES / "bert_pretraining")
     _, params = hf.load_masked_lm(FIXTURES / "bert_pretraining", seed=0)
     for dtype, tolerance in (("float16", 1e-3), ("bfloat16", 8e-3)):
-        hf.save_masked_lm(tmp_path / dtype, config, params, None, dtype=dtype)
+        hf.save(tmp_path / dtype, config, params, dtype=dtype)
         size = (tmp_path / dtype / "model.safetensors").stat().st_size
         assert size < 0.56 * (FIXTURES / "bert_pretraining" / "model.safetensors").stat().st_size
         _, again = hf.load_masked_lm(tmp_path / dtype, seed=0)

@@ -47,11 +47,11 @@ def checkpoint(directory: Path, *, seed: int = 0, hidden: int = 16, layers: int 
     params = nnx.state(MaskedLM(config, rngs=nnx.Rngs(seed)), nnx.Param)
     # Ten times the usual spread, so that a random encoder tells words apart and learns in a few steps.
     params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
-    hf.save_masked_lm(directory, config, params, wrapped)
+    hf.save(directory, config, params, tokenizer=wrapped)
     return directory
 
 
-def write_task(directory: Path, *, train: int = 48, other: int = 16, languages: tuple[str, ...] = ("en", "de")) -> Path:
+def write_task(directory: Path, *, train: int = 64, other: int = 16, languages: tuple[str, ...] = ("en", "de")) -> Path:
     """Writes `<language>/<split>.tsv` with columns text and label (bad or good); returns the directory."""
     for language in languages:
         for split, size in (("train", train), ("dev", other), ("test", other + 1)):
@@ -70,7 +70,7 @@ def write_task(directory: Path, *, train: int = 48, other: int = 16, languages: 
 def config_file(path: Path, data: Path, teacher: Path, student: Path, **student_settings: object) -> Path:
     """Writes a config file of an experiment on `write_task`'s files that takes seconds."""
     settings = {
-        "steps": 24,
+        "steps": 48,
         "evaluations": 3,
         "batch_size": 8,
         "learning_rate": 1e-2,
@@ -82,7 +82,7 @@ def config_file(path: Path, data: Path, teacher: Path, student: Path, **student_
         "def get_config(arg=''):",
         "    config = settings.default()",
         "    config.task.name, config.task.data_dir = 'files', " + repr(str(data)),
-        "    config.task.labelled, config.task.unlabelled_from = 16, 'train_rest'",
+        "    config.task.labelled, config.task.unlabelled_from = 40, 'train_rest'",
         f"    config.teacher.checkpoint, config.student.checkpoint = {str(teacher)!r}, {str(student)!r}",
         "    config.evaluation_batch_size = 8",
         "    config.seeds = (0,)",

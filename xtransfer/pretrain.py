@@ -9,7 +9,7 @@ made the embedded checkpoints, and serves a user's own languages. What is interr
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,12 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
         None,
         mesh,
     )
-    hf.save_masked_lm(output, architecture, final.params, tokenizer, dtype="float16")
+    notes = {
+        "README.md": _card(settings, loop.read_metrics(work)),
+        "pretraining.json": config.to_json(_without_places(settings)),
+        "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
+    }
+    hf.save(output, architecture, final.params, tokenizer=tokenizer, dtype="float16", notes=notes)
     cli.log(f"{output}: written")
 
 
@@ -176,6 +181,49 @@ def _batches(
         pair_fraction=settings.pair_fraction,
         seed=settings.seed,
     )
+
+
+def _without_places(settings: PretrainConfig) -> PretrainConfig:
+    """The recipe without directories of the machine it ran on."""
+    return dataclasses.replace(settings, task=dataclasses.replace(settings.task, cache_dir="", data_dir=""))
+
+
+def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
+    """The model card: what it is, what it was made from and how, what it is not."""
+    last = log[-1]
+    languages = ", ".join(settings.languages)
+    return _CARD.format(
+        s=settings,
+        languages=languages,
+        tags="\n".join(f"- {language}" for language in settings.languages),
+        masked=last["masked"],
+        next_accuracy=last["next_accuracy"],
+    )
+
+
+_CARD = """---
+language:
+{tags}
+license: apache-2.0
+library_name: transformers
+---
+
+# A mini BERT for {languages}
+
+{s.num_layers} layers of {s.hidden_size}, pretrained from scratch on the text of the task `{s.task.name}` and on nothing
+else. It exists to try methods on a laptop's CPU in minutes; it knows no other text, and no conclusion about real
+languages can be drawn from it. (The text of `minireviews` is synthetic: a generator wrote it.)
+
+- **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`; seed {s.seed}. Batches of {s.rows}
+  packed rows of {s.row_length} tokens, {s.masks} masked in each, for {s.steps:,} steps; where the text has
+  translations, {s.pair_fraction:.0%} of the examples are pairs of them. The pooler learns whether the second half of an
+  example belongs to the first.
+- **Log**: `pretraining.jsonl`. At the end, on the training batches: masked tokens {masked:.3f} nats, second halves
+  {next_accuracy:.1%} right (two thirds of them belong).
+- **Weights**: float16, widened to float32 when read. Tokenizer and weights belong together: the training of a tokenizer
+  is not deterministic.
+- **Licence**: Apache 2.0, text and weights.
+"""
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -39,7 +40,6 @@ __all__ = [
     "read_pooling",
     "resolve",
     "save",
-    "save_masked_lm",
 ]
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -157,13 +157,14 @@ def save(
     labels: Sequence[str] | None = None,
     pooling: str = "cls",
     dtype: str = "float32",
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a directory that `transformers` and this module load: config.json, model.safetensors, tokenizer files.
 
     The leaves of `params` tell the architecture: a `Classifier`'s, a `MaskedLM`'s, or an encoder and pooler. The
     directory appears whole or not at all; UserError where it exists with something in it, or cannot be written.
     `transformers` has no "mean" pooling: such a classifier is marked in config.json, and read back by this module only.
-    `dtype` float16 or bfloat16 halves the file; it is read back as float32.
+    `dtype` float16 or bfloat16 halves the file; it is read back as float32. `notes`: further text files, name -> text.
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -179,19 +180,14 @@ def save(
         write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial))
+        for name, text in notes.items():
+            (partial / name).write_text(text, encoding="utf-8")
         partial.chmod(0o755)
         os.replace(partial, directory)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def save_masked_lm(
-    directory: str | Path, config: EncoderConfig, params: nnx.State, tokenizer: Any, *, dtype: str = "float32"
-) -> None:
-    """Writes a `MaskedLM` as a pretraining checkpoint with its tokenizer; arguments as for `save`."""
-    save(directory, config, params, tokenizer=tokenizer, dtype=dtype)
 
 
 def fingerprint_params(params: nnx.State) -> str:
