@@ -6,8 +6,9 @@
 # PYTHON            the interpreter that makes .venv (default: the first Python >= 3.11 that is found)
 # XTRANSFER_EXTRAS  more extras of setup.cfg, by commas: XTRANSFER_EXTRAS=tpu, or cuda, or dev
 #
-# A stamp in .venv holds, for every extra, the very files that decide what is installed. It is written last, so a second
-# start with the same files installs nothing, and an installation that failed or was killed is never taken for whole.
+# A stamp in .venv holds, for every extra, the very files that decide what is installed, and where this repository lies:
+# the installation points there. It is written last, so a second start with the same files in the same place installs
+# nothing, and an installation that failed or was killed is never taken for whole.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
@@ -49,7 +50,10 @@ find_python() { # prints an interpreter that is new enough
   die "Python 3.11 or newer is needed (${found:-no python3 found}): install it, or name it with PYTHON=/path/to/python3.11"
 }
 
-wanted_stamp() { cat "$root/setup.cfg" "$root/pyproject.toml" "$root/launch/requirements.lock"; }
+wanted_stamp() {
+  cat "$root/setup.cfg" "$root/pyproject.toml" "$root/launch/requirements.lock"
+  printf 'root = %s\n' "$(cd "$root" && pwd -P)" # the same through a symbolic link
+}
 
 check_extra() {
   local known

@@ -6,9 +6,11 @@ import pytest
 
 from tests import tiny
 from xtransfer import config, experiment
+from xtransfer.data.tasks import get_task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import evaluator
-from xtransfer.workdir import Workdir
+from xtransfer.train.finetuning import Models
+from xtransfer.workdir import Workdir, read_config
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,16 @@ def workdir(tmp_path_factory):
     return Workdir(root / "run")
 
 
+def evaluate(workdir):
+    """As the evaluation binary does."""
+    settings = read_config(workdir)
+    task = get_task(settings.task)
+    return evaluator.evaluate(workdir, settings, task, Models(settings, task))
+
+
 def test_rows_are_not_made_twice(workdir):
     before = workdir.results.read_bytes()
-    rows = evaluator.evaluate(workdir)
+    rows = evaluate(workdir)
     assert workdir.results.read_bytes() == before
     assert [json.loads(line) for line in before.splitlines()] == rows
 
@@ -35,12 +44,12 @@ def test_a_run_that_is_not_finished_is_named_and_left_out(workdir, capsys):
     try:
         metrics.write_text(whole.splitlines(keepends=True)[0])
         workdir.results.unlink()
-        rows = evaluator.evaluate(workdir)
+        rows = evaluate(workdir)
     finally:
         metrics.write_text(whole)
     assert {row["objective"] for row in rows} == {"teacher"}
     assert "seed-0: not finished, left out" in " ".join(capsys.readouterr().out.split())
-    assert {row["objective"] for row in evaluator.evaluate(workdir)} == {"teacher", "vanilla"}
+    assert {row["objective"] for row in evaluate(workdir)} == {"teacher", "vanilla"}
 
 
 def test_selected_step_is_the_best_on_the_dev_split(workdir):
@@ -55,6 +64,6 @@ def test_a_broken_results_file_is_named(workdir):
     try:
         workdir.results.write_bytes(whole[:-10])
         with pytest.raises(UserError, match=r"results\.jsonl:\d+: the last line is cut off"):
-            evaluator.evaluate(workdir)
+            evaluate(workdir)
     finally:
         workdir.results.write_bytes(whole)

@@ -95,7 +95,7 @@ def test_a_second_start_redoes_nothing(setting, finished):
     def times():
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
-    skipped = ("config.json", ".run.lock", ".evaluation.lock", "report")
+    skipped = (".run.lock", ".evaluation.lock", "report")
     before = times()
     main.main(["--config", str(setting), "--workdir", str(finished)])
     after = times()
@@ -214,11 +214,11 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_1(setting, tmp_pat
     flags = ["--config.student.learning_rte=1"]
     done = subprocess.run([*command(setting, tmp_path / "run"), *flags], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: unknown config key student.learning_rte: did you mean student.learning_rate?\n"
+    assert done.stderr == "error: unknown config key student.learning_rte; did you mean 'learning_rate'?\n"
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_workdir_fails_before_anything_is_read(setting, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written"):
+    with pytest.raises(UserError, match=r"cannot be written to"):
         experiment.run(loaded(setting), tmp_path / "file" / "run")

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "xtransfer"
 # A room (module or folder directly under xtransfer/) imports from lower floors, and from its own room. The rooms of
 # floor 0 and the binaries are each one room; data/ and models/ share a floor, but not a room.
 FLOORS = {
-    **dict.fromkeys(("errors", "cli", "config", "sharding", "workdir"), 0),
+    **dict.fromkeys(("errors", "storage", "cli", "config", "sharding", "workdir"), 0),
     **dict.fromkeys(("data", "models"), 1),
     "transfer": 2,
     "train": 3,

@@ -1,6 +1,9 @@
 """The launch scripts, with a Python that only writes down how it was called: what they install and what they run."""
 
+import argparse
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from xtransfer import config
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,6 +173,18 @@ def test_a_changed_requirement_is_installed(installed: Checkout, name: str) -> N
     assert not any("venv" in call for call in calls), "the packages that are there are kept"
 
 
+def test_a_clone_that_was_moved_is_installed_again(installed: Checkout) -> None:
+    """An editable installation points to where the clone was; through a link to it, it has not moved."""
+    moved = installed.root.with_name("moved clone")
+    installed.root.rename(moved)
+    installed.root.symlink_to(moved)
+    calls = installed.run("local.sh")[2]
+    assert installs(calls) == ["pip", "."]
+    assert not any("venv" in call for call in calls), "the packages that are there are kept"
+    installed.root = moved
+    assert len(installed.run("local.sh")[2]) == 1
+
+
 def test_a_failed_installation_is_tried_again(checkout: Checkout) -> None:
     code, stderr, calls = checkout.run("local.sh", FAKE_PIP="1")
     assert code == 1 and calls[-1][1] == "pip", "nothing is run"
@@ -225,6 +242,23 @@ def test_a_newer_python_is_taken_where_python3_is_old(checkout: Checkout) -> Non
     newer.chmod(0o755)
     code, stderr, _ = checkout.run("local.sh", FAKE_VERSION="2.7")
     assert code == 0 and "making .venv with python3.14 (4.0)" in stderr
+
+
+def test_the_commands_of_the_readme_are_commands() -> None:
+    """Their configs exist and take their flags, as the shell hands them over."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("launch/")]
+    assert len(commands) >= 5 and all((ROOT / command[0]).is_file() for command in commands)
+    flagged = [command[1:] for command in commands if len(command) > 1]
+    assert len(flagged) >= 3
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--workdir", required=True)
+    for flags in flagged:
+        known, overrides = parser.parse_known_args(flags)
+        config.load(str(ROOT / known.config), overrides)
+        assert overrides, "all that is left goes to the config"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -1,5 +1,6 @@
 """The loop and its checkpoints: resume is exact, what cannot be trusted is not offered."""
 
+import contextlib
 import json
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from xtransfer import cli, sharding
+from xtransfer import cli, sharding, storage
 from xtransfer.errors import UserError
 from xtransfer.train import loop, state, steps
 from xtransfer.train.checkpoints import Checkpoints
@@ -57,7 +58,8 @@ class Setting:
         return batch_at(i)
 
     def fit(self, directory, plan):
-        final = loop.fit(directory, plan, self.initial, self.step, self.batch_at, self.score, self.mesh)
+        begin = loop.Start(self.initial, state.abstract(self.params, self.tx, self.mesh))
+        final = loop.fit(directory, plan, begin, self.step, self.batch_at, self.score, self.mesh)
         return np.asarray(jax.tree.leaves(final.params)[0])
 
 
@@ -76,14 +78,14 @@ def test_milestones_end_at_the_end():
 
 
 def test_rows_and_kept_checkpoints(tmp_path):
-    assert not loop.finished(tmp_path, PLAN)
+    assert not loop.finished(tmp_path, 20)
     Setting(scores=[0.5, 0.9, 0.9, 0.2]).fit(tmp_path, PLAN)
     rows = loop.read_metrics(tmp_path)
     assert [(row["step"], row["dev_accuracy"]) for row in rows] == [(5, 0.5), (10, 0.9), (15, 0.9), (20, 0.2)]
     assert rows[0]["loss"] > rows[-1]["loss"] > 0
     assert steps_on_disk(tmp_path) == [10, 20]  # the earlier of equals, and the last
-    assert loop.finished(tmp_path, PLAN)
-    assert not loop.finished(tmp_path, Plan("", 30, 4, 5))
+    assert loop.finished(tmp_path, 20)
+    assert not loop.finished(tmp_path, 30)
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
@@ -105,10 +107,32 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
     assert rows[0] == rows[1]
 
 
+def test_the_best_checkpoint_survives_a_resume(tmp_path):
+    first = Setting(scores=[0.9, 0.5])
+    first.batch_at = lambda i: batch_at(i) if i < 13 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        first.fit(tmp_path, PLAN)
+    assert steps_on_disk(tmp_path) == [5, 10]
+    Setting(scores=[0.6, 0.2]).fit(tmp_path, PLAN)
+    assert steps_on_disk(tmp_path) == [5, 20]
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert all(np.isfinite(leaf).all() for leaf in checkpoints.restore_arrays(5).values())
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    """The last update blows up; its loss is never seen, for it would be that of the step after."""
+    setting = Setting()
+    setting.tx = optax.sgd(1e38)
+    setting.step = steps.make_train_step(setting.graphdef, loss_fn, setting.tx, setting.mesh, setting.params)
+    with pytest.raises(UserError, match="step 1 made parameters that are not finite"):
+        setting.fit(tmp_path, Plan("test", 1, 1, 0))
+    assert steps_on_disk(tmp_path) == []
+
+
 def test_a_row_without_its_checkpoint_is_dropped(tmp_path):
     """Killed between the row and the save: the row of step 15 comes again, once."""
     Setting().fit(tmp_path, Plan("test", 10, 2, 5))
-    cli.append_jsonl(tmp_path / loop.METRICS_FILE, {"step": 15, "loss": 0.0, "dev_accuracy": 1.0})
+    storage.append_jsonl(tmp_path / loop.METRICS_FILE, {"step": 15, "loss": 0.0, "dev_accuracy": 1.0})
     with (tmp_path / loop.METRICS_FILE).open("a") as file:
         file.write('{"step": 2')  # and a half-written one
     Setting().fit(tmp_path, PLAN)
@@ -125,7 +149,7 @@ def test_a_partial_save_is_not_offered(tmp_path):
 def test_preemption_saves_and_exits_143(tmp_path, monkeypatch):
     setting = Setting()
     polls = iter([False] * 12 + [True] * 100)
-    monkeypatch.setattr(cli, "stop_requested", lambda: next(polls))
+    monkeypatch.setattr(cli, "deferred_stop", lambda: contextlib.nullcontext(lambda: next(polls)))
     with pytest.raises(SystemExit) as exit_:
         setting.fit(tmp_path / "cut", PLAN)
     assert exit_.value.code == 143
@@ -155,7 +179,7 @@ def test_another_tree_or_shape_is_refused(tmp_path):
 
 
 def states_of(setting):
-    return state.abstract(setting.initial()).params
+    return state.abstract(setting.params, setting.tx, setting.mesh).params
 
 
 def test_saving_a_step_twice_is_an_error(tmp_path):
@@ -164,5 +188,5 @@ def test_saving_a_step_twice_is_an_error(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(made, score=0.5)
         checkpoints.wait()
-        with pytest.raises(Exception, match="0"):
+        with pytest.raises(RuntimeError, match="checkpoint 0 was not saved"):
             checkpoints.save(made, score=0.5)

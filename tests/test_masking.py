@@ -39,12 +39,15 @@ def test_layout_is_the_contract():
     for i in range(5):
         batch = batches()(i)
         assert batch["input_ids"].shape == batch["position_ids"].shape == (8, 32)
-        ids, row, slot = original(batch), *np.nonzero(batch["weight"])
-        assert (ids[row, batch["cls_index"][row, slot]] == SPECIAL.cls).all()
-        assert (batch["weight"] == (batch["label"] >= 0)).all()
-        assert (batch["segment_ids"].max(axis=1) == batch["weight"].sum(axis=1)).all()
-        assert (ids[batch["segment_ids"] == 0] == SPECIAL.pad).all()
-        assert (batch["segment_ids"] > 0).mean() > 0.75
+        ids, segments = original(batch), batch["segment_ids"]
+        starts = (segments > 0) & (segments != np.pad(segments, ((0, 0), (1, 0)))[:, :-1])
+        assert (ids[starts] == SPECIAL.cls).all()
+        assert starts.sum(axis=1).tolist() == segments.max(axis=1).tolist()
+        for row, slot in zip(*np.nonzero(batch["partner"] >= 0), strict=True):
+            assert ids[row, batch["cls_index"][row, slot]] == SPECIAL.cls
+            assert segments[row, batch["cls_index"][row, slot]] == slot + 1
+        assert (ids[segments == 0] == SPECIAL.pad).all()
+        assert (segments > 0).mean() > 0.75
 
 
 def test_masks_are_ordinary_tokens_of_each_row():
@@ -85,31 +88,40 @@ def test_rare_tokens_are_masked_more_often():
     assert seen[20][0] / seen[20][1] > 1.5 * seen[10][0] / seen[10][1]
 
 
-def test_positions_restart_in_translations_only():
-    for fraction, restarts in ((1.0, True), (0.0, False)):
-        batch = batches(pair_fraction=fraction)(0)
-        second = batch["token_type_ids"] == 1
-        starts = second & ~np.roll(second, 1, axis=1)
-        assert starts.any()
-        assert (batch["position_ids"][starts] == 0).all() == restarts
-        if not restarts:
-            assert (batch["position_ids"][starts] > 1).all()
+def test_positions_restart_in_joined_translations_only():
+    translations, texts = batches(pair_fraction=1.0)(0), batches(pair_fraction=0.0)(0)
+    second = translations["token_type_ids"] == 1
+    starts = second & ~np.roll(second, 1, axis=1)
+    assert starts.sum() > 3
+    assert (translations["position_ids"][starts] == 0).all()
+    assert not texts["token_type_ids"].any()
+    for batch in (translations, texts):
+        used = batch["segment_ids"] > 0
+        restarts = used & (batch["position_ids"] == 0)
+        first = original(batch) == SPECIAL.cls
+        assert (restarts == (first | (used & np.where(batch is translations, starts, False)))).all()
 
 
-def test_a_label_says_whether_the_halves_belong_together():
-    """Halves are numbered so that B = A + 25: only true pairs keep that."""
+def test_partners_are_the_two_halves_of_one_text():
+    """Halves are numbered so that B = A + 25."""
     texts = {"en": [(np.full(3, 5 + i, np.int32), np.full(3, 30 + i, np.int32)) for i in range(25)]}
     make = PretrainingBatches(texts, {}, SPECIAL, SHAPE, pair_fraction=0.0, seed=0)
-    true = {0: [], 1: []}
+    apart = together = 0
     for i in range(20):
         batch = make(i)
-        ids = original(batch)
-        for row, slot in zip(*np.nonzero(batch["weight"]), strict=True):
-            words = [int(x) for x in ids[row][batch["segment_ids"][row] == slot + 1] if x >= 5]
-            true[int(batch["label"][row, slot])].append(words[-1] - words[0] == 25)
-    assert all(true[1])
-    assert np.mean(true[0]) < 0.2  # a foreign B is the own one by chance: 1 in 25
-    assert len(true[0]) / (len(true[0]) + len(true[1])) == pytest.approx(1 / 3, abs=0.06)
+        ids, partner = original(batch), batch["partner"].reshape(-1)
+
+        def word(place, ids=ids, batch=batch):
+            row, slot = divmod(int(place), SHAPE.slots)
+            return int(ids[row, batch["cls_index"][row, slot] + 1])
+
+        places = np.flatnonzero(partner >= 0)
+        assert (partner[partner[places]] == places).all()
+        assert (partner[places] != places).all()
+        assert {abs(word(place) - word(partner[place])) for place in places} == {25}
+        apart += len(places) // 2
+        together += int(batch["segment_ids"].max(axis=1).sum()) - len(places)
+    assert apart / (apart + together) == pytest.approx(0.5, abs=0.08)
 
 
 def test_long_halves_are_cut_to_the_row():

@@ -8,7 +8,7 @@ from sklearn import metrics as reference
 
 from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics
-from xtransfer.evaluation.metrics import Score, degenerate_warning, scores
+from xtransfer.evaluation.metrics import at_chance, degenerate_warning, scores
 
 #                   right: 0 0 0, 1, 2 2; wrong: a 0 called 1, a 1 called 2, a 1 called 0
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
@@ -24,23 +24,24 @@ def test_confusion_has_gold_in_rows():
 def test_scores_by_hand():
     # Accuracy 6/9. F1: class 0 2·3/(4 + 4) = 3/4, class 1 2·1/(3 + 2) = 2/5, class 2 2·2/(2 + 3) = 4/5; mean 0.65.
     result = scores(PREDICTED, LABELS, 3)
-    assert [(score.metric, score.count) for score in result] == [("accuracy", 9), ("macro_f1", 9)]
-    assert [score.value for score in result] == pytest.approx([2 / 3, 0.65], rel=1e-12)
-    assert scores(PREDICTED, LABELS, 3, ["accuracy"]) == [Score("accuracy", 6 / 9, 9)]
+    # The most frequent gold class is 0, with 4 of 9.
+    names = ["accuracy", "macro_f1", "majority_share"]
+    assert [(score.metric, score.count) for score in result] == [(name, 9) for name in names]
+    assert [score.value for score in result] == pytest.approx([2 / 3, 0.65, 4 / 9], rel=1e-12)
     assert result[0]._asdict() == {"metric": "accuracy", "value": 6 / 9, "count": 9}  # as in a row of results
 
 
 def test_a_class_that_occurs_nowhere_is_not_averaged_and_one_only_predicted_counts_zero():
     # K = 3 of which class 2 is nowhere: F1 of 0 and 1 is 1 and 1. One wrong call of class 2: (1 + 2/3 + 0)/3.
-    assert scores([0, 1], [0, 1], 3, ["macro_f1"]) == [("macro_f1", 1, 2)]
-    assert scores([0, 1, 2], [0, 1, 1], 3, ["macro_f1"])[0].value == pytest.approx(5 / 9, rel=1e-12)
+    assert scores([0, 1], [0, 1], 3)[1] == ("macro_f1", 1, 2)
+    assert scores([0, 1, 2], [0, 1, 1], 3)[1].value == pytest.approx(5 / 9, rel=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_same_as_scikit_learn(pairs):
     predictions, labels = np.array(pairs).T
-    values = [score.value for score in scores(predictions, labels, 4)]
+    values = [score.value for score in scores(predictions, labels, 4)[:2]]
     expected = [
         reference.accuracy_score(labels, predictions),
         reference.f1_score(labels, predictions, average="macro", zero_division=0),
@@ -60,11 +61,6 @@ def test_same_as_scikit_learn(pairs):
 def test_what_cannot_be_scored_is_refused(predictions, labels, words):
     with pytest.raises(UserError, match=words):
         scores(np.array(predictions, int), np.array(labels, int), 2)
-
-
-def test_unknown_metric_lists_the_known_ones():
-    with pytest.raises(UserError, match="accuracy, macro_f1"):
-        scores([0], [0], 2, ["f1"])
 
 
 def test_constant_prediction_is_degenerate():
@@ -93,3 +89,22 @@ def test_chance_is_the_majority_where_classes_are_unbalanced():
     predictions = np.where(np.arange(1000) % 10 == 0, 1 - labels, labels)  # 90 % right, as always saying 0
     assert "90.0%" in degenerate_warning(predictions, labels, 2)
     assert degenerate_warning(labels, labels, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "majority", "expected"),
+    # 1,000 coins that show heads in nine of ten cases: P(X >= 915) = 0.0607, P(X >= 916) = 0.0485 (the exact tail).
+    [(0.9, 0.9, True), (0.915, 0.9, True), (0.916, 0.9, False), (0.527, 0.5, False), (0.527, 0.9, True), (1, 1, False)],
+)
+def test_at_chance_is_held_against_the_most_frequent_class(accuracy, majority, expected):
+    assert at_chance(accuracy, 1000, majority) is expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
+def test_the_rows_say_the_same_as_the_warning(pairs):
+    """The report has the rows only, the log has the predictions: they name the same runs."""
+    predictions, labels = np.array(pairs).T
+    by_name = {score.metric: score for score in scores(predictions, labels, 3)}
+    from_rows = at_chance(by_name["accuracy"].value, len(pairs), by_name["majority_share"].value)
+    assert from_rows == (degenerate_warning(predictions, labels, 3) is not None)

@@ -1,9 +1,11 @@
 """Pretraining on tiny text: what it writes, that it goes on where it stopped, what it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -81,7 +83,7 @@ def test_an_interrupted_run_writes_the_same_weights(settings, written, tmp_path,
     # A tokenizer's training is not deterministic, so both runs get the one there is.
     shutil.copytree(written.with_name("mini.work") / "tokenizer", tmp_path / "mini.work" / "tokenizer")
     polls = iter([False] * 29 + [True] * 100)
-    monkeypatch.setattr(cli, "stop_requested", lambda: next(polls))
+    monkeypatch.setattr(cli, "deferred_stop", lambda: contextlib.nullcontext(lambda: next(polls)))
     with pytest.raises(SystemExit):
         pretrain.pretrain(settings, tmp_path / "mini")
     assert not (tmp_path / "mini").exists()
@@ -98,6 +100,21 @@ def test_an_interrupted_run_writes_the_same_weights(settings, written, tmp_path,
 def test_an_output_that_exists_is_refused(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         pretrain.main(["--config", "unread.py", "--output", str(tmp_path)])
+
+
+def test_partner_terms_by_hand():
+    """Three vectors: 0 and 1 are partners at cosine 0.6, and 2 is a stranger to both, apart from the candidates."""
+    pooled = jnp.array([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 0.0]])
+    (loss, count), (right, of) = pretrain._partner_terms(pooled, jnp.array([1, 0, -1, -1]))
+    assert (float(count), float(right), float(of)) == (2.0, 2.0, 2.0)
+    assert float(loss) == pytest.approx(0.0, abs=1e-5)  # each has one candidate only
+    # With 2 and 3 partners too, 0 takes 2 (cosine 1) for its partner, at a loss of ln(e^6 + e^10 + e^0) - 6.
+    pooled = jnp.array([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0]])
+    (loss, count), (right, _) = pretrain._partner_terms(pooled, jnp.array([1, 0, 3, 2]))
+    by_hand = [np.log(np.exp(6) + np.exp(10) + 1) - 6, np.log(2 * np.exp(6) + np.exp(8)) - 6]
+    by_hand += [np.log(np.exp(10) + np.exp(6) + 1), np.log(2 + np.exp(8))]
+    assert float(loss) == pytest.approx(sum(by_hand), rel=1e-4)
+    assert (float(count), float(right)) == (4.0, 0.0)
 
 
 def test_sinusoids_by_hand():

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from xtransfer import report
-from xtransfer.config import ExperimentConfig, TaskConfig, to_json
+from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.errors import UserError
 from xtransfer.evaluation.statistics import aggregate
 
@@ -21,6 +21,9 @@ VALUES = {  # objective -> seed -> en, de, ja
     "vanilla": {0: (0.70, 0.60, 0.60), 1: (0.74, 0.66, 0.56)},
     "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
 }
+FACTS = report.TaskFacts(("negative", "positive"), ("de", "ja"), synthetic=False)
+SYNTHETIC = dataclasses.replace(FACTS, synthetic=True)
+RECORD = {"name": "reviews", "labels": ["negative", "positive"], "target_languages": ["de", "ja"], "synthetic": True}
 ONE_SEED = {name: {0: by_seed[0]} for name, by_seed in VALUES.items()}
 
 
@@ -49,10 +52,14 @@ def table(*rows, **settings):
     return aggregate(list(rows) or make_rows(), **{"source_language": "en"} | settings)
 
 
-def printed(rows, width=200, **settings):
+def with_majority(rows, share=0.5):
+    """Rows of accuracy, and those that say the share of the most frequent class."""
+    return [*rows, *({**row, "metric": "majority_share", "value": share} for row in rows)]
+
+
+def printed(rows, width=200, facts=FACTS):
     stream = io.StringIO()
-    console = Console(file=stream, width=width, highlight=False, soft_wrap=True)
-    report.print_table(rows, console, **{"source_language": "en"} | settings)
+    report.show(table(*rows), Console(file=stream, width=width, highlight=False, soft_wrap=True), facts)
     return stream.getvalue()
 
 
@@ -69,50 +76,63 @@ def test_cells_by_hand():
 
 
 def test_one_seed_has_no_sd_and_says_so():
-    text = report.markdown(table(*make_rows(ONE_SEED)))
+    text = report.markdown(table(*make_rows(ONE_SEED)), FACTS)
     assert "| monox_kd | 82.0 | 70.0 | 66.0 | 68.0 | +8.0 |" in text
     assert "±" not in text
     assert "1 seed (0), one run each, spread unknown." in text
+    assert "All seeds share" not in text
 
 
 def test_caption_says_what_was_measured():
-    text = "\n".join(report.caption(table()))
+    text = "\n".join(report.caption(table(), FACTS))
     for words in (
-        "accuracy in % on the test split of reviews, 1,000 items per language.",
+        "accuracy in % on the test split of reviews, 2 classes, 1,000 items per language.",
         "best on the source language's dev split (source_dev)",
         "teacher: 1 seed (0)",
         "vanilla, monox_kd: 2 seeds (0, 1), mean ± sample standard deviation",
         "mean over de, ja, without the source language en",
         "vanilla with the same seed",
+        "All seeds share one labelled and one unlabelled sample and one monolingual teacher",
     ):
         assert words in text
-    oracle = report.caption(table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle"))
-    assert "not zero-shot" in "\n".join(oracle)
+    oracle = table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle")
+    assert "not zero-shot" in "\n".join(report.caption(oracle, FACTS))
 
 
 def test_different_counts_and_no_baseline():
     rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows()]
-    assert "items: en 1,000, de 1,000, ja 500" in report.caption(table(*rows))[0]
+    assert "items: en 1,000, de 1,000, ja 500" in report.caption(table(*rows), FACTS)[0]
     alone = table(*make_rows({"monox_kd": VALUES["monox_kd"]}))
     assert report.cells(alone)[0][-1] == "avg of targets"
-    assert "Gain" not in "\n".join(report.caption(alone))
+    assert "Gain" not in "\n".join(report.caption(alone, FACTS))
 
 
 def test_synthetic_text_is_called_synthetic_wherever_it_is_named():
-    text = report.markdown(table(*make_rows(task="minireviews")))
-    assert text.count("minireviews") == text.count("minireviews (synthetic)") == 2
-    assert "synthetic" not in report.markdown(table())
+    text = report.markdown(table(), SYNTHETIC)
+    assert text.count("reviews") == text.count("reviews (synthetic)") == 2
+    assert "synthetic" not in report.markdown(table(), FACTS)
 
 
 def test_results_at_chance_are_named():
     values = {"vanilla": {0: (0.7, 0.51, 0.6), 1: (0.7, 0.6, 0.48)}}
-    chance = report.warnings(table(*make_rows(values)), 2)
-    assert chance == ["Warning: not above chance (50.0%): vanilla seed 0 in de (51.0%); vanilla seed 1 in ja (48.0%)."]
-    assert f"**{chance[0]}**" in report.markdown(table(*make_rows(values)), 2)
-    assert chance[0] in printed(make_rows(values), num_classes=2)
-    assert report.warnings(table(*make_rows(values)), 4) == []
-    assert report.warnings(table(*make_rows(values)), None) == []
-    assert report.warnings(table(), 2) == []
+    rows = with_majority(make_rows(values))
+    chance = report.warnings(table(*rows))
+    assert chance == [
+        "Warning: cannot be told from always answering the most frequent class: "
+        "vanilla seed 0 in de (51.0%, always the same: 50.0%); vanilla seed 1 in ja (48.0%, always the same: 50.0%)."
+    ]
+    assert f"**{chance[0]}**" in report.markdown(table(*rows), FACTS)
+    assert chance[0] in printed(rows)
+    assert report.warnings(table(*with_majority(make_rows(values), share=0.25))) == []
+    assert report.warnings(table(*make_rows(values))) == []
+    assert report.warnings(table(*with_majority(make_rows()))) == []
+    assert report.warnings(table(*with_majority(make_rows(), share=0.9)))[0].count("seed") == 13
+
+
+def test_all_labels_equal_is_loud_in_the_report():
+    """A model that learnt one class only: exactly the share of that class, everywhere."""
+    rows = with_majority(make_rows({"vanilla": {0: (0.6, 0.6, 0.6)}}), share=0.6)
+    assert report.warnings(table(*rows))[0].count("60.0%, always the same: 60.0%") == 3
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -127,7 +147,7 @@ def test_printed_table_loses_no_digit_on_a_narrow_terminal(width):
 def test_square_brackets_are_no_markup_and_bars_no_columns():
     rows = make_rows(task="[red]x[/red]") + make_rows({"a|b": VALUES["vanilla"]}, task="[red]x[/red]")
     assert "[red]x[/red]: accuracy on test" in printed(rows)
-    assert "| a\\|b | " in report.markdown(table(*rows))
+    assert "| a\\|b | " in report.markdown(table(*rows), FACTS)
 
 
 def test_missing_language_reaches_the_user():
@@ -136,24 +156,24 @@ def test_missing_language_reaches_the_user():
 
 
 @pytest.mark.parametrize("values", [VALUES, ONE_SEED])
-def test_plot_is_a_readable_png_and_the_same_twice(tmp_path, values):
+def test_plot_is_a_readable_png_and_the_same_twice(values):
     from matplotlib.image import imread
 
-    paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    for path in paths:
-        report.plot(table(*make_rows(values)), path, num_classes=2)
-    image = imread(paths[0])[..., :3]
+    picture = report.plot(table(*make_rows(values)), FACTS)
+    image = imread(io.BytesIO(picture))[..., :3]
     assert image.shape[0] >= 600 and image.shape[1] >= 1000
     for colour in ("#999999", "#0072B2", "#333333"):  # baseline, first objective and teacher are all drawn
         rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert (abs(image - rgb).max(axis=-1) < 0.02).sum() > 1000, colour
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert report.plot(table(*make_rows(values)), FACTS) == picture
+    assert report.plot(table(*with_majority(make_rows(values))), FACTS) != picture, "a line at the majority's share"
 
 
-def make_workdir(root, rows, labels=("negative", "positive"), **task):
+def make_workdir(root, rows, splits=("test",), targets=("de", "ja")):
     root.mkdir(parents=True)
-    config = dataclasses.replace(ExperimentConfig(), task=TaskConfig(labels=labels, **task))
-    (root / "config.json").write_text(to_json(config))
+    config = dataclasses.replace(ExperimentConfig(), task=TaskConfig(), evaluation_splits=splits)
+    (root / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    (root / "task.json").write_text(json.dumps(RECORD | {"target_languages": list(targets)}))
     (root / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -167,6 +187,7 @@ def test_the_binary_reports_every_workdir(tmp_path):
     assert "+6.5 ± 2.1" in done.stdout and "+8.0" in done.stdout
     for root, gain in ((first, "+6.5 ± 2.1"), (second, "+8.0")):
         assert gain in (root / "report" / "results.md").read_text()
+        assert "reviews (synthetic), 2 classes" in (root / "report" / "results.md").read_text()
         assert (root / "report" / "results.png").read_bytes().startswith(b"\x89PNG")
         assert sorted(path.name for path in (root / "report").iterdir()) == ["results.md", "results.png"]
 
@@ -192,8 +213,8 @@ def test_options_choose_rows(tmp_path, capsys):
     assert "| vanilla | 25.0 ± 0.0 |" in text
 
 
-def test_asked_for_languages_come_from_the_config(tmp_path):
-    root = make_workdir(tmp_path / "a", make_rows(), target_languages=("de", "fr"))
+def test_a_target_language_that_no_run_has_is_an_error_too(tmp_path):
+    root = make_workdir(tmp_path / "a", make_rows(), targets=("de", "fr"))
     with pytest.raises(UserError, match="vanilla seed 0 has no test accuracy in fr"):
         report.main(["--workdir", str(root)])
 
@@ -207,22 +228,48 @@ def test_a_workdir_without_results_says_what_to_run(tmp_path):
         report.main(["--workdir", str(root)])
 
 
-def test_number_of_classes_is_found(tmp_path):
-    config = ExperimentConfig()
-    workdir = report.Workdir(tmp_path)
-    assert report.find_num_classes(workdir, config) is None
-    (tmp_path / "logits" / "abc").mkdir(parents=True)
-    manifest = tmp_path / "logits" / "abc" / "manifest.json"
-    manifest.write_text('{"classes": ["a", "b", "c"]}')
-    assert report.find_num_classes(workdir, config) == 3
-    labelled = dataclasses.replace(config, task=TaskConfig(labels=("a", "b")))
-    assert report.find_num_classes(workdir, labelled) == 2
-    manifest.write_text("{")
-    with pytest.raises(UserError, match="manifest.json"):
-        report.find_num_classes(workdir, config)
+@pytest.mark.parametrize(("splits", "expected"), [(("dev", "test"), "test"), (("dev",), "dev"), (("test",), "test")])
+def test_the_split_is_test_where_that_was_evaluated(tmp_path, splits, expected):
+    rows = [row for split in splits for row in make_rows(split=split)]
+    root = make_workdir(tmp_path / "a", rows, splits=splits)
+    report.main(["--workdir", str(root)])
+    assert f"accuracy in % on the {expected} split" in (root / "report" / "results.md").read_text()
+
+
+def test_a_protocol_without_rows_says_which_there_are(tmp_path):
+    root = make_workdir(tmp_path / "a", make_rows() + make_rows(selection="last"))
+    with pytest.raises(UserError, match=r"selected by target_dev_oracle; .* split test; selection last, source_dev$"):
+        report.main(["--workdir", str(root), "--selection", "target_dev_oracle"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file or directory: start the experiment again with python -m xtransfer.main"),
+        ("{", "not strict JSON"),
+        ("\xff", "not strict JSON"),
+        ("[]", "expected a JSON object, found list"),
+        (RECORD | {"labels": ["a"]}, r"labels = \['a'\], expected a list of 2 or more names"),
+        (RECORD | {"labels": "ab"}, "labels = 'ab'"),
+        (RECORD | {"labels": ["a", 1]}, "labels = "),
+        (RECORD | {"target_languages": "de"}, "target_languages = 'de', expected a list of 0 or more names"),
+        (RECORD | {"synthetic": None}, "synthetic = None, expected true or false"),
+        (RECORD | {"synthetic": 1}, "synthetic = 1"),
+    ],
+)
+def test_a_missing_or_broken_record_of_the_task_is_one_line(tmp_path, content, words):
+    root = make_workdir(tmp_path / "a", make_rows())
+    if content is None:
+        (root / "task.json").unlink()
+    else:
+        text = json.dumps(content) if isinstance(content, dict) else content
+        (root / "task.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=f"task.json: {words}") as caught:
+        report.main(["--workdir", str(root)])
+    assert "\n" not in str(caught.value) and not (root / "report").exists()
 
 
 def test_an_unwritable_report_directory_is_named(tmp_path):
     (tmp_path / "report").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write the report to .*report"):
-        report.write(table(), tmp_path / "report")
+    with pytest.raises(UserError, match="report/results.md cannot be written"):
+        report.write(table(), tmp_path / "report", FACTS)

@@ -117,10 +117,27 @@ def test_repeated_rows_are_one_and_contradictions_are_refused():
 
 
 def test_nothing_to_show_is_an_error():
-    with pytest.raises(UserError, match="no results: accuracy on split dev"):
-        table(make_rows(), split="dev")
+    with pytest.raises(UserError, match="no results: accuracy on split dev, .*; there are none of anything yet"):
+        table([], split="dev")
     with pytest.raises(UserError, match="no test results in any language but"):
         table([row for row in make_rows() if row["language"] == "en"])
+
+
+def test_what_is_not_there_lists_what_is():
+    rows = make_rows() + make_rows(selection="last", step=7) + make_rows(metric="majority_share", value=0.5)
+    with pytest.raises(UserError) as caught:
+        table(rows, selection="target_dev_oracle")
+    assert str(caught.value) == (
+        "no results: accuracy on split test, checkpoints selected by target_dev_oracle; "
+        "there are results of metric accuracy; split test; selection last, source_dev"
+    )
+
+
+def test_the_share_of_the_most_frequent_class_is_of_the_language_and_split():
+    shares = make_rows({"vanilla": {0: (0.5, 0.6, 0.7)}}, metric="majority_share")
+    other = make_rows({"vanilla": {0: (0.1, 0.1, 0.1)}}, metric="majority_share", split="dev")
+    assert table(make_rows() + shares + other).majority == {"en": 0.5, "de": 0.6, "ja": 0.7}
+    assert table(make_rows()).majority == {}
 
 
 def written(tmp_path, content):
@@ -147,7 +164,10 @@ def test_rows_are_read_as_written_and_u2028_ends_no_line(tmp_path):
         ("[]", "found list"),
         (lines(make_rows(value=float("nan")))[0], "NaN"),
         (lines(make_rows(value=float("-inf")))[0], "-Infinity"),
-        (lines(make_rows())[0].replace("0.82", "1e999"), "finite"),
+        (lines(make_rows())[0].replace("0.82", "1e999"), "not strict JSON: 1e999 is too large"),
+        (lines(make_rows())[0].replace("0.82", "1" + "0" * 400), "expected 0 to 1"),
+        (lines(make_rows(value=-0.1))[0], "value = -0.1, expected 0 to 1"),
+        ("[" * 100_000, "not strict JSON: nested too deeply"),
         (lines(make_rows())[0].replace("{", '{"seed": 0, ', 1), "twice"),
         (lines(make_rows(extra=1))[0], "extra"),
         (lines(make_rows(seed="0"))[0], "seed = '0', expected int"),

@@ -86,7 +86,17 @@ def test_more_labelled_than_there_are_is_an_error():
 
 def in_memory(train: list[Example], unlabelled: list[Example]) -> Task:
     splits = {"train": train, "unlabelled": unlabelled}
-    return Task("t", ("bad", "good"), "en", (), lambda split, language: splits[split], lambda: "")
+    return Task(
+        name="t",
+        labels=("bad", "good"),
+        source_language="en",
+        target_languages=(),
+        load=lambda split, language: splits[split],
+        fingerprint=lambda: "",
+        synthetic=True,
+        pretraining=lambda language: {},
+        parallel=lambda first, second: [],
+    )
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 5))
@@ -129,6 +139,7 @@ def test_files_task(config: Config):
     ]
     assert [e.label for e in task.load("unlabelled", "en")] == [-1, -1]
     assert [e.id for e in task.load("test", "de")] == ["files/test/de/0", "files/test/de/1"]
+    assert not task.synthetic
 
 
 def test_files_task_reads_the_named_columns(config: Config, tmp_path: Path):
@@ -157,6 +168,10 @@ def test_files_that_are_missing(config: Config, tmp_path: Path):
     with pytest.raises(UserError, match=r"en/unlabelled\.tsv: no such file; .*'train_rest'"):
         (tmp_path / "en" / "unlabelled.tsv").unlink()
         tasks.get_task(config()).load("unlabelled", "en")
+    with pytest.raises(
+        UserError, match=r"/de/dev\.tsv: no such file; task\.path says that split 'dev' of 'de' is there"
+    ):
+        tasks.get_task(config()).load("dev", "de")
     with pytest.raises(UserError, match=r"en/dev\.tsv: no such file; .* split 'dev' of 'en'"):
         (tmp_path / "en" / "dev.tsv").unlink()
         tasks.get_task(config())
@@ -219,8 +234,12 @@ def test_files_fingerprint_is_of_bytes_and_columns(config: Config, tmp_path: Pat
     before = fingerprint()
     assert fingerprint() == before and fingerprint(labels=("bad", "good")) == before
     assert len({before, fingerprint(labels=("good", "bad")), fingerprint(target_languages=("de",))}) == 3
+    write(tmp_path, "de", "dev", "gut\tgood")
+    with_dev = fingerprint()
     (tmp_path / "en" / "unlabelled.tsv").write_text("text\nanother\n")
-    assert fingerprint() != before
+    assert len({before, with_dev, fingerprint()}) == 3
+    write(tmp_path, "es", "dev", "bien\tgood")
+    assert fingerprint(target_languages=("de", "fr")) == fingerprint(), "es has no test file, so it is no target"
 
 
 @pytest.fixture
@@ -238,6 +257,7 @@ def test_minireviews(builder: list[tuple], tmp_path: Path):
     task = tasks.get_task(TaskConfig(cache_dir=str(tmp_path)))
     assert (task.name, task.labels, task.source_language) == ("minireviews", ("negative", "positive"), "en")
     assert task.target_languages == ("de", "fr", "ja") and task.fingerprint() == "v1"
+    assert task.synthetic
     assert task.load("test", "ja")[0] == Example("minireviews/test/ja/7", "fine", None, 1, "ja")
     assert builder == [("prepare", "ja", tmp_path), ("read", "ja", "test", tmp_path)]
     assert [e.label for e in task.load("unlabelled", "en")] == [-1, -1]

@@ -9,27 +9,33 @@ import pytest
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError
-from xtransfer.workdir import Workdir, locked, read_config, record_config
+from xtransfer.workdir import Workdir, as_record, check_unchanged, locked, read_config, record
+
+
+def begin(path, config):
+    """What a binary does with a config before it works."""
+    check_unchanged(path, as_record(config))
+    record(path, as_record(config))
 
 
 def test_config_is_recorded_and_read_back(tmp_path):
     config = ExperimentConfig(student=ModelConfig(checkpoint="x"))
-    record_config(Workdir(tmp_path).config, config)
+    begin(Workdir(tmp_path).config, config)
     assert read_config(Workdir(tmp_path)) == config
-    record_config(Workdir(tmp_path).config, config)
+    begin(Workdir(tmp_path).config, config)
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
-    record_config(Workdir(tmp_path).config, ExperimentConfig())
+    begin(Workdir(tmp_path).config, ExperimentConfig())
     with pytest.raises(UserError, match=r"student\.steps: 1000 → 5"):
-        record_config(Workdir(tmp_path).config, ExperimentConfig(student=ModelConfig(steps=5)))
+        begin(Workdir(tmp_path).config, ExperimentConfig(student=ModelConfig(steps=5)))
     assert read_config(Workdir(tmp_path)) == ExperimentConfig()
 
 
 def test_more_seeds_and_objectives_are_welcome(tmp_path):
-    record_config(Workdir(tmp_path).config, ExperimentConfig())
+    begin(Workdir(tmp_path).config, ExperimentConfig())
     wider = dataclasses.replace(ExperimentConfig(), seeds=(0, 1, 2), objectives=("vanilla",))
-    record_config(Workdir(tmp_path).config, wider)
+    begin(Workdir(tmp_path).config, wider)
     assert read_config(Workdir(tmp_path)) == wider
 
 
@@ -43,11 +49,10 @@ def test_a_directory_without_experiment_and_a_broken_record(tmp_path):
 
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
     code = (
-        "import pathlib\nfrom xtransfer.workdir import Workdir, locked\n"
-        f"with locked(Workdir(pathlib.Path({str(tmp_path)!r}))): print(1)"
+        f"import pathlib\nfrom xtransfer.workdir import locked\nwith locked(pathlib.Path({str(tmp_path)!r})): print(1)"
     )
     command = [sys.executable, "-c", code]
-    with locked(Workdir(tmp_path)):
+    with locked(tmp_path):
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode != 0
         assert f"in use by process {os.getpid()}" in second.stderr
@@ -56,5 +61,5 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written"), locked(Workdir(tmp_path / "file" / "below")):
+    with pytest.raises(UserError, match=r"cannot be written to"), locked(tmp_path / "file" / "below"):
         pass

@@ -1,15 +1,12 @@
 """What every binary shares: its exit status, its one-line errors, its progress bars, its log lines."""
 
-import json
 import logging
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +21,7 @@ EXIT_PREEMPTED = 143
 console = Console(highlight=False, soft_wrap=True)
 _LOG_EVERY_SECONDS = 15.0
 _stop = threading.Event()
+_deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -43,11 +41,21 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def _terminate(signum: int, frame: Any) -> None:
     _stop.set()
+    if not _deferred:
+        sys.exit(EXIT_PREEMPTED)
 
 
-def stop_requested() -> bool:
-    """Whether SIGTERM has come (preemption): long work polls this, saves, and exits with `EXIT_PREEMPTED`."""
-    return _stop.is_set()
+@contextmanager
+def deferred_stop() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM (preemption) ends nothing by itself: the work polls what this yields, saves, and exits.
+
+    Elsewhere SIGTERM exits at once with `EXIT_PREEMPTED`: what is done piece by piece is safe on the disk.
+    """
+    _deferred.append(True)
+    try:
+        yield _stop.is_set
+    finally:
+        _deferred.pop()
 
 
 class Ticker:
@@ -97,11 +105,3 @@ def ticking(title: str, total: int, *, unit: str = "steps") -> Iterator[Ticker]:
 def log(message: str) -> None:
     """One line for people, at once."""
     console.print(message, markup=False)
-
-
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Appends one row, whole or not at all for a later reader, and on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -6,11 +6,10 @@ result into frozen dataclasses, checked key by key; past this module nothing els
 """
 
 import dataclasses
-import difflib
-import json
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, nearest
+
+MAX_SEED = 2**32 - 1
 
 
 def setting(
@@ -47,7 +48,7 @@ class TaskConfig:
     source_language: str = "en"
     target_languages: tuple[str, ...] = ()  # () = every other language of the task
     labelled: int = setting(0, at_least=0)  # labelled source examples, class-balanced; 0 = all
-    labelled_seed: int = setting(0, at_least=0)
+    labelled_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     unlabelled_from: str = setting("split", choices=("none", "split", "train_rest"))
     unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all there are
     # The rest is read by the task `files` only.
@@ -79,6 +80,19 @@ class ModelConfig:
     packed: bool = True
     evaluations: int = setting(5, at_least=1)  # checkpoints, evenly spaced, each scored on the source dev split
 
+    def check(self, prefix: str = "") -> None:
+        """Refuses settings that do not go together."""
+        if 0 < self.row_length < self.max_length:
+            raise UserError(
+                f"config key {prefix}row_length is {self.row_length}: a row must hold an example of {prefix}max_length "
+                f"{self.max_length} tokens"
+            )
+        for pattern in self.frozen:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"config key {prefix}frozen: {pattern!r} is no regular expression: {error}") from error
+
 
 @dataclass(frozen=True)
 class TransferConfig:
@@ -99,8 +113,8 @@ class ExperimentConfig:
     student: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
     objectives: tuple[str, ...] = setting(("vanilla", "monox_kd", "monox_pl", "self_training"), distinct=True)
-    seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=2**32 - 1, distinct=True)
-    teacher_seed: int = setting(0, at_least=0)
+    seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
+    teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
     evaluation_batch_size: int = setting(256, at_least=1)
 
@@ -119,21 +133,33 @@ class PretrainConfig:
     max_positions: int = setting(128, at_least=8)
     dropout: float = setting(0.1, at_least=0, at_most=0.9)  # written to the checkpoint, for fine-tuning
     pretraining_dropout: float = setting(0.0, at_least=0, at_most=0.9)
-    row_length: int = setting(64, at_least=8)
-    rows: int = setting(32, at_least=1)  # rows of a batch
-    masks: int = setting(10, at_least=1)  # masked tokens of a row
-    pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # of examples that are translation pairs
-    next_weight: float = setting(1.0, at_least=0)  # weight of "does B belong to A" beside the masked tokens
+    row_length: int = setting(96, at_least=8)
+    rows: int = setting(20, at_least=1)  # rows of a batch
+    masks: int = setting(15, at_least=1)  # masked tokens of a row
+    pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # of draws that are translation pairs
+    partner_weight: float = setting(
+        1.0, at_least=0
+    )  # weight of finding an example's other half beside the masked tokens
     learning_rate: float = setting(1e-3, at_least=0)
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
     clip_norm: float = setting(1.0, at_least=0)
     steps: int = setting(9000, at_least=1)
-    seed: int = setting(0, at_least=0)
+    seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+
+    def check(self, prefix: str = "") -> None:
+        """Refuses settings that do not go together."""
+        if self.hidden_size % self.num_heads:
+            raise UserError(f"config key num_heads is {self.num_heads}: it must divide hidden_size {self.hidden_size}")
+        if self.masks > self.row_length:
+            raise UserError(f"config key masks is {self.masks}: a row has only {self.row_length} tokens (row_length)")
+        if self.row_length > self.max_positions:
+            raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# What may differ between two starts in one workdir: it only chooses which stages there are.
-GROWING = ("objectives", "seeds")
+# What may differ between two starts in one workdir: which stages there are, where the data lie, and how many
+# rows are predicted at a time.
+FREE = ("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size")
 
 
 def default(schema: type = ExperimentConfig) -> ConfigDict:
@@ -176,7 +202,10 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
             checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
         else:
             checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
-    return schema(**checked)
+    config_ = schema(**checked)
+    if hasattr(config_, "check"):
+        config_.check(prefix)
+    return config_
 
 
 def _check_key(schema: Any, key: str, prefix: str = "") -> None:
@@ -184,9 +213,8 @@ def _check_key(schema: Any, key: str, prefix: str = "") -> None:
     name, _, rest = key.partition(".")
     hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
     if name not in hints:
-        near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"the keys are {', '.join(hints) or 'none below it'}"
-        raise UserError(f"unknown config key {prefix}{name}: {hint}")
+        hint = nearest(name, hints) or f"; the keys are {', '.join(hints) or 'none below it'}"
+        raise UserError(f"unknown config key {prefix}{name}{hint}")
     if rest:
         _check_key(hints[name], rest, f"{prefix}{name}.")
 
@@ -195,10 +223,11 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"config key {key} takes a tuple, not {value!r}")
-        if bounds.get("distinct") and (not value or len(set(value)) < len(value)):
-            raise UserError(f"config key {key} is {tuple(value)!r}: give at least one, and each only once")
         item_kind = typing.get_args(kind)[0]
-        return tuple(_checked_value(f"{key}[{i}]", item, item_kind, bounds) for i, item in enumerate(value))
+        items = tuple(_checked_value(f"{key}[{i}]", item, item_kind, bounds) for i, item in enumerate(value))
+        if bounds.get("distinct") and (not items or len(set(items)) < len(items)):
+            raise UserError(f"config key {key} is {items!r}: give at least one, and each only once")
+        return items
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -213,19 +242,14 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
     return value
 
 
-def to_json(config: Any) -> str:
-    """The resolved config as it stands in `workdir/config.json`."""
-    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old → new` for every setting that differs, those of `GROWING` left out."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old → new` for every setting that differs, those of `FREE` left out."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after and prefix + key not in GROWING:
+        elif before != after and prefix + key not in FREE:
             lines.append(f"{prefix}{key}: {before!r} → {after!r}")
     return lines
 

@@ -1,4 +1,7 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a person is meant to read, and the nearest name to a mistyped one."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -7,3 +10,9 @@ class UserError(Exception):
     The binaries print it without a stack trace and exit with status 1 (see `xtransfer.cli`).
     Anything else that is raised is a defect of the program and keeps its trace.
     """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the nearest of the names there are, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

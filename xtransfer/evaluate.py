@@ -2,15 +2,17 @@
 
     python -m xtransfer.evaluate --workdir DIR
 
-Reads the Orbax checkpoints that `xtransfer.main` left and appends to DIR/results.jsonl what is not there yet.
+Reads the Orbax checkpoints that `xtransfer.main` left and adds to DIR/results.jsonl what is not there yet.
 """
 
 import argparse
 from pathlib import Path
 
 from xtransfer import cli, report
+from xtransfer.data.tasks import get_task
 from xtransfer.evaluation.evaluator import evaluate
-from xtransfer.workdir import Workdir, locked
+from xtransfer.train.finetuning import Models
+from xtransfer.workdir import Workdir, locked, read_config
 
 
 def main(argv: list[str]) -> None:
@@ -18,8 +20,10 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="xtransfer.evaluate", description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of a run of xtransfer.main")
     workdir = Workdir(parser.parse_args(argv).workdir)
-    with locked(workdir, "evaluation"):
-        evaluate(workdir)
+    config = read_config(workdir)
+    task = get_task(config.task)
+    with locked(workdir.root, "evaluation"):
+        evaluate(workdir, config, task, Models(config, task))
     report.main(["--workdir", str(workdir.root)])
 
 

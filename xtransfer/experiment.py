@@ -1,29 +1,33 @@
 """The stages of an experiment: teacher -> logits -> students -> evaluation. What is done is not redone."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
 
-from xtransfer import cli, sharding
+from xtransfer import cli
+from xtransfer import workdir as workdirs
 from xtransfer.config import ExperimentConfig
+from xtransfer.data.pipeline import Dataset
 from xtransfer.data.tasks import Example, Task, get_task, labelled_subset, unlabelled_examples
 from xtransfer.data.text import tokenizer_fingerprint
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, nearest
 from xtransfer.evaluation.evaluator import evaluate, selected_step
-from xtransfer.models.hf import fingerprint_params
+from xtransfer.models import hf
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.train.finetuning import Finetuner
+from xtransfer.train.finetuning import Finetuner, Models
+from xtransfer.train.loop import CHECKPOINTS
 from xtransfer.transfer import objectives
 from xtransfer.transfer.label import label, permute_classes
 from xtransfer.transfer.logits_store import LogitsStore, open_store
 from xtransfer.transfer.objectives import OBJECTIVES, Objective
-from xtransfer.workdir import Workdir, locked, record_config
+from xtransfer.workdir import Workdir
 
 SHARD_SIZE = 1024  # examples of a logits shard: what an interruption may cost
 
@@ -43,28 +47,38 @@ class Material:
 
 
 def run(config: ExperimentConfig, root: Path) -> None:
-    """Runs every stage that is not done yet; `UserError` for what the user can mend, before anything is computed."""
-    chosen = [_objective(config, name) for name in config.objectives]
+    """Runs every stage that is not done yet.
+
+    All that a user may have to mend (settings, data of every language, checkpoints) is looked at before
+    anything is trained, and the settings are put on record only then.
+    """
     workdir = Workdir(root)
-    with locked(workdir):
-        record_config(workdir.config, config)
+    with workdirs.locked(root):
+        workdirs.check_unchanged(workdir.config, workdirs.as_record(config))
+        chosen = [_objective(config, name) for name in config.objectives]
         task = get_task(config.task)
-        mesh = sharding.make_mesh()
-        batch = config.evaluation_batch_size
-        teacher = Finetuner("teacher", config.teacher, task.labels, mesh, eval_batch_size=batch)
-        student = Finetuner("student", config.student, task.labels, mesh, eval_batch_size=batch)
+        task = replace(task, load=functools.cache(task.load))
         material = gather(config, task)
+        for language in (task.source_language, *task.target_languages):
+            for split in config.evaluation_splits:
+                task.load(split, language)
+        models = Models(config, task)
+        facts = _facts(task, models)
+        workdirs.check_unchanged(workdir.task, facts)
+        workdirs.record(workdir.config, workdirs.as_record(config))
+        workdirs.record(workdir.task, facts)
         cli.log(
             f"{task.name}: {len(material.labelled):,} labelled and {len(material.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s)"
         )
-        train_teacher(workdir, config, teacher, material)
+        stages = Stages(workdir, config, models, material)
+        stages.train_teacher()
         for seed in config.seeds:
             for objective in chosen:
-                train_student(workdir, config, teacher, student, material, objective, seed)
-        with locked(workdir, "evaluation"):
-            evaluate(workdir)
+                stages.train_student(objective, seed)
+        with workdirs.locked(root, "evaluation", wait=True):
+            evaluate(workdir, config, task, models)
 
 
 def gather(config: ExperimentConfig, task: Task) -> Material:
@@ -78,61 +92,94 @@ def gather(config: ExperimentConfig, task: Task) -> Material:
     return Material(labelled, unlabelled, task.load("dev", task.source_language))
 
 
-def train_teacher(workdir: Workdir, config: ExperimentConfig, teacher: Finetuner, material: Material) -> None:
-    """Stage 1: the monolingual encoder on L."""
-    dataset, dev = teacher.dataset(material.labelled), teacher.dataset(material.dev)
-    teacher.train(workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, config.teacher_seed)
+class Stages:
+    """The stages up to the students; tokens and stores are made once and shared by all seeds and objectives."""
+
+    def __init__(self, workdir: Workdir, config: ExperimentConfig, models: Models, material: Material):
+        self.workdir, self.config, self.models, self.material = workdir, config, models, material
+        self._stores: dict[Path, LogitsStore] = {}
+
+    def train_teacher(self) -> None:
+        """Stage 1: the monolingual encoder on L."""
+        teacher = self.models.teacher
+        if not teacher.is_trained(self.workdir.teacher):
+            dataset, dev = teacher.dataset(self.material.labelled), teacher.dataset(self.material.dev)
+            teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, self.config.teacher_seed)
+
+    def train_student(self, objective: Objective, seed: int) -> None:
+        """Stages 2 and 3: the logits that an objective learns from, then the student."""
+        student, directory = self.models.student, self.workdir.student(objective.name, seed)
+        if student.is_trained(directory):
+            return
+        dataset = self._everything if objective.data == "all" else self._labelled
+        if objective.teacher != "none":
+            is_vanilla = objective.teacher == "vanilla"
+            model = student if is_vanilla else self.models.teacher
+            store = self._labels_of(
+                model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher
+            )
+            logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
+            dataset = replace(dataset, teacher_logits=logits)
+        student.train(directory, objective, dataset, self._dev, seed)
+
+    def _labels_of(self, model: Finetuner, run_: Path) -> LogitsStore:
+        """Stage 2: the logits of a trained model for L ∪ U, computed once and kept under the workdir."""
+        if run_ in self._stores:
+            return self._stores[run_]
+        examples = self.material.everything
+        with Checkpoints(run_ / CHECKPOINTS, read_only=True) as checkpoints:
+            params = checkpoints.restore_params(selected_step(run_, "source_dev"), model.abstract_params())
+        key = {
+            "teacher_fingerprint": hf.fingerprint_params(params),
+            "tokenizer_fingerprint": tokenizer_fingerprint(model.tokenizer),
+            "max_length": model.settings.max_length,
+            "data_fingerprint": _fingerprint(examples),
+        }
+        ids = [example.id for example in examples]
+        store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
+        if not store.complete:
+            title = f"labels of {run_.relative_to(self.workdir.root)}"
+            missing = sum(len(store.shard_indices(shard)) for shard in store.missing_shards())
+            with cli.ticking(title, missing, unit="examples") as ticker:
+
+                def predict(indices: np.ndarray) -> np.ndarray:
+                    return model.predict(params, model.dataset([examples[i] for i in indices]), ticker.advance)
+
+                label(store, predict)
+        self._stores[run_] = store
+        return store
+
+    @functools.cached_property
+    def _everything(self) -> Dataset:
+        return self.models.student.dataset(self.material.everything)
+
+    @functools.cached_property
+    def _labelled(self) -> Dataset:
+        return self.models.student.dataset(self.material.labelled)
+
+    @functools.cached_property
+    def _dev(self) -> Dataset:
+        return self.models.student.dataset(self.material.dev)
 
 
-def train_student(
-    workdir: Workdir,
-    config: ExperimentConfig,
-    teacher: Finetuner,
-    student: Finetuner,
-    material: Material,
-    objective: Objective,
-    seed: int,
-) -> None:
-    """Stages 2 and 3: the logits that an objective learns from, then the student."""
-    directory = workdir.student(objective.name, seed)
-    if student.is_trained(directory, seed):
-        return
-    if objective.teacher == "monolingual":
-        store = label_examples(workdir, teacher, workdir.teacher, material.everything)
-    elif objective.teacher == "vanilla":
-        store = label_examples(workdir, student, workdir.student("vanilla", seed), material.everything)
-    else:
-        store = None
-    examples = material.everything if objective.data == "all" else material.labelled
-    logits = None if store is None else _logits(store, examples, student.labels)
-    student.train(directory, objective, student.dataset(examples, logits), student.dataset(material.dev), seed)
-
-
-def label_examples(workdir: Workdir, model: Finetuner, run: Path, examples: Sequence[Example]) -> LogitsStore:
-    """Stage 2: the logits of a trained model for examples, computed once and kept under the workdir."""
-    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        params = checkpoints.restore_params(selected_step(run, "source_dev"), model.abstract_params())
-    key = {
-        "teacher_fingerprint": fingerprint_params(params),
-        "tokenizer_fingerprint": tokenizer_fingerprint(model.tokenizer),
-        "max_length": model.settings.max_length,
-        "data_fingerprint": _fingerprint(examples),
+def _facts(task: Task, models: Models) -> dict[str, Any]:
+    """What an experiment is made from beside its settings: with any of it changed, its results would be another's."""
+    return {
+        "name": task.name,
+        "labels": list(task.labels),
+        "synthetic": task.synthetic,
+        "source_language": task.source_language,
+        "target_languages": list(task.target_languages),
+        "data": task.fingerprint(),
+        "teacher_checkpoint": hf.fingerprint_files(models.teacher.directory),
+        "student_checkpoint": hf.fingerprint_files(models.student.directory),
     }
-    ids = [example.id for example in examples]
-    store = open_store(workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
-    if not store.complete:
-        with cli.ticking(f"labels of {run.relative_to(workdir.root)}", len(examples), unit="examples") as ticker:
-
-            def predict(indices: np.ndarray) -> np.ndarray:
-                return model.predict(params, model.dataset([examples[i] for i in indices]))
-
-            label(store, predict, ticker.advance)
-    return store
 
 
 def _objective(config: ExperimentConfig, name: str) -> Objective:
     if name not in OBJECTIVES:
-        raise UserError(f"config key objectives: no objective {name!r}; there are {', '.join(OBJECTIVES)}")
+        there = f"there are {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
+        raise UserError(f"config key objectives: no objective {name!r}; {there}")
     options = config.transfer
     objective = replace(
         OBJECTIVES[name],
@@ -145,10 +192,6 @@ def _objective(config: ExperimentConfig, name: str) -> Objective:
     if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
         raise UserError(f"config key objectives: {name} learns from the student of 'vanilla': list that before it")
     return objective
-
-
-def _logits(store: LogitsStore, examples: Sequence[Example], labels: Sequence[str]) -> np.ndarray:
-    return permute_classes(store.read([example.id for example in examples]), store.classes, labels)
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

@@ -9,6 +9,9 @@ made the embedded checkpoints, and serves a user's own languages. What is interr
 
 import argparse
 import dataclasses
+import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,11 @@ from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.encoder import EncoderConfig, MaskedLM
 from xtransfer.train import loop, optimizer, state, steps
-from xtransfer.workdir import record_config
+from xtransfer.transfer.objectives import mean
+from xtransfer.workdir import as_record, check_unchanged, locked, record
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PARTNER_TEMPERATURE = 0.1  # of the cosines
 _POSITION_SCALE = 0.03  # sinusoids of the same spread as BERT's normal(0.02)
 
 
@@ -44,10 +49,15 @@ def main(argv: list[str]) -> None:
 
 
 def pretrain(settings: PretrainConfig, output: Path) -> None:
-    """Tokenizer, batches, training, checkpoint."""
+    """Tokenizer, batches, training, checkpoint; one process at a time in `<output>.work`."""
     work = output.with_name(output.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
-    record_config(work / "config.json", settings)
+    with locked(work):
+        check_unchanged(work / "config.json", as_record(settings))
+        record(work / "config.json", as_record(settings))
+        _pretrain(settings, output, work)
+
+
+def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     texts, pairs = corpora.texts(settings.task, settings.languages), corpora.pairs(settings.task, settings.languages)
     tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
     batches = _batches(settings, tokenizer, texts, pairs)
@@ -62,11 +72,11 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
         "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
     )
     tx = optimizer.adamw(rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, b2=0.98)
-    step = steps.make_train_step(graphdef, _loss(settings.next_weight), tx, mesh, params)
+    step = steps.make_train_step(graphdef, _loss(settings.partner_weight), tx, mesh, params)
     final = loop.fit(
         work,
         loop.Plan("pretraining", settings.steps, max(settings.steps // 500, 1), settings.seed),
-        lambda: state.create(params, tx, mesh),
+        loop.Start(lambda: state.create(params, tx, mesh), state.abstract(params, tx, mesh)),
         step,
         batches,
         None,
@@ -74,27 +84,39 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
     )
     notes = {
         "README.md": _card(settings, loop.read_metrics(work)),
-        "pretraining.json": config.to_json(_without_places(settings)),
+        "pretraining.json": json.dumps(as_record(_without_places(settings)), indent=2) + "\n",
         "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
     }
     hf.save(output, architecture, final.params, tokenizer=tokenizer, dtype="float16", notes=notes)
     cli.log(f"{output}: written")
 
 
-def _loss(next_weight: float) -> steps.LossFn:
+def _loss(partner_weight: float) -> steps.LossFn:
     def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
-        masked, following = model(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, 2]
+        masked, pooled = model.token_logits_and_pooled(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, H]
         token_loss = optax.losses.softmax_cross_entropy_with_integer_labels(masked, batch["mlm_targets"])
-        label = jnp.maximum(batch["label"], 0)
-        next_loss = optax.losses.softmax_cross_entropy_with_integer_labels(following, label)
         tokens = (jnp.sum(token_loss * batch["mlm_weight"]), jnp.sum(batch["mlm_weight"]))
-        pairs = (jnp.sum(next_loss * batch["weight"]), jnp.sum(batch["weight"]))
-        right = jnp.sum((jnp.argmax(following, -1) == label) * batch["weight"])
-        loss = tokens[0] / tokens[1] + next_weight * pairs[0] / pairs[1]
-        one = jnp.ones(())
-        return {"loss": (loss, one), "masked": tokens, "next": pairs, "next_accuracy": (right, pairs[1])}
+        partners, right = _partner_terms(pooled.reshape(-1, pooled.shape[-1]), batch["partner"].reshape(-1))
+        loss = mean(tokens) + partner_weight * mean(partners)
+        return {"loss": (loss, jnp.ones(())), "masked": tokens, "partner": partners, "partner_accuracy": right}
 
     return terms
+
+
+def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[steps.Pair, steps.Pair]:
+    """Cross-entropy and accuracy of finding each half's partner by cosine among all halves that are apart.
+
+    pooled [N, H], partner [N] int32, -1 where there is none.
+    """
+    vectors = pooled / jnp.linalg.norm(pooled + 1e-6, axis=-1, keepdims=True)  # [N, H]
+    scores = vectors @ vectors.T / _PARTNER_TEMPERATURE  # [N, N]
+    apart = partner >= 0
+    candidate = apart[None, :] & ~jnp.eye(len(partner), dtype=bool)
+    scores = jnp.where(candidate, scores, -1e9)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(partner, 0))
+    count = jnp.sum(apart).astype(jnp.float32)
+    right = jnp.sum((jnp.argmax(scores, -1) == partner) & apart).astype(jnp.float32)
+    return (jnp.sum(jnp.where(apart, losses, 0.0)), count), (right, count)
 
 
 def _architecture(settings: PretrainConfig, vocab_size: int, pad_id: int) -> EncoderConfig:
@@ -134,7 +156,7 @@ def _tokenizer(
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
 
-    if not (directory / "tokenizer.json").exists():
+    if not directory.exists():
         trained = BertWordPieceTokenizer(lowercase=True, strip_accents=False, handle_chinese_chars=True)
         lines = [text for group in texts.values() for text in group]
         lines += [side for group in pairs.values() for pair in group for side in pair]
@@ -151,7 +173,10 @@ def _tokenizer(
             strip_accents=False,
             model_max_length=settings.max_positions,
         )
-        wrapped.save_pretrained(directory)
+        partial = directory.with_name("tokenizer.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        wrapped.save_pretrained(partial)
+        os.replace(partial, directory)
     from xtransfer.data.text import load_tokenizer
 
     return load_tokenizer(directory)
@@ -197,7 +222,7 @@ def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
         languages=languages,
         tags="\n".join(f"- {language}" for language in settings.languages),
         masked=last["masked"],
-        next_accuracy=last["next_accuracy"],
+        partner_accuracy=last.get("partner_accuracy", 0.0),
     )
 
 
@@ -216,10 +241,10 @@ languages can be drawn from it. (The text of `minireviews` is synthetic: a gener
 
 - **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`; seed {s.seed}. Batches of {s.rows}
   packed rows of {s.row_length} tokens, {s.masks} masked in each, for {s.steps:,} steps; where the text has
-  translations, {s.pair_fraction:.0%} of the examples are pairs of them. The pooler learns whether the second half of an
-  example belongs to the first.
-- **Log**: `pretraining.jsonl`. At the end, on the training batches: masked tokens {masked:.3f} nats, second halves
-  {next_accuracy:.1%} right (two thirds of them belong).
+  translations, {s.pair_fraction:.0%} of the draws are pairs of them. Half of all texts and pairs are halved, and the
+  pooler learns to find the other half among those of the batch; the next-sentence head is not trained.
+- **Log**: `pretraining.jsonl`. At the end, on the training batches: masked tokens {masked:.3f} nats, other halves
+  {partner_accuracy:.1%} found.
 - **Weights**: float16, widened to float32 when read. Tokenizer and weights belong together: the training of a tokenizer
   is not deterministic.
 - **Licence**: Apache 2.0, text and weights.

@@ -5,9 +5,9 @@ Prints objectives × languages of each workdir, and writes `report/results.md` a
 """
 
 import argparse
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,12 @@ from rich.measure import Measurement
 from rich.segment import Segments
 from rich.table import Table as RichTable
 
-from xtransfer import cli
-from xtransfer.config import ExperimentConfig
+from xtransfer import cli, storage
 from xtransfer.errors import UserError
-from xtransfer.evaluation.metrics import METRICS, above_chance
+from xtransfer.evaluation.metrics import METRICS, at_chance
 from xtransfer.evaluation.selection import PROTOCOLS
-from xtransfer.evaluation.statistics import BASELINE, TEACHER, Line, Row, Summary, Table, aggregate, read_rows
+from xtransfer.evaluation.statistics import BASELINE, TEACHER, Line, Summary, Table, aggregate, read_rows
 from xtransfer.workdir import Workdir, read_config
-
-# Tasks whose text was generated; every mention of one says so.
-SYNTHETIC = frozenset({"minireviews"})
 
 # Okabe and Ito's palette, told apart with any colour vision; grey is the baseline's.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -35,70 +31,68 @@ _FIXED_COLOURS = {BASELINE: "#999999", TEACHER: "#333333"}
 _DARK = frozenset({"#0072B2", "#009E73", "#D55E00", "#333333"})
 
 
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the rows of results do not say of the task, as the experiment put it on record."""
+
+    labels: tuple[str, ...]
+    target_languages: tuple[str, ...]
+    synthetic: bool
+
+
 def main(argv: list[str]) -> None:
     """The binary."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.report", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, nargs="+", required=True, metavar="DIR", help="of xtransfer.main")
     parser.add_argument("--metric", choices=METRICS, default="accuracy")
-    parser.add_argument("--split", default="test", help="which split's results (default: test)")
+    parser.add_argument("--split", help="which split's results (default: test, where that was evaluated)")
     parser.add_argument("--selection", choices=PROTOCOLS, default="source_dev", help="how checkpoints are chosen")
     arguments = parser.parse_args(argv)
     for root in arguments.workdir:
         workdir = Workdir(root)
-        config = read_config(workdir)
+        config, facts = read_config(workdir), read_task(workdir.task)
         table = aggregate(
             read_rows(workdir.results),
             source_language=config.task.source_language,
-            target_languages=config.task.target_languages,
+            target_languages=facts.target_languages,
             metric=arguments.metric,
-            split=arguments.split,
+            split=arguments.split or default_split(config.evaluation_splits),
             selection=arguments.selection,
         )
-        num_classes = find_num_classes(workdir, config)
-        show(table, cli.console, num_classes)
-        for path in write(table, root / "report", num_classes):
+        show(table, cli.console, facts)
+        for path in write(table, root / "report", facts):
             cli.log(f"written: {path}")
 
 
-def print_table(
-    rows: Iterable[Row],
-    console: Console,
-    *,
-    source_language: str,
-    target_languages: Iterable[str] = (),
-    metric: str = "accuracy",
-    split: str = "test",
-    selection: str = "source_dev",
-    num_classes: int | None = None,
-) -> None:
-    """Prints the table of one experiment's rows with its caption; arguments and errors as `aggregate`."""
-    table = aggregate(
-        rows,
-        source_language=source_language,
-        target_languages=tuple(target_languages),
-        metric=metric,
-        split=split,
-        selection=selection,
-    )
-    show(table, console, num_classes)
+def default_split(evaluated: tuple[str, ...]) -> str:
+    """The split to report where none is asked for: test, or else the first that was evaluated."""
+    return "test" if "test" in evaluated else evaluated[0]
 
 
-def find_num_classes(workdir: Workdir, config: ExperimentConfig) -> int | None:
-    """K of the experiment, from its config or else from its logits store; None where neither tells."""
-    if config.task.labels:
-        return len(config.task.labels)
-    for path in sorted(workdir.logits.glob("*/manifest.json")):
-        try:
-            return len(json.loads(path.read_text(encoding="utf-8"))["classes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not the manifest of a logits store: {error}") from error
-    return None
+def read_task(path: Path) -> TaskFacts:
+    """The task as an experiment recorded it; `UserError` where it did not, or where the record is broken."""
+    try:
+        found = storage.read_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: start the experiment again with python -m xtransfer.main") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not strict JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    for key, least in (("labels", 2), ("target_languages", 0)):
+        names = found.get(key)
+        if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {key} = {names!r}, expected a list of {least} or more names")
+    synthetic = found.get("synthetic")
+    if not isinstance(synthetic, bool):
+        raise UserError(f"{path}: synthetic = {synthetic!r}, expected true or false")
+    return TaskFacts(tuple(found["labels"]), tuple(found["target_languages"]), synthetic)
 
 
-def show(table: Table, console: Console, num_classes: int | None = None) -> None:
+def show(table: Table, console: Console, facts: TaskFacts) -> None:
     """Prints the table, its caption, and warnings about results at chance."""
     header, lines = cells(table)
-    rich = RichTable(box=box.SIMPLE_HEAD, title=escape(_title(table)), title_justify="left")
+    rich = RichTable(box=box.SIMPLE_HEAD, title=escape(_title(table, facts)), title_justify="left")
     for position, name in enumerate(header):
         rich.add_column(escape(name), justify="left" if position == 0 else "right", no_wrap=True)
     for line in lines:
@@ -107,9 +101,9 @@ def show(table: Table, console: Console, num_classes: int | None = None) -> None
     needed = Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
     segments = console.render(rich, console.options.update(width=needed, max_width=needed))
     console.print(Segments(segments), crop=False, no_wrap=True, overflow="ignore", end="")
-    for text in caption(table):
+    for text in caption(table, facts):
         console.print(text, markup=False)
-    for text in warnings(table, num_classes):
+    for text in warnings(table):
         console.print(text, markup=False, style="bold red")
 
 
@@ -141,16 +135,16 @@ def _text(summary: Summary | None, form: str = ".1f") -> str:
     return mean if summary.sd is None else f"{mean} ± {summary.sd * 100:.1f}"
 
 
-def _title(table: Table) -> str:
-    return f"{task_name(table.task)}: {table.metric} on {table.split}"
+def _title(table: Table, facts: TaskFacts) -> str:
+    return f"{_name(table, facts)}: {table.metric} on {table.split}"
 
 
-def task_name(task: str) -> str:
+def _name(table: Table, facts: TaskFacts) -> str:
     """The task's name, with "(synthetic)" where its text was generated."""
-    return f"{task} (synthetic)" if task in SYNTHETIC else task
+    return f"{table.task} (synthetic)" if facts.synthetic else table.task
 
 
-def caption(table: Table) -> list[str]:
+def caption(table: Table, facts: TaskFacts) -> list[str]:
     """What the numbers are: metric, split, items, seeds, selection, and what average and gain mean."""
     counts = set(table.counts.values())
     items = (
@@ -160,7 +154,8 @@ def caption(table: Table) -> list[str]:
     )
     protocol = PROTOCOLS[table.selection]
     lines = [
-        f"{table.metric} in % on the {table.split} split of {task_name(table.task)}, {items}.",
+        f"{table.metric} in % on the {table.split} split of {_name(table, facts)}, "
+        f"{len(facts.labels)} classes, {items}.",
         f"Checkpoint of each run: {protocol.describe} ({table.selection}).",
         *_seed_lines(table.lines),
         f"avg of targets: mean over {', '.join(table.target_languages)}, without the source language "
@@ -181,52 +176,51 @@ def _seed_lines(lines: Iterable[Line]) -> list[str]:
         many = len(seeds) > 1
         what = "mean ± sample standard deviation over seeds" if many else "one run each, spread unknown"
         texts.append(f"{who}{len(seeds)} seed{'s' if many else ''} ({', '.join(map(str, seeds))}), {what}.")
+    if any(len(seeds) > 1 for seeds in by_seeds):
+        texts.append(
+            "All seeds share one labelled and one unlabelled sample and one monolingual teacher; they differ in the "
+            "new head, the order of examples and dropout only: ± does not say what other samples or teachers would do."
+        )
     return texts
 
 
-def warnings(table: Table, num_classes: int | None) -> list[str]:
-    """Names the runs whose accuracy cannot be told from 1/K; nothing for other metrics or unknown K."""
-    if table.metric != "accuracy" or num_classes is None:
+def warnings(table: Table) -> list[str]:
+    """Names the runs whose accuracy is at chance (`metrics.at_chance`), as the evaluation's log does.
+
+    Nothing for other metrics, and for a language of which the rows do not say its most frequent class's share.
+    """
+    if table.metric != "accuracy":
         return []
-    chance = 1 / num_classes
     found = [
-        f"{line.objective} seed {seed} in {language} ({value:.1%})"
+        f"{line.objective} seed {seed} in {language} ({value:.1%}, always the same: {table.majority[language]:.1%})"
         for line in table.lines
         for language, summary in line.languages.items()
+        if language in table.majority
         for seed, value in sorted(summary.by_seed.items())
-        if not above_chance(round(value * table.counts[language]), table.counts[language], chance)
+        if at_chance(value, table.counts[language], table.majority[language])
     ]
-    return [f"Warning: not above chance ({chance:.1%}): {'; '.join(found)}."] if found else []
+    what = "Warning: cannot be told from always answering the most frequent class"
+    return [f"{what}: {'; '.join(found)}."] if found else []
 
 
-def markdown(table: Table, num_classes: int | None = None) -> str:
+def markdown(table: Table, facts: TaskFacts) -> str:
     """The same as a Markdown page."""
     header, lines = cells(table)
     rule = ["---", *["---:"] * (len(header) - 1)]
     grid = ["| " + " | ".join(name.replace("|", "\\|") for name in row) + " |" for row in (header, rule, *lines)]
-    notes = [*caption(table), *(f"**{text}**" for text in warnings(table, num_classes))]
-    return "\n".join([f"# {_title(table)}", "", *grid, "", *(f"- {text}" for text in notes), ""])
+    notes = [*caption(table, facts), *(f"**{text}**" for text in warnings(table))]
+    return "\n".join([f"# {_title(table, facts)}", "", *grid, "", *(f"- {text}" for text in notes), ""])
 
 
-def write(table: Table, directory: Path, num_classes: int | None = None) -> list[Path]:
+def write(table: Table, directory: Path, facts: TaskFacts) -> list[Path]:
     """Writes results.md and results.png; returns their paths."""
     text, picture = directory / "results.md", directory / "results.png"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(text, lambda path: path.write_text(markdown(table, num_classes), encoding="utf-8"))
-        _replace(picture, lambda path: plot(table, path, num_classes))
-    except OSError as error:
-        raise UserError(f"cannot write the report to {directory}: {error.strerror}") from error
+    storage.write_whole(text, markdown(table, facts))
+    storage.write_whole(picture, plot(table, facts))
     return [text, picture]
 
 
-def _replace(path: Path, produce: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    produce(temporary)
-    os.replace(temporary, path)
-
-
-def plot(table: Table, path: Path, num_classes: int | None = None) -> None:
+def plot(table: Table, facts: TaskFacts) -> bytes:
     """Bars of objectives within languages as a PNG: whiskers are sd over seeds, dots single seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -237,21 +231,32 @@ def plot(table: Table, path: Path, num_classes: int | None = None) -> None:
     axes = figure.add_subplot()
     for number, (line, colour) in enumerate(zip(table.lines, _colours(table.lines).values(), strict=True)):
         _draw_line(axes, table, line, colour, number)
-    if num_classes and table.metric == "accuracy":
-        axes.axhline(100 / num_classes, color="black", linestyle="--", linewidth=1, label="chance", zorder=4)
+    _draw_chance(axes, table)
     axes.axvline(len(groups) - 1.5, color="#cccccc", linewidth=1)
     axes.set_xticks(range(len(groups)), [f"{groups[0]}\n(source)", *groups[1:]])
     repeated = any(len(line.seeds) > 1 for line in table.lines)
     axes.set_xlabel("language" + " (bars: mean over seeds, whiskers: sd, dots: single seeds)" * repeated)
     axes.set_ylabel(f"{table.metric} (%)")
     axes.set_ylim(0, 100)
-    axes.set_title(f"{_title(table)}; checkpoint: {PROTOCOLS[table.selection].describe}", fontsize=10)
+    axes.set_title(f"{_title(table, facts)}; checkpoint: {PROTOCOLS[table.selection].describe}", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(table.lines) + 1, frameon=False, fontsize=9)
     # No date or version: the same results give the same bytes.
-    figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _draw_chance(axes: Any, table: Table) -> None:
+    """A dashed line across each language, at what always answering its most frequent class gives."""
+    label: str | None = "most frequent class"
+    for group, language in enumerate(_columns(table)):
+        if table.metric == "accuracy" and language in table.majority:
+            height = table.majority[language] * 100
+            axes.hlines(height, group - 0.45, group + 0.45, "black", "--", linewidth=1, label=label, zorder=4)
+            label = None  # one legend entry for all languages
 
 
 def _colours(lines: Iterable[Line]) -> dict[str, str]:

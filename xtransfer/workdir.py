@@ -1,15 +1,17 @@
-"""The places of a workdir, its config on record, and the lock that keeps a second run out."""
+"""The places of a workdir, what is on record there, and the lock that keeps a second run out."""
 
+import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xtransfer import config as settings
+from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.errors import UserError
 
@@ -24,6 +26,11 @@ class Workdir:
     def config(self) -> Path:
         """The resolved config."""
         return self.root / "config.json"
+
+    @property
+    def task(self) -> Path:
+        """What the experiment is made from: the task's name and labels, fingerprints of data and checkpoints."""
+        return self.root / "task.json"
 
     @property
     def teacher(self) -> Path:
@@ -56,47 +63,61 @@ def read_config(workdir: Workdir) -> ExperimentConfig:
     return settings.parse(_read(workdir.config))
 
 
-def record_config(path: Path, config: Any) -> None:
-    """Writes a config beside what it makes, or refuses where that was begun with settings that differ."""
-    text = settings.to_json(config)
-    if path.exists():
-        changed = settings.differences(_read(path), json.loads(text))
-        if changed:
-            raise UserError(
-                f"{path.parent} was made with another config ({'; '.join(changed)}): choose another directory, "
-                "or start again with the recorded settings"
-            )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def as_record(config: Any) -> dict[str, Any]:
+    """A config as it is written and compared."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses to go on with what was begun with other facts than those on record; the error names the difference."""
+    if not path.exists():
+        return
+    changed = settings.differences(_read(path), facts)
+    if changed:
+        raise UserError(
+            f"{path.parent} was made with something else ({'; '.join(changed)}): choose another directory, "
+            "or start again with what is on record"
+        )
+
+
+def record(path: Path, facts: Mapping[str, Any]) -> None:
+    """Puts facts on record; where they stand there already, nothing is written."""
+    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        storage.write_whole(path, text)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        facts = storage.read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}): choose another directory") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(facts).__name__}: choose another directory")
+    return facts
 
 
 @contextmanager
-def locked(workdir: Workdir, purpose: str = "run") -> Iterator[None]:
-    """Holds the workdir for one process per purpose; a second is refused with the first one's process number.
+def locked(directory: Path, purpose: str = "run", *, wait: bool = False) -> Iterator[None]:
+    """Holds a directory for one process per purpose; a second one waits, or is refused with the first one's number.
 
     The lock is the operating system's, so a killed run leaves none behind.
     """
-    path = workdir.root / f".{purpose}.lock"
+    path = directory / f".{purpose}.lock"
     try:
-        workdir.root.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"workdir {workdir.root} cannot be written to: {error.strerror}; choose another") from error
+        raise UserError(f"{directory} cannot be written to: {error.strerror}; choose another directory") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"
-            raise UserError(f"workdir {workdir.root} is in use by process {owner}; wait, or choose another") from error
+            raise UserError(f"{directory} is in use by process {owner}; wait, or choose another directory") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be locked: {error.strerror}; choose a directory on another disk") from error
         file.truncate(0)  # in append mode the next write goes to the start
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -1,12 +1,10 @@
 """Text for pretraining: a task's unlabelled text per language, and its translation pairs."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
-from xtransfer import config as settings
 from xtransfer.config import TaskConfig
-from xtransfer.data.builders import minireviews
 from xtransfer.data.tasks import get_task
 
 # A sentence ends with its mark and whatever closes it; Japanese puts no space behind.
@@ -15,30 +13,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'»”」)]*\s*")
 
 def texts(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[str]]:
     """Texts of each group "language/domain" (or just "language") to pretrain on; never of dev or test."""
-    grouped: dict[str, list[str]] = {}
-    for language in languages:
-        if task.name == "minireviews":
-            for row in _prepared(task, f"{language}-pretraining", "pretraining"):
-                grouped.setdefault(f"{language}/{row['domain']}", []).append(row["text"])
-        else:
-            grouped[language] = [example.text for example in get_task(task).load("unlabelled", language)]
-    return grouped
+    pretraining = get_task(task).pretraining
+    return {group: found for language in languages for group, found in pretraining(language).items()}
 
 
 def pairs(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Translations of each pair "a-b" of `languages`; none where the task has no parallel text."""
-    if task.name != "minireviews":
-        return {}
-    found: Mapping[str, list[dict]] = {
-        f"{a}-{b}": _prepared(task, f"{a}-{b}", "parallel") for a, b in combinations(languages, 2)
-    }
-    return {name: [(row["text"], row["text_pair"]) for row in rows] for name, rows in found.items()}
-
-
-def _prepared(task: TaskConfig, name: str, split: str) -> list[dict]:
-    directory = settings.cache_dir(task)
-    minireviews.prepare(name, directory)
-    return minireviews.read(name, split, directory)
+    parallel = get_task(task).parallel
+    found = {f"{a}-{b}": parallel(a, b) for a, b in combinations(languages, 2)}
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def halves(text: str) -> tuple[str, str]:

@@ -1,16 +1,15 @@
 """Strict readers of TSV, CSV and JSONL: every row is read as it stands, or an error names its file and line."""
 
 import csv
-import difflib
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtransfer.errors import UserError
+from xtransfer import storage
+from xtransfer.errors import UserError, nearest
 
 _BOM = b"\xef\xbb\xbf"
 Row = tuple[int, dict[str, Any]]  # the line it starts on, values by column name
@@ -160,13 +159,9 @@ def _read_jsonl(text: str, path: Path) -> Iterator[Row]:
     for line, content in enumerate(_lines(text), 1):
         where = f"{path}:{line}"
         try:
-            values = json.loads(
-                content, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
-            )
+            values = storage.read_json(content)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
-        except RecursionError:
-            raise UserError(f"{where}: malformed JSON: nested too deeply") from None
         except ValueError as error:
             raise UserError(f"{where}: malformed JSON: {error}") from None
         if not isinstance(values, dict):
@@ -181,30 +176,10 @@ READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {
 }
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return values
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits} is too large a number")
-    return value
-
-
 def _value(values: dict[str, Any], column: str, where: str) -> Any:
     if column not in values:
-        near = difflib.get_close_matches(column, values, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{hint}")
+        near = nearest(column, values)
+        raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
     value = values[column]
     if isinstance(value, str):
         try:

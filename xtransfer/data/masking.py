@@ -1,14 +1,17 @@
-"""Batches for pretraining: masked tokens, and "does B belong to A" for the pooler.
+"""Batches for pretraining: masked tokens, and which two examples of a batch belong together.
 
-Three kinds of example, all laid out by `packing.pack`:
+Texts and translation pairs come in two halves, and each is laid out by `packing.pack` in one of two ways:
 
-- a text as fine-tuning will see it, `[CLS] A B [SEP]`, whole or with B from another text;
-- BERT's pair form, `[CLS] A [SEP] B [SEP]`, with the text's own B or another's;
-- a translation pair, whose second half restarts its positions (TLM: Conneau & Lample, "Cross-lingual
-  Language Model Pretraining", NeurIPS 2019), true or with another sentence's translation.
+- **together**: a text as fine-tuning will see it, `[CLS] A B [SEP]`; a translation pair as
+  `[CLS] A [SEP] B [SEP]` whose second half restarts its positions (TLM: Conneau & Lample, "Cross-lingual
+  Language Model Pretraining", NeurIPS 2019);
+- **apart**: two examples, `[CLS] A [SEP]` and `[CLS] B [SEP]`, each other's partner among all that are apart
+  in the batch. To find the partner, the pooled `[CLS]` has to say what the halves share: of a review its
+  verdict (inverse cloze: Lee et al., "Latent Retrieval for Weakly Supervised Open Domain Question
+  Answering", ACL 2019), of a translation its meaning (translation ranking: Feng et al., "Language-agnostic
+  BERT Sentence Embedding", ACL 2022).
 
-The label is 1 where B belongs to A. Masking is BERT's (80 % mask, 10 % random, 10 % kept), with rare
-tokens sampled more often.
+Masking is BERT's (80 % mask, 10 % random, 10 % kept), with rare tokens sampled more often.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +25,7 @@ from xtransfer.data.text import Tokens
 Ids = np.ndarray  # [length] int32, no special tokens
 Halves = tuple[Ids, Ids]
 
-_FOREIGN = 1 / 3  # share of examples whose B belongs to another A
+_APART = 0.5  # share of texts and pairs whose halves are apart
 _FILL = 0.96  # of a batch's tokens to aim at: first-fit decreasing reaches it with short examples
 _RARITY = 0.5  # a token of count n is masked in proportion to n ** -_RARITY
 
@@ -45,15 +48,14 @@ class Shape:
     rows: int
     row_length: int
     masks: int
-    slots: int = 8
+    slots: int = 12
 
 
 class PretrainingBatches:
     """Random access: batch i = f(seed, i).
 
-    `texts` maps a group (a language and domain) to its texts, each in two halves; a foreign B comes from
-    the same group, so that telling it takes more than the topic. `pairs` maps a language pair to its
-    translations. Texts are drawn with equal shares per group, and `pair_fraction` of all examples are pairs.
+    `texts` maps a group (a language and domain) to its texts, `pairs` a language pair to its translations,
+    each in two halves. Groups are drawn with equal shares, and `pair_fraction` of all draws are translations.
     """
 
     def __init__(
@@ -72,48 +74,48 @@ class PretrainingBatches:
         self._mask_weight = _mask_weights([*self._texts, *self._pairs], special.size)
 
     def __call__(self, i: int) -> dict[str, np.ndarray]:
-        """A batch with `label` and `weight` [R, M], and `mlm_positions`, `mlm_targets` and `mlm_weight` [R, P]."""
+        """A batch with `partner` [R, M], and `mlm_positions`, `mlm_targets` and `mlm_weight` [R, P].
+
+        `partner` is the place (row · M + slot) of the other half, -1 where an example has none.
+        """
         rng = np.random.default_rng((self._seed, i))
         shape = self._shape
-        examples: list[tuple[Ids, Ids, int, int]] = []
+        examples: list[_Example] = []
         budget = _FILL * shape.rows * shape.row_length
         while budget > 0:
-            examples.append(self._example(rng))
-            budget -= len(examples[-1][0])
-        lengths = np.array([len(example[0]) for example in examples])
-        while rows_needed(lengths, shape.row_length, shape.slots) > shape.rows:
-            lengths = lengths[:-1]
-        examples = examples[: len(lengths)]
+            drawn = self._draw(rng)
+            examples += drawn
+            budget -= sum(len(example.ids) for example in drawn)
+        while rows_needed(_lengths(examples), shape.row_length, shape.slots) > shape.rows:
+            examples = examples[:-2] if examples[-1].is_second else examples[:-1]
         batch = self._laid_out(examples)
         batch.update(self._masked(rng, batch))
         return batch
 
-    def _example(self, rng: np.random.Generator) -> tuple[Ids, Ids, int, int]:
-        """(input ids, token types, where positions restart or 0, label) of a random example."""
+    def _draw(self, rng: np.random.Generator) -> list["_Example"]:
+        """A random text or pair: one example, or its two halves as one each."""
         is_pair = rng.random() < self._pair_fraction
         groups = self._pairs if is_pair else self._texts
         group = groups[int(rng.integers(len(groups)))]
-        first, second = group[int(rng.integers(len(group)))]
-        label = int(rng.random() >= _FOREIGN)
-        if not label:
-            second = group[int(rng.integers(len(group)))][1]
-        swapped = is_pair and rng.random() < 0.5  # either language may come first
-        a, b = (second, first) if swapped else (first, second)
-        single = not is_pair and rng.random() < 0.5
-        a, b = _truncated(a, b, self._shape.row_length - (2 if single else 3))
-        cls, sep = [self._special.cls], [self._special.sep]
-        if single:
-            ids = np.concatenate([cls, a, b, sep])
-            return ids, np.zeros_like(ids), 0, label
-        ids = np.concatenate([cls, a, sep, b, sep])
-        start = len(a) + 2
-        return ids, (np.arange(len(ids)) >= start).astype(np.int32), start if is_pair else 0, label
+        a, b = group[int(rng.integers(len(group)))]
+        if is_pair and rng.random() < 0.5:  # either language may come first
+            a, b = b, a
+        cls, sep, limit = [self._special.cls], [self._special.sep], self._shape.row_length
+        if rng.random() < _APART:
+            halves = [np.concatenate([cls, half[: limit - 2], sep]) for half in (a, b)]
+            return [_Example(half, 0, is_second=k == 1) for k, half in enumerate(halves)]
+        if is_pair:
+            a, b = _truncated(a, b, limit - 3)
+            return [_Example(np.concatenate([cls, a, sep, b, sep]), len(a) + 2)]
+        a, b = _truncated(a, b, limit - 2)
+        return [_Example(np.concatenate([cls, a, b, sep]), 0)]
 
-    def _laid_out(self, examples: Sequence[tuple[Ids, Ids, int, int]]) -> dict[str, np.ndarray]:
-        ids, types, restarts, labels = zip(*examples, strict=True)
-        offsets = np.cumsum([0, *(len(x) for x in ids)])
-        tokens = Tokens(np.concatenate(ids).astype(np.int32), np.concatenate(types).astype(np.int32), offsets)
+    def _laid_out(self, examples: Sequence["_Example"]) -> dict[str, np.ndarray]:
         shape = self._shape
+        lengths = _lengths(examples)
+        types = [(np.arange(len(x.ids)) >= (x.restart or len(x.ids))).astype(np.int32) for x in examples]
+        ids = np.concatenate([x.ids for x in examples]).astype(np.int32)
+        tokens = Tokens(ids, np.concatenate(types), np.concatenate([[0], np.cumsum(lengths)]))
         batch = pack(
             tokens,
             range(len(examples)),
@@ -123,13 +125,14 @@ class PretrainingBatches:
             pad_id=self._special.pad,
         )
         row, slot = batch.pop("slot").T
-        starts = batch["cls_index"][row, slot]
-        for r, start, restart, length in zip(row, starts, restarts, np.diff(offsets), strict=True):
-            if restart:
-                batch["position_ids"][r, start + restart : start + length] -= restart
-        batch["label"] = np.full((shape.rows, shape.slots), -1, np.int32)
-        batch["label"][row, slot] = labels
-        batch["weight"] = (batch["label"] >= 0).astype(np.float32)
+        for r, start, length, example in zip(row, batch["cls_index"][row, slot], lengths, examples, strict=True):
+            if example.restart:
+                batch["position_ids"][r, start + example.restart : start + length] -= example.restart
+        place = row * shape.slots + slot
+        second = np.flatnonzero([example.is_second for example in examples])
+        partner = np.full(shape.rows * shape.slots, -1, np.int32)
+        partner[place[second]], partner[place[second - 1]] = place[second - 1], place[second]
+        batch["partner"] = partner.reshape(shape.rows, shape.slots)
         return batch
 
     def _masked(self, rng: np.random.Generator, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,6 +157,19 @@ class PretrainingBatches:
             "mlm_targets": targets.astype(np.int32),
             "mlm_weight": weight,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """Ids with special tokens, and where positions and token types start anew (0: nowhere)."""
+
+    ids: Ids
+    restart: int
+    is_second: bool = False  # the example before it is its partner
+
+
+def _lengths(examples: Sequence[_Example]) -> np.ndarray:
+    return np.array([len(example.ids) for example in examples], np.int64)
 
 
 def _truncated(a: Ids, b: Ids, limit: int) -> Halves:

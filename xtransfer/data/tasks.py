@@ -4,23 +4,22 @@ A new task is a factory `TaskConfig -> Task` and its line in `TASKS`.
 """
 
 import dataclasses
-import difflib
 import glob
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from xtransfer.config import TaskConfig, cache_dir
 from xtransfer.data import files
 from xtransfer.data.builders import minireviews
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, nearest
 
 SPLITS = ("train", "dev", "test", "unlabelled")
 UNLABELLED = "unlabelled"
@@ -60,7 +59,11 @@ class Task:
       target_languages: the languages to transfer to; never the source language.
       load: (split, language) -> examples, always the same ones in the same order. Labels of "unlabelled" are −1.
         Raises UserError for data that are missing or malformed.
-      fingerprint: hash of what the data are.
+      fingerprint: hash of what the data are: of every split of the source and the target languages, also of those
+        that are not asked for.
+      synthetic: whether the text was generated; whatever names the task says so.
+      pretraining: language -> texts to pretrain on, by group ("en/books", or just "en"); never of dev or test.
+      parallel: two languages -> translation pairs (text, text); none where the task has no parallel text.
     """
 
     name: str
@@ -69,6 +72,9 @@ class Task:
     target_languages: tuple[str, ...]
     load: Callable[[str, str], list[Example]]
     fingerprint: Callable[[], str]
+    synthetic: bool
+    pretraining: Callable[[str], dict[str, list[str]]]
+    parallel: Callable[[str, str], list[tuple[str, str]]]
 
 
 def get_task(config: TaskConfig) -> Task:
@@ -78,7 +84,7 @@ def get_task(config: TaskConfig) -> Task:
       UserError: there is no such task, or it cannot be made of this config.
     """
     if config.name not in TASKS:
-        raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{_nearest(config.name, TASKS)}")
+        raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
     return TASKS[config.name](config)
 
 
@@ -152,7 +158,6 @@ def _minireviews(config: TaskConfig) -> Task:
 
     def load(split: str, language: str) -> list[Example]:
         _check_request(split, language, config, targets)
-        minireviews.prepare(language, cache_dir(config))
         return [
             Example(
                 id=_example_id(config.name, split, language, row["id"]),
@@ -161,12 +166,34 @@ def _minireviews(config: TaskConfig) -> Task:
                 label=-1 if split == UNLABELLED else int(row["label"]),
                 language=language,
             )
-            for row in minireviews.read(language, split, cache_dir(config))
+            for row in prepared(language, split)
         ]
 
+    def pretraining(language: str) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for row in prepared(f"{language}-pretraining", "pretraining"):
+            groups.setdefault(f"{language}/{row['domain']}", []).append(row["text"])
+        return groups
+
+    def parallel(first: str, second: str) -> list[tuple[str, str]]:
+        return [(row["text"], row["text_pair"]) for row in prepared(f"{first}-{second}", "parallel")]
+
+    def prepared(name: str, split: str) -> list[dict[str, Any]]:
+        minireviews.prepare(name, cache_dir(config))
+        return minireviews.read(name, split, cache_dir(config))
+
     targets = _targets(config, minireviews.LANGUAGES)
-    labels = tuple(minireviews.LABELS)
-    return Task(config.name, labels, config.source_language, targets, load, minireviews.fingerprint)
+    return Task(
+        name=config.name,
+        labels=tuple(minireviews.LABELS),
+        source_language=config.source_language,
+        target_languages=targets,
+        load=load,
+        fingerprint=minireviews.fingerprint,
+        synthetic=True,
+        pretraining=pretraining,
+        parallel=parallel,
+    )
 
 
 def _files(config: TaskConfig) -> Task:
@@ -179,18 +206,14 @@ def _files(config: TaskConfig) -> Task:
     targets = _targets(config, known)
     needed = [("train", source), ("dev", source), ("test", source), *(("test", language) for language in targets)]
     for split, language in needed:
-        if not _file(config, split, language).is_file():
-            path = _file(config, split, language)
-            raise UserError(f"{path}: no such file; task.path says that split {split!r} of {language!r} is there")
+        _existing_file(config, split, language)
     labels = config.labels or _labels_found(config)
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UserError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
 
     def load(split: str, language: str) -> list[Example]:
         _check_request(split, language, config, targets)
-        path = _file(config, split, language)
-        if split == UNLABELLED and not path.is_file():
-            raise UserError(f"{path}: no such file; without one, set task.unlabelled_from to 'train_rest' or 'none'")
+        path = _existing_file(config, split, language)
         columns = _columns(config, labelled=split != UNLABELLED)
         records, skipped = files.read_records(path, columns, empty_text=config.empty_text)
         if skipped:
@@ -206,10 +229,17 @@ def _files(config: TaskConfig) -> Task:
             for record in records
         ]
 
-    def fingerprint() -> str:
-        return _hash_files(config, labels, (source, *targets))
-
-    return Task(config.name, labels, source, targets, load, fingerprint)
+    return Task(
+        name=config.name,
+        labels=labels,
+        source_language=source,
+        target_languages=targets,
+        load=load,
+        fingerprint=lambda: _hash_files(config, labels, (source, *targets)),
+        synthetic=False,
+        pretraining=lambda language: {language: [example.text for example in load(UNLABELLED, language)]},
+        parallel=lambda first, second: [],
+    )
 
 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = {"minireviews": _minireviews, "files": _files}
@@ -220,7 +250,7 @@ def _targets(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...]:
     source, targets = config.source_language, tuple(config.target_languages)
     for key, language in [("source_language", source), *(("target_languages", target) for target in targets)]:
         if language not in known:
-            near = _nearest(language, known)
+            near = nearest(language, known)
             raise UserError(f"task.{key}: no data of {language!r}; there is {', '.join(known)}{near}")
     if source in targets or len(set(targets)) < len(targets):
         raise UserError(f"task.target_languages {', '.join(targets)}: each once, and not the source language {source}")
@@ -252,6 +282,15 @@ def _file(config: TaskConfig, split: str, language: str) -> Path:
     return Path(config.data_dir).expanduser() / path
 
 
+def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
+    path = _file(config, split, language)
+    if path.is_file():
+        return path
+    if split == UNLABELLED:
+        raise UserError(f"{path}: no such file; without one, set task.unlabelled_from to 'train_rest' or 'none'")
+    raise UserError(f"{path}: no such file; task.path says that split {split!r} of {language!r} is there")
+
+
 def _languages_on_disk(config: TaskConfig) -> tuple[str, ...]:
     """The languages of which there is a test file, sorted."""
     root = Path(config.data_dir).expanduser()
@@ -276,7 +315,7 @@ def _labels_found(config: TaskConfig) -> tuple[str, ...]:
 
 def _label_index(name: str, labels: Sequence[str], where: str) -> int:
     if name not in labels:
-        raise UserError(f"{where}: label {name!r} is not one of {', '.join(labels)}{_nearest(name, labels)}")
+        raise UserError(f"{where}: label {name!r} is not one of {', '.join(labels)}{nearest(name, labels)}")
     return labels.index(name)
 
 
@@ -299,8 +338,3 @@ def _example_id(task: str, split: str, language: str, number: str) -> str:
 
 def _shuffled(items: Sequence[T], seed: int, stream: int) -> list[T]:
     return [items[i] for i in np.random.default_rng([seed, stream]).permutation(len(items))]
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,23 +1,23 @@
 """Scores the checkpoints of a workdir on every language: reads Orbax, writes rows of results."""
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xtransfer import cli, sharding
+from xtransfer import cli, storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.pipeline import Dataset
-from xtransfer.data.tasks import Task, get_task
+from xtransfer.data.tasks import Example, Task
 from xtransfer.evaluation import metrics, selection, statistics
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.train.finetuning import Finetuner
-from xtransfer.workdir import Workdir, read_config
+from xtransfer.train.finetuning import Finetuner, Models
+from xtransfer.workdir import Workdir
 
 TEACHER = statistics.TEACHER
 
@@ -37,64 +37,108 @@ def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
     return [Run(TEACHER, config.teacher_seed, workdir.teacher), *students]
 
 
-def evaluate(workdir: Workdir) -> list[dict[str, Any]]:
-    """Scores every selected checkpoint that has no rows yet; returns all rows of the experiment's runs.
+def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Models) -> list[dict[str, Any]]:
+    """Scores every selected checkpoint where it has no rows yet; returns all rows of the experiment's runs.
 
     The teacher is scored in the source language only: it knows no other. Runs that are not finished
     are named and left out.
     """
-    config = read_config(workdir)
-    task = get_task(config.task)
-    mesh = sharding.make_mesh()
-    wanted = runs(workdir, config)
     rows = statistics.read_rows(workdir.results) if workdir.results.exists() else []
-    scored = {(row["objective"], row["seed"]) for row in rows}
-    for role, model_config in ((TEACHER, config.teacher), ("student", config.student)):
-        mine = [run for run in wanted if (run.objective == TEACHER) == (role == TEACHER)]
-        missing = [run for run in mine if (run.objective, run.seed) not in scored]
-        ready = [run for run in missing if _is_finished(run, model_config.steps)]
-        for run in missing:
-            if run not in ready:
-                cli.log(f"{run.directory}: not finished, left out")
-        if not ready:
+    scored = {_place(row) for row in rows}
+    wanted = runs(workdir, config)
+
+    @functools.cache
+    def dataset(model: Finetuner, split: str, language: str) -> Dataset:
+        return model.dataset(task.load(split, language))
+
+    for run in wanted:
+        is_teacher = run.objective == TEACHER
+        if not loop.finished(run.directory, (config.teacher if is_teacher else config.student).steps):
+            cli.log(f"{run.directory}: not finished, left out")
             continue
-        model = Finetuner(role, model_config, task.labels, mesh, eval_batch_size=config.evaluation_batch_size)
-        languages = [task.source_language, *(() if role == TEACHER else task.target_languages)]
-        datasets = {
-            (split, language): model.dataset(task.load(split, language))
-            for split in config.evaluation_splits
-            for language in languages
-        }
-        for run in ready:
-            rows += _score(workdir, task, model, run, datasets)
-            _write_whole(workdir.results, rows)  # a run's rows are all there, or none
+        languages = (task.source_language, *(() if is_teacher else task.target_languages))
+        jobs = [job for job in _jobs(run, config.evaluation_splits, languages) if not job.places <= scored]
+        if jobs:
+            model = models.teacher if is_teacher else models.student
+            rows += _score(workdir, task, model, run, jobs, dataset)
+            storage.write_jsonl(workdir.results, rows)  # a run's rows are all there, or none
     keys = {(run.objective, run.seed) for run in wanted}
     return [row for row in rows if (row["objective"], row["seed"]) in keys]
 
 
-def _score(
-    workdir: Workdir, task: Task, model: Finetuner, run: Run, datasets: dict[tuple[str, str], Dataset]
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Job:
+    """One checkpoint of a run on one split of one language, for the protocols that chose it."""
+
+    step: int
+    protocols: tuple[str, ...]
+    split: str
+    language: str
+    places: frozenset[tuple[Any, ...]]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language"))
+
+
+def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator[_Job]:
     chosen = _selected(run.directory)
-    with Checkpoints(run.directory / "checkpoints", read_only=True) as checkpoints:
-        for step in sorted(set(chosen.values())):
-            protocols = [name for name, best in chosen.items() if best == step]
+    for step in sorted(set(chosen.values())):
+        protocols = tuple(name for name, best in chosen.items() if best == step)
+        for split in splits:
+            for language in languages:
+                where = (split, language)
+                places = frozenset((run.objective, run.seed, step, protocol, *where) for protocol in protocols)
+                yield _Job(step, protocols, *where, places)
+
+
+def _score(
+    workdir: Workdir,
+    task: Task,
+    model: Finetuner,
+    run: Run,
+    jobs: Sequence[_Job],
+    dataset: Callable[[Finetuner, str, str], Dataset],
+) -> Iterator[dict[str, Any]]:
+    title = f"evaluation of {run.directory.relative_to(workdir.root)}"
+    total = sum(len(task.load(job.split, job.language)) for job in jobs)
+    with (
+        cli.ticking(title, total, unit="examples") as ticker,
+        Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints,
+    ):
+        for step, of_step in itertools.groupby(jobs, lambda job: job.step):
             params = checkpoints.restore_params(step, model.abstract_params())
-            for (split, language), dataset in datasets.items():
-                logits = model.predict(params, dataset)
-                _write_predictions(
-                    workdir.predictions(run.directory, step, split, language), dataset, logits, task.labels
-                )
-                guesses = logits.argmax(-1)
-                warning = metrics.degenerate_warning(guesses, dataset.labels, len(task.labels))
-                if warning:
-                    cli.log(f"warning: {run.directory} step {step} on {language}: {warning}")
+            for job in of_step:
+                examples = task.load(job.split, job.language)
+                logits = model.predict(params, dataset(model, job.split, job.language), ticker.advance)
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
-                where = {"split": split, "language": language}
-                for score in metrics.scores(guesses, dataset.labels, len(task.labels)):
-                    for protocol in protocols:
-                        yield row | {"selection": protocol} | where | score._asdict()
-    cli.log(f"{run.directory}: scored")
+                for score in _scores(run, job, examples, logits, task.labels):
+                    for protocol in job.protocols:
+                        where = {"selection": protocol, "split": job.split, "language": job.language}
+                        yield row | where | score._asdict()
+                path = workdir.predictions(run.directory, step, job.split, job.language)
+                storage.write_jsonl(path, _predictions(examples, logits, task.labels))
+
+
+def _scores(
+    run: Run, job: _Job, examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]
+) -> list[metrics.Score]:
+    gold, guesses = np.array([example.label for example in examples]), logits.argmax(-1)
+    scores = metrics.scores(guesses, gold, len(labels))
+    warning = metrics.degenerate_warning(guesses, gold, len(labels))
+    if warning:
+        cli.log(f"warning: {run.directory} step {job.step} on {job.split} {job.language}: {warning}")
+    return scores
+
+
+def _predictions(examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for example, scores in zip(examples, logits, strict=True):
+        yield {
+            "id": example.id,
+            "label": labels[example.label],
+            "prediction": labels[int(scores.argmax())],
+            "logits": [round(float(score), 5) for score in scores],
+        }
 
 
 def selected_step(run: Path, protocol: str) -> int:
@@ -104,28 +148,3 @@ def selected_step(run: Path, protocol: str) -> int:
 
 def _selected(run: Path) -> dict[str, int]:
     return selection.choose({int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(run)})
-
-
-def _is_finished(run: Run, steps: int) -> bool:
-    rows = loop.read_metrics(run.directory)
-    return bool(rows) and rows[-1]["step"] == steps
-
-
-def _write_predictions(path: Path, dataset: Dataset, logits: np.ndarray, labels: Sequence[str]) -> None:
-    rows = [
-        {
-            "id": name,
-            "label": labels[int(gold)],
-            "prediction": labels[int(scores.argmax())],
-            "logits": [round(float(score), 5) for score in scores],
-        }
-        for name, gold, scores in zip(dataset.ids, dataset.labels, logits, strict=True)
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, rows)
-
-
-def _write_whole(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,6 +1,6 @@
 """Metrics of a finished set of predictions. A new metric is a new entry in `METRICS`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -63,48 +63,53 @@ def macro_f1(confusion: np.ndarray) -> float:
     return float(np.mean(2 * correct[total > 0] / total[total > 0]))
 
 
+def majority_share(confusion: np.ndarray) -> float:
+    """The accuracy of always answering the most frequent gold class, from a confusion matrix [K, K]."""
+    return float(confusion.sum(axis=1).max() / confusion.sum())
+
+
 METRICS: Mapping[str, Callable[[np.ndarray], float]] = MappingProxyType({"accuracy": accuracy, "macro_f1": macro_f1})
 """Name -> function of the confusion matrix; values from 0 to 1, higher is better."""
 
+CHANCE = "majority_share"
+"""The row beside the metrics that says what accuracy needs no model: `majority_share`."""
 
-def scores(
-    predictions: np.ndarray, labels: np.ndarray, num_classes: int, names: Iterable[str] = tuple(METRICS)
-) -> list[Score]:
-    """The named metrics of integer arrays [n]; `UserError` as `confusion_matrix`, or for an unknown name."""
+
+def scores(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> list[Score]:
+    """Every metric of integer arrays [n], and `CHANCE`; `UserError` as `confusion_matrix`."""
     confusion = confusion_matrix(predictions, labels, num_classes)
-    result = []
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}: the metrics are {', '.join(METRICS)}")
-        result.append(Score(name, METRICS[name](confusion), len(labels)))
-    return result
+    functions = {**METRICS, CHANCE: majority_share}
+    return [Score(name, function(confusion), len(labels)) for name, function in functions.items()]
 
 
-def above_chance(correct: int, count: int, chance: float) -> bool:
-    """Whether `correct` of `count` is more than guessing with success rate `chance` gives (exact binomial test)."""
+def at_chance(accuracy: float, count: int, majority: float) -> bool:
+    """Whether an accuracy over `count` examples cannot be told from always answering the most frequent class.
+
+    An exact binomial test at `SIGNIFICANCE` against the share of that class; for balanced classes that is 1/K. A set
+    of a single class (share 1) says nothing either way: False.
+    """
     from scipy.stats import binomtest
 
-    return bool(binomtest(correct, count, chance, alternative="greater").pvalue < SIGNIFICANCE)
+    if majority == 1:
+        return False
+    test = binomtest(round(accuracy * count), count, majority, alternative="greater")
+    return bool(test.pvalue >= SIGNIFICANCE)
 
 
 def degenerate_warning(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> str | None:
     """What is suspicious about predictions, in one line, or None.
 
-    Suspicious is one class for every example, and an accuracy that cannot be told from always
-    answering the most frequent gold class (for balanced classes: from 1/K). A set with a single
-    gold class says nothing either way. Arguments and errors as `confusion_matrix`.
+    Suspicious is an accuracy `at_chance`, of which one class for every example is a case. Arguments and errors as
+    `confusion_matrix`.
     """
     confusion = confusion_matrix(predictions, labels, num_classes)
-    count = int(confusion.sum())
-    majority = float(confusion.sum(axis=1).max()) / count
-    if majority == 1:
+    count, majority = int(confusion.sum()), majority_share(confusion)
+    if not at_chance(accuracy(confusion), count, majority):
         return None
     used = np.flatnonzero(confusion.sum(axis=0))
     if len(used) == 1:
         return f"constant prediction: class {used[0]} for all {count:,} examples"
-    if not above_chance(int(np.trace(confusion)), count, majority):
-        return (
-            f"accuracy {accuracy(confusion):.1%} over {count:,} examples cannot be told from always answering "
-            f"the most frequent class ({majority:.1%})"
-        )
-    return None
+    return (
+        f"accuracy {accuracy(confusion):.1%} over {count:,} examples cannot be told from always answering "
+        f"the most frequent class ({majority:.1%})"
+    )

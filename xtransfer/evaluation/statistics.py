@@ -1,14 +1,14 @@
 """From rows of results to the table: means over seeds, averages over languages, gains over the baseline."""
 
 import dataclasses
-import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xtransfer import storage
 from xtransfer.errors import UserError
+from xtransfer.evaluation.metrics import CHANCE
 from xtransfer.transfer.objectives import OBJECTIVES
 
 ROW: Mapping[str, type] = {
@@ -74,7 +74,11 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What was measured, how, and a line per objective; values as in the rows."""
+    """What was measured, how, and a line per objective; values as in the rows.
+
+    `counts` and `majority` are of each language: its items, and the share of its most frequent class where the rows
+    say it.
+    """
 
     task: str
     metric: str
@@ -83,6 +87,7 @@ class Table:
     source_language: str
     target_languages: tuple[str, ...]
     counts: Mapping[str, int]
+    majority: Mapping[str, float]
     lines: tuple[Line, ...]
 
 
@@ -100,7 +105,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:
         raise UserError(f"{where}: not strict JSON: {error}") from error
     if not isinstance(row, dict) or row.keys() != ROW.keys():
@@ -110,20 +115,9 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):
             raise UserError(f"{where}: {key} = {row[key]!r}, expected {kind.__name__}")
-    if not math.isfinite(row["value"]):
-        raise UserError(f"{where}: value = {row['value']!r}, expected a finite number")
+    if not 0 <= row["value"] <= 1:
+        raise UserError(f"{where}: value = {row['value']!r}, expected 0 to 1")
     return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def aggregate(
@@ -148,10 +142,12 @@ def aggregate(
       UserError: nothing left, a run that lacks a language (an average is never taken over fewer),
         two different results in one place, another number of items, or more than one task.
     """
-    wanted = (metric, split, selection)
-    chosen = [row for row in rows if (row["metric"], row["split"], row["selection"]) == wanted]
+    rows = list(rows)
+    chosen = _matching(rows, metric, split, selection)
     if not chosen:
-        raise UserError(f"no results: {metric} on split {split}, checkpoints selected by {selection}")
+        raise UserError(
+            f"no results: {metric} on split {split}, checkpoints selected by {selection}; {_what_there_is(rows)}"
+        )
     tasks = sorted({row["task"] for row in chosen})
     if len(tasks) > 1:
         raise UserError(f"results of more than one task in one table: {', '.join(tasks)}")
@@ -166,7 +162,22 @@ def aggregate(
                 raise UserError(f"{objective} seed {seed} has no {split} {metric} in {language}: evaluate it first")
     lines = _lines(runs, source_language, targets)
     counts = _counts(chosen, (source_language, *targets))
-    return Table(tasks[0], metric, split, selection, source_language, targets, counts, lines)
+    majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
+    return Table(tasks[0], metric, split, selection, source_language, targets, counts, majority, lines)
+
+
+def _matching(rows: Iterable[Row], metric: str, split: str, selection: str) -> list[Row]:
+    wanted = (metric, split, selection)
+    return [row for row in rows if (row["metric"], row["split"], row["selection"]) == wanted]
+
+
+def _what_there_is(rows: Iterable[Row]) -> str:
+    """What to ask for instead, where there are results of something else."""
+    found = {(row["split"], row["selection"], row["metric"]) for row in rows if row["metric"] != CHANCE}
+    if not found:
+        return "there are none of anything yet"
+    splits, selections, metrics = (", ".join(sorted(set(names))) for names in zip(*found, strict=True))
+    return f"there are results of metric {metrics}; split {splits}; selection {selections}"
 
 
 def _runs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, float]]:

@@ -238,13 +238,20 @@ class MaskedLM(nnx.Module):
 
         `batch` has the keys of a classifier's batch and `mlm_positions` [R, P] int32 (any position in unused places).
         """
+        masked, pooled = self.token_logits_and_pooled(batch, dropout_key=dropout_key)
+        return masked, self.next_sentence(pooled)  # [R, P, V], [R, M, 2]
+
+    def token_logits_and_pooled(
+        self, batch: Batch, *, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits of the masked tokens [R, P, V] and the pooled first tokens [R, M, H], both float32."""
         hidden = _encode(self.encoder, batch, _site(dropout_key, 0))  # [R, S, H]
         masked = gather_tokens(hidden, batch["mlm_positions"])  # [R, P, H]
         masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, H]
         table = self.encoder.embeddings.word_embeddings.embedding[...].astype(masked.dtype)  # [V, H]
         logits = jnp.einsum("rph,vh->rpv", masked, table, preferred_element_type=jnp.float32)  # [R, P, V]
         pooled = self.pooler(gather_tokens(hidden, batch["cls_index"]))  # [R, M, H]
-        return logits + self.decoder_bias[...], self.next_sentence(pooled)  # [R, P, V], [R, M, 2]
+        return logits + self.decoder_bias[...], pooled  # [R, P, V], [R, M, H]
 
 
 def gather_tokens(hidden: jax.Array, index: jax.Array) -> jax.Array:

@@ -30,7 +30,9 @@ from xtransfer.models.hf_weights import INDEX, WEIGHTS, Source, leaves, write_we
 from xtransfer.models.weight_maps import FAMILIES
 
 __all__ = [
+    "abstract_classifier",
     "check_tokenizer",
+    "fingerprint_files",
     "fingerprint_params",
     "load_classifier",
     "load_masked_lm",
@@ -84,6 +86,15 @@ def resolve(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def abstract_classifier(
+    config: EncoderConfig, num_classes: int, *, pooling: str = "cls", dtype: DTypeLike = jnp.float32
+) -> tuple[Any, nnx.State]:
+    """(graphdef, shapes and dtypes of the parameters) of a `Classifier`, without any weights."""
+    return nnx.split(
+        nnx.eval_shape(lambda: Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype))
+    )
+
+
 def load_classifier(
     directory: str | Path,
     num_classes: int,
@@ -99,8 +110,7 @@ def load_classifier(
     pooling are a UserError. Otherwise the head is new, drawn from `seed`.
     """
     config = read_config(directory)
-    abstract = nnx.eval_shape(lambda: Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype))
-    graphdef, state = nnx.split(abstract)
+    graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
     source = Source.open(directory, FAMILIES[config.family])
     order = None
     if "head.kernel" in source.targets:
@@ -188,6 +198,16 @@ def save(
         raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def fingerprint_files(directory: str | Path) -> str:
+    """sha256 over the names and bytes of a checkpoint's config, weights and tokenizer files."""
+    names = {path.name: path for pattern in HUB_FILES for path in Path(directory).glob(pattern)}
+    digest = hashlib.sha256()
+    for name, path in sorted(names.items()):
+        with path.open("rb") as file:
+            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def fingerprint_params(params: nnx.State) -> str:

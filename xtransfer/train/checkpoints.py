@@ -27,6 +27,8 @@ class Checkpoints:
         self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
         keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(
+            # Without `best_fn` Orbax keeps scores in memory only, and a resumed run would lose the best checkpoint.
+            best_fn=_rank,
             preservation_policy=_policies.AnyPreservationPolicy(keep),
             save_decision_policy=_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=not read_only,

@@ -1,22 +1,23 @@
 """Fine-tuning one encoder: what teacher and student, vanilla and distilled, have in common."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from xtransfer.config import ModelConfig
+from xtransfer import cli
+from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, eval_batches, prefetch
-from xtransfer.data.tasks import Example
+from xtransfer.data.tasks import Example, Task
 from xtransfer.data.text import load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.inference import make_eval_step, predict
-from xtransfer.sharding import data_shards, param_shardings
+from xtransfer.sharding import data_shards, make_mesh, param_shardings
 from xtransfer.train import loop, optimizer, state, steps
 from xtransfer.transfer.objectives import Objective, loss_terms
 
@@ -26,7 +27,8 @@ _TOKENS_PER_SLOT = 8  # a row has a slot for every so many tokens: examples are 
 class Finetuner:
     """An encoder with its tokenizer on a mesh: tokenises, trains and predicts with the settings of one role.
 
-    All runs of one instance share their compiled programs.
+    All runs of one instance share their compiled programs. What cannot work (a checkpoint, its head, a
+    tokenizer, a length, a frozen pattern) is a `UserError` here, before anything is trained.
     """
 
     def __init__(
@@ -45,7 +47,13 @@ class Finetuner:
                 f"{role}.max_length is {settings.max_length}, but {self.directory} has {positions} positions"
             )
         self.eval_batch_size = eval_batch_size
-        self.graphdef, self._fresh = self._load(seed=0)
+        self.fresh_params(seed=0)  # reads every tensor once: a checkpoint that does not fit is found now
+        dtype = jnp.dtype(settings.compute_dtype)
+        self.graphdef, self._shapes = hf.abstract_classifier(
+            self.architecture, self.num_classes, pooling=settings.pooling, dtype=dtype
+        )
+        self._optimizer = self._make_optimizer()
+        self._abstract_state = state.abstract(self._shapes, self._optimizer, mesh)
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._train_steps: dict[Objective, steps.TrainStep] = {}
 
@@ -56,12 +64,19 @@ class Finetuner:
 
     def fresh_params(self, seed: int) -> Any:
         """The pretrained parameters with a head drawn from `seed` (or the checkpoint's own head)."""
-        return self._load(seed=seed)[1]
+        return hf.load_classifier(
+            self.directory,
+            self.num_classes,
+            seed=seed,
+            pooling=self.settings.pooling,
+            dtype=jnp.dtype(self.settings.compute_dtype),
+            labels=self.labels,
+        )[1]
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters, for a restore."""
-        layout = param_shardings(self.mesh, self._fresh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._fresh, layout)
+        layout = param_shardings(self.mesh, self._shapes)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._shapes, layout)
 
     def dataset(self, examples: Sequence[Example], teacher_logits: np.ndarray | None = None) -> Dataset:
         """Tokenises examples; `teacher_logits` is [n, K] float32 in their order, columns in the order of `labels`."""
@@ -70,41 +85,47 @@ class Finetuner:
         labels = np.array([example.label for example in examples], np.int32)
         return Dataset(tokens, labels, teacher_logits, tuple(example.id for example in examples), self.num_classes)
 
-    def predict(self, params: Any, dataset: Dataset) -> np.ndarray:
-        """Logits [n, K] float32 in the dataset's order."""
+    def predict(self, params: Any, dataset: Dataset, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        """Logits [n, K] float32 in the dataset's order; `on_batch(b)` hears of each b examples that are done.
+
+        Raises:
+          UserError: logits that are not finite.
+        """
         batches = prefetch(eval_batches(dataset, self._plan(self.eval_batch_size)))
-        return predict(self.eval_step, params, self.mesh, batches, len(dataset), self.num_classes)
+        logits = predict(self.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch)
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"{self.role}: the logits of {len(bad)} examples are not finite, the first is {dataset.ids[bad[0]]}: "
+                "the training went wrong, try a lower learning_rate"
+            )
+        return logits
 
     def train(self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int) -> None:
         """Trains by `objective`, scoring checkpoints by accuracy on `dev`; goes on where it stopped."""
-        if self.is_trained(directory, seed):
+        if self.is_trained(directory):
             return
-        batches = TrainBatches(dataset, self._plan(self.settings.batch_size), seed)
-        tx = self._optimizer()
 
         def score(params: Any) -> dict[str, float]:
             right = self.predict(params, dev).argmax(-1) == dev.labels
             return {"dev_accuracy": float(right.mean())}
 
+        title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
         loop.fit(
             directory,
-            self._run_plan(directory, seed),
-            lambda: state.create(self.fresh_params(seed), tx, self.mesh),
-            self._train_step(objective, tx),
-            batches,
+            loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
+            loop.Start(lambda: state.create(self.fresh_params(seed), self._optimizer, self.mesh), self._abstract_state),
+            self._train_step(objective),
+            TrainBatches(dataset, self._plan(self.settings.batch_size), seed),
             score,
             self.mesh,
         )
 
-    def is_trained(self, directory: Path, seed: int) -> bool:
+    def is_trained(self, directory: Path) -> bool:
         """Whether the run in `directory` has come to its end."""
-        return loop.finished(directory, self._run_plan(directory, seed))
+        return loop.finished(directory, self.settings.steps)
 
-    def _run_plan(self, directory: Path, seed: int) -> loop.Plan:
-        title = " ".join(directory.parts[-2:]) if directory.name != self.role else self.role
-        return loop.Plan(title, self.settings.steps, self.settings.evaluations, seed)
-
-    def _train_step(self, objective: Objective, tx: Any) -> steps.TrainStep:
+    def _train_step(self, objective: Objective) -> steps.TrainStep:
         # Objectives that differ in whose logits they learn from only share one compiled step.
         objective = objective.loss_settings()
         if objective not in self._train_steps:
@@ -113,10 +134,12 @@ class Finetuner:
                 logits = model(batch, dropout_key=dropout_key)  # [R, M, K]
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
-            self._train_steps[objective] = steps.make_train_step(self.graphdef, terms, tx, self.mesh, self._fresh)
+            self._train_steps[objective] = steps.make_train_step(
+                self.graphdef, terms, self._optimizer, self.mesh, self._shapes
+            )
         return self._train_steps[objective]
 
-    def _optimizer(self) -> Any:
+    def _make_optimizer(self) -> Any:
         settings = self.settings
         rate = optimizer.schedule(
             "linear", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
@@ -126,7 +149,7 @@ class Finetuner:
         )
 
     def _plan(self, batch_size: int) -> BatchPlan:
-        row_length = max(self.settings.row_length, self.settings.max_length)
+        row_length = self.settings.row_length or self.settings.max_length
         return BatchPlan(
             batch_size=batch_size,
             row_length=row_length,
@@ -137,12 +160,25 @@ class Finetuner:
             packed=self.settings.packed,
         )
 
-    def _load(self, seed: int) -> tuple[Any, nnx.State]:
-        return hf.load_classifier(
-            self.directory,
-            self.num_classes,
-            seed=seed,
-            pooling=self.settings.pooling,
-            dtype=jnp.dtype(self.settings.compute_dtype),
-            labels=self.labels,
-        )
+
+class Models:
+    """Teacher and student of an experiment on one mesh, each made when it is first asked for."""
+
+    def __init__(self, config: ExperimentConfig, task: Task):
+        self._config, self._task = config, task
+        self.mesh = make_mesh()
+
+    @functools.cached_property
+    def teacher(self) -> Finetuner:
+        """The monolingual encoder."""
+        return self._finetuner("teacher", self._config.teacher)
+
+    @functools.cached_property
+    def student(self) -> Finetuner:
+        """The multilingual encoder."""
+        return self._finetuner("student", self._config.student)
+
+    def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:
+        cli.log(f"{role}: {settings.checkpoint}")
+        size = self._config.evaluation_batch_size
+        return Finetuner(role, settings, self._task.labels, self.mesh, eval_batch_size=size)

@@ -2,26 +2,27 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from xtransfer import cli
+from xtransfer import cli, storage
 from xtransfer.data.pipeline import prefetch
 from xtransfer.errors import UserError
 from xtransfer.sharding import place_batch
-from xtransfer.train import state as states
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
-from xtransfer.train.steps import TrainStep
+from xtransfer.train.steps import Terms, TrainStep
 
 _LOG_EVERY = 50  # steps between two looks at the loss: a look waits for the device
 METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,18 @@ class Plan:
         return frozenset(round(self.steps * (i + 1) / count) for i in range(count))
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: `initial()` makes the state of step 0, `abstract` tells its shapes and shardings."""
+
+    initial: Callable[[], TrainState]
+    abstract: TrainState
+
+
 def fit(
     directory: Path,
     plan: Plan,
-    initial: Callable[[], TrainState],
+    start: Start,
     train_step: TrainStep,
     batch_at: Callable[[int], Mapping[str, np.ndarray]],
     score: Callable[[Any], dict[str, float]] | None,
@@ -52,31 +61,32 @@ def fit(
 
     `batch_at(i)` is the batch of step i, a pure function, so what was interrupted ends with the same
     weights. `score(params)` gives metrics on the source language's dev split, of which the first ranks
-    the checkpoints; without it only the newest is kept. A loss that is not finite is a `UserError`,
-    and nothing is saved after it.
+    the checkpoints; without it only the newest is kept. A loss or a parameter that is not finite is a
+    `UserError`, and nothing of that step is saved. SIGTERM saves the step at hand and exits.
     """
     directory.mkdir(parents=True, exist_ok=True)
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        state = _resumed(checkpoints, initial(), directory)
-        start = int(state.step)
-        window: list[Any] = []
-        batches = prefetch(place_batch(mesh, batch_at(i)) for i in range(start, plan.steps))
-        with cli.ticking(plan.title, plan.steps - start) as ticker:
-            for step, batch in enumerate(batches, start + 1):
+    with Checkpoints(directory / CHECKPOINTS) as checkpoints, cli.deferred_stop() as stop_requested:
+        state = _resumed(checkpoints, start, directory)
+        first = int(state.step)
+        window: list[Terms] = []
+        batches = prefetch(place_batch(mesh, batch_at(i)) for i in range(first, plan.steps))
+        with closing(batches), cli.ticking(plan.title, plan.steps - first) as ticker:
+            for step, batch in enumerate(batches, first + 1):
                 state, terms = train_step(state, batch, key)
                 window.append(terms)
-                stop = cli.stop_requested()
-                due = step in milestones
+                stop, due = stop_requested(), step in milestones
                 if due or stop or step % _LOG_EVERY == 0:
                     means = _means(window, step, directory)
                     ticker.advance(len(window), note=f"loss {means['loss']:.4f}")
                     window.clear()
+                if due or stop:
+                    _check_finite(state.params, step, directory)
                 if due:
                     metrics = {} if score is None else score(state.params)
                     # The row comes first: a row without its checkpoint is dropped on resume.
-                    cli.append_jsonl(directory / METRICS_FILE, {"step": step, **means, **metrics})
+                    storage.append_jsonl(directory / METRICS_FILE, {"step": step, **means, **metrics})
                     checkpoints.save(state, score=next(iter(metrics.values()), None))
                 elif stop:
                     checkpoints.save(state, score=None)
@@ -87,13 +97,13 @@ def fit(
     return state
 
 
-def finished(directory: Path, plan: Plan) -> bool:
-    """Whether the run in `directory` has its last checkpoint, scored."""
+def finished(directory: Path, steps: int) -> bool:
+    """Whether the run in `directory` has the checkpoint of its last step, scored."""
     rows = read_metrics(directory)
-    if not rows or rows[-1]["step"] != plan.steps:
+    if not rows or rows[-1]["step"] != steps:
         return False
-    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
-        return plan.steps in checkpoints.steps()
+    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+        return steps in checkpoints.steps()
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
@@ -105,27 +115,37 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in whole]
 
 
-def _resumed(checkpoints: Checkpoints, state: TrainState, directory: Path) -> TrainState:
+def _resumed(checkpoints: Checkpoints, start: Start, directory: Path) -> TrainState:
     steps = checkpoints.steps()
     newest = steps[-1] if steps else 0
-    rows = [row for row in read_metrics(directory) if row["step"] <= newest]
-    temporary = directory / f"{METRICS_FILE}.tmp"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, directory / METRICS_FILE)
+    storage.write_jsonl(directory / METRICS_FILE, [row for row in read_metrics(directory) if row["step"] <= newest])
     if not newest:
-        return state
+        return start.initial()
     cli.log(f"{directory}: goes on from step {newest:,}")
-    return checkpoints.restore(newest, states.abstract(state))
+    return checkpoints.restore(newest, start.abstract)
 
 
-def _means(window: list[Any], step: int, directory: Path) -> dict[str, float]:
+def _means(window: list[Terms], step: int, directory: Path) -> dict[str, float]:
+    """Means over the window of the terms that counted something."""
     terms = jax.device_get(window)
-    means = {}
-    for name in terms[0]:
-        total, count = (float(sum(pair[name][i] for pair in terms)) for i in (0, 1))
-        means[name] = total / count if count else 0.0
-    for i, pair in enumerate(terms):
-        if not math.isfinite(float(pair["loss"][0])):
+    for i, pairs in enumerate(terms):
+        if not math.isfinite(float(pairs["loss"][0])):
             bad = step - len(terms) + i + 1
             raise UserError(f"{directory}: the loss of step {bad} is not finite: try a lower learning_rate")
+    means = {"loss": 0.0}
+    for name in terms[0]:
+        total, count = (float(sum(pairs[name][i] for pairs in terms)) for i in (0, 1))
+        if count:
+            means[name] = total / count
     return means
+
+
+def _check_finite(params: Any, step: int, directory: Path) -> None:
+    # The loss of a step is that of the parameters before it, so it says nothing of the last update.
+    if not bool(_all_finite(params)):
+        raise UserError(f"{directory}: step {step} made parameters that are not finite: try a lower learning_rate")
+
+
+@jax.jit
+def _all_finite(params: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from xtransfer import storage
 from xtransfer.errors import UserError
 
 FORMAT = 1
@@ -90,7 +91,7 @@ class LogitsStore:
                 f"the teacher's logits of {len(bad)} examples are NaN or infinite, "
                 f"first {self.ids[indices[bad[0]]]!r}: its training or its checkpoint is broken"
             )
-        _write_whole(self._path(shard), _npy(logits))
+        storage.write_whole(self._path(shard), _npy(logits))
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """The logits of these examples, in this order: np.float32 [n, K].
@@ -155,9 +156,9 @@ def open_store(
     if path.exists():
         _compare(path, manifest)
     else:
-        _write_whole(directory / "ids.txt", id_lines)
+        storage.write_whole(directory / "ids.txt", id_lines)
         # The manifest comes last: where it stands, the store is set up.
-        _write_whole(path, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+        storage.write_whole(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return LogitsStore(directory, classes, ids, shard_size)
 
 
@@ -188,7 +189,7 @@ def _is_unicode(text: str) -> bool:
 def _compare(path: Path, manifest: dict[str, Any]) -> None:
     """Raises UserError with the differing entries where the file at `path` is not this manifest."""
     try:
-        found = json.loads(path.read_bytes())
+        found = storage.read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error}): delete {path.parent} to label anew") from error
     if not isinstance(found, dict):
@@ -207,23 +208,3 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Replaces the file in one step that survives a kill or a power cut; UserError where the disk fails."""
-    # One fixed name, so what a killed writer left behind is overwritten and does not pile up.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -218,8 +218,11 @@ def join(sentences: Sequence[str], language: str) -> str:
     return ("" if language == "ja" else " ").join(sentences)
 
 
-def plan_review(rng: random.Random, polarity: int, domain: str) -> list[Meaning]:
-    """Draws the two to four sentences of a review whose author means `polarity` (0 or 1)."""
+def plan_review(rng: random.Random, polarity: int, domain: str, *, long: bool = False) -> list[Meaning]:
+    """Draws the two to four sentences of a review whose author means `polarity` (0 or 1).
+
+    A `long` one starts with two to four further opinions of the same polarity.
+    """
     side, other = ("pos", "neg") if polarity else ("neg", "pos")
     polar: list[Meaning]
     fixed = {slot: rng.choice(_filler_ids(slot, domain)) for slot in ("product", "genre")}
@@ -236,6 +239,8 @@ def plan_review(rng: random.Random, polarity: int, domain: str) -> list[Meaning]
         polar = [draw(side, frames=opinion()), draw(f"verdict_{side}", frames=_SUMMARIES)]
     else:
         polar = [draw(side, frames=opinion()) for _ in range(rng.choice((2, 2, 3)))]
+    if long:
+        return [*(draw(side, frames=opinion()) for _ in range(rng.choice((2, 3, 3, 4)))), *polar]
     neutral = [draw("neutral") for _ in range(rng.choice((0, 1, 1, 1, 2)))]
     if neutral and rng.random() < 0.2 and kind >= 0.60:
         return [*polar, neutral[0]]
@@ -275,7 +280,7 @@ def _splits(language: str, last: str) -> Mapping[str, tuple[Review, ...]]:
         reviews = []
         for label, domain in _cells(size, rng):
             polarity = 1 - label if rng.random() < LABEL_NOISE else label
-            text = _new_text(rng, polarity, domain, language, seen)
+            text = _new_text(rng, polarity, domain, language, seen, long=split == "pretraining")
             reviews.append(Review(text, label, domain))
         splits[split] = tuple(reviews)
         if split == last:
@@ -283,9 +288,9 @@ def _splits(language: str, last: str) -> Mapping[str, tuple[Review, ...]]:
     return splits
 
 
-def _new_text(rng: random.Random, polarity: int, domain: str, language: str, seen: set[str]) -> str:
+def _new_text(rng: random.Random, polarity: int, domain: str, language: str, seen: set[str], *, long: bool) -> str:
     while True:
-        sentences = [realise(meaning, language) for meaning in plan_review(rng, polarity, domain)]
+        sentences = [realise(meaning, language) for meaning in plan_review(rng, polarity, domain, long=long)]
         text = add_typos(join(sentences, language), language, rng)
         if text not in seen:
             seen.add(text)
@@ -314,11 +319,13 @@ def parallel(pair: str, size: int = PARALLEL_SIZE) -> Iterator[tuple[str, str]]:
     first, second = pair.split("-")
     rng = random.Random(f"minireviews/{VERSION}/{pair}/parallel")
     groups = ("pos",) * 3 + ("neg",) * 3 + ("verdict_pos", "verdict_neg") + ("neutral",) * 2
+    held_out = {review.text for name in (first, second) for split in ("test", "dev") for review in reviews(name, split)}
     seen: set[str] = set()
     while len(seen) < size:
         domain = rng.choice(DOMAINS)
         meanings = [draw_meaning(rng, rng.choice(groups), domain) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
         text = join([realise(m, first) for m in meanings], first)
-        if text not in seen:
+        translation = join([realise(m, second) for m in meanings], second)
+        if text not in seen and not held_out & {text, translation}:
             seen.add(text)
-            yield text, join([realise(m, second) for m in meanings], second)
+            yield text, translation

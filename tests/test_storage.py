@@ -1,0 +1,103 @@
+"""Whole files, appended rows and strict JSON."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from xtransfer import storage
+from xtransfer.errors import UserError
+
+
+def test_text_and_bytes_are_written_with_their_directory(tmp_path):
+    path = tmp_path / "a" / "b" / "c.txt"
+    storage.write_whole(path, "Grüße\r\n")
+    assert path.read_bytes() == b"Gr\xc3\xbc\xc3\x9fe\r\n"
+    storage.write_whole(path, b"\0\xff")
+    assert path.read_bytes() == b"\0\xff"
+    assert [found.name for found in path.parent.iterdir()] == ["c.txt"]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, call):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError) as caught:
+        storage.write_whole(path, "after")
+    assert str(caught.value) == f"{path} cannot be written: No space left on device"
+    assert path.read_text() == "before"
+    assert [found.name for found in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_file_in_the_way_is_one_line_that_names_the_path(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}/file/x.json cannot be written"):
+        storage.write_whole(tmp_path / "file" / "x.json", "")
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
+        storage.append_jsonl(tmp_path, {"a": 1})
+
+
+def test_what_a_killed_writer_left_behind_is_cleared_by_the_next(tmp_path):
+    path = tmp_path / "x.json"
+    program = (
+        "import os, pathlib, signal\nfrom xtransfer import storage\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"storage.write_whole(pathlib.Path({str(path)!r}), 'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -9
+    assert not path.exists() and len(list(tmp_path.iterdir())) == 1
+    storage.write_whole(path, "whole")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_one_line_each(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"a": "ü\n\u2028", "b": [1, 0.5, None]}, {}]
+    storage.write_jsonl(path, rows)
+    storage.append_jsonl(path, {"c": True})
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == [*rows, {"c": True}] and lines[-1] == ""
+    assert "ü" in lines[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_no_json_are_not_written(tmp_path, value):
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(ValueError):
+        storage.write_jsonl(path, [{"a": value}])
+    with pytest.raises(ValueError):
+        storage.append_jsonl(path, {"a": value})
+    assert not path.exists() or path.read_bytes() == b""
+
+
+def test_json_is_read():
+    assert storage.read_json('{"a": [1, -2.5e3, null], "b": {"a": "x"}}') == {"a": [1, -2500.0, None], "b": {"a": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "Expecting property name"),
+        ("", "Expecting value"),
+        ("[1] 2", "Extra data"),
+        ('{"a": 1, "b": 2, "a": 1}', "the key 'a' occurs twice"),
+        ('[{"a": {"b": 1, "b": 1}}]', "the key 'b' occurs twice"),
+        ("NaN", "NaN is no JSON number"),
+        ("[-Infinity]", "-Infinity is no JSON number"),
+        ("[1e999]", "1e999 is too large a number"),
+        ("-1e999", "-1e999 is too large a number"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_strict_json_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        storage.read_json(text)
