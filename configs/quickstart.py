@@ -18,14 +18,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task.unlabelled = 2000
     for model in (config.teacher, config.student):
         model.max_length = 64
-        model.learning_rate = 1e-3
+        model.learning_rate = 5e-4
         model.batch_size = 32
         # A small encoder's word vectors are what its languages share: few labels would bend only those they name.
         model.frozen = (r"^encoder\.embeddings\.",)
     config.teacher.checkpoint = "mini-bert-en"
     config.student.checkpoint = "mini-bert-multilingual"
-    config.teacher.steps = 200
-    config.student.steps = 400
+    config.teacher.steps = 100
+    config.student.steps = 300
     config.objectives = ("vanilla", "monox_kd", "monox_pl", "self_training")
     config.seeds = (0, 1)
     return config

@@ -140,28 +140,36 @@ def wait_for(condition, process, seconds=240):
     raise AssertionError(f"it did not come to that; exit status {process.poll()}")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_ends_with_the_same_bits(setting, tmp_path, sent):
-    """Killed in the middle of a student's training; the same command again ends as an undisturbed run does."""
-    flags = ("--config.objectives=('monox_kd',)", "--config.student.steps=60", "--config.student.evaluations=6")
-    whole = start(setting, tmp_path / "whole", *flags)
-    assert whole.wait(300) == 0, (tmp_path / "whole.log").read_text()
+LONGER = ("--config.objectives=('monox_kd',)", "--config.student.steps=200", "--config.student.evaluations=10")
 
-    student = tmp_path / "cut" / "students" / "monox_kd" / "seed-0"
-    process = start(setting, tmp_path / "cut", *flags)
-    wait_for(lambda: (student / "metrics.jsonl").exists() and (student / "metrics.jsonl").stat().st_size > 0, process)
+
+@pytest.fixture(scope="module")
+def undisturbed(setting, tmp_path_factory):
+    """The workdir of a run in a process of its own that nobody killed."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "whole"
+    assert start(setting, workdir, *LONGER).wait(300) == 0, workdir.with_name("whole.log").read_text()
+    return workdir
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_same_bits(setting, undisturbed, tmp_path, sent):
+    """Killed in the middle of a student's training; the same command again ends as an undisturbed run does."""
+    metrics = tmp_path / "cut" / "students" / "monox_kd" / "seed-0" / "metrics.jsonl"
+    process = start(setting, tmp_path / "cut", *LONGER)
+    # A row comes before its checkpoint, and a save waits for the one before: at the third row, the first is whole.
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 3, process)
     process.send_signal(sent)
     status = process.wait(60)
     assert status == (-9 if sent == signal.SIGKILL else 143)
     assert not (tmp_path / "cut" / "results.jsonl").exists()
-    assert start(setting, tmp_path / "cut", *flags).wait(300) == 0, (tmp_path / "cut.log").read_text()
+    assert start(setting, tmp_path / "cut", *LONGER).wait(300) == 0, (tmp_path / "cut.log").read_text()
     assert "goes on from step" in (tmp_path / "cut.log").read_text()
 
-    one, other = (final_weights(tmp_path / name, "monox_kd") for name in ("whole", "cut"))
+    one, other = (final_weights(workdir, "monox_kd") for workdir in (undisturbed, tmp_path / "cut"))
     assert one.keys() == other.keys() and len(one) > 10
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    assert rows(undisturbed) == rows(tmp_path / "cut")
 
 
 def loaded(setting, *flags):

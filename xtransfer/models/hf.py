@@ -192,7 +192,9 @@ def save(
             tokenizer.save_pretrained(str(partial))
         for name, text in notes.items():
             (partial / name).write_text(text, encoding="utf-8")
-        partial.chmod(0o755)
+        partial.chmod(0o755)  # what is made by mkdtemp, and by safetensors, is its owner's only
+        for file in partial.iterdir():
+            file.chmod(0o644)
         os.replace(partial, directory)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
