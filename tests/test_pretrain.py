@@ -97,6 +97,20 @@ def test_an_interrupted_run_writes_the_same_weights(settings, written, tmp_path,
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+def test_going_on_from_a_checkpoint(settings, written, tmp_path):
+    """One step at no learning rate leaves the weights as they are: nothing but the start went into them."""
+    more = dataclasses.replace(settings, start_from=str(written), steps=1, learning_rate=0.0, hidden_size=64)
+    pretrain.pretrain(more, tmp_path / "more")
+    one, other = (load_file(path / "model.safetensors") for path in (written, tmp_path / "more"))
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert (tmp_path / "more" / "tokenizer.json").read_text() == (written / "tokenizer.json").read_text()
+    assert json.loads((tmp_path / "more" / "pretraining.json").read_text())["start_from"] == "mini"
+    assert json.loads((tmp_path / "more" / "start-pretraining.json").read_text())["steps"] == 60
+    assert "pretrained further from `mini`" in (tmp_path / "more" / "README.md").read_text()
+
+
 def test_an_output_that_exists_is_refused(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         pretrain.main(["--config", "unread.py", "--output", str(tmp_path)])

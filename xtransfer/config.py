@@ -121,10 +121,12 @@ class ExperimentConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Masked language modelling (and translation pairs) from scratch, on the task's own text."""
+    """Masked language modelling (and translation pairs) on the task's own text."""
 
     task: TaskConfig = TaskConfig()
     languages: tuple[str, ...] = setting(("en",), distinct=True)
+    # "" = from scratch; else a checkpoint to go on from, whose tokenizer and architecture take the place of those below
+    start_from: str = ""
     vocab_size: int = setting(6000, at_least=100)
     hidden_size: int = setting(128, at_least=1)
     num_layers: int = setting(3, at_least=1)

@@ -25,6 +25,7 @@ from flax import nnx
 from xtransfer import cli, config, sharding
 from xtransfer.config import PretrainConfig
 from xtransfer.data import corpora, masking
+from xtransfer.data.text import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.encoder import EncoderConfig, MaskedLM
@@ -66,8 +67,10 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     )
 
     mesh = sharding.make_mesh()
-    architecture = _architecture(settings, len(tokenizer), tokenizer.pad_token_id)
+    architecture = _architecture(settings, tokenizer)
     graphdef, params = nnx.split(_model(architecture, settings), nnx.Param)
+    if settings.start_from:
+        params = hf.load_masked_lm(hf.resolve(settings.start_from), seed=settings.seed)[1]
     rate = optimizer.schedule(
         "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
     )
@@ -87,6 +90,9 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
         "pretraining.json": json.dumps(as_record(_without_places(settings)), indent=2) + "\n",
         "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
     }
+    if settings.start_from:  # its recipe and log are part of this one's
+        start = hf.resolve(settings.start_from)
+        notes |= {f"start-{p.name}": p.read_text(encoding="utf-8") for p in sorted(start.glob("pretraining.json*"))}
     hf.save(output, architecture, final.params, tokenizer=tokenizer, dtype="float16", notes=notes)
     cli.log(f"{output}: written")
 
@@ -119,9 +125,16 @@ def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[steps.Pair, s
     return (jnp.sum(jnp.where(apart, losses, 0.0)), count), (right, count)
 
 
-def _architecture(settings: PretrainConfig, vocab_size: int, pad_id: int) -> EncoderConfig:
+def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
+    if settings.start_from:
+        architecture = hf.read_config(hf.resolve(settings.start_from))
+        if settings.row_length > architecture.max_positions:
+            raise UserError(
+                f"row_length is {settings.row_length}: {settings.start_from} has {architecture.max_positions}"
+            )
+        return architecture
     return EncoderConfig(
-        vocab_size=vocab_size,
+        vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
@@ -129,7 +142,7 @@ def _architecture(settings: PretrainConfig, vocab_size: int, pad_id: int) -> Enc
         max_positions=settings.max_positions,
         hidden_dropout=settings.dropout,
         attention_dropout=settings.dropout,
-        pad_id=pad_id,
+        pad_id=tokenizer.pad_token_id,
     )
 
 
@@ -152,7 +165,9 @@ def _sinusoids(length: int, size: int) -> np.ndarray:
 def _tokenizer(
     settings: PretrainConfig, texts: Mapping[str, list[str]], pairs: Mapping[str, Any], directory: Path
 ) -> Any:
-    """WordPiece, lower case with accents kept; the one that an interrupted run trained, where there is one."""
+    """That of `start_from`; else WordPiece, lower case with accents kept, trained once for all starts of a run."""
+    if settings.start_from:
+        return load_tokenizer(hf.resolve(settings.start_from))
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
 
@@ -177,8 +192,6 @@ def _tokenizer(
         shutil.rmtree(partial, ignore_errors=True)
         wrapped.save_pretrained(partial)
         os.replace(partial, directory)
-    from xtransfer.data.text import load_tokenizer
-
     return load_tokenizer(directory)
 
 
@@ -209,8 +222,9 @@ def _batches(
 
 
 def _without_places(settings: PretrainConfig) -> PretrainConfig:
-    """The recipe without directories of the machine it ran on."""
-    return dataclasses.replace(settings, task=dataclasses.replace(settings.task, cache_dir="", data_dir=""))
+    """The recipe without directories of the machine it ran on; of the start, its name is kept."""
+    task = dataclasses.replace(settings.task, cache_dir="", data_dir="")
+    return dataclasses.replace(settings, task=task, start_from=Path(settings.start_from).name)
 
 
 def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
@@ -220,6 +234,7 @@ def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
     return _CARD.format(
         s=settings,
         languages=languages,
+        start=f"further from `{Path(settings.start_from).name}`" if settings.start_from else "from scratch",
         tags="\n".join(f"- {language}" for language in settings.languages),
         masked=last["masked"],
         partner_accuracy=last.get("partner_accuracy", 0.0),
@@ -235,7 +250,7 @@ library_name: transformers
 
 # A mini BERT for {languages}
 
-{s.num_layers} layers of {s.hidden_size}, pretrained from scratch on the text of the task `{s.task.name}` and on nothing
+{s.num_layers} layers of {s.hidden_size}, pretrained {start} on the text of the task `{s.task.name}` and on nothing
 else. It exists to try methods on a laptop's CPU in minutes; it knows no other text, and no conclusion about real
 languages can be drawn from it. (The text of `minireviews` is synthetic: a generator wrote it.)
 
