@@ -42,7 +42,7 @@ def test_file_argument_and_overrides(file):
         ("--config.student.steps=three", r"student\.steps"),
         ("--config.student.steps=0", r"student\.steps is 0"),
         ("--config.student.warmup_fraction=2", r"student\.warmup_fraction is 2\.0"),
-        ("--config.student.learning_rate=nan", r"student\.learning_rate is nan"),
+        ("--config.student.learning_rate=nan", r"student\.learning_rate is nan: it must be a finite number"),
         ("--config.student.pooling=max", r"student\.pooling is 'max'.*cls, mean"),
         ("--config.seeds=a", r"seeds"),
         ("--config.student=3", r"student"),

@@ -1,6 +1,8 @@
 """What every binary shares: its exit status, its one-line errors, its progress bars, its log lines."""
 
+import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -27,6 +29,9 @@ _deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a binary's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # a table in an ASCII locale is better with question marks than not at all
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Orbax and TFDS warn of what they were asked to do; their errors come as exceptions.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
@@ -42,7 +47,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _terminate(signum: int, frame: Any) -> None:
     _stop.set()
     if not _deferred:
-        sys.exit(EXIT_PREEMPTED)
+        # Not sys.exit: an exception that is raised inside a callback of the garbage collector is swallowed.
+        sys.stdout.flush()
+        os._exit(EXIT_PREEMPTED)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ result into frozen dataclasses, checked key by key; past this module nothing els
 """
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from xtransfer.errors import UserError, nearest
 
 MAX_SEED = 2**32 - 1
+MAX_STEPS = 2**31 - 1
 
 
 def setting(
@@ -72,7 +74,7 @@ class ModelConfig:
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))  # parameters stay float32
     learning_rate: float = setting(2e-5, at_least=0)
     batch_size: int = setting(32, at_least=1)  # examples, over all devices
-    steps: int = setting(1000, at_least=1)
+    steps: int = setting(1000, at_least=1, at_most=MAX_STEPS)
     warmup_fraction: float = setting(0.1, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
     clip_norm: float = setting(1.0, at_least=0)  # of the gradient; 0 = off
@@ -146,7 +148,7 @@ class PretrainConfig:
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
     clip_norm: float = setting(1.0, at_least=0)
-    steps: int = setting(9000, at_least=1)
+    steps: int = setting(9000, at_least=1, at_most=MAX_STEPS)
     seed: int = setting(0, at_least=0, at_most=MAX_SEED)
 
     def check(self, prefix: str = "") -> None:
@@ -183,6 +185,10 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
+        if not isinstance(holder.value, ConfigDict):
+            raise UserError(f"{source}: get_config returned {holder.value!r}, not a ConfigDict")
+    except UserError:
+        raise
     except flags.Error as error:
         raise UserError(f"{error}") from error
     except Exception as error:  # the file is the user's program: whatever it raises is about the file
@@ -234,6 +240,8 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"config key {key} takes {kind.__name__}, not {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"config key {key} is {value!r}: it must be a finite number")
     if bounds.get("choices") and value not in bounds["choices"]:
         raise UserError(f"config key {key} is {value!r}: choose one of {', '.join(bounds['choices'])}")
     low, high = bounds.get("at_least"), bounds.get("at_most")

@@ -12,7 +12,7 @@ from xtransfer import cli, report
 from xtransfer.data.tasks import get_task
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.train.finetuning import Models
-from xtransfer.workdir import Workdir, locked, read_config
+from xtransfer.workdir import Workdir, check_unchanged, locked, read_config
 
 
 def main(argv: list[str]) -> None:
@@ -22,8 +22,10 @@ def main(argv: list[str]) -> None:
     workdir = Workdir(parser.parse_args(argv).workdir)
     config = read_config(workdir)
     task = get_task(config.task)
+    models = Models(config, task)
+    check_unchanged(workdir.task, models.facts())
     with locked(workdir.root, "evaluation"):
-        evaluate(workdir, config, task, Models(config, task))
+        evaluate(workdir, config, task, models)
     report.main(["--workdir", str(workdir.root)])
 
 

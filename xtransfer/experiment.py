@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ def run(config: ExperimentConfig, root: Path) -> None:
             for split in config.evaluation_splits:
                 task.load(split, language)
         models = Models(config, task)
-        facts = _facts(task, models)
+        facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
         workdirs.record(workdir.config, workdirs.as_record(config))
         workdirs.record(workdir.task, facts)
@@ -89,6 +89,8 @@ def gather(config: ExperimentConfig, task: Task) -> Material:
     needs_text = any(OBJECTIVES[name].data == "all" for name in config.objectives)
     kind = settings.unlabelled_from if needs_text else "none"
     unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
+    if needs_text and not unlabelled:
+        cli.log("warning: no unlabelled text: lower task.labelled (train_rest takes what it leaves), or add some")
     return Material(labelled, unlabelled, task.load("dev", task.source_language))
 
 
@@ -160,20 +162,6 @@ class Stages:
     @functools.cached_property
     def _dev(self) -> Dataset:
         return self.models.student.dataset(self.material.dev)
-
-
-def _facts(task: Task, models: Models) -> dict[str, Any]:
-    """What an experiment is made from beside its settings: with any of it changed, its results would be another's."""
-    return {
-        "name": task.name,
-        "labels": list(task.labels),
-        "synthetic": task.synthetic,
-        "source_language": task.source_language,
-        "target_languages": list(task.target_languages),
-        "data": task.fingerprint(),
-        "teacher_checkpoint": hf.fingerprint_files(models.teacher.directory),
-        "student_checkpoint": hf.fingerprint_files(models.student.directory),
-    }
 
 
 def _objective(config: ExperimentConfig, name: str) -> Objective:

@@ -85,9 +85,12 @@ class Checkpoints:
     def _restore(self, step: int, items: Any) -> Any:
         try:
             return self._manager.restore(step, args=items)
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}") from error
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file, bare Exception too
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise UserError(
+                f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}; "
+                f"remove {self.directory.parent} and start again to train this run anew"
+            ) from error
 
 
 def _rank(metrics: dict[str, Any]) -> Any:

@@ -178,6 +178,20 @@ class Models:
         """The multilingual encoder."""
         return self._finetuner("student", self._config.student)
 
+    def facts(self) -> dict[str, Any]:
+        """What an experiment is made from beside its settings: with any of it changed, results would be another's."""
+        task = self._task
+        return {
+            "name": task.name,
+            "labels": list(task.labels),
+            "synthetic": task.synthetic,
+            "source_language": task.source_language,
+            "target_languages": list(task.target_languages),
+            "data": task.fingerprint(),
+            "teacher_checkpoint": hf.fingerprint_files(self.teacher.directory),
+            "student_checkpoint": hf.fingerprint_files(self.student.directory),
+        }
+
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:
         cli.log(f"{role}: {settings.checkpoint}")
         size = self._config.evaluation_batch_size

@@ -1,6 +1,5 @@
 """The training loop: from the newest checkpoint, or from the start, to the last step."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -68,7 +67,7 @@ def fit(
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
     with Checkpoints(directory / CHECKPOINTS) as checkpoints, cli.deferred_stop() as stop_requested:
-        state = _resumed(checkpoints, start, directory)
+        state = _resumed(checkpoints, start, directory, plan.steps)
         first = int(state.step)
         window: list[Terms] = []
         batches = prefetch(place_batch(mesh, batch_at(i)) for i in range(first, plan.steps))
@@ -111,16 +110,30 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     path = directory / METRICS_FILE
     if not path.exists():
         return []
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in whole]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def _resumed(checkpoints: Checkpoints, start: Start, directory: Path) -> TrainState:
+def _row(line: bytes, where: str) -> dict[str, float]:
+    try:
+        row = storage.read_json(line.decode("utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error}): remove {Path(where).parent} to train this run anew"
+        ) from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise UserError(f"{where}: expected an object with a step: remove {Path(where).parent} to train this run anew")
+    return row
+
+
+def _resumed(checkpoints: Checkpoints, start: Start, directory: Path, last_step: int) -> TrainState:
     steps = checkpoints.steps()
     newest = steps[-1] if steps else 0
     storage.write_jsonl(directory / METRICS_FILE, [row for row in read_metrics(directory) if row["step"] <= newest])
     if not newest:
         return start.initial()
+    if newest >= last_step and not finished(directory, last_step):
+        raise UserError(f"{directory}: the score of its last step {newest} is lost: remove it to train this run anew")
     cli.log(f"{directory}: goes on from step {newest:,}")
     return checkpoints.restore(newest, start.abstract)
 
