@@ -40,6 +40,11 @@ if ! $has_workdir; then
   defaults+=(--workdir "runs/${name:-experiment}")
 fi
 
+# On a CPU, XLA's buffers come from glibc's malloc: those that it keeps cost no page faults when they come again.
+export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"
+
 set_up base
 say "python -m xtransfer.main$(quoted ${defaults[@]+"${defaults[@]}"} "$@")"
 exec "$python" -m xtransfer.main ${defaults[@]+"${defaults[@]}"} "$@"

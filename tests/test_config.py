@@ -56,6 +56,13 @@ def test_mistaken_overrides(file, override, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("returned", ["None", "3"])
+def test_a_config_file_that_returns_something_else(file, returned):
+    file.write_text(f"def get_config(arg=''):\n    return {returned}\n")
+    with pytest.raises(UserError, match=r"some\.py"):
+        config.load(str(file))
+
+
 def test_mistakes_in_a_file(file, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.py.*no such config file"):
         config.load(str(tmp_path / "nowhere.py"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,16 @@ def test_what_cannot_work_is_said_in_one_line(setting, tmp_path, flags, said):
         experiment.run(loaded(setting, *flags), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not Workdir(tmp_path / "run").results.exists()
+
+
+def test_evaluation_refuses_other_data_than_the_run_had(setting, tmp_path):
+    data = shutil.copytree(Path(loaded(setting).task.data_dir), tmp_path / "data")
+    flags = [f"--config.task.data_dir={data}", "--config.objectives=('vanilla',)", "--config.student.steps=1"]
+    experiment.run(loaded(setting, *flags, "--config.teacher.steps=1"), tmp_path / "run")
+    path = data / "de" / "test.tsv"
+    path.write_text(path.read_text().replace("gut", "schlecht"))
+    with pytest.raises(UserError, match=r"made with something else \(data: "):
+        evaluate.main(["--workdir", str(tmp_path / "run")])
 
 
 def test_teacher_and_student_with_different_classes(setting, tmp_path):

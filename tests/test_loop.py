@@ -167,6 +167,33 @@ def test_a_loss_that_is_not_finite_stops_before_saving(tmp_path):
     assert steps_on_disk(tmp_path)[-1] == 10
 
 
+def test_a_truncated_checkpoint_is_named_with_what_to_do(tmp_path):
+    setting = Setting()
+    setting.fit(tmp_path, PLAN)
+    files = [path for path in (tmp_path / "checkpoints" / "20" / "params").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with (
+        Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints,
+        pytest.raises(UserError, match=r"checkpoints/20: this checkpoint cannot be read: .*; remove .* start again"),
+    ):
+        checkpoints.restore_params(20, states_of(setting))
+
+
+@pytest.mark.parametrize("line", ["hello", "{}", "[]", '{"step": "3"}'])
+def test_broken_metrics_are_named_with_their_line(tmp_path, line):
+    (tmp_path / loop.METRICS_FILE).write_text('{"step": 5, "loss": 1.0}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: .*remove .* to train this run anew"):
+        loop.read_metrics(tmp_path)
+
+
+def test_a_last_step_whose_score_is_lost_is_named(tmp_path):
+    Setting().fit(tmp_path, PLAN)
+    (tmp_path / loop.METRICS_FILE).unlink()
+    with pytest.raises(UserError, match=r"the score of its last step 20 is lost: remove it"):
+        Setting().fit(tmp_path, PLAN)
+
+
 def test_another_tree_or_shape_is_refused(tmp_path):
     setting = Setting()
     setting.fit(tmp_path, PLAN)
