@@ -170,9 +170,9 @@ def test_a_loss_that_is_not_finite_stops_before_saving(tmp_path):
 def test_a_truncated_checkpoint_is_named_with_what_to_do(tmp_path):
     setting = Setting()
     setting.fit(tmp_path, PLAN)
-    files = [path for path in (tmp_path / "checkpoints" / "20" / "params").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    # Several files hold the same small arrays, so all of them are cut.
+    for path in (tmp_path / "checkpoints" / "20" / "params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with (
         Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints,
         pytest.raises(UserError, match=r"checkpoints/20: this checkpoint cannot be read: .*; remove .* start again"),
