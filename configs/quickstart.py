@@ -2,6 +2,15 @@
 
 launch/local.sh
 python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart
+
+Expected on two CPU cores, in three and a half minutes: accuracy in %, mean ± sd over two seeds.
+
+objective       en (source)  average of de, fr, ja   gain over vanilla
+teacher         83.4
+vanilla         53.0 ± 0.8   52.5 ± 0.5
+monox_kd        65.6 ± 6.8   56.6 ± 0.2              +4.1 ± 0.7
+monox_pl        65.1 ± 8.2   57.5 ± 0.7              +5.0 ± 0.1
+self_training   52.6 ± 0.8   52.2 ± 0.8              -0.4 ± 0.2
 """
 
 from ml_collections import ConfigDict

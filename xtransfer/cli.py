@@ -29,6 +29,7 @@ _deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a binary's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that PyTorch is missing, which is meant
     for stream in (sys.stdout, sys.stderr):  # a table in an ASCII locale is better with question marks than not at all
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
