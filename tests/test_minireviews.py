@@ -13,7 +13,7 @@ from xtransfer.errors import UserError
 
 ALL_SPLITS = tuple(g.SPLIT_SIZES)
 FROZEN = {
-    "en": "710b20db8363e7d242f38198741c36c7ece3bf43f72cb08628714137061b392a",
+    "en": "a1b806a699c0404b1e02df096a4dd4a12538ef1f859fce3e793b0f59aea9b1b3",
     "de": "c5c01af5c4270b6c04733ae2660d2551c1b830f8751b647c82503825be3cb6fb",
     "fr": "a8535c2b9845d13dfd4daf168c29d6fd36a3145c5fa608a94776b7153f027efd",
     "ja": "b2ea8538abc6196d480c9558863fffa5de7f58ee14005e10d4a2a7f9e6edeb9a",
@@ -83,7 +83,7 @@ def test_one_word_in_a_hundred_is_misspelt():
 
 
 def test_two_labels_in_a_hundred_are_flipped(monkeypatch):
-    monkeypatch.setattr(g, "_new_text", lambda rng, polarity, *_: str(polarity))
+    monkeypatch.setattr(g, "_new_text", lambda rng, polarity, *_, long: str(polarity))
     flipped = [r for r in g._splits.__wrapped__("en", "train")["train"] if r.text != str(r.label)]
     assert 0.012 < len(flipped) / 4000 < 0.028
 
@@ -250,6 +250,23 @@ def test_parallel_text_is_parallel_and_unlabelled():
     for slot in ("pos", "neg", "strong_pos", "strong_neg", "np_pos", "np_neg"):
         for forms in g.load_language("en").fillers[slot, "books"].values():
             assert forms["text"] in covered
+
+
+def test_no_review_of_dev_or_test_is_in_the_parallel_text(monkeypatch):
+    pairs = list(g.parallel("en-de", 50))
+    reviews = {"en": g.reviews("en", "test"), "de": g.reviews("de", "test")}
+    held_out = g.Review(pairs[7][0], 0, "books"), g.Review(pairs[9][1], 0, "books")
+    extra = {("en", "test"): held_out[:1], ("de", "dev"): held_out[1:]}
+    monkeypatch.setattr(g, "reviews", lambda language, split: extra.get((language, split), reviews[language]))
+    again = list(g.parallel("en-de", 48))
+    assert again == [pair for i, pair in enumerate(pairs) if i not in (7, 9)]
+
+
+def test_reviews_to_pretrain_on_say_more():
+    rng = random.Random(0)
+    for polarity in (0, 1):
+        long = [len(g.plan_review(rng, polarity, "dvd", long=True)) for _ in range(200)]
+        assert min(long) >= 3 and max(long) <= 7 and sum(long) / 200 > 4
 
 
 def _numbers():
