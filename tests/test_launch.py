@@ -73,6 +73,8 @@ class Checkout:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell that runs the tests in the background lets them ignore Ctrl-C, and bash cannot trap what it ignores.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script: str, *arguments: str, **env: str) -> tuple[int, str, list[list[str]]]:
