@@ -73,7 +73,7 @@ class Checkout:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell that runs the tests in the background lets them ignore Ctrl-C, and bash cannot trap what it ignores.
+            # In the background of a shell Ctrl-C is ignored, and bash cannot trap what it was told to ignore.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
