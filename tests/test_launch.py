@@ -65,17 +65,20 @@ class Checkout:
         self.log.write_text("")
         inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "XTRANSFER_EXTRAS")}
         path = f"{self.python.parent}:{os.environ['PATH']}"
-        return subprocess.Popen(
-            [str(self.root / "launch" / script), *arguments],
-            cwd=self.cwd,
-            env={**inherited, "PATH": path, "FAKE_LOG": str(self.log), **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # In the background of a shell Ctrl-C is ignored, and bash cannot trap what it was told to ignore.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # In the background of a shell Ctrl-C is ignored, and bash cannot trap what it was told to ignore.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                [str(self.root / "launch" / script), *arguments],
+                cwd=self.cwd,
+                env={**inherited, "PATH": path, "FAKE_LOG": str(self.log), **env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def run(self, script: str, *arguments: str, **env: str) -> tuple[int, str, list[list[str]]]:
         """The script's exit code, what it said on stderr, and the calls of Python that it made."""
