@@ -67,7 +67,7 @@ def deferred_stop() -> Iterator[Callable[[], bool]]:
 
 
 class Ticker:
-    """Counts the work of one stage: `advance(done, **notes)` after each piece."""
+    """Counts the work of one stage: `advance(done)` after each piece."""
 
     def __init__(self, title: str, total: int, unit: str, progress: Progress | None):
         self.title, self.total, self.unit = title, total, unit
@@ -75,14 +75,12 @@ class Ticker:
         self._task = None if progress is None else progress.add_task(title, total=total, rate="", note="")
         self._started = self._logged = time.monotonic()
         self._done = 0.0
-        self._count = 0.0
 
-    def advance(self, steps: float = 1, *, count: float | None = None, note: str = "") -> None:
-        """`steps` of `total` are done, in which `count` units (default: the steps) were worked on."""
+    def advance(self, steps: float = 1, *, note: str = "") -> None:
+        """`steps` more of `total` are done."""
         self._done += steps
-        self._count += steps if count is None else count
         now = time.monotonic()
-        rate = f"{self._count / max(now - self._started, 1e-9):,.0f} {self.unit}/s"
+        rate = f"{self._done / max(now - self._started, 1e-9):,.0f} {self.unit}/s"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=steps, rate=rate, note=note)
         elif now - self._logged >= _LOG_EVERY_SECONDS or self._done >= self.total:

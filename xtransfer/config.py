@@ -141,9 +141,7 @@ class PretrainConfig:
     rows: int = setting(20, at_least=1)  # rows of a batch
     masks: int = setting(15, at_least=1)  # masked tokens of a row
     pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # of draws that are translation pairs
-    partner_weight: float = setting(
-        1.0, at_least=0
-    )  # weight of finding an example's other half beside the masked tokens
+    partner_weight: float = setting(1.0, at_least=0)  # of finding the other half, beside 1 for the masked tokens
     learning_rate: float = setting(1e-3, at_least=0)
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
@@ -185,14 +183,12 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-        if not isinstance(holder.value, ConfigDict):
-            raise UserError(f"{source}: get_config returned {holder.value!r}, not a ConfigDict")
-    except UserError:
-        raise
     except flags.Error as error:
         raise UserError(f"{error}") from error
     except Exception as error:  # the file is the user's program: whatever it raises is about the file
         raise UserError(f"{source}: {type(error).__name__}: {error}") from error
+    if not isinstance(holder.value, ConfigDict):
+        raise UserError(f"{source}: get_config returned {holder.value!r}, not a ConfigDict")
     return parse(holder.value, schema)
 
 

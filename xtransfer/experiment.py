@@ -54,7 +54,8 @@ def run(config: ExperimentConfig, root: Path) -> None:
     """
     workdir = Workdir(root)
     with workdirs.locked(root):
-        workdirs.check_unchanged(workdir.config, workdirs.as_record(config))
+        settings = workdirs.as_record(config)
+        workdirs.check_unchanged(workdir.config, settings)
         chosen = [_objective(config, name) for name in config.objectives]
         task = get_task(config.task)
         task = replace(task, load=functools.cache(task.load))
@@ -65,7 +66,7 @@ def run(config: ExperimentConfig, root: Path) -> None:
         models = Models(config, task)
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
-        workdirs.record(workdir.config, workdirs.as_record(config))
+        workdirs.record(workdir.config, settings)
         workdirs.record(workdir.task, facts)
         cli.log(
             f"{task.name}: {len(material.labelled):,} labelled and {len(material.unlabelled):,} unlabelled "

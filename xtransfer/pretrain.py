@@ -53,8 +53,9 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
     """Tokenizer, batches, training, checkpoint; one process at a time in `<output>.work`."""
     work = output.with_name(output.name + ".work")
     with locked(work):
-        check_unchanged(work / "config.json", as_record(settings))
-        record(work / "config.json", as_record(settings))
+        recipe = as_record(settings)
+        check_unchanged(work / "config.json", recipe)
+        record(work / "config.json", recipe)
         _pretrain(settings, output, work)
 
 

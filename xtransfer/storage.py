@@ -61,6 +61,17 @@ def read_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file, read strictly; anything else is a `UserError` that ends with the remedy."""
+    try:
+        found = read_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}): {remedy}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}: {remedy}")
+    return found
+
+
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 

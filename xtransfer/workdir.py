@@ -88,13 +88,7 @@ def record(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        facts = storage.read_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}): choose another directory") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(facts).__name__}: choose another directory")
-    return facts
+    return storage.read_object(path, "choose another directory")
 
 
 @contextmanager

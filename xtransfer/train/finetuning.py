@@ -78,12 +78,12 @@ class Finetuner:
         layout = param_shardings(self.mesh, self._shapes)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._shapes, layout)
 
-    def dataset(self, examples: Sequence[Example], teacher_logits: np.ndarray | None = None) -> Dataset:
-        """Tokenises examples; `teacher_logits` is [n, K] float32 in their order, columns in the order of `labels`."""
+    def dataset(self, examples: Sequence[Example]) -> Dataset:
+        """Tokenises examples; the result has no teacher's logits."""
         pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
         tokens = tokenize(self.tokenizer, [example.text for example in examples], pairs, self.settings.max_length)
         labels = np.array([example.label for example in examples], np.int32)
-        return Dataset(tokens, labels, teacher_logits, tuple(example.id for example in examples), self.num_classes)
+        return Dataset(tokens, labels, None, tuple(example.id for example in examples), self.num_classes)
 
     def predict(self, params: Any, dataset: Dataset, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Logits [n, K] float32 in the dataset's order; `on_batch(b)` hears of each b examples that are done.

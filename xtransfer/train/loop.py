@@ -129,10 +129,11 @@ def _row(line: bytes, where: str) -> dict[str, float]:
 def _resumed(checkpoints: Checkpoints, start: Start, directory: Path, last_step: int) -> TrainState:
     steps = checkpoints.steps()
     newest = steps[-1] if steps else 0
-    storage.write_jsonl(directory / METRICS_FILE, [row for row in read_metrics(directory) if row["step"] <= newest])
+    rows = [row for row in read_metrics(directory) if row["step"] <= newest]
+    storage.write_jsonl(directory / METRICS_FILE, rows)
     if not newest:
         return start.initial()
-    if newest >= last_step and not finished(directory, last_step):
+    if newest >= last_step and (not rows or rows[-1]["step"] != last_step):
         raise UserError(f"{directory}: the score of its last step {newest} is lost: remove it to train this run anew")
     cli.log(f"{directory}: goes on from step {newest:,}")
     return checkpoints.restore(newest, start.abstract)

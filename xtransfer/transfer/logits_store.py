@@ -188,12 +188,7 @@ def _is_unicode(text: str) -> bool:
 
 def _compare(path: Path, manifest: dict[str, Any]) -> None:
     """Raises UserError with the differing entries where the file at `path` is not this manifest."""
-    try:
-        found = storage.read_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error}): delete {path.parent} to label anew") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object: delete {path.parent} to label anew")
+    found = storage.read_object(path, f"delete {path.parent} to label anew")
     if found != manifest:
         differences = "; ".join(
             f"{name}: {found.get(name, 'nothing')!r} in the store, {manifest.get(name, 'nothing')!r} asked for"
