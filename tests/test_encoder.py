@@ -1,4 +1,4 @@
-"""The encoder: segments, packing, pooling, dropout, dtypes. Its numbers against PyTorch's: test_hf."""
+"""The encoder: segments, packing, pooling, dropout, dtypes. Its numbers against PyTorch's: test_families."""
 
 import dataclasses
 from collections.abc import Callable
@@ -116,6 +116,57 @@ def test_no_token_sees_another_segment_or_padding() -> None:
     assert float(jnp.abs(before[5:8] - after[5:8]).max()) > 1e-2
 
 
+def test_hidden_states_are_the_input_of_the_first_layer_and_the_output_of_each() -> None:
+    graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    batch = lay_out([[0, 1]], 2, examples())
+    inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]
+
+    @quick_jit
+    def run(params: nnx.State) -> tuple[list[jax.Array], list[jax.Array]]:
+        model = nnx.merge(graphdef, params)
+        same = inputs[3][:, None, :, None] == inputs[3][:, None, None, :]
+        steps = [model.embeddings(*inputs[:3], None)]
+        for layer in model.layers:
+            steps.append(layer(steps[-1], jnp.where(same, 0.0, -jnp.inf), None))
+        return model.hidden_states(*inputs), [*steps, model(*inputs)]
+
+    states, steps = run(params)
+    assert len(states) == CONFIG.num_layers + 1
+    for state, step in zip([*states, states[-1]], steps, strict=True):
+        np.testing.assert_allclose(state, step, atol=1e-5)
+    assert np.abs(states[0] - states[1]).max() > 0.1 < np.abs(states[1] - states[2]).max()
+
+
+def test_embeddings_of_another_size_and_without_token_types() -> None:
+    """Computed by hand: (word + position), LayerNorm at the embedding's size, then the projection."""
+    config = dataclasses.replace(CONFIG, embedding_size=10, type_vocab_size=0)
+    graphdef, params = build(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+    table = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params["embeddings"])}
+    assert set(table) == {
+        *("word_embeddings.embedding", "position_embeddings.embedding", "norm.scale", "norm.bias"),
+        *("project.kernel", "project.bias"),
+    }
+    ids, positions = np.array([[3, 1, 4]]), np.array([[2, 3, 4]])
+    x = table["word_embeddings.embedding"][ids] + table["position_embeddings.embedding"][positions]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_eps)
+    x = (x * table["norm.scale"] + table["norm.bias"]) @ table["project.kernel"] + table["project.bias"]
+    found = nnx.merge(graphdef, params).embeddings(jnp.asarray(ids), jnp.full((1, 3), 7), jnp.asarray(positions), None)
+    assert found.shape == (1, 3, CONFIG.hidden_size)
+    np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0)), ("silu", lambda x: x / (1 + np.exp(-x)))],
+)
+def test_the_heads_activation_is_its_own(act: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+    config = dataclasses.replace(CONFIG, head_act=act, hidden_act="relu")
+    pooler = nnx.merge(*build(lambda: encoder.Pooler(config, rngs=nnx.Rngs(0))))
+    x = np.random.default_rng(0).standard_normal((1, 2, CONFIG.hidden_size)).astype(np.float32)
+    dense = x @ np.asarray(pooler.dense.kernel[...]) + np.asarray(pooler.dense.bias[...])
+    np.testing.assert_allclose(pooler(jnp.asarray(x)), expected(dense), atol=1e-5)
+
+
 def test_mean_pooling_is_the_mean_over_each_segment() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((1, 6, 4)).astype(np.float32)
@@ -178,27 +229,37 @@ def test_dropout_is_a_function_of_its_key(rates: dict[str, float]) -> None:
     assert np.abs(first - logits_with(None, **rates)).max() > 1e-3
 
 
-def test_every_site_and_layer_draws_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+HIDDEN, PROBS, HEAD = ((3, ROW, 24), 0.1), ((3, 3, ROW, ROW), 0.2), ((3, 3, 24), 0.3)
+SITES: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "bert": ({}, [HIDDEN, *([PROBS, HIDDEN, HIDDEN] * 2), HEAD]),
+    "head_input": ({"head_input_dropout": True}, [HIDDEN, *([PROBS, HIDDEN, HIDDEN] * 2), HEAD, HEAD]),
+    "no_attention_output": ({"attention_output_dropout": False}, [HIDDEN, *([PROBS, HIDDEN] * 2), HEAD]),
+}
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sites: list[tuple[tuple[int, ...], float]] = []
     keys: list[jax.Array] = []
 
     def spy(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-        sites.append((x.shape, rate))
-        keys.append(jax.random.key_data(key))
+        if rate:
+            sites.append((x.shape, rate))
+            keys.append(jax.random.key_data(key))
         return x
 
     monkeypatch.setattr(encoder, "dropout", spy)
+    changes, expected = SITES[kind]
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
-    model = nnx.merge(*classifier(dataclasses.replace(CONFIG, **rates)))
+    graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))
+    batch = lay_out(PACKED, 3, examples())
 
-    @quick_jit
-    def used(key: jax.Array) -> list[jax.Array]:
-        model(lay_out(PACKED, 3, examples()), dropout_key=key)
+    def used(params: nnx.State, key: jax.Array) -> list[jax.Array]:
+        nnx.merge(graphdef, params)(batch, dropout_key=key)
         return keys
 
-    drawn = {np.asarray(key).tobytes() for key in used(jax.random.key(0))}
-    hidden, probs = ((3, ROW, 24), 0.1), ((3, 3, ROW, ROW), 0.2)
-    assert sites == [hidden, *([probs, hidden, hidden] * 2), ((3, 3, 24), 0.3)]
+    drawn = {np.asarray(key).tobytes() for key in quick_jit(used)(params, jax.random.key(0))}
+    assert sites == expected
     assert len(drawn) == len(sites)
 
 
@@ -242,7 +303,7 @@ def test_the_state_is_parameters_only_with_berts_initial_values(model: Callable[
             np.testing.assert_array_equal(leaf, 1.0 if "'scale'" in name else 0.0)
 
 
-@pytest.mark.parametrize("change", [{"num_heads": 5}, {"hidden_act": "mish"}])
+@pytest.mark.parametrize("change", [{"num_heads": 5}, {"hidden_act": "mish"}, {"head_act": "sine"}])
 def test_impossible_configs_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(change.values())))):
         Encoder(dataclasses.replace(CONFIG, **change), rngs=nnx.Rngs(0))

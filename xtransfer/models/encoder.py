@@ -1,10 +1,11 @@
-"""The BERT encoder and its heads as Flax NNX modules.
+"""The BERT encoder, its relatives and their heads as Flax NNX modules.
 
 Shapes: R rows, S tokens a row, M examples a row, P masked positions a row, H hidden size, N heads, D = H / N,
-F feed-forward size, V vocabulary, K classes. Parameters are float32; `dtype` is the dtype of the large matrix
-products. Softmax, LayerNorm statistics, pooler and logits are float32 whatever `dtype` is.
+F feed-forward size, E embedding size, V vocabulary, K classes. Parameters are float32; `dtype` is the dtype of the
+large matrix products. Softmax, LayerNorm statistics, pooler and logits are float32 whatever `dtype` is.
 
-Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019.
+Sources: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019; Liu et al., "RoBERTa",
+2019; Sanh et al., "DistilBERT", 2019; Clark et al., "ELECTRA", ICLR 2020.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +24,14 @@ POOLINGS = ("cls", "mean")
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_python": partial(jax.nn.gelu, approximate=False),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -36,10 +40,12 @@ _MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly ma
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Architecture of an encoder, as its checkpoint states it.
+    """Architecture of an encoder and its classification head, as its checkpoint states it; by default BERT's.
 
-    `position_offset` is the position id of an example's first token; `classifier_dropout` None means
-    `hidden_dropout`; `family` names the table of weights in `weight_maps`.
+    `position_offset` is the position id of an example's first token; `type_vocab_size` 0 means no token types;
+    `embedding_size` None means `hidden_size`, another size is projected; `classifier_dropout` None means
+    `hidden_dropout`. `attention_output_dropout`: whether there is dropout between a layer's attention and its residual;
+    `head_input_dropout`: whether the head drops its input too. `family` names the table of weights.
     """
 
     vocab_size: int
@@ -56,6 +62,10 @@ class EncoderConfig:
     classifier_dropout: float | None = None
     pad_id: int = 0
     position_offset: int = 0
+    embedding_size: int | None = None
+    attention_output_dropout: bool = True
+    head_act: str = "tanh"
+    head_input_dropout: bool = False
     family: str = "bert"
 
 
@@ -73,23 +83,29 @@ def _site(key: jax.Array | None, index: int) -> jax.Array | None:
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type, LayerNorm, dropout."""
+    """Word + position + token type (where there are types), LayerNorm, dropout, projection to H (where E != H)."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        embed = partial(nnx.Embed, features=config.hidden_size, embedding_init=_NORMAL, dtype=dtype, rngs=rngs)
+        size = config.embedding_size or config.hidden_size
+        embed = partial(nnx.Embed, features=size, embedding_init=_NORMAL, dtype=dtype, rngs=rngs)
         self.word_embeddings = embed(config.vocab_size)
         self.position_embeddings = embed(config.max_positions)
-        self.token_type_embeddings = embed(config.type_vocab_size)
-        self.norm = _layer_norm(config, rngs, dtype)
+        if config.type_vocab_size:
+            self.token_type_embeddings = embed(config.type_vocab_size)
+        self.norm = _layer_norm(config, rngs, dtype, size)
+        if size != config.hidden_size:
+            self.project = _linear(size, config.hidden_size, rngs=rngs, dtype=dtype)
         self.rate = config.hidden_dropout
 
     def __call__(
         self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         """Ids, all [R, S] int32 -> [R, S, H]."""
-        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)  # [R, S, H]
-        x = x + self.token_type_embeddings(token_type_ids)  # [R, S, H]
-        return dropout(self.norm(x), self.rate, key)  # [R, S, H]
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)  # [R, S, E]
+        if hasattr(self, "token_type_embeddings"):
+            x = x + self.token_type_embeddings(token_type_ids)  # [R, S, E]
+        x = dropout(self.norm(x), self.rate, key)  # [R, S, E]
+        return self.project(x) if hasattr(self, "project") else x  # [R, S, H]
 
 
 class SelfAttention(nnx.Module):
@@ -104,7 +120,7 @@ class SelfAttention(nnx.Module):
         self.output = linear(size, size)
         self.num_heads = config.num_heads
         self.attention_rate = config.attention_dropout
-        self.hidden_rate = config.hidden_dropout
+        self.output_rate = config.hidden_dropout if config.attention_output_dropout else 0.0
 
     def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         """x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
@@ -118,7 +134,7 @@ class SelfAttention(nnx.Module):
         probs = jax.nn.softmax(scores + bias, axis=-1).astype(v.dtype)  # [R, N, S, S]
         probs = dropout(probs, self.attention_rate, _site(key, 0))
         mixed = jnp.einsum("rnqk,rknd->rqnd", probs, v).reshape(x.shape)  # [R, S, H]
-        return dropout(self.output(mixed), self.hidden_rate, _site(key, 1))  # [R, S, H]
+        return dropout(self.output(mixed), self.output_rate, _site(key, 1))  # [R, S, H]
 
 
 class Layer(nnx.Module):
@@ -157,7 +173,19 @@ class Encoder(nnx.Module):
         *,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Last hidden states [R, S, H] in the compute dtype.
+        """The last of `hidden_states`."""
+        return self.hidden_states(input_ids, token_type_ids, position_ids, segment_ids, dropout_key=dropout_key)[-1]
+
+    def hidden_states(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """What enters the first layer, then what each layer gives, each [R, S, H] in the compute dtype.
 
         All inputs are [R, S] int32. A token attends to the tokens of its own segment only; tokens of segment 0
         (padding) attend to padding, so that their numbers are finite and reach nobody.
@@ -165,27 +193,28 @@ class Encoder(nnx.Module):
         """
         same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
         bias = jnp.where(same, 0.0, _MASKED).astype(jnp.float32)  # [R, 1, S, S]
-        x = self.embeddings(input_ids, token_type_ids, position_ids, _site(dropout_key, 0))  # [R, S, H]
+        states = [self.embeddings(input_ids, token_type_ids, position_ids, _site(dropout_key, 0))]  # [R, S, H]
         for index, layer in enumerate(self.layers):
-            x = layer(x, bias, _site(dropout_key, index + 1))  # [R, S, H]
-        return x
+            states.append(layer(states[-1], bias, _site(dropout_key, index + 1)))  # [R, S, H]
+        return states
 
 
 class Pooler(nnx.Module):
-    """Dense and tanh over one vector per example."""
+    """Dense and activation (BERT's is tanh) over one vector per example."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.dense = _linear(config.hidden_size, config.hidden_size, rngs=rngs)
+        self.act = config.head_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[R, M, H] -> [R, M, H] float32."""
-        return jnp.tanh(self.dense(x))
+        return ACTIVATIONS[self.act](self.dense(x))
 
 
 class Classifier(nnx.Module):
     """Encoder, pooler, dropout, linear head: one row of logits per example.
 
-    `pooling`: "cls" reads the first token (BERT's own head), "mean" the mean of the example's tokens.
+    `pooling`: "cls" reads the first token (the families' own head), "mean" the mean of the example's tokens.
     """
 
     def __init__(
@@ -205,6 +234,7 @@ class Classifier(nnx.Module):
         self.pooling = pooling
         rate = config.classifier_dropout
         self.rate = config.hidden_dropout if rate is None else rate
+        self.input_rate = self.rate if config.head_input_dropout else 0.0
 
     def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Output of the pooler, [R, M, H] float32; finite in empty slots too."""
@@ -213,7 +243,7 @@ class Classifier(nnx.Module):
             vectors = gather_tokens(hidden, batch["cls_index"])  # [R, M, H]
         else:
             vectors = segment_mean(hidden, batch["segment_ids"], batch["cls_index"].shape[1])  # [R, M, H]
-        return self.pooler(vectors)  # [R, M, H]
+        return self.pooler(dropout(vectors, self.input_rate, _site(dropout_key, 2)))  # [R, M, H]
 
     def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Logits [R, M, K] float32 of a packed batch: input_ids segment_ids position_ids token_type_ids cls_index."""
@@ -287,15 +317,16 @@ def _linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp
     return Linear(inputs, outputs, kernel_init=_NORMAL, dtype=dtype, rngs=rngs)
 
 
-def _layer_norm(config: EncoderConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.LayerNorm:
+def _layer_norm(config: EncoderConfig, rngs: nnx.Rngs, dtype: DTypeLike, size: int | None = None) -> nnx.LayerNorm:
     # The two-pass variance: E[x²] − E[x]² cancels where a checkpoint has a large mean.
     return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs
+        size or config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs
     )
 
 
 def _check(config: EncoderConfig) -> None:
     if config.hidden_size % config.num_heads:
         raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act {config.hidden_act!r}: one of {', '.join(ACTIVATIONS)}")
+    for act in (config.hidden_act, config.head_act):
+        if act not in ACTIVATIONS:
+            raise ValueError(f"activation {act!r}: one of {', '.join(ACTIVATIONS)}")

@@ -1,7 +1,7 @@
-"""Name tables, one per model family: how a Hugging Face checkpoint's names map to the encoder's.
+"""What a table of names is: how the names of a family's Hugging Face checkpoints map to the encoder's.
 
-A rule is a pair of names in which `{n}` stands for a layer's number, so that the same table reads and writes.
-No arrays here: `xtransfer.models.hf` moves the numbers.
+A rule is a pair of names in which `{n}` stands for a layer's number, so that the same table reads and writes. The
+tables themselves are in `xtransfer.models.families`. No arrays here: `xtransfer.models.hf` moves the numbers.
 """
 
 import re
@@ -37,8 +37,11 @@ class Family:
     `copies`: (pattern, source) names of tensors that repeat another one (a tied decoder).
     `ignorable`: patterns of source names that carry no parameter of ours.
     `heads`: patterns of targets that a model without that head leaves in the file.
+    `defaults`: fields of EncoderConfig that differ from BERT's, where no key of config.json says otherwise.
     `config_keys`: key of config.json -> field of EncoderConfig; `required` are keys without a default.
     `fixed`: keys of config.json that, where present, must have one of these values.
+    `positions_after_pad`: position ids begin at pad_id + 1, not at 0.
+    `architectures`: (leaf, class name) the first whose leaf a model has; "" for any model.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Family:
     required: tuple[str, ...]
     fixed: tuple[tuple[str, tuple[object, ...]], ...]
     architectures: tuple[tuple[str, str], ...]
+    defaults: tuple[tuple[str, object], ...] = ()
+    positions_after_pad: bool = False
 
     def canonical(self, source: str) -> str:
         """The name under which the rules know a source tensor."""
@@ -106,95 +111,61 @@ def _fill(template: str, match: re.Match[str]) -> str:
     return template.replace("{n}", match.group("n")) if "{n}" in template else template
 
 
-def _dense(source: str, target: str) -> tuple[Rule, Rule]:
-    weight = Rule(f"{source}.weight", f"{target}.kernel", TRANSPOSE)
-    return weight, Rule(f"{source}.bias", f"{target}.bias")
+def dense(source: str, target: str) -> tuple[Rule, Rule]:
+    """The rules of a linear layer."""
+    return Rule(f"{source}.weight", f"{target}.kernel", TRANSPOSE), Rule(f"{source}.bias", f"{target}.bias")
 
 
-def _norm(source: str, target: str) -> tuple[Rule, Rule]:
+def norm(source: str, target: str) -> tuple[Rule, Rule]:
+    """The rules of a LayerNorm."""
     return Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")
 
 
-def _embedding(name: str) -> Rule:
-    return Rule(f"bert.embeddings.{name}.weight", f"encoder.embeddings.{name}.embedding")
+def embeddings(prefix: str, *names: str) -> tuple[Rule, ...]:
+    """The rules of embedding tables and the LayerNorm over their sum."""
+    tables = (Rule(f"{prefix}.{name}.weight", f"encoder.embeddings.{name}.embedding") for name in names)
+    return (*tables, *norm(f"{prefix}.LayerNorm", "encoder.embeddings.norm"))
 
 
-_SOURCE_LAYER = "bert.encoder.layer.{n}"
-_TARGET_LAYER = "encoder.layers.{n}"
+def bert_layers(prefix: str) -> tuple[Rule, ...]:
+    """The rules of the layers under the names that BERT, RoBERTa and ELECTRA share."""
+    source, target = f"{prefix}.{{n}}", "encoder.layers.{n}"
+    return (
+        *dense(f"{source}.attention.self.query", f"{target}.attention.query"),
+        *dense(f"{source}.attention.self.key", f"{target}.attention.key"),
+        *dense(f"{source}.attention.self.value", f"{target}.attention.value"),
+        *dense(f"{source}.attention.output.dense", f"{target}.attention.output"),
+        *norm(f"{source}.attention.output.LayerNorm", f"{target}.attention_norm"),
+        *dense(f"{source}.intermediate.dense", f"{target}.intermediate"),
+        *dense(f"{source}.output.dense", f"{target}.output"),
+        *norm(f"{source}.output.LayerNorm", f"{target}.output_norm"),
+    )
 
-BERT = Family(
-    name="bert",
-    rules=(
-        _embedding("word_embeddings"),
-        _embedding("position_embeddings"),
-        _embedding("token_type_embeddings"),
-        *_norm("bert.embeddings.LayerNorm", "encoder.embeddings.norm"),
-        *_dense(f"{_SOURCE_LAYER}.attention.self.query", f"{_TARGET_LAYER}.attention.query"),
-        *_dense(f"{_SOURCE_LAYER}.attention.self.key", f"{_TARGET_LAYER}.attention.key"),
-        *_dense(f"{_SOURCE_LAYER}.attention.self.value", f"{_TARGET_LAYER}.attention.value"),
-        *_dense(f"{_SOURCE_LAYER}.attention.output.dense", f"{_TARGET_LAYER}.attention.output"),
-        *_norm(f"{_SOURCE_LAYER}.attention.output.LayerNorm", f"{_TARGET_LAYER}.attention_norm"),
-        *_dense(f"{_SOURCE_LAYER}.intermediate.dense", f"{_TARGET_LAYER}.intermediate"),
-        *_dense(f"{_SOURCE_LAYER}.output.dense", f"{_TARGET_LAYER}.output"),
-        *_norm(f"{_SOURCE_LAYER}.output.LayerNorm", f"{_TARGET_LAYER}.output_norm"),
-        *_dense("bert.pooler.dense", "pooler.dense"),
-        *_dense("classifier", "head"),
-        *_dense("cls.predictions.transform.dense", "transform"),
-        *_norm("cls.predictions.transform.LayerNorm", "transform_norm"),
-        Rule("cls.predictions.bias", "decoder_bias"),
-        *_dense("cls.seq_relationship", "next_sentence"),
-    ),
-    aliases=(
-        (r"^(?=embeddings\.|encoder\.|pooler\.)", "bert."),
-        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
-        (r"LayerNorm\.beta$", "LayerNorm.bias"),
-    ),
-    copies=(
-        (r"cls\.predictions\.decoder\.weight", "bert.embeddings.word_embeddings.weight"),
-        (r"cls\.predictions\.decoder\.bias", "cls.predictions.bias"),
-    ),
-    ignorable=(r"bert\.embeddings\.(position_ids|token_type_ids)",),
-    heads=(r"pooler\..*", r"head\..*", r"transform\..*", r"transform_norm\..*", r"decoder_bias", r"next_sentence\..*"),
-    new=(
-        NewLeaves(r"head\..*"),
-        NewLeaves(r"next_sentence\..*"),
-        NewLeaves(r"(transform\..*|transform_norm\..*|decoder_bias)"),
-        NewLeaves(r"pooler\..*", only_with=r"(head|next_sentence)\..*"),
-    ),
-    config_keys=(
-        ("vocab_size", "vocab_size"),
-        ("hidden_size", "hidden_size"),
-        ("num_hidden_layers", "num_layers"),
-        ("num_attention_heads", "num_heads"),
-        ("intermediate_size", "intermediate_size"),
-        ("max_position_embeddings", "max_positions"),
-        ("type_vocab_size", "type_vocab_size"),
-        ("layer_norm_eps", "layer_norm_eps"),
-        ("hidden_act", "hidden_act"),
-        ("hidden_dropout_prob", "hidden_dropout"),
-        ("attention_probs_dropout_prob", "attention_dropout"),
-        ("classifier_dropout", "classifier_dropout"),
-        ("pad_token_id", "pad_id"),
-    ),
-    required=(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-    ),
-    fixed=(
-        ("position_embedding_type", ("absolute",)),
-        ("is_decoder", (False,)),
-        ("add_cross_attention", (False,)),
-        ("tie_word_embeddings", (True,)),
-    ),
-    architectures=(
-        ("head.kernel", "BertForSequenceClassification"),
-        ("next_sentence.kernel", "BertForPreTraining"),
-        ("", "BertModel"),
-    ),
+
+# Keys of config.json that BERT, RoBERTa and ELECTRA share.
+BERT_KEYS = (
+    ("vocab_size", "vocab_size"),
+    ("hidden_size", "hidden_size"),
+    ("num_hidden_layers", "num_layers"),
+    ("num_attention_heads", "num_heads"),
+    ("intermediate_size", "intermediate_size"),
+    ("max_position_embeddings", "max_positions"),
+    ("type_vocab_size", "type_vocab_size"),
+    ("layer_norm_eps", "layer_norm_eps"),
+    ("hidden_act", "hidden_act"),
+    ("hidden_dropout_prob", "hidden_dropout"),
+    ("attention_probs_dropout_prob", "attention_dropout"),
+    ("classifier_dropout", "classifier_dropout"),
+    ("pad_token_id", "pad_id"),
 )
-
-FAMILIES: dict[str, Family] = {"bert": BERT}
+BERT_REQUIRED = tuple(key for key, _ in BERT_KEYS[:6])
+BERT_FIXED: tuple[tuple[str, tuple[object, ...]], ...] = (
+    ("position_embedding_type", ("absolute",)),
+    ("is_decoder", (False,)),
+    ("add_cross_attention", (False,)),
+)
+# LayerNorm's parameters as TensorFlow's checkpoints, and those converted from them, name them.
+OLD_NORM = (
+    (r"((?i:layer_?norm))\.gamma$", r"\1.weight"),
+    (r"((?i:layer_?norm))\.beta$", r"\1.bias"),
+)
