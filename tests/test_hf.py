@@ -1,9 +1,8 @@
-"""Parity with PyTorch's BERT, saving, labels, names of checkpoints, fingerprints."""
+"""Parity of the pretraining heads with PyTorch's, saving, labels, names of checkpoints, fingerprints."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,100 +10,51 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.fixtures.record_bert import CASES, RECORDED, record
+from tests import tiny
+from tests.fixtures.record import CASES, FIXTURES, RECORDED, record
 from xtransfer.errors import UserError
-from xtransfer.models import hf
-from xtransfer.models.encoder import Classifier
+from xtransfer.models import hf, parity, reference
+from xtransfer.sharding import make_mesh, param_shardings
 
-FIXTURES = Path(__file__).parent / "fixtures"
 CLASSIFIER = FIXTURES / "bert_classifier"
 LABELS = ("negative", "neutral", "positive")
-TOLERANCE = 1e-4
 
 
-def batch_of(reference: Any) -> dict[str, jax.Array]:
-    rows, length = reference["input_ids"].shape
-    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    return {
-        "input_ids": jnp.asarray(reference["input_ids"]),
-        "token_type_ids": jnp.asarray(reference["token_type_ids"]),
-        "position_ids": jnp.asarray(positions),
-        "segment_ids": jnp.asarray(reference["attention_mask"]),
-        "cls_index": jnp.zeros((rows, 1), jnp.int32),
-        "mlm_positions": jnp.asarray(positions),
-    }
+def check_pretraining(directory: Path) -> None:
+    """The encoder, the pooler and both pretraining heads, against what is recorded beside the checkpoint."""
+    recorded = reference.load(directory / reference.FILE, directory)
+    batch = parity.batch_of(recorded.inputs, hf.read_config(directory))
+    rows, length = batch["input_ids"].shape
+    batch["mlm_positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    graphdef, params = hf.load_masked_lm(directory, seed=0)
+    masked, following = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))(params, batch)
+    ours = parity.activations(directory, recorded.inputs)
+    ours["prediction_logits"] = np.asarray(masked)[batch["segment_ids"] == 1]
+    ours["seq_relationship_logits"] = np.asarray(following)[:, 0]
+    found = parity.compare(ours, recorded.activations)
+    assert [row.name for row in found][-3:] == ["pooled", "prediction_logits", "seq_relationship_logits"]
+    assert max(row.maximum for row in found) <= parity.TOLERANCE, found
 
 
-def outputs(graphdef: Any, params: nnx.State, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the model computes, under the names of the reference."""
-    model = nnx.merge(graphdef, params)
-    found = {}
-    keys = ("input_ids", "token_type_ids", "position_ids")
-    found["hidden_0"] = model.encoder.embeddings(*(batch[key] for key in keys), None)
-    found["last"] = model.encoder(*(batch[key] for key in (*keys, "segment_ids")))
-    found["pooler_output"] = model.pooler(found["last"][:, :1])[:, 0]
-    if isinstance(model, Classifier):
-        found["logits"] = model(batch)[:, 0]
-    else:
-        found["prediction_logits"], following = model(batch)
-        found["seq_relationship_logits"] = following[:, 0]
-    return found
+def test_recorded_outputs_of_the_pretraining_heads_are_met() -> None:
+    check_pretraining(FIXTURES / "bert_pretraining")
 
 
-def check_parity(directory: Path, architecture: str) -> dict[str, float]:
-    """Largest differences from PyTorch, at the tokens that are not padding."""
-    reference = dict(np.load(directory / "reference.npz", allow_pickle=False))
-    layers = max(int(name.split("_")[1]) for name in reference if name.startswith("hidden_"))
-    reference["last"] = reference[f"hidden_{layers}"]
-    if architecture == "BertForPreTraining":
-        graphdef, params = hf.load_masked_lm(directory, seed=0)
-    else:
-        classes = reference["logits"].shape[-1] if "logits" in reference else 2
-        graphdef, params = hf.load_classifier(directory, classes, seed=0)
-    found = jax.jit(lambda p, b: outputs(graphdef, p, b))(params, batch_of(reference))
-    real = reference["attention_mask"] == 1
-    differences = {}
-    for name, value in found.items():
-        if name in reference:
-            assert value.dtype == jnp.float32
-            difference = np.abs(np.asarray(value) - reference[name])
-            differences[name] = float((difference[real] if value.ndim == 3 else difference).max())
-    assert {"last", "pooler_output", "hidden_0"} < set(differences) or architecture == "BertModel"
-    assert max(differences.values()) <= TOLERANCE, differences
-    return differences
+@pytest.mark.parametrize("name", ["bert_pretraining", "bert_pretraining_one_head"])
+def test_live_outputs_of_the_pretraining_heads_are_met(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    record(CASES[name], tmp_path / "model", seed=1)
+    check_pretraining(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_outputs_of_pytorch_are_met(name: str) -> None:
-    check_parity(FIXTURES / f"bert_{name}", CASES[name].architecture)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_live_outputs_of_pytorch_are_met_and_saved_models_are_the_same_to_it(name: str, tmp_path: Path) -> None:
+def test_saved_pretraining_heads_are_the_same_to_transformers(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    import transformers
+    from transformers import BertForPreTraining
 
-    case = CASES[name]
-    record(case, tmp_path / "model", seed=1)
-    print(name, check_parity(tmp_path / "model", case.architecture))
-    if case.architecture == "BertModel":
-        return
-    config = hf.read_config(tmp_path / "model")
-    if case.architecture == "BertForPreTraining":
-        _, params = hf.load_masked_lm(tmp_path / "model", seed=0)
-        hf.save(tmp_path / "saved", config, params)
-    else:
-        labels = tuple(case.settings.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).values())
-        _, params = hf.load_classifier(tmp_path / "model", len(labels), seed=0)
-        hf.save(tmp_path / "saved", config, params, labels=labels)
-    cls = getattr(transformers, case.architecture)
-    first, second = (cls.from_pretrained(tmp_path / part).eval() for part in ("model", "saved"))
-    configs = [model.config.to_dict() for model in (first, second)]
-    assert {key: (one, configs[1].get(key)) for key, one in configs[0].items() if configs[1].get(key) != one} in (
-        {},
-        {"_name_or_path": (str(tmp_path / "model"), str(tmp_path / "saved"))},
-        {"name_or_path": (str(tmp_path / "model"), str(tmp_path / "saved"))},
-    )
+    directory = FIXTURES / "bert_pretraining"
+    hf.save(tmp_path / "saved", hf.read_config(directory), hf.load_masked_lm(directory, seed=0)[1])
+    first, second = (BertForPreTraining.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
+    assert first.config.architectures == second.config.architectures
     for (key, one), (other_key, other) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         assert key == other_key and torch.equal(one, other), key
 
@@ -196,6 +146,17 @@ def test_a_head_of_other_classes_is_refused(classes: int, labels: tuple[str, ...
         hf.load_classifier(CLASSIFIER, classes, seed=0, labels=labels)
 
 
+def test_remote_code_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    shutil.copytree(CLASSIFIER, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_own.Own"}}))
+    (tmp_path / "model" / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for load in (lambda: hf.load_classifier(path.parent, 3, seed=0), lambda: hf.load_masked_lm(path.parent, seed=0)):
+        with pytest.raises(UserError, match=r"config\.json: auto_map asks for remote code, which is never run"):
+            load()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_labels_that_do_not_fit_the_weights_are_refused(tmp_path: Path) -> None:
     shutil.copytree(CLASSIFIER, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
@@ -214,39 +175,46 @@ def test_embedded_names_and_directories_are_found(tmp_path: Path, monkeypatch: p
             hf.resolve(name)
 
 
-def test_hub_ids_ask_for_readable_files_of_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, Any, list[str]]] = []
-
-    def download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision, allow_patterns))
-        return str(CLASSIFIER)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert hf.resolve("someone/some-bert@v1.2") == CLASSIFIER
-    hf.resolve("some-bert", "main")
-    assert [entry[:2] for entry in asked] == [("someone/some-bert", "v1.2"), ("some-bert", "main")]
-    assert "config.json" in asked[0][2] and not any(
-        pattern.endswith(("bin", "py", "pt", "*")) for pattern in asked[0][2]
-    )
-    with pytest.raises(UserError, match=r"two revisions, v1\.2 and main"):
+def test_of_two_revisions_one_has_to_be_taken_back() -> None:
+    with pytest.raises(UserError, match=r"two revisions, v1\.2 and main: give one"):
         hf.resolve("someone/some-bert@v1.2", "main")
 
 
-@pytest.mark.parametrize("error", [OSError("no\nnetwork"), ValueError("bad id"), RuntimeError()])
-def test_a_hub_that_fails_gives_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*args: Any, **options: Any) -> str:
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(UserError, match="someone/some-bert: no such directory.*not had from the hub: .") as caught:
-        hf.resolve("someone/some-bert")
-    assert "\n" not in str(caught.value)
+def test_the_embedded_checkpoints_are_found_by_their_names_without_the_hub() -> None:
+    for name in ("mini-bert-en", "mini-bert-multilingual"):
+        assert hf.resolve(name) == hf.EMBEDDED / name
 
 
-def test_the_real_hub_client_offline_gives_one_line() -> None:
-    with pytest.raises(UserError, match="^someone/no-such-bert: ") as caught:
-        hf.resolve("someone/no-such-bert")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith("bert")])
+def test_pretraining_goes_on_from_bert_only(name: str) -> None:
+    family = name.partition("_")[0]
+    with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: pretraining goes on from bert"):
+        hf.load_masked_lm(FIXTURES / name, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("name", ["bert_pretraining", "electra_classifier"])
+def test_on_a_mesh_every_parameter_is_the_same_and_lies_in_its_place(name: str, shape: tuple[int, ...]) -> None:
+    mesh = make_mesh(shape)
+    if CASES[name].is_classifier:
+        order = ("positive", "negative", "neutral")
+        _, here = hf.load_classifier(FIXTURES / name, 3, seed=0, labels=order)
+        _, spread = hf.load_classifier(FIXTURES / name, 3, seed=0, labels=order, mesh=mesh)
+    else:
+        _, here = hf.load_masked_lm(FIXTURES / name, seed=0)
+        _, spread = hf.load_masked_lm(FIXTURES / name, seed=0, mesh=mesh)
+    assert equal(here, spread)
+    layout = param_shardings(mesh, here)
+    assert jax.tree.map(lambda leaf: leaf.sharding, spread) == layout
+    for leaf, placed in zip(jax.tree.leaves(spread), jax.tree.leaves(jax.device_put(spread, layout)), strict=True):
+        assert placed is leaf  # nothing is left to move
+
+
+def test_a_new_head_is_the_same_on_a_mesh() -> None:
+    mesh = make_mesh((1, 4, 2))
+    _, here = hf.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7)
+    _, spread = hf.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7, mesh=mesh)
+    assert equal(here, spread) and not spread["head"]["kernel"][...].sharding.is_fully_replicated
 
 
 def test_a_fingerprint_sees_every_number_and_name() -> None:
@@ -259,3 +227,25 @@ def test_a_fingerprint_sees_every_number_and_name() -> None:
     assert hf.fingerprint_params(same) != before
     swapped = nnx.from_flat_state([((*path[:-1], path[-1] + "_"), leaf) for path, leaf in nnx.to_flat_state(params)])
     assert hf.fingerprint_params(swapped) != before
+
+
+def test_the_fingerprint_of_a_directory_is_that_of_the_files_that_are_read(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(hf.EMBEDDED / "mini-bert-en", tmp_path / "model"))
+    before = hf.fingerprint_files(directory)
+    for name in ("README.md", "model.fp16.safetensors", "pytorch_model.bin", "reference.safetensors"):
+        (directory / name).write_text("other")
+    assert hf.fingerprint_files(directory) == before
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (directory / name).write_bytes((directory / name).read_bytes() + b" ")
+        assert hf.fingerprint_files(directory) != before
+        before = hf.fingerprint_files(directory)
+
+
+def test_a_saved_model_says_the_special_ids_of_its_tokenizer(tmp_path: Path) -> None:
+    directory = tiny.checkpoint(tmp_path / "tiny")
+    said = json.loads((directory / "config.json").read_text())
+    assert {key: value for key, value in said.items() if key.endswith("token_id")} == {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    }

@@ -54,7 +54,7 @@ def written(settings, tmp_path_factory):
 
 def test_the_checkpoint_is_read_back_with_its_tokenizer(settings, written):
     architecture, tokenizer = hf.read_config(written), load_tokenizer(written)
-    hf.check_tokenizer(architecture, tokenizer)
+    hf.check_tokenizer(written, tokenizer)
     assert (architecture.hidden_size, architecture.num_layers, architecture.hidden_dropout) == (16, 1, 0.1)
     assert tokenizer.tokenize("The FILM") == ["the", "film"]
     hf.load_classifier(written, 2, seed=0)

@@ -10,24 +10,27 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from xtransfer.errors import UserError
+from xtransfer.models import hub
 from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.families import FAMILIES
 from xtransfer.models.hf_config import (
     CONFIG,
     check_tokenizer,
     read_config,
     read_labels,
     read_pooling,
+    special_ids,
     write_config,
 )
-from xtransfer.models.hf_weights import INDEX, WEIGHTS, Source, leaves, write_weights
-from xtransfer.models.weight_maps import FAMILIES
+from xtransfer.models.hf_weights import INDEX, WEIGHTS, Source, leaves, weight_files, write_weights
+from xtransfer.sharding import param_shardings
 
 __all__ = [
     "abstract_classifier",
@@ -36,7 +39,6 @@ __all__ = [
     "fingerprint_params",
     "load_classifier",
     "load_masked_lm",
-    "load_params",
     "read_config",
     "read_labels",
     "read_pooling",
@@ -45,19 +47,6 @@ __all__ = [
 ]
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
-HUB_FILES = (
-    CONFIG,
-    "model*.safetensors",
-    INDEX,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-)
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
@@ -73,17 +62,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
         raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({embedded})")
     if pinned and revision and pinned != revision:
         raise UserError(f"{name}: two revisions, {pinned} and {revision}: give one")
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=pinned or revision, allow_patterns=list(HUB_FILES))
-        )
-    except Exception as error:  # the hub client raises from several libraries
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{name}: no such directory or embedded checkpoint, and not had from the hub: {reason}"
-        ) from error
+    return hub.fetch(repo, pinned or revision)
 
 
 def abstract_classifier(
@@ -103,44 +82,50 @@ def load_classifier(
     pooling: str = "cls",
     dtype: DTypeLike = jnp.float32,
     labels: Sequence[str] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Any, nnx.State]:
-    """(graphdef, params) of a `Classifier` with a checkpoint's weights.
+    """(graphdef, params) of a `Classifier` with a checkpoint's weights, float32.
 
     A head in the file is used, its classes permuted by name to the order of `labels`; other names or another
-    pooling are a UserError. Otherwise the head is new, drawn from `seed`.
+    pooling are a UserError. Otherwise the head is new, drawn from `seed`. The parameters go to their places on `mesh`
+    by `sharding.RULES`, without one to the default device; the host holds one tensor at a time beside them.
     """
     config = read_config(directory)
     graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
     source = Source.open(directory, FAMILIES[config.family])
-    order = None
+    order: dict[str, list[int]] = {}
     if "head.kernel" in source.targets:
-        order = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
+        places = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
         if (saved := read_pooling(directory)) != pooling:
             raise UserError(
                 f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved}, not {pooling}"
             )
-    params = source.fill(state, seed=seed)
-    if order is not None and order != list(range(num_classes)):
-        params["head"] = jax.tree.map(lambda leaf: leaf[..., jnp.asarray(order)], params["head"])
-    return graphdef, params
+        order = {"head.kernel": places, "head.bias": places}
+    return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
 
 
-def load_masked_lm(directory: str | Path, *, seed: int, dtype: DTypeLike = jnp.float32) -> tuple[Any, nnx.State]:
-    """(graphdef, params) of a `MaskedLM` with a checkpoint's weights; heads that it lacks are drawn from `seed`."""
-    config = read_config(directory)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
-    return graphdef, Source.open(directory, FAMILIES[config.family]).fill(state, seed=seed)
+def load_masked_lm(
+    directory: str | Path, *, seed: int, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+) -> tuple[Any, nnx.State]:
+    """(graphdef, params) of a `MaskedLM` with a checkpoint's weights; heads that it lacks are drawn from `seed`.
 
-
-def load_params(directory: str | Path, abstract: nnx.State, *, seed: int) -> nnx.State:
-    """The state `abstract` (shapes and dtypes) filled from a checkpoint; new head leaves are drawn from `seed`.
-
-    UserError names the tensor, and both shapes where they differ.
+    The parameters are laid out as `load_classifier` does. UserError where the family has no pretraining heads here.
     """
-    return Source.open(directory, FAMILIES[read_config(directory).family]).fill(abstract, seed=seed)
+    config = read_config(directory)
+    if config.family != "bert":
+        raise UserError(
+            f"{Path(directory) / CONFIG}: model_type is {config.family}: pretraining goes on from bert checkpoints only"
+        )
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
+    source = Source.open(directory, FAMILIES[config.family])
+    return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state))
 
 
-def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None, outputs: int) -> list[int] | None:
+def _layout(mesh: Mesh | None, state: nnx.State) -> Any:
+    return None if mesh is None else param_shardings(mesh, state)
+
+
+def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None, outputs: int) -> list[int]:
     """For each class of `labels`, its place in the file's head."""
     names = read_labels(directory) or tuple(f"LABEL_{i}" for i in range(outputs))
     path = directory / CONFIG
@@ -186,7 +171,7 @@ def save(
     except OSError as error:
         raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
     try:
-        write_config(partial / CONFIG, config, paths, labels, pooling)
+        write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
         write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial))
@@ -203,12 +188,15 @@ def save(
 
 
 def fingerprint_files(directory: str | Path) -> str:
-    """sha256 over the names and bytes of a checkpoint's config, weights and tokenizer files."""
-    names = {path.name: path for pattern in HUB_FILES for path in Path(directory).glob(pattern)}
+    """sha256 over the names and bytes of a checkpoint's config, weights and tokenizer files, and of no others."""
+    directory = Path(directory)
+    found = {path for pattern in (CONFIG, *hub.TOKENIZER_FILES) for path in directory.glob(pattern)}
+    weights = weight_files(directory)
+    found.update(weights if weights == [directory / WEIGHTS] else [*weights, directory / INDEX])
     digest = hashlib.sha256()
-    for name, path in sorted(names.items()):
+    for path in sorted(found):
         with path.open("rb") as file:
-            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
