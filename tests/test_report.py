@@ -13,6 +13,7 @@ from rich.console import Console
 from xtransfer import report
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.errors import UserError
+from xtransfer.evaluation.chosen import TaskRecord
 from xtransfer.evaluation.statistics import aggregate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,9 +22,9 @@ VALUES = {  # objective -> seed -> en, de, ja
     "vanilla": {0: (0.70, 0.60, 0.60), 1: (0.74, 0.66, 0.56)},
     "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
 }
-FACTS = report.TaskFacts(("negative", "positive"), ("de", "ja"), synthetic=False)
+FACTS = TaskRecord("reviews", ("negative", "positive"), False, "en", ("de", "ja"), "abc", "def")
 SYNTHETIC = dataclasses.replace(FACTS, synthetic=True)
-RECORD = {"name": "reviews", "labels": ["negative", "positive"], "target_languages": ["de", "ja"], "synthetic": True}
+RECORD = json.loads(json.dumps(dataclasses.asdict(SYNTHETIC)))
 ONE_SEED = {name: {0: by_seed[0]} for name, by_seed in VALUES.items()}
 
 
@@ -245,16 +246,16 @@ def test_a_protocol_without_rows_says_which_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "No such file or directory: start the experiment again with python -m xtransfer.main"),
-        ("{", "not strict JSON"),
-        ("\xff", "not strict JSON"),
+        (None, "no such file: start the experiment again with python -m xtransfer.main"),
+        ("{", "not valid JSON"),
+        ("\xff", "not valid JSON"),
         ("[]", "expected a JSON object, found list"),
-        (RECORD | {"labels": ["a"]}, r"labels = \['a'\], expected a list of 2 or more names"),
-        (RECORD | {"labels": "ab"}, "labels = 'ab'"),
+        (RECORD | {"labels": ["a"]}, "expected two or more labels"),
+        (RECORD | {"labels": "ab"}, "labels = 'ab', expected a list of names"),
         (RECORD | {"labels": ["a", 1]}, "labels = "),
-        (RECORD | {"target_languages": "de"}, "target_languages = 'de', expected a list of 0 or more names"),
-        (RECORD | {"synthetic": None}, "synthetic = None, expected true or false"),
-        (RECORD | {"synthetic": 1}, "synthetic = 1"),
+        (RECORD | {"target_languages": "de"}, "target_languages = 'de', expected a list of names"),
+        (RECORD | {"synthetic": None}, "expected two or more labels, and synthetic as true or false"),
+        (RECORD | {"synthetic": 1}, "expected two or more labels, and synthetic as true or false"),
     ],
 )
 def test_a_missing_or_broken_record_of_the_task_is_one_line(tmp_path, content, words):

@@ -7,7 +7,6 @@ Prints objectives × languages of each workdir, and writes `report/results.md` a
 import argparse
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rich.segment import Segments
 from rich.table import Table as RichTable
 
 from xtransfer import cli, storage
-from xtransfer.errors import UserError
+from xtransfer.evaluation.chosen import TaskRecord, read_task
 from xtransfer.evaluation.metrics import METRICS, at_chance
 from xtransfer.evaluation.selection import PROTOCOLS
 from xtransfer.evaluation.statistics import BASELINE, TEACHER, Line, Summary, Table, aggregate, read_rows
@@ -29,15 +28,6 @@ from xtransfer.workdir import Workdir, read_config
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _FIXED_COLOURS = {BASELINE: "#999999", TEACHER: "#333333"}
 _DARK = frozenset({"#0072B2", "#009E73", "#D55E00", "#333333"})
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What the rows of results do not say of the task, as the experiment put it on record."""
-
-    labels: tuple[str, ...]
-    target_languages: tuple[str, ...]
-    synthetic: bool
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +40,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     for root in arguments.workdir:
         workdir = Workdir(root)
-        config, facts = read_config(workdir), read_task(workdir.task)
+        config, facts = read_config(workdir), read_task(workdir)
         table = aggregate(
             read_rows(workdir.results),
             source_language=config.task.source_language,
@@ -69,27 +59,7 @@ def default_split(evaluated: tuple[str, ...]) -> str:
     return "test" if "test" in evaluated else evaluated[0]
 
 
-def read_task(path: Path) -> TaskFacts:
-    """The task as an experiment recorded it; `UserError` where it did not, or where the record is broken."""
-    try:
-        found = storage.read_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: start the experiment again with python -m xtransfer.main") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not strict JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    for key, least in (("labels", 2), ("target_languages", 0)):
-        names = found.get(key)
-        if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{path}: {key} = {names!r}, expected a list of {least} or more names")
-    synthetic = found.get("synthetic")
-    if not isinstance(synthetic, bool):
-        raise UserError(f"{path}: synthetic = {synthetic!r}, expected true or false")
-    return TaskFacts(tuple(found["labels"]), tuple(found["target_languages"]), synthetic)
-
-
-def show(table: Table, console: Console, facts: TaskFacts) -> None:
+def show(table: Table, console: Console, facts: TaskRecord) -> None:
     """Prints the table, its caption, and warnings about results at chance."""
     header, lines = cells(table)
     rich = RichTable(box=box.SIMPLE_HEAD, title=escape(_title(table, facts)), title_justify="left")
@@ -135,16 +105,16 @@ def _text(summary: Summary | None, form: str = ".1f") -> str:
     return mean if summary.sd is None else f"{mean} ± {summary.sd * 100:.1f}"
 
 
-def _title(table: Table, facts: TaskFacts) -> str:
+def _title(table: Table, facts: TaskRecord) -> str:
     return f"{_name(table, facts)}: {table.metric} on {table.split}"
 
 
-def _name(table: Table, facts: TaskFacts) -> str:
+def _name(table: Table, facts: TaskRecord) -> str:
     """The task's name, with "(synthetic)" where its text was generated."""
     return f"{table.task} (synthetic)" if facts.synthetic else table.task
 
 
-def caption(table: Table, facts: TaskFacts) -> list[str]:
+def caption(table: Table, facts: TaskRecord) -> list[str]:
     """What the numbers are: metric, split, items, seeds, selection, and what average and gain mean."""
     counts = set(table.counts.values())
     items = (
@@ -203,7 +173,7 @@ def warnings(table: Table) -> list[str]:
     return [f"{what}: {'; '.join(found)}."] if found else []
 
 
-def markdown(table: Table, facts: TaskFacts) -> str:
+def markdown(table: Table, facts: TaskRecord) -> str:
     """The same as a Markdown page."""
     header, lines = cells(table)
     rule = ["---", *["---:"] * (len(header) - 1)]
@@ -212,7 +182,7 @@ def markdown(table: Table, facts: TaskFacts) -> str:
     return "\n".join([f"# {_title(table, facts)}", "", *grid, "", *(f"- {text}" for text in notes), ""])
 
 
-def write(table: Table, directory: Path, facts: TaskFacts) -> list[Path]:
+def write(table: Table, directory: Path, facts: TaskRecord) -> list[Path]:
     """Writes results.md and results.png; returns their paths."""
     text, picture = directory / "results.md", directory / "results.png"
     storage.write_whole(text, markdown(table, facts))
@@ -220,7 +190,7 @@ def write(table: Table, directory: Path, facts: TaskFacts) -> list[Path]:
     return [text, picture]
 
 
-def plot(table: Table, facts: TaskFacts) -> bytes:
+def plot(table: Table, facts: TaskRecord) -> bytes:
     """Bars of objectives within languages as a PNG: whiskers are sd over seeds, dots single seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

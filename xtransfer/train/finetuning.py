@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtransfer import cli
-from xtransfer.config import ExperimentConfig, ModelConfig
-from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, eval_batches, prefetch
+from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
+from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, eval_batches, make_plan, prefetch
 from xtransfer.data.tasks import Example, Task
-from xtransfer.data.text import load_tokenizer, tokenize
+from xtransfer.data.text import load_tokenizer
+from xtransfer.data.token_cache import TokenCache
 from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.inference import make_eval_step, predict
@@ -21,7 +23,7 @@ from xtransfer.sharding import data_shards, make_mesh, param_shardings
 from xtransfer.train import loop, optimizer, state, steps
 from xtransfer.transfer.objectives import Objective, loss_terms
 
-_TOKENS_PER_SLOT = 8  # a row has a slot for every so many tokens: examples are seldom shorter
+_MANY = 20_000  # examples whose tokenising takes long enough to be shown
 
 
 class Finetuner:
@@ -32,7 +34,14 @@ class Finetuner:
     """
 
     def __init__(
-        self, role: str, settings: ModelConfig, labels: Sequence[str], mesh: jax.sharding.Mesh, *, eval_batch_size: int
+        self,
+        role: str,
+        settings: ModelConfig,
+        labels: Sequence[str],
+        mesh: jax.sharding.Mesh,
+        *,
+        eval_batch_size: int,
+        token_cache: Path | None = None,
     ):
         if not settings.checkpoint:
             raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
@@ -40,13 +49,14 @@ class Finetuner:
         self.directory = hf.resolve(settings.checkpoint)
         self.architecture = hf.read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
-        hf.check_tokenizer(self.architecture, self.tokenizer)
+        hf.check_tokenizer(self.directory, self.tokenizer)
         positions = self.architecture.max_positions - self.architecture.position_offset
         if settings.max_length > positions:
             raise UserError(
                 f"{role}.max_length is {settings.max_length}, but {self.directory} has {positions} positions"
             )
         self.eval_batch_size = eval_batch_size
+        self._tokens = TokenCache(token_cache, self.tokenizer, settings.max_length)
         self.fresh_params(seed=0)  # reads every tensor once: a checkpoint that does not fit is found now
         dtype = jnp.dtype(settings.compute_dtype)
         self.graphdef, self._shapes = hf.abstract_classifier(
@@ -71,17 +81,20 @@ class Finetuner:
             pooling=self.settings.pooling,
             dtype=jnp.dtype(self.settings.compute_dtype),
             labels=self.labels,
+            mesh=self.mesh,
         )[1]
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters, for a restore."""
-        layout = param_shardings(self.mesh, self._shapes)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._shapes, layout)
+        return abstract_params(self._shapes, self.mesh)
 
     def dataset(self, examples: Sequence[Example]) -> Dataset:
-        """Tokenises examples; the result has no teacher's logits."""
+        """Tokenises examples, or finds their tokens in the cache; the result has no teacher's logits."""
+        texts = [example.text for example in examples]
         pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
-        tokens = tokenize(self.tokenizer, [example.text for example in examples], pairs, self.settings.max_length)
+        title = f"tokens for the {self.role}"
+        with cli.ticking(title, len(texts), unit="examples") if len(texts) >= _MANY else nullcontext() as ticker:
+            tokens = self._tokens.tokens(texts, pairs, on_batch=ticker.advance if ticker else None)
         labels = np.array([example.label for example in examples], np.int32)
         return Dataset(tokens, labels, None, tuple(example.id for example in examples), self.num_classes)
 
@@ -149,16 +162,20 @@ class Finetuner:
         )
 
     def _plan(self, batch_size: int) -> BatchPlan:
-        row_length = self.settings.row_length or self.settings.max_length
-        return BatchPlan(
-            batch_size=batch_size,
-            row_length=row_length,
-            slots=max(1, row_length // _TOKENS_PER_SLOT) if self.settings.packed else 1,
+        return make_plan(
+            batch_size,
+            self.settings.row_length or self.settings.max_length,
             pad_id=self.architecture.pad_id,
             position_offset=self.architecture.position_offset,
             multiple_of=data_shards(self.mesh),
             packed=self.settings.packed,
         )
+
+
+def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and dtypes of parameters with their shardings on the mesh: what a restore asks for."""
+    layout = param_shardings(mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
 
 
 class Models:
@@ -194,5 +211,11 @@ class Models:
 
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:
         cli.log(f"{role}: {settings.checkpoint}")
-        size = self._config.evaluation_batch_size
-        return Finetuner(role, settings, self._task.labels, self.mesh, eval_batch_size=size)
+        return Finetuner(
+            role,
+            settings,
+            self._task.labels,
+            self.mesh,
+            eval_batch_size=self._config.evaluation_batch_size,
+            token_cache=cache_dir(self._config.task) / "tokens",
+        )
