@@ -17,9 +17,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["good", "bad", "book", "##s", "a", "b", "本"]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT tokenizer's files."""
+def write_tokenizer(path: Path) -> Path:
+    """Writes the files of a BERT tokenizer of these words; returns the directory."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -27,16 +26,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    path = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    ).save_pretrained(path)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(names, SPECIAL, strict=True))).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +42,16 @@ def tokenizer(directory: Path):
 
 
 class Fake:
-    """A tokenizer whose call is another function."""
+    """A tokenizer whose backend encodes by another function."""
 
-    def __init__(self, tokenizer, call: Callable) -> None:
+    truncation_side, split_special_tokens = "right", False
+
+    def __init__(self, tokenizer, encode: Callable) -> None:
         self.num_special_tokens_to_add = tokenizer.num_special_tokens_to_add
-        self._call = call
-
-    def __call__(self, *sides, **options):
-        return self._call(*sides, **options)
+        self.no_padding = tokenizer.backend_tokenizer.no_padding
+        self.enable_truncation = tokenizer.backend_tokenizer.enable_truncation
+        self.backend_tokenizer = self
+        self.encode_batch_fast = encode
 
 
 def copy(directory: Path, target: Path, **changes) -> Path:
@@ -69,7 +68,7 @@ def test_single_texts(tokenizer):
     assert [tokens.item(i)[0].tolist() for i in range(3)] == [[2, 5, 7, 8, 3], [2, 3], [2, 11, 1, 3]]
     assert len(tokens) == 3 and tokens.lengths.tolist() == [5, 2, 4] and tokens.clipped == 0
     assert tokens.offsets.tolist() == [0, 5, 7, 11] and not tokens.token_type_ids.any()
-    assert (tokens.input_ids.dtype, tokens.token_type_ids.dtype, tokens.offsets.dtype) == (np.int32, np.int32, np.int64)
+    assert (tokens.input_ids.dtype, tokens.token_type_ids.dtype, tokens.offsets.dtype) == (np.int32, np.uint8, np.int64)
 
 
 def test_pairs_and_truncation(tokenizer):
@@ -80,17 +79,47 @@ def test_pairs_and_truncation(tokenizer):
     assert text.tokenize(tokenizer, ["good " * 50], None, 5).item(0)[0].tolist() == [2, 5, 5, 5, 3]
 
 
-@given(st.lists(st.text(st.sampled_from("ab 本god[]"), max_size=30), max_size=12), st.integers(1, 5))
-def test_chunks_change_nothing(tokenizer, texts: list[str], chunk: int):
-    whole = text.tokenize(tokenizer, texts, None, 8)
+texts_of_all_kinds = st.lists(st.text(st.sampled_from("ab 本god[]"), max_size=30), max_size=12)
+
+
+@given(texts_of_all_kinds, st.integers(1, 5), st.integers(1, 60), st.booleans())
+def test_batches_have_the_tokenizers_own_ids_however_they_are_cut(tokenizer, texts, chunk, characters, paired):
+    pairs = texts[::-1] if paired else None
+    heard: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "_CHUNK", chunk)
-        parts = text.tokenize(tokenizer, texts, None, 8)
-    for name in ("input_ids", "token_type_ids", "offsets"):
-        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
-    assert [whole.item(i)[0].tolist() for i in range(len(whole))] == [
-        tokenizer(t, truncation=True, max_length=8)["input_ids"] for t in texts
-    ]
+        patch.setattr(text, "_CHUNK_CHARACTERS", characters)
+        tokens = text.tokenize(tokenizer, texts, pairs, 8, on_batch=heard.append)
+    assert sum(heard) == len(tokens) == len(texts) and all(0 < batch <= chunk for batch in heard)
+    if texts:
+        expected = tokenizer(texts, pairs, truncation="longest_first", max_length=8, return_token_type_ids=True)
+        assert [tokens.item(i)[0].tolist() for i in range(len(texts))] == expected["input_ids"]
+        assert [tokens.item(i)[1].tolist() for i in range(len(texts))] == expected["token_type_ids"]
+
+
+def test_a_call_of_the_tokenizer_is_bounded_in_examples_and_characters(tokenizer, monkeypatch):
+    calls: list[list[str]] = []
+
+    def spy(batch):
+        calls.append(batch)
+        return tokenizer.backend_tokenizer.encode_batch_fast(batch)
+
+    monkeypatch.setattr(text, "_CHUNK", 3)
+    monkeypatch.setattr(text, "_CHUNK_CHARACTERS", 200)
+    texts = ["a"] * 4 + ["b" * 10_000] * 3  # of which the tokenizer sees 160 characters each
+    text.tokenize(Fake(tokenizer, spy), texts, None, 8)
+    assert [len(call) for call in calls] == [3, 3, 1] and [len(x) for x in calls[1]] == [1, 160, 160]
+
+
+def test_the_tokenizers_own_settings_hold(directory):
+    tokenizer = text.load_tokenizer(directory)
+    tokenizer.truncation_side = "left"
+    assert text.tokenize(tokenizer, ["good a b"], None, 4).item(0)[0].tolist() == [2, 9, 10, 3]
+    assert text.tokenize(tokenizer, ["a[SEP]"], None, 8).item(0)[0].tolist() == [2, 9, 3, 3]
+    tokenizer.split_special_tokens = True
+    assert text.tokenize(tokenizer, ["a[SEP]"], None, 8).item(0)[0].tolist() == [2, 9, 1, 1, 1, 3]
+    tokenizer(["a", "a b"], padding="max_length", max_length=20)  # what a caller set is not kept
+    assert text.tokenize(tokenizer, ["a", "a b"], None, 8).lengths.tolist() == [3, 4]
 
 
 def test_no_texts(tokenizer):
@@ -101,10 +130,10 @@ def test_no_texts(tokenizer):
 def test_huge_text_is_clipped_before_the_tokenizer_and_counted(tokenizer, caplog):
     seen: list[int] = []
 
-    def spy(*sides, **options):
-        seen.extend(len(t) for side in sides for t in side)
+    def spy(batch):
+        seen.extend(len(side) for example in batch for side in example)
         assert max(seen) <= 160
-        return tokenizer(*sides, **options)
+        return tokenizer.backend_tokenizer.encode_batch_fast(batch)
 
     huge = "good " * 4_000_000
     with caplog.at_level(logging.WARNING):
@@ -127,6 +156,15 @@ def test_an_example_without_tokens_is_an_error(directory, tmp_path):
     assert len(text.tokenize(bare, ["a"], None, 8).input_ids) == 1
     with pytest.raises(UserError, match="example 1: .*no tokens come of it"):
         text.tokenize(bare, ["a", " "], None, 8)
+
+
+def test_a_type_id_that_is_no_byte_is_an_error(directory, tmp_path):
+    kind = {"single": [{"Sequence": {"id": "A", "type_id": 256}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}]}
+    large = text.load_tokenizer(
+        copy(directory, tmp_path, post_processor={"type": "TemplateProcessing", "special_tokens": {}, **kind})
+    )
+    with pytest.raises(UserError, match="example 0: .*token type ids go beyond 255"):
+        text.tokenize(large, ["a"], None, 8)
 
 
 def test_bad_arguments(tokenizer):

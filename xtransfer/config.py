@@ -45,22 +45,35 @@ class TaskConfig:
     """What is classified, in which languages, and how much of it may be learnt from."""
 
     name: str = "minireviews"
-    data_dir: str = ""  # where the user's own copy of the data is
+    # Where the user's own copy of the data is; of a published corpus its archive, the folder that holds its archives,
+    # or the folder with their contents; "" = downloaded from its publisher.
+    data_dir: str = ""
     cache_dir: str = ""  # where prepared datasets are kept; "" = ~/.cache/xtransfer
     source_language: str = "en"
     target_languages: tuple[str, ...] = ()  # () = every other language of the task
     labelled: int = setting(0, at_least=0)  # labelled source examples, class-balanced; 0 = all
     labelled_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
-    unlabelled_from: str = setting("split", choices=("none", "split", "train_rest"))
+    unlabelled_from: str = setting("split", choices=("none", "split", "train_rest", "file"))
     unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all there are
-    # The rest is read by the task `files` only.
+    unlabelled_file: str = ""  # of unlabelled_from = "file"; has text_column and, for pairs, pair_column
+    held_out_dev: int = setting(0, at_least=0)  # examples of train, where a language has no dev split; 0 = a tenth
+    held_out_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+    empty_text: str = setting("error", choices=("error", "skip"))
+    # The rest is read by the task `files` only, but for the columns of an unlabelled_file.
     path: str = "{language}/{split}.tsv"  # below data_dir; the ending tells the format
     labels: tuple[str, ...] = ()  # in canonical order; () = as found in the source language's train file, sorted
     text_column: str = "text"
     pair_column: str = ""  # "" = one text, not a pair
     label_column: str = "label"
     id_column: str = ""  # "" = the row's number
-    empty_text: str = setting("error", choices=("error", "skip"))
+
+    def check(self, prefix: str = "") -> None:
+        """Refuses settings that do not go together."""
+        if (self.unlabelled_from == "file") != bool(self.unlabelled_file):
+            raise UserError(
+                f"config key {prefix}unlabelled_file is {self.unlabelled_file!r} and {prefix}unlabelled_from is "
+                f"{self.unlabelled_from!r}: a file is named if, and only if, that is 'file'"
+            )
 
 
 @dataclass(frozen=True)

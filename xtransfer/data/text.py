@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,17 @@ import numpy as np
 from xtransfer.errors import UserError
 
 if TYPE_CHECKING:
+    import tokenizers
     from transformers import PreTrainedTokenizerFast
 
 _log = logging.getLogger(__name__)
 
-_CHUNK = 1000  # texts per call of the tokenizer: bounds its memory
+# A call of the tokenizer takes this many examples or characters, whichever is less: work for every core, and memory
+# that depends neither on the number of examples nor on their length.
+_CHUNK = 1000
+_CHUNK_CHARACTERS = 1 << 20
 _CHARACTERS_PER_TOKEN = 20  # far above any language's mean, yet a 20 MB line costs nothing
+_MAX_TYPE_ID = 255  # they are kept as bytes
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
 
@@ -29,7 +34,7 @@ class Tokens:
 
     Attributes:
       input_ids: [total] int32, special tokens included.
-      token_type_ids: [total] int32.
+      token_type_ids: [total], uint8 as `tokenize` gives them.
       offsets: [n + 1] int64; example i is input_ids[offsets[i]:offsets[i + 1]].
       clipped: examples of which characters were cut off before the tokenizer saw them.
     """
@@ -49,7 +54,7 @@ class Tokens:
         return np.diff(self.offsets)
 
     def item(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, token_type_ids) of example i, each [length] int32."""
+        """(input_ids, token_type_ids) of example i, each [length]."""
         span = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.input_ids[span], self.token_type_ids[span]
 
@@ -89,15 +94,40 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def tokenize(
-    tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    tokenizer: "PreTrainedTokenizerFast",
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    *,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Tokens:
+    """All of `tokenize_batches` as one, in memory; `on_batch(b)` hears of each b examples that are done."""
+    batches = []
+    for batch in tokenize_batches(tokenizer, texts, pairs, max_length):
+        batches.append(batch)
+        if on_batch is not None:
+            on_batch(len(batch))
+    clipped = sum(batch.clipped for batch in batches)
+    warn_of_clipped(clipped, len(texts), max_length)
+    return Tokens(
+        input_ids=np.concatenate([np.zeros(0, np.int32), *(batch.input_ids for batch in batches)]),
+        token_type_ids=np.concatenate([np.zeros(0, np.uint8), *(batch.token_type_ids for batch in batches)]),
+        offsets=np.cumsum(np.concatenate([np.zeros(1, np.int64), *(batch.lengths for batch in batches)])),
+        clipped=clipped,
+    )
+
+
+def tokenize_batches(
+    tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> Iterator[Tokens]:
     """Tokenises texts, or pairs of texts, with special tokens, truncated to max_length and without padding.
 
-    A text longer than 20 characters per token of max_length is clipped first and counted: a tokenizer reads all of a
-    text before it truncates. Of a pair the longer side is truncated first.
+    The examples come in order, up to 1000 at a time, tokenised on all cores. A text longer than 20 characters per
+    token of max_length is clipped first and counted: a tokenizer reads all of a text before it truncates. Of a pair
+    the longer side is truncated first.
 
     Args:
-      tokenizer: from `load_tokenizer`.
+      tokenizer: from `load_tokenizer`; its truncation and padding are set.
       texts: n texts.
       pairs: n second texts, or None.
       max_length: tokens of an example at most, special tokens included.
@@ -111,44 +141,60 @@ def tokenize(
     special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
     if max_length <= special:
         raise UserError(f"max_length {max_length} leaves no room for text beside {special} special tokens; raise it")
-    limit = max_length * _CHARACTERS_PER_TOKEN
-    sides = [texts] if pairs is None else [texts, pairs]
-    clipped = sum(any(len(side[i]) > limit for side in sides) for i in range(len(texts)))
-    input_ids, type_ids, lengths = [], [], [np.zeros(1, np.int64)]
-    for start in range(0, len(texts), _CHUNK):
-        chunk = [[text[:limit] for text in side[start : start + _CHUNK]] for side in sides]
-        ids, types = _encode(tokenizer, chunk, max_length, start)
-        lengths.append(np.asarray([len(example) for example in ids], np.int64))
-        input_ids.append(np.fromiter(itertools.chain.from_iterable(ids), np.int32))
-        type_ids.append(np.fromiter(itertools.chain.from_iterable(types), np.int32))
+    return _batches(tokenizer, [texts] if pairs is None else [texts, pairs], max_length)
+
+
+def character_limit(max_length: int) -> int:
+    """Characters after which a text is clipped that is to have at most max_length tokens."""
+    return max_length * _CHARACTERS_PER_TOKEN
+
+
+def warn_of_clipped(clipped: int, total: int, max_length: int) -> None:
+    """Says in the log that texts were clipped, if any were."""
     if clipped:
-        _log.warning(
-            "%d of %d examples had texts of over %d characters, which were clipped", clipped, len(texts), limit
+        limit = character_limit(max_length)
+        _log.warning("%d of %d examples had texts of over %d characters, which were clipped", clipped, total, limit)
+
+
+def _batches(tokenizer: "PreTrainedTokenizerFast", sides: list[Sequence[str]], max_length: int) -> Iterator[Tokens]:
+    backend, limit = tokenizer.backend_tokenizer, character_limit(max_length)
+    for start, stop in _chunks(sides, limit):
+        # Set each time, for whoever calls the tokenizer between two batches sets it anew.
+        backend.no_padding()
+        backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+        texts = [side[start:stop] for side in sides]
+        ids, types = _encode(backend, [[text[:limit] for text in side] for side in texts], start)
+        yield Tokens(
+            input_ids=np.fromiter(itertools.chain.from_iterable(ids), np.int32),
+            token_type_ids=np.fromiter(itertools.chain.from_iterable(types), np.uint8),
+            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            clipped=sum(any(len(text) > limit for text in example) for example in zip(*texts, strict=True)),
         )
-    empty = np.zeros(0, np.int32)
-    return Tokens(
-        input_ids=np.concatenate([empty, *input_ids]),
-        token_type_ids=np.concatenate([empty, *type_ids]),
-        offsets=np.cumsum(np.concatenate(lengths)),
-        clipped=clipped,
-    )
+
+
+def _chunks(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the examples that go to the tokenizer together."""
+    start, characters, total = 0, 0, len(sides[0])
+    for i in range(total):
+        characters += sum(min(len(side[i]), limit) for side in sides)
+        if i + 1 - start == _CHUNK or characters >= _CHUNK_CHARACTERS or i + 1 == total:
+            yield start, i + 1
+            start, characters = i + 1, 0
 
 
 def _encode(
-    tokenizer: "PreTrainedTokenizerFast", sides: list[list[str]], max_length: int, start: int
+    backend: "tokenizers.Tokenizer", sides: list[list[str]], start: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids and type ids of a chunk of texts (and second texts); looks for the guilty example when the chunk fails."""
     try:
-        encoded = tokenizer(
-            *sides,
-            truncation="longest_first",
-            max_length=max_length,
-            return_token_type_ids=True,
-            return_attention_mask=False,
-        )
-        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        # Straight to the Rust code: the same ids as the tokenizer's own call gives, in two thirds of the time.
+        encodings = backend.encode_batch_fast(sides[0] if len(sides) == 1 else list(zip(*sides, strict=True)))
+        ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
         if not all(ids):
             raise ValueError("no tokens come of it")
+        if max(map(max, types)) > _MAX_TYPE_ID:
+            raise ValueError(f"its token type ids go beyond {_MAX_TYPE_ID}")
         return ids, types
     except BaseException as error:  # PanicException of the tokenizer is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -157,8 +203,7 @@ def _encode(
             text = " + ".join(repr(side[0][:40]) for side in sides)
             raise UserError(f"example {start}: the tokenizer fails on {text}: {_one_line(error)}") from error
     parts = [
-        _encode(tokenizer, [[text] for text in example], max_length, start + i)
-        for i, example in enumerate(zip(*sides, strict=True))
+        _encode(backend, [[text] for text in example], start + i) for i, example in enumerate(zip(*sides, strict=True))
     ]
     return [ids for part, _ in parts for ids in part], [types for _, part in parts for types in part]
 

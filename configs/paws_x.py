@@ -1,0 +1,28 @@
+"""PAWS-X: paraphrase or not, in 7 languages (Yang et al., EMNLP 2019), with real base encoders and few labels.
+
+    python -m xtransfer.main --config configs/paws_x.py --workdir runs/paws_x
+
+x-final.tar.gz (30 MB) is downloaded, or taken from `--config.task.data_dir`. 1,000 of the English pairs are labelled,
+20,000 more are used without labels.
+
+It has not been run by the authors: no expected result stands here.
+"""
+
+from ml_collections import ConfigDict
+
+from xtransfer import config as settings
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """RoBERTa base teaches XLM-R base."""
+    config = settings.default()
+    config.task.name = "paws_x"
+    config.task.labelled = 1000
+    config.task.unlabelled_from = "train_rest"
+    config.task.unlabelled = 20000
+    for model in (config.teacher, config.student):
+        model.max_length = 128
+        model.compute_dtype = "bfloat16"
+    config.teacher.checkpoint, config.teacher.steps = "FacebookAI/roberta-base@main", 500
+    config.student.checkpoint, config.student.steps = "FacebookAI/xlm-roberta-base@main", 3000
+    return config

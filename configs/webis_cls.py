@@ -1,0 +1,29 @@
+"""Amazon reviews (Webis-CLS-10), the paper's sentiment task: en -> de, fr, ja, in one of three domains.
+
+    python -m xtransfer.main --config configs/webis_cls.py:books --workdir runs/books --config.task.data_dir=ARCHIVE
+
+ARCHIVE is cls-acl10-unprocessed.tar.gz of Zenodo record 3251672, or the folder with its contents; Zenodo may ask for a
+request before it gives the file. Domains: books, dvd, music. Train has 2,000 labelled reviews, of which a tenth
+is held out as dev; `unlabelled` has 9,000 to 170,000 reviews without labels, of which 20,000 are used.
+
+It has not been run by the authors: no expected result stands here.
+"""
+
+from ml_collections import ConfigDict
+
+from xtransfer import config as settings
+
+
+def get_config(arg: str = "books") -> ConfigDict:
+    """`arg`: the domain."""
+    config = settings.default()
+    config.task.name = f"webis_cls/{arg}"
+    config.task.empty_text = "skip"
+    config.task.unlabelled = 20000
+    for model in (config.teacher, config.student):
+        model.max_length = 256
+        model.batch_size = 32
+        model.compute_dtype = "bfloat16"
+    config.teacher.checkpoint, config.teacher.steps = "FacebookAI/roberta-base@main", 300
+    config.student.checkpoint, config.student.steps = "FacebookAI/xlm-roberta-base@main", 2000
+    return config

@@ -1,0 +1,61 @@
+"""Tiny archives for tests, written member by member; also such as no honest program writes."""
+
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+Contents = Mapping[str, str | bytes]
+
+
+def encoded(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def write_zip(path: Path, contents: Contents) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, encoded(content))
+    return path
+
+
+def write_tar(path: Path, contents: Contents, *, packed: bool = False, extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
+    """A tar, or a tar.gz; `extra` members without content come first."""
+    with tarfile.open(path, "w:gz" if packed else "w") as archive:
+        for member in extra:
+            archive.addfile(member)
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded(content))
+            archive.addfile(member, io.BytesIO(encoded(content)))
+    return path
+
+
+def write_tar_gz(path: Path, contents: Contents) -> Path:
+    return write_tar(path, contents, packed=True)
+
+
+def write_folder(path: Path, contents: Contents) -> Path:
+    for name, content in contents.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(content))
+    return path
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """A member of a tar that is no file, such as tarfile.SYMTYPE."""
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def touch(path: Path) -> None:
+    """Moves the time of the last change on by a second."""
+    facts = path.stat()
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+
+
+WRITERS = {"zip": write_zip, "tar": write_tar, "tar.gz": write_tar_gz, "folder": write_folder}

@@ -1,0 +1,345 @@
+"""A corpus of our own: each language is written once, read as it stands in its files, and what is wrong is named."""
+
+import dataclasses
+import functools
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import raw
+from xtransfer.config import TaskConfig
+from xtransfer.data import archives, corpus_task, downloads, lines
+from xtransfer.data.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.examples import Example
+from xtransfer.errors import UserError
+
+FIRST = Download("https://example.org/one.zip", "one.zip", "0" * 64, 1)
+SECOND = Download("https://example.org/two.tar.gz", "two.tar.gz")
+BIG = {"member_limit": 1 << 20, "total_limit": 1 << 20}
+
+
+def rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+    source = sources.path(SECOND.filename if split == "unlabelled" else FIRST.filename)
+    with archives.open_member(source, f"{language}/{split}.tsv", **BIG) as (name, stream):
+        for line, values in lines.rows(stream, name, ".tsv"):
+            where = f"{name}:{line}"
+            if values["label"] == "-":
+                yield Skipped(where, "label '-'")
+            else:
+                yield Row(str(line), values["text"], None, values["label"] or None, where)
+
+
+CORPUS = Corpus(
+    name="ours/small",
+    version="1.0.0",
+    labels=("good", "bad"),
+    source_language="en",
+    languages=("en", "de", "fr"),
+    splits=lambda language: ("train", "test", "unlabelled") if language == "en" else ("test",),
+    downloads=lambda language: (FIRST, SECOND) if language == "en" else (FIRST,),
+    rows=rows,
+    homepage="https://example.org",
+    citation="Nobody, 2026",
+    licence="none",
+)
+ONE = {
+    "top/en/train.tsv": "text\tlabel\n" + "".join(f"text {i}\t{('good', 'bad')[i % 2]}\n" for i in range(40)),
+    "top/en/test.tsv": "text\tlabel\n\u304a\u3044\u3057\u3044\tgood\nno\t-\n bad \tbad\nno\t-\n",
+    "top/de/test.tsv": "text\tlabel\ngut\tgood\n",
+    "top/fr/test.tsv": "text\tlabel\nbon\tgood\n",
+}
+TWO = {"en/unlabelled.tsv": "text\tlabel\nwho knows\t\nnot me\tbad\n"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    raw.write_zip(folder / "one.zip", ONE)
+    raw.write_tar_gz(folder / "two.tar.gz", TWO)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: Path):
+    base = TaskConfig(name="ours/small", data_dir=str(data), cache_dir=str(tmp_path / "cache"))
+    return functools.partial(dataclasses.replace, base)
+
+
+def cached(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "cache").iterdir()}
+
+
+def test_examples_are_those_of_the_files(config, tmp_path: Path, caplog):
+    task = corpus_task.task(CORPUS, config())
+    assert (task.name, task.labels, task.source_language, task.target_languages) == (
+        "ours/small", ("good", "bad"), "en", ("de", "fr"),
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        found = task.load("test", "en")
+    assert found == [
+        Example("ours/small/test/en/2", "\u304a\u3044\u3057\u3044", None, 0, "en"),
+        Example("ours/small/test/en/4", " bad ", None, 1, "en"),
+    ]
+    assert "ours/small/en: 2 rows of test left out (label '-'), the first at top/en/test.tsv:3" in caplog.text
+    assert task.load("test", "de") == [Example("ours/small/test/de/2", "gut", None, 0, "de")]
+    assert [(e.text, e.label) for e in task.load("unlabelled", "en")] == [("who knows", -1), ("not me", -1)]
+    assert task.pretraining("en") == {"en": ["who knows", "not me"]} and task.pretraining("de") == {"de": []}
+    assert task.parallel("en", "de") == [] and not task.synthetic
+    assert len(cached(tmp_path)) == 1
+
+
+def test_dev_is_held_out_of_train(config):
+    task = corpus_task.task(CORPUS, config())
+    train, dev = task.load("train", "en"), task.load("dev", "en")
+    assert [len(train), len(dev)] == [36, 4] and sum(e.label for e in dev) == 2
+    assert sorted(e.text for e in train + dev) == sorted(f"text {i}" for i in range(40))
+    assert {e.id.rsplit("/", 1)[0] for e in dev} == {"ours/small/dev/en"}
+    assert len(corpus_task.task(CORPUS, config(held_out_dev=8)).load("dev", "en")) == 8
+
+
+def test_a_second_start_reads_what_the_first_one_wrote(config, data: Path, tmp_path: Path, monkeypatch):
+    first = corpus_task.task(CORPUS, config())
+    before = [first.load("test", "en"), first.load("train", "en"), first.fingerprint()]
+
+    def never(*args: object) -> Iterator[Row]:
+        raise AssertionError("parsed again")
+
+    again = corpus_task.task(dataclasses.replace(CORPUS, rows=never), config())
+    assert [again.load("test", "en"), again.load("train", "en"), again.fingerprint()] == before
+    assert corpus_task.task(CORPUS, config(target_languages=("de",))).fingerprint() != before[2]
+    assert corpus_task.task(CORPUS, config(held_out_seed=1)).fingerprint() != before[2]
+
+
+def test_other_files_are_read_anew(config, data: Path, tmp_path: Path):
+    before = corpus_task.task(CORPUS, config()).fingerprint()
+    raw.touch(data / "one.zip")
+    assert corpus_task.task(CORPUS, config()).fingerprint() == before, "the fingerprint is of the rows"
+    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nschlecht\tgood\n"})
+    task = corpus_task.task(CORPUS, config())
+    assert [e.text for e in task.load("test", "de")] == ["schlecht"] and task.fingerprint() != before
+    newer = dataclasses.replace(CORPUS, version="1.0.1")
+    corpus_task.task(newer, config()).load("test", "de")
+    assert len(cached(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("layout", ["archives", "unpacked", "unpacked by archive", "mixed", "one archive"])
+def test_what_a_user_may_bring(config, tmp_path: Path, data: Path, layout: str):
+    fingerprint = corpus_task.task(CORPUS, config(target_languages=("de",))).fingerprint()
+    brought = tmp_path / "brought"
+    brought.mkdir()
+    if layout == "unpacked":
+        raw.write_folder(brought, ONE | TWO)
+    elif layout == "unpacked by archive":
+        raw.write_folder(brought / "one", ONE)
+        raw.write_folder(brought / "two", TWO)
+        raw.write_folder(brought / "old", ONE)  # elsewhere, so it is not meant
+    elif layout == "mixed":
+        raw.write_folder(brought / "two", TWO)
+        raw.write_tar(brought / "one.zip", ONE)  # named as the download, whatever it is
+    else:
+        raw.write_zip(brought / "one.zip", ONE)
+        raw.write_tar_gz(brought / "two.tar.gz", TWO)
+    if layout == "one archive":
+        task = corpus_task.task(CORPUS, config(data_dir=str(brought / "one.zip")))
+        assert len(task.load("test", "fr")) == 1
+        with pytest.raises(UserError, match=r"two\.tar\.gz is missing; set task\.data_dir to a folder with"):
+            task.load("unlabelled", "en")
+    else:
+        task = corpus_task.task(CORPUS, config(data_dir=str(brought), target_languages=("de",)))
+        assert task.fingerprint() == fingerprint
+
+
+def test_what_a_user_brings_must_be_there(config, tmp_path: Path):
+    with pytest.raises(UserError, match="task.data_dir /nowhere: no such file or folder"):
+        corpus_task.task(CORPUS, config(data_dir="/nowhere")).load("test", "en")
+    (tmp_path / "other.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"other\.zip: expected a folder with one\.zip, two\.tar\.gz or their contents"):
+        corpus_task.task(CORPUS, config(data_dir=str(tmp_path / "other.zip"))).load("test", "en")
+
+
+def test_a_missing_language_is_an_error(config, data: Path):
+    raw.write_zip(data / "one.zip", {name: content for name, content in ONE.items() if "/fr/" not in name})
+    task = corpus_task.task(CORPUS, config())
+    with pytest.raises(UserError, match=r"one\.zip: there is no fr/test\.tsv in it"):
+        task.load("test", "fr")
+    with pytest.raises(UserError, match=r"there is no fr/test\.tsv"):
+        task.fingerprint()
+    with pytest.raises(UserError, match="task.target_languages: no data of 'it'; there is en, de, fr"):
+        corpus_task.task(CORPUS, config(target_languages=("it",)))
+    with pytest.raises(UserError, match="no language 'fr' here; there is en, de"):
+        corpus_task.task(CORPUS, config(target_languages=("de",))).load("test", "fr")
+    with pytest.raises(UserError, match="task.source_language de: ours/small has train in en"):
+        corpus_task.task(CORPUS, config(source_language="de"))
+
+
+def test_a_missing_split_is_an_error(config):
+    task = corpus_task.task(CORPUS, config())
+    with pytest.raises(UserError, match="ours/small has no dev split in de, only test"):
+        task.load("dev", "de")
+    with pytest.raises(UserError, match="no unlabelled split in de, only test; set task.unlabelled_from to"):
+        task.load("unlabelled", "de")
+    with pytest.raises(ValueError, match="split 'validation' is not one of"):
+        task.load("validation", "en")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ok\tgood\nodd\tgoood\n", "de/test.tsv:3: label 'goood' is not one of good, bad; did you mean 'good'"),
+        ("ok\tgood\nodd\t\n", "de/test.tsv:3: the row has no label"),
+        ("ok\tgood\n \tgood\n", "de/test.tsv:3: a text is empty; mend it, or set task.empty_text to 'skip'"),
+        ("ok\tgood\nodd\n", "de/test.tsv:3: 1 column, expected 2"),
+        ("no\t-\n", "ours/small: no rows of test in de"),
+        ("", "ours/small: no rows of test in de"),
+    ],
+)
+def test_malformed_rows_are_named(config, data: Path, tmp_path: Path, content: str, message: str):
+    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": f"text\tlabel\n{content}"})
+    for _ in range(2):  # nothing half-written is taken for whole
+        with pytest.raises(UserError) as caught:
+            corpus_task.task(CORPUS, config()).load("test", "de")
+        assert message in str(caught.value)
+    raw.write_zip(data / "one.zip", ONE)
+    assert len(corpus_task.task(CORPUS, config()).load("test", "de")) == 1
+
+
+def test_empty_text_may_be_skipped_and_is_counted(config, data: Path, caplog):
+    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n"})
+    with caplog.at_level(logging.WARNING):
+        found = corpus_task.task(CORPUS, config(empty_text="skip")).load("test", "de")
+    assert len(found) == 1 and "1 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
+
+
+def odd(row: Row) -> Corpus:
+    def two(sources: Sources, language: str, split: str) -> Iterator[Row]:
+        yield Row("1", "text", None, "good", "m:1")
+        yield row
+
+    return dataclasses.replace(CORPUS, rows=two)
+
+
+def test_ids_are_unique_and_texts_are_text(config, monkeypatch: pytest.MonkeyPatch):
+    cases = {
+        "m:2: id '1' is there twice in test of de": Row("1", "other", None, "bad", "m:2"),
+        "m:2: half of a surrogate pair": Row("2", "\ud800", None, "bad", "m:2"),
+    }
+    for message, row in cases.items():
+        with pytest.raises(UserError, match=message):
+            corpus_task.task(odd(row), config()).load("test", "de")
+    with pytest.raises(ValueError, match="has_pairs is False"):
+        corpus_task.task(odd(Row("2", "a", "b", "bad", "m:2")), config()).load("test", "de")
+
+
+def test_pairs(config):
+    def pairs(sources: Sources, language: str, split: str) -> Iterator[Row]:
+        yield Row("x1", "one", "two", "bad", "m:1")
+
+    task = corpus_task.task(dataclasses.replace(CORPUS, rows=pairs, has_pairs=True), config())
+    assert task.load("test", "de") == [Example("ours/small/test/de/x1", "one", "two", 1, "de")]
+
+
+def test_without_data_dir_the_files_are_fetched(config, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fetched = []
+
+    def fetch(download: Download, directory: Path) -> Path:
+        fetched.append((download.filename, directory))
+        return data / download.filename
+
+    monkeypatch.setattr(downloads, "fetch", fetch)
+    task = corpus_task.task(CORPUS, config(data_dir=""))
+    assert [e.text for e in task.load("test", "de")] == ["gut"] and len(task.load("train", "en")) == 36
+    folder = tmp_path / "cache" / "downloads" / "ours"
+    assert fetched == [("one.zip", folder), ("one.zip", folder), ("two.tar.gz", folder)]
+    corpus_task.task(CORPUS, config(data_dir="")).load("test", "de")
+    assert len(fetched) == 3, "what is prepared needs no download"
+
+
+def test_files_that_are_no_archives_are_read_where_they_were_fetched(config, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "cache" / "downloads" / "ours"
+    raw.write_folder(folder, {"de/test.tsv": "text\tlabel\nhallo\tgood\n"})
+    monkeypatch.setattr(downloads, "fetch", lambda download, directory: directory / download.filename)
+    plain = Download("https://example.org/de/test.tsv", "de/test.tsv")
+
+    def plain_rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+        return rows(Sources({FIRST.filename: sources.path("de/test.tsv")}), language, split)
+
+    corpus = dataclasses.replace(CORPUS, downloads=lambda language: (plain,), rows=plain_rows)
+    assert [e.text for e in corpus_task.task(corpus, config(data_dir="")).load("test", "de")] == ["hallo"]
+    (tmp_path / "cache" / "ours-small").mkdir()
+    found = corpus_task.task(corpus, config(data_dir=str(folder))).load("test", "de")
+    assert [e.text for e in found] == ["hallo"]
+
+
+def test_a_cache_that_cannot_be_written(config, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}/file/ours-small-.* cannot be written"):
+        corpus_task.task(CORPUS, config(cache_dir=str(tmp_path / "file"))).load("test", "de")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "metadata", "info"])
+def test_a_damaged_cache_is_named_and_never_read(config, tmp_path: Path, damage: str):
+    corpus_task.task(CORPUS, config()).load("test", "en")
+    (root,) = (tmp_path / "cache").iterdir()
+    name = {"metadata": "metadata.json", "info": "dataset_info.json"}.get(damage, "*train.array_record*")
+    (path,) = root.rglob(name)
+    data = path.read_bytes()
+    if damage == "flip":
+        place = data.index(b"text 7")  # small records are not packed
+        path.write_bytes(data[:place] + b"T" + data[place + 1 :])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=f"{root}: the prepared data are damaged .*: delete that folder"):
+        task = corpus_task.task(CORPUS, config())
+        task.fingerprint()
+        task.load("train", "en")
+    shutil.rmtree(root)
+    assert len(corpus_task.task(CORPUS, config()).load("train", "en")) == 36
+
+
+def slow_rows(marks: Path, sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+    (marks / f"{os.getpid()}").write_text("")
+    yield from rows(sources, language, split)
+    time.sleep(0.2 if (marks / "quick").exists() else 60)
+
+
+def load_slowly(marks: Path, config: TaskConfig) -> None:
+    corpus_task.task(dataclasses.replace(CORPUS, rows=functools.partial(slow_rows, marks)), config).load("test", "de")
+
+
+def wait_for(condition) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def test_processes_write_once_and_a_killed_one_leaves_nothing_behind(config, tmp_path: Path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    # Not fork: array_record's threads do not survive it.
+    start = functools.partial(multiprocessing.get_context("spawn").Process, target=load_slowly, args=(marks, config()))
+    killed = start()
+    killed.start()
+    wait_for(lambda: list(marks.iterdir()))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    (marks / "quick").write_text("")
+    both = [start(), start()]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(list(marks.iterdir())) == 3, "one was killed, one wrote, one waited"
+    assert [e.text for e in corpus_task.task(CORPUS, config()).load("test", "de")] == ["gut"]

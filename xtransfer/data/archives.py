@@ -1,0 +1,254 @@
+"""Members of archives as streams, within bounds; nothing is ever unpacked to disk."""
+
+import contextlib
+import gzip
+import io
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from xtransfer.errors import UserError
+
+_MEMBERS = 100_000  # of an archive or folder: more than any corpus has
+_HEADERS = 64 << 20  # bytes of a tar that are no member's: headers and padding
+_BLOCK = 1 << 16
+_ZIP, _GZIP = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b"
+_TAR_MAGIC = slice(257, 262)
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+
+
+def open_members(
+    source: Path, wanted: Callable[[str], bool], *, member_limit: int, total_limit: int
+) -> Iterator[tuple[str, BinaryIO]]:
+    """Opens the wanted members of a zip, tar or tar.gz archive, or the wanted files of a folder, one after the other.
+
+    Args:
+      source: the archive, whatever its ending, or the folder that holds its contents.
+      wanted: of a name: a relative posix path, as "XNLI-1.0/xnli.dev.tsv".
+      member_limit: bytes of a wanted member at most, unpacked.
+      total_limit: bytes of all members of the archive together, or of the wanted files of the folder, unpacked.
+
+    Yields:
+      (name, stream), in the order of the archive or, in a folder, sorted. A stream ends when the next one is asked for.
+
+    Raises:
+      UserError: the source is missing, no archive, truncated or corrupt, beyond a limit (as it says or as it turns
+        out), or has a member that is a link, a device or leads out of the archive. A link in a folder may only lead
+        to within it.
+    """
+    limits = _Limits(source, member_limit, total_limit)
+    with _named(source):
+        if source.is_dir():
+            members = _folder(source, wanted, limits)
+        else:
+            with source.open("rb") as file:
+                head = file.read(512)
+            if head.startswith(_ZIP):
+                members = _zip(source, wanted, limits)
+            elif head.startswith(_GZIP) or head[_TAR_MAGIC] == b"ustar":
+                members = _tar(source, wanted, limits, packed=head.startswith(_GZIP))
+            else:
+                hint = "; it looks like a web page" if head.lstrip()[:1] == b"<" else ""
+                raise UserError(f"{source}: neither a zip, tar or tar.gz archive nor a folder{hint}")
+    for name, stream in members:
+        with io.BufferedReader(_Member(stream, name, limits), _BLOCK) as reader:
+            yield name, reader
+
+
+@contextmanager
+def open_member(source: Path, ending: str, *, member_limit: int, total_limit: int) -> Iterator[tuple[str, BinaryIO]]:
+    """Opens the one member that is `ending` or ends with "/" + `ending`; limits as in `open_members`.
+
+    Raises:
+      UserError: as `open_members`, and where there is no such member or more than one.
+    """
+
+    def wanted(name: str) -> bool:
+        return name == ending or name.endswith(f"/{ending}")
+
+    members = open_members(source, wanted, member_limit=member_limit, total_limit=total_limit)
+    with contextlib.closing(members):  # type: ignore[type-var]
+        found = next(members, None)
+        if found is None:
+            raise UserError(f"{source}: there is no {ending} in it: give the whole of it, or ask for other languages")
+        yield found
+        double = next(members, None)
+        if double is not None:
+            raise UserError(f"{source}: {found[0]} and {double[0]} may both be meant: leave one {ending} in it")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins like a zip, tar or tar.gz archive."""
+    with _named(path), path.open("rb") as file:
+        head = file.read(512)
+    return head.startswith((*_ZIP, _GZIP)) or head[_TAR_MAGIC] == b"ustar"
+
+
+def files_below(folder: Path) -> list[str]:
+    """The relative posix paths of all files below a folder, sorted; linked folders are not entered.
+
+    Raises:
+      UserError: there are too many, or a folder cannot be read.
+    """
+    names: list[str] = []
+    for directory, _, files in os.walk(folder, onerror=_raise):
+        names += (Path(directory, file).relative_to(folder).as_posix() for file in files)
+        if len(names) > _MEMBERS:
+            raise UserError(f"{folder}: over {_MEMBERS:,} files: name the folder that holds the data, and no more")
+    return sorted(names)
+
+
+@dataclass
+class _Limits:
+    """What may still come out of a source."""
+
+    source: Path
+    member: int
+    total: int
+    declared: int = 0
+    members: int = 0
+
+    def declare(self, name: str, size: int, *, wanted: bool) -> None:
+        """Counts a member by what its archive says of it."""
+        self.declared += size
+        self.members += 1
+        if wanted:
+            self.check_member(name, size)
+        if self.declared > self.total:
+            raise UserError(f"{self.source}: {name}: over {self.total:,} bytes together up to here: refused")
+        if self.members > _MEMBERS:
+            raise UserError(f"{self.source}: {name}: over {_MEMBERS:,} members up to here: refused")
+
+    def check_member(self, name: str, size: int) -> None:
+        """Refuses a member of so many bytes, or more than it may have."""
+        if size > self.member:
+            raise UserError(f"{self.source}: {name}: over {self.member:,} bytes: refused")
+
+
+class _Member(io.RawIOBase):
+    """A member as it is read: counts what really comes out, and names the archive in every error."""
+
+    def __init__(self, stream: Any, name: str, limits: _Limits) -> None:
+        self._stream, self._name, self._limits, self._count = stream, name, limits, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _named(self._limits.source, self._name):
+            data = self._stream.read(len(buffer))
+        self._count += len(data)
+        self._limits.check_member(self._name, self._count)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Flow:
+    """The bytes of a tar as they are unpacked; keeps the last ones, which an unfinished tar does not have."""
+
+    def __init__(self, stream: Any, limits: _Limits) -> None:
+        self._stream, self._limits, self._count, self.tail = stream, limits, 0, b""
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(min(size, _BLOCK))
+        self._count += len(data)
+        if self._count > self._limits.total + _HEADERS:
+            raise UserError(f"{self._limits.source}: over {self._limits.total:,} bytes when unpacked: refused")
+        self.tail = (self.tail + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+
+def _folder(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Iterator[tuple[str, Any]]:
+    root = source.resolve()
+    for name in filter(wanted, files_below(source)):
+        with _named(source, name):
+            path = (source / name).resolve()
+            if not path.is_relative_to(root):
+                raise UserError(f"{source}: {name} is a link that leads out of the folder: refused")
+            if not path.is_file():
+                raise UserError(f"{source}: {name} is no plain file: refused")
+            limits.declare(name, path.stat().st_size, wanted=True)
+            file = path.open("rb")
+        with file:
+            yield name, file
+
+
+def _zip(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Iterator[tuple[str, Any]]:
+    with _named(source):
+        archive = zipfile.ZipFile(source)
+    with archive:
+        for member in archive.infolist():
+            name = _checked_name(source, member.filename)
+            kind = stat.S_IFMT(member.external_attr >> 16)  # of a zip that was made on Unix, else 0
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{source}: {name} is a link or device: refused")
+            chosen = not member.is_dir() and wanted(name)
+            limits.declare(name, member.file_size, wanted=chosen)
+            if chosen:
+                with _named(source, name):
+                    stream = archive.open(member)
+                with stream:
+                    yield name, stream
+
+
+def _tar(source: Path, wanted: Callable[[str], bool], limits: _Limits, *, packed: bool) -> Iterator[tuple[str, Any]]:
+    with contextlib.ExitStack() as stack:
+        with _named(source):
+            file: Any = stack.enter_context(source.open("rb"))
+            flow = _Flow(stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file, limits)
+            archive = stack.enter_context(tarfile.open(fileobj=flow, mode="r|"))  # type: ignore[call-overload]
+        while True:
+            with _named(source):
+                member = archive.next()
+            if member is None:
+                break
+            archive.members = []  # tarfile would keep them all
+            name = _checked_name(source, member.name)
+            if not (member.isdir() or member.isreg()) or member.issparse():
+                raise UserError(f"{source}: {name} is a link, device or sparse file: refused")
+            chosen = member.isreg() and wanted(name)
+            limits.declare(name, member.size, wanted=chosen)
+            if chosen:
+                yield name, archive.extractfile(member)
+        with _named(source):  # to the end, where the checksum of gzip stands
+            while flow.read(_BLOCK):
+                pass
+        if flow.tail.strip(b"\0") or len(flow.tail) < tarfile.BLOCKSIZE:
+            raise UserError(f"{source}: the archive is truncated: get it again")
+
+
+def _checked_name(source: Path, name: str) -> str:
+    """The name as a relative posix path; one that leads out of the archive is refused."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+        raise UserError(f"{source}: {name!r} leads out of the archive: refused")
+    return path.as_posix()
+
+
+@contextmanager
+def _named(source: Path, name: str = "") -> Iterator[None]:
+    """Turns what goes wrong in an archive into one line that names it and the member."""
+    where = f"{source}: {name}" if name else str(source)
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file or folder") from None
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{where}: cannot be read: {error.strerror}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where}: the archive is truncated or corrupt ({reason}): get it again") from None
+
+
+def _raise(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")

@@ -1,0 +1,21 @@
+"""Keeps TFDS silent, which has bars and messages of its own."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """TFDS shows bars of its own, says "downloading" though nothing is, and warns of a folder yet to be filled."""
+    logger = logging.getLogger("absl")
+    level, handlers = logger.level, list(logging.root.handlers)
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        # The first warning of all adds a handler, which would go on writing to where nobody reads.
+        logging.root.handlers[:] = handlers

@@ -1,0 +1,136 @@
+"""Draws of labelled, unlabelled and held-out examples; each a function of the examples and a seed."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from xtransfer.config import TaskConfig
+from xtransfer.data.examples import UNLABELLED, Example, Task
+from xtransfer.errors import UserError
+
+T = TypeVar("T")
+
+_HELD_OUT = 1 << 20  # its streams of random numbers lie above those of the labelled draws
+_FRACTION = 10
+
+
+def without_labels(examples: Sequence[Example]) -> list[Example]:
+    """The examples with label −1."""
+    return [dataclasses.replace(example, label=-1) for example in examples]
+
+
+def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Sequence[str] = ()) -> list[Example]:
+    """Draws n labelled examples, the same number of each class or one more.
+
+    The draws of one seed are nested: those for a smaller n are the first of those for a larger one.
+
+    Args:
+      examples: labelled examples with distinct ids.
+      n: how many; 0 = all of them, as they stand.
+      seed: of the draw.
+      names: the classes' names, for the error.
+
+    Raises:
+      UserError: a class has too few examples.
+      ValueError: an example has no label.
+    """
+    _check_labelled(examples)
+    if n == 0:
+        return list(examples)
+    by_class: dict[int, list[Example]] = {label: [] for label in range(len(names))}
+    for example in examples:
+        by_class.setdefault(example.label, []).append(example)
+    turns = _shuffled(sorted(by_class), seed, 0)
+    draws = {label: _shuffled(by_class[label], seed, 1 + label) for label in turns}
+    available = {label: len(draw) for label, draw in draws.items()}
+    if any(available[label] <= (n - 1 - turn) // len(turns) for turn, label in enumerate(turns)) or not turns:
+        have = ", ".join(f"{names[label] if names else label} {available[label]}" for label in sorted(available))
+        raise UserError(f"task.labelled {n}, equally of each class, is more than there is: {have or 'nothing'}")
+    return [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
+
+
+def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: Sequence[Example]) -> list[Example]:
+    """Source-language examples without labels, none of them an example of `labelled`.
+
+    Args:
+      task: where they come from.
+      kind: "none", "split" (the task's unlabelled split), "file" (the user's, which then stands for that split) or
+        "train_rest" (what `labelled` leaves of train).
+      limit: how many; 0 = all there are. For one seed, fewer are a subset of more.
+      seed: of the choice.
+      labelled: examples to leave out, by id.
+
+    Raises:
+      UserError: there are fewer than `limit`, or there is no such split.
+      ValueError: an unknown kind.
+    """
+    if kind not in ("none", "split", "file", "train_rest"):
+        raise ValueError(f"unlabelled kind {kind!r}")
+    if kind == "none":
+        return []
+    taken = {example.id for example in labelled}
+    everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
+    examples = [example for example in everything if example.id not in taken]
+    if limit > len(examples):
+        raise UserError(f"task.unlabelled {limit} is more than there is: {len(examples)}; 0 takes all")
+    if limit:
+        chosen = _shuffled(range(len(examples)), seed, 0)[:limit]
+        examples = [examples[i] for i in sorted(chosen)]
+    return without_labels(examples)
+
+
+def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Splits labelled examples into what is left to learn from and n that are held out, both in the given order.
+
+    Every class has its share of what is held out, to within one example; so balanced examples give balanced parts.
+
+    Args:
+      examples: labelled examples.
+      n: how many to hold out; 0 = a tenth, rounded up.
+      seed: of the draw.
+
+    Returns:
+      (left, held out), which together are `examples`.
+
+    Raises:
+      UserError: fewer than one example would be left.
+      ValueError: an example has no label.
+    """
+    _check_labelled(examples)
+    n = n or -(-len(examples) // _FRACTION)
+    if n >= len(examples):
+        raise UserError(f"task.held_out_dev {n} leaves nothing of {len(examples)} training examples: lower it")
+    by_class: dict[int, list[int]] = {}
+    for i, example in enumerate(examples):
+        by_class.setdefault(example.label, []).append(i)
+    labels = _shuffled(sorted(by_class), seed, _HELD_OUT)  # whose turn it is where shares are equal
+    exact = {label: len(by_class[label]) * n / len(examples) for label in labels}
+    shares = {label: int(exact[label]) for label in labels}
+    for label in sorted(labels, key=lambda label: shares[label] - exact[label])[: n - sum(shares.values())]:
+        shares[label] += 1
+    draws = (_shuffled(by_class[label], seed, _HELD_OUT + 1 + label)[: shares[label]] for label in labels)
+    chosen = {i for draw in draws for i in draw}
+    left = [example for i, example in enumerate(examples) if i not in chosen]
+    return left, [example for i, example in enumerate(examples) if i in chosen]
+
+
+def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Example], list[Example]]:
+    """(train, dev) of a language that has no dev split of its own; what is held out has dev in its ids.
+
+    Raises:
+      UserError: as `held_out`.
+    """
+    left, dev = held_out(train, config.held_out_dev, config.held_out_seed)
+    old, new = (f"{config.name}/{split}/" for split in ("train", "dev"))
+    return left, [dataclasses.replace(example, id=new + example.id.removeprefix(old)) for example in dev]
+
+
+def _check_labelled(examples: Sequence[Example]) -> None:
+    if any(example.label < 0 for example in examples):
+        raise ValueError("an example without a label among the labelled ones")
+
+
+def _shuffled(items: Sequence[T], seed: int, stream: int) -> list[T]:
+    return [items[i] for i in np.random.default_rng([seed, stream]).permutation(len(items))]
