@@ -1,11 +1,15 @@
-"""Your own files: one TSV, CSV or JSONL per language and split, with columns that you name.
+"""Your own files: TSV, CSV, JSONL or parquet, one per language and split, with columns that you name.
 
-For example SIB-200 (topics of sentences, 7 classes; files `<language>/{train,dev,test}.tsv` below DIR), with 200 of
-the 701 English sentences labelled and the rest of them as unlabelled text:
+For example files `DIR/<language>/{train,dev,test}.tsv` with the columns id, topic and text, 200 of the English examples
+labelled and the rest of them unlabelled text:
 
-    python -m xtransfer.main --config configs/files.py --workdir runs/sib200 --config.task.data_dir=DIR \\
-      --config.task.source_language=eng_Latn --config.task.target_languages="('deu_Latn','fra_Latn')" \\
-      --config.task.label_column=category --config.task.id_column=index_id --config.task.labelled=200
+    python -m xtransfer.main --config configs/files.py --workdir runs/topics --config.task.data_dir=DIR \\
+      --config.task.source_language=en --config.task.target_languages="('de','fr')" \\
+      --config.task.label_column=topic --config.task.id_column=id --config.task.labelled=200
+
+Where one file has all languages of a split, name the column that tells them apart:
+
+      --config.task.path='{split}.parquet' --config.task.language_column=lang
 
 The embedded mini checkpoints have seen nothing but synthetic reviews, so expect little of them on real text; give
 real ones with `--config.teacher.checkpoint=… --config.student.checkpoint=…` and their usual learning rate of 2e-5.

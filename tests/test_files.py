@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xtransfer.data import files
+from xtransfer.data import files, lines
 from xtransfer.data.files import Columns, Record
 from xtransfer.errors import UserError
 
@@ -218,9 +221,122 @@ def test_empty_text_is_skipped_when_asked_and_counted(tmp_path):
 def test_files_that_cannot_be_opened(tmp_path):
     for name, message in [
         ("none.tsv", "no such file"),
-        ("a.xlsx", "the ending '.xlsx' is not one of .tsv, .csv, .jsonl"),
+        ("a.xlsx", "the ending '.xlsx' is not one of .tsv, .csv, .jsonl, .parquet"),
         ("folder.tsv", "cannot be read: Is a directory"),
     ]:
         (tmp_path / "folder.tsv").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=f"{name}: {message}"):
             files.read_records(tmp_path / name, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", "text\n" + "a" * 60 + "\n", "a.tsv:2: a line of over 0 MiB; is this a text file?"),
+        ("a.jsonl", '{"text": "a"}\n' + " " * 60, "a.jsonl:2: a line of over 0 MiB; is this a text file?"),
+        ("a.csv", 'text\n"' + "stray\n" * 60, "a.csv:2: a row of over 0 MiB; is a quote not closed?"),
+    ],
+)
+def test_a_row_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, name, content, message):
+    monkeypatch.setattr(lines, "_MAX_LINE", 50)
+    assert refused(tmp_path / name, content, Columns("text")) == message
+
+
+def test_a_file_is_read_as_far_as_it_is_asked_for(tmp_path):
+    for name, head, row, fault in [
+        ("a.tsv", "text\n", "good\n", "a\tb\n"),
+        ("a.csv", "text\n", '"go\nod"\n', "a,b\n"),
+        ("a.jsonl", "", '{"text": "good"}\n', "[]\n"),
+    ]:
+        path = write(tmp_path / name, head + row * 5 + fault)
+        texts = files.read_texts(files.look_at(path, "text", None, None, skip_empty=False))
+        assert [next(texts).id for _ in range(5)] == [0, 1, 2, 3, 4]
+        with pytest.raises(UserError, match=f"{name}:"):
+            next(texts)
+
+
+def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path):
+    def peak(rows: int) -> int:
+        path = write(tmp_path / f"{rows}.tsv", "text\n" + "some text of no meaning\n" * rows)
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in files.read_rows(path)) == rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(20_000) < peak(200) + 50_000
+
+
+def test_columns_are_those_that_are_named_or_there(tmp_path):
+    path = write(tmp_path / "a.tsv", "id\ttext\ttext_pair\tother\nx\ta\tb\tc\n")
+
+    def columns(pair, id_):
+        return files.look_at(path, "text", pair, id_, skip_empty=False).columns
+
+    assert columns(None, None) == Columns("text", pair="text_pair", id="id")
+    assert columns("", "") == Columns("text")
+    assert columns("other", "other") == Columns("text", pair="other", id="other")
+    plain = files.look_at(write(tmp_path / "b.tsv", "text\na\n"), "text", None, None, skip_empty=True)
+    assert plain == files.Source(tmp_path / "b.tsv", Columns("text"), ("text_pair", "id"), True)
+
+
+def parquet(path: Path, **columns) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@reuses_tmp_path
+@given(
+    st.lists(st.tuples(any_text.filter(str.strip), any_text.filter(str.strip), labels, st.integers(0, 9)), min_size=1)
+)
+def test_parquet_round_trip(tmp_path, rows):
+    texts, others, names, numbers = map(list, zip(*rows, strict=True))
+    path = parquet(tmp_path / "a.parquet", text=texts, other=others, label=names, unread=[[n] for n in numbers])
+    records, skipped = files.read_records(path, Columns("text", pair="other", label="label"))
+    assert rows_of(records) == [row[:3] for row in rows] and skipped == 0
+    assert [(r.line, r.id) for r in records] == [(i + 1, str(i)) for i in range(len(rows))]
+
+
+def test_parquet_faults_name_the_row(tmp_path):
+    def message(empty_text="error", id="", **columns) -> str:
+        with pytest.raises(UserError) as caught:
+            path = parquet(tmp_path / "a.parquet", **columns)
+            files.read_records(path, Columns("text", label="label", id=id), empty_text=empty_text)
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    good = {"text": ["a", "b"], "label": [0, 1]}
+    assert message(**good | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
+    assert message("skip", **good | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
+    assert message(**good | {"text": [1, 2]}) == "a.parquet:1: column 'text' is a number, expected text"
+    assert message(**good | {"label": [0, None]}).startswith("a.parquet:2: column 'label' is null, expected text or")
+    assert message(**good | {"label": [0.5, 1.0]}).startswith("a.parquet:1: column 'label' is a number, expected")
+    assert message(**good | {"text": ["a", " "]}).startswith("a.parquet:2: column 'text' is empty; mend it, or")
+    assert message(id="n", n=["x", "x"], **good) == "a.parquet:2: id 'x' already stands in row 1"
+    assert message(text=["a"], lable=["x"]).endswith("no column 'label' among 'text', 'lable'; did you mean 'lable'?")
+    assert message(text=pa.array([], pa.string()), label=pa.array([], pa.string())) == "a.parquet: no rows with text"
+
+
+def test_parquet_is_read_as_it_is_asked_for(tmp_path):
+    path = parquet(tmp_path / "A.PARQUET", id=[7, 8], text=["a", "b"], text_pair=["c", "d"], image=[b"\xff", b""])
+    source = files.look_at(path, "text", None, None, skip_empty=False)
+    assert source == files.Source(path, Columns("text", pair="text_pair", id="id"), (), False)
+    assert list(files.read_texts(source)) == [files.Text(1, 7, "a", "c"), files.Text(2, 8, "b", "d")]
+    plain = files.look_at(path, "text", "", "", skip_empty=False)
+    assert [row.id for row in files.read_texts(plain)] == [0, 1]
+    path = parquet(tmp_path / "b.parquet", id=[0.5, float("nan")], text=["a", "b"])
+    with pytest.raises(UserError, match=r"b\.parquet:2: column 'id' is nan, expected text or a number"):
+        list(files.read_texts(files.look_at(path, "text", None, None, skip_empty=False)))
+    with pytest.raises(UserError, match=r"c\.parquet: no rows with text"):
+        files.look_at(parquet(tmp_path / "c.parquet", text=pa.array([], pa.string())), "text", "", "", skip_empty=False)
+
+
+def test_an_id_stands_once_of_each_language(tmp_path):
+    columns = Columns("text", id="id", language="lang")
+    path = write(tmp_path / "a.tsv", "id\ttext\tlang\n1\ta\ten\n1\tb\tde\n2\tc\tde\n")
+    records, _ = files.read_records(path, columns)
+    assert [(r.id, r.language) for r in records] == [("1", "en"), ("1", "de"), ("2", "de")]
+    message = refused(tmp_path / "b.tsv", "id\ttext\tlang\n1\ta\ten\n2\tb\tde\n1\tc\ten\n", columns)
+    assert message == "b.tsv:4: id '1' of 'en' already stands in line 2"
+    assert refused(tmp_path / "c.tsv", "id\ttext\tlang\n1\ta\t\n", columns) == "c.tsv:2: column 'lang' is empty"
+    assert list(files.column_values(path, "lang")) == ["en", "de", "de"]

@@ -20,14 +20,19 @@ FLOORS = {
     "transfer": 2,
     "train": 3,
     "evaluation": 4,
-    "experiment": 5,
-    **dict.fromkeys(("main", "evaluate", "report", "pretrain"), 6),
+    **dict.fromkeys(("experiment", "trained"), 5),
+    **dict.fromkeys(
+        ("main", "evaluate", "report", "pretrain", "parity", "export", "predict", "describe", "description"), 6
+    ),
 }
 ONE_ROOM = (0, 6)
 
 # Weights come as safetensors and models are our own, so nothing here unpickles or borrows a framework.
-FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch", "tensorflow", "keras"}
-ONLY_IN = {"orbax": {"xtransfer.train.checkpoints"}}
+FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
+ONLY_IN = {"orbax": {"xtransfer.train.checkpoints"}, "torch": {"xtransfer.models.reference"}}
+# What others compute is compared with in one place, and it is no dependency: imported when it is asked for, not before.
+MODELS_OF_TRANSFORMERS_IN = {"xtransfer.models.reference"}
+LAZY = {"torch"}
 MUST_BE_FALSE = {"allow_pickle", "trust_remote_code"}
 TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|BatchEncoding|logging|utils|__version__")
 
@@ -82,20 +87,24 @@ def floor_faults(tree: ast.Module, module: str) -> Iterator[str]:
 
 def package_faults(tree: ast.Module, module: str) -> Iterator[str]:
     """Packages that are never imported, or only in one place; transformers for more than its tokenizers."""
+    nodes, may_use_models = list(ast.walk(tree)), module in MODELS_OF_TRANSFORMERS_IN
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside_functions = {line for node in functions for line in range(node.lineno + 1, (node.end_lineno or 0) + 1)}
     for name, line in imports(tree, module):
         top, *rest = name.split(".")
         if top in FORBIDDEN:
             yield f"{module}:{line}: imports {top}"
         if module not in ONLY_IN.get(top, {module}):
             yield f"{module}:{line}: imports {top}, which only {', '.join(sorted(ONLY_IN[top]))} may"
-        if top == "transformers" and rest and not TRANSFORMERS_NAMES.fullmatch(rest[-1]):
+        elif top in LAZY and line not in inside_functions:
+            yield f"{module}:{line}: imports {top} outside a function, so that nothing works without it"
+        if top == "transformers" and rest and not TRANSFORMERS_NAMES.fullmatch(rest[-1]) and not may_use_models:
             yield f"{module}:{line}: imports {name}: only the tokenizers of transformers are used"
-    nodes = list(ast.walk(tree))
     aliases = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     called = {alias.asname or alias.name for alias in aliases if alias.name == "transformers"}
     for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in called:
-            if not TRANSFORMERS_NAMES.fullmatch(node.attr):
+            if not TRANSFORMERS_NAMES.fullmatch(node.attr) and not may_use_models:
                 yield f"{module}:{node.lineno}: uses transformers.{node.attr}: only its tokenizers are used"
         elif isinstance(node, ast.keyword) and node.arg in MUST_BE_FALSE and ast.unparse(node.value) != "False":
             yield f"{module}:{node.lineno}: {node.arg} may only be False"
@@ -154,6 +163,18 @@ def test_every_folder_with_modules_is_a_package() -> None:
         ("xtransfer.train.loop", "from orbax import checkpoint"),
         ("xtransfer.models.hf", "import pickle"),
         ("xtransfer.models.hf", "def f():\n    import torch.nn"),
+        ("xtransfer.models.parity", "def f():\n    from torch import nn"),
+        ("xtransfer.parity", "def f():\n    import importlib\n    importlib.import_module('torch')"),
+        ("xtransfer.models.reference", "import torch"),
+        ("xtransfer.models.reference", "if True:\n    from torch import nn\ndef f():\n    return nn"),
+        ("xtransfer.models.reference", "def f():\n    import tensorflow"),
+        ("xtransfer.models.reference", "def f():\n    from xtransfer.data import text"),
+        ("xtransfer.models.reference", "load('x', trust_remote_code=True)"),
+        ("xtransfer.export", "def f():\n    from transformers import AutoModelForSequenceClassification"),
+        ("xtransfer.parity", "def f():\n    import transformers\n    transformers.AutoModel.from_pretrained('x')"),
+        ("xtransfer.trained", "from xtransfer.export import export"),
+        ("xtransfer.evaluation.model_card", "from xtransfer.trained import Trained"),
+        ("xtransfer.experiment", "from xtransfer.trained import open_run"),
         ("xtransfer.models.hf", "from tensorflow import keras"),
         ("xtransfer.models.hf", "from transformers import AutoModel"),
         ("xtransfer.models.hf", "from transformers import AutoTokenizer, BertForSequenceClassification"),
@@ -180,7 +201,10 @@ def test_a_fault_is_found_once(module: str, source: str) -> None:
         ("xtransfer.models.hf", "from xtransfer import __version__, sharding"),
         ("xtransfer.cli", "from xtransfer.errors import UserError"),
         ("xtransfer.evaluate", "from xtransfer.report import table\nfrom xtransfer.experiment import run"),
+        ("xtransfer.export", "from xtransfer.trained import load_run"),
         ("xtransfer.train.checkpoints", "import orbax.checkpoint as ocp"),
+        ("xtransfer.models.reference", "def f():\n    import torch\n    from transformers import AutoModel"),
+        ("xtransfer.models.reference", "def f():\n    import transformers\n    transformers.BertModel"),
         ("xtransfer.data.text", "from transformers import AutoTokenizer, PreTrainedTokenizerFast"),
         ("xtransfer.data.text", "import transformers\ntransformers.utils.logging.set_verbosity_error()"),
         ("xtransfer.data.text", "load('x', allow_pickle=False, trust_remote_code=False)"),

@@ -128,6 +128,17 @@ def test_the_host_works_ahead_of_the_device_but_not_far() -> None:
     assert collected == 10 and 2 <= max(ahead) <= 4
 
 
+def test_forward_keeps_the_order_and_the_tags_of_the_batches() -> None:
+    mesh = make_mesh()
+    graphdef, params = model()
+    step = inference.make_eval_step(graphdef, mesh)
+    order = np.random.default_rng(2).permutation(N)
+    found = list(inference.forward(step, params, mesh, (((str(i), i), batch) for i, batch in batches(order))))
+    assert [tag[0] for tag, _ in found] == [str(indices) for indices, _ in batches(order)]
+    for (_, indices), logits in found:
+        np.testing.assert_allclose(logits, expected()[indices], atol=1e-5)
+
+
 @pytest.mark.parametrize("order", [np.arange(N - 1), np.append(np.arange(N), 4)])
 def test_an_example_that_is_lost_or_comes_twice_is_an_error(order: np.ndarray) -> None:
     mesh = make_mesh()

@@ -34,7 +34,7 @@ def test_a_stream_is_read_as_a_file_is(tmp_path_factory, data, ending):
     try:
         expected: object = list(files.read_rows(path))
     except UserError as error:
-        expected = str(error).replace(f"{path}:", "top/a:").replace("; save the file as UTF-8", "")
+        expected = str(error).replace(f"{path}:", "top/a:")
     try:
         found: object = list(lines.rows(io.BytesIO(data), "top/a", ending))
     except UserError as error:
@@ -49,7 +49,7 @@ def test_a_quote_is_a_character():
 
 def test_errors_name_the_member_and_line(monkeypatch: pytest.MonkeyPatch):
     assert refused(b"a\tb\nx\n") == "top/a:2: 1 column, expected 2"
-    assert refused(b"a\n\xffx\n") == "top/a:2: byte 0xff is not UTF-8"
+    assert refused(b"a\n\xffx\n") == "top/a:2: byte 0xff is not UTF-8; save the file as UTF-8"
     assert refused(b'{"a": 1}\n{"a": NaN}\n', ".jsonl").startswith("top/a:2: malformed JSON")
     monkeypatch.setattr(lines, "_MAX_LINE", 1 << 20)
-    assert refused(b"a\n" + b"x" * ((1 << 20) + 1)) == "top/a:2: a line of over 1 MiB"
+    assert refused(b"a\n" + b"x" * ((1 << 20) + 1)) == "top/a:2: a line of over 1 MiB; is this a text file?"

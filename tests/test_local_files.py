@@ -95,6 +95,9 @@ def test_files_that_are_missing(config: Config, tmp_path: Path):
         ({"data_dir": ""}, "task.data_dir is empty"),
         ({"data_dir": "/nowhere/at/all"}, "task.data_dir /nowhere/at/all: no such directory"),
         ({"path": "{language}.tsv"}, "expected {language} and {split}"),
+        ({"path": "{split}.tsv"}, "where a file has all languages, name the column in task.language_column"),
+        ({"language_column": "lang"}, "expected {split} in it and no other {}, as the languages stand in task.lang"),
+        ({"language_column": "lang", "path": "all.tsv"}, "expected {split} in it and no other {}"),
         ({"path": "{lang}/{split}.tsv"}, "expected {language} and {split}"),
         ({"path": "/data/{language}/{split}.tsv"}, "expected a path below task.data_dir"),
         ({"path": "../{language}/{split}.tsv"}, "expected a path below task.data_dir"),
@@ -147,8 +150,7 @@ def test_files_fingerprint_is_of_bytes_and_columns(config: Config, tmp_path: Pat
     with_dev = fingerprint()
     (tmp_path / "en" / "unlabelled.tsv").write_text("text\nanother\n")
     assert len({before, with_dev, fingerprint()}) == 3
-    write(tmp_path, "es", "dev", "bien\tgood")
-    assert fingerprint(target_languages=("de", "fr")) == fingerprint(), "es has no test file, so it is no target"
+    assert fingerprint(target_languages=("de", "fr")) == fingerprint()
 
 
 def test_without_a_dev_file_dev_is_held_out_of_train(config: Config, tmp_path: Path, caplog):
@@ -208,3 +210,58 @@ def test_a_file_of_unlabelled_text_that_does_not_fit(config: Config, tmp_path: P
         task = local_files.with_unlabelled_file(local_files.task(made_of), read_with)
         with pytest.raises(UserError, match=f"task.pair_column .*u.tsv is read by: .*{wanted}"):
             task.load("unlabelled", "en")
+
+
+def test_a_language_with_other_splits_and_no_test_is_not_left_out(config: Config, tmp_path: Path):
+    write(tmp_path, "es", "dev", "bien\tgood")
+    with pytest.raises(UserError) as caught:
+        local_files.task(config())
+    assert str(caught.value).startswith(
+        f"{tmp_path}/es/dev.tsv: 'es' has dev, but no test: add it to {tmp_path}/es/test.tsv, or name those that are "
+        "meant in task.target_languages"
+    )
+    assert local_files.task(config(target_languages=("de", "fr"))).target_languages == ("de", "fr")
+    with pytest.raises(UserError, match=r"es/dev\.tsv: 'es' has dev, but no test: add it to .*/es/test\.tsv"):
+        local_files.task(config(target_languages=("de", "es")))
+    (tmp_path / "es" / "dev.tsv").unlink()
+    (tmp_path / "en" / "test.tsv").unlink()
+    with pytest.raises(UserError, match=r"en/train\.tsv: 'en' has train, but no test: add it to .*/en/test\.tsv"):
+        local_files.task(config(target_languages=("de",)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "rare"),
+    [
+        ({"bad": 2, "god": 1, "good": 2}, "'god'"),
+        ({"bad": 150, "god": 2, "good": 200, "goood": 1}, "'god', 'goood'"),
+        ({"bad": 150, "god": 3, "good": 200}, ""),
+        ({"bad": 2, "good": 2}, ""),
+    ],
+)
+def test_a_rare_class_is_warned_of(config: Config, tmp_path: Path, caplog, counts: dict[str, int], rare: str):
+    write(tmp_path, "en", "train", *(f"text\t{name}" for name, count in counts.items() for _ in range(count)))
+    with caplog.at_level(logging.WARNING):
+        assert local_files.task(config()).labels == tuple(counts)
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+    wanted = f"train.tsv: is {rare} misspelt? as task.labels is empty, the classes are: {shown}"
+    assert [m.rpartition("/")[2] for m in caplog.messages] == ([wanted] if rare else [])
+    caplog.clear()
+    local_files.task(config(labels=tuple(counts)))
+    assert caplog.messages == []
+
+
+def test_a_label_that_train_lacks(config: Config, tmp_path: Path):
+    write(tmp_path, "en", "dev", "a\tgood", "b\tgod")
+    with pytest.raises(UserError, match=r"en/dev\.tsv:3: label 'god' is not one of bad, good; did you mean 'good'"):
+        local_files.task(config()).load("dev", "en")
+
+
+def test_a_class_without_an_example_in_train(config: Config, tmp_path: Path):
+    task = local_files.task(config(labels=("good", "so-so", "bad", "dull")))
+    with pytest.raises(UserError, match=r"en/train\.tsv: no example of 'so-so', 'dull' of task\.labels; add some, or"):
+        task.load("train", "en")
+    assert len(task.load("test", "de")) == 2
+    write(tmp_path, "en", "train", *(f"text {i}\tgood" for i in range(9)), "x\tbad")
+    (tmp_path / "en" / "dev.tsv").unlink()
+    held_out = local_files.task(config(held_out_seed=0))
+    assert len(held_out.load("train", "en")) == 9, "a class may be held out as a whole, if train has it"

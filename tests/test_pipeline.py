@@ -1,7 +1,5 @@
 """Batches: a pure function of the seed for training, every example once for evaluation."""
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtransfer.data import pipeline
+from xtransfer.data import packing, pipeline
 from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches
 from xtransfer.data.text import Tokens
 
@@ -149,6 +147,56 @@ def test_data_sets_of_a_plan_share_their_shapes():
     assert shapes == {(2, 16), (8, 16)}
 
 
+@settings(max_examples=30)
+@given(
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    shards=st.sampled_from([4, 8]),
+    packed=st.booleans(),
+    i=st.integers(0, 5),
+    seed=st.integers(0, 9),
+)
+def test_the_parts_of_processes_make_up_the_batch(n, batch_size, shards, packed, i, seed):
+    dataset = make_dataset(n, seed=seed)
+    plan = replace(PLAN, batch_size=batch_size, slots=3 if packed else 1, multiple_of=shards, packed=packed)
+    for parts in (1, 2, 4):
+        plans = [replace(plan, part=(part, parts)) for part in range(parts)]
+        check_parts(TrainBatches(dataset, plan, seed)(i), [TrainBatches(dataset, each, seed)(i) for each in plans])
+        rounds = zip(*(pipeline.eval_batches(dataset, each) for each in plans), strict=True)
+        for (indices, whole), found in zip(pipeline.eval_batches(dataset, plan), rounds, strict=True):
+            assert np.concatenate([own for own, _ in found]).tolist() == indices.tolist()
+            check_parts(whole, [batch for _, batch in found])
+
+
+def check_parts(whole: dict[str, np.ndarray], parts: list[dict[str, np.ndarray]]) -> None:
+    """The parts are equally long, and one below the other they are the whole."""
+    assert {part["input_ids"].shape for part in parts} == {(len(whole["input_ids"]) // len(parts), PLAN.row_length)}
+    for key, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
+
+
+@pytest.mark.parametrize("part", [(0, 3), (2, 2), (-1, 2), (0, 0)])
+def test_a_part_that_rows_cannot_be_shared_into_is_an_error(part):
+    with pytest.raises(ValueError, match="of batches with a multiple of 2 rows"):
+        replace(PLAN, part=part)
+
+
+def test_some_examples_of_a_data_set_are_a_data_set():
+    dataset = make_dataset(9)
+    chosen = dataset.take(np.array([7, 0, 7]))
+    assert chosen.ids == ("id-7", "id-0", "id-7") and chosen.labels.tolist() == [1, 0, 1]
+    assert chosen.teacher_logits.tolist() == dataset.teacher_logits[[7, 0, 7]].tolist()
+    for mine, theirs in enumerate((7, 0, 7)):
+        assert chosen.tokens.item(mine)[0].tolist() == dataset.tokens.item(theirs)[0].tolist()
+    assert len(dataset.take(np.zeros(0, np.int64))) == 0
+
+
+def test_the_share_of_real_tokens_is_that_of_the_batches():
+    batches = TrainBatches(make_dataset(30), PLAN, seed=3)
+    found = [batches(i)["segment_ids"] for i in range(5)]
+    assert batches.real_share(5) == pytest.approx(sum((ids > 0).sum() for ids in found) / sum(x.size for x in found))
+
+
 def test_a_data_set_checks_its_parts():
     whole = make_dataset(4)
     with pytest.raises(ValueError, match=r"4 token lists, labels of shape \(3,\), 4 ids"):
@@ -159,46 +207,63 @@ def test_a_data_set_checks_its_parts():
         replace(whole, teacher_logits=np.zeros((4, 2), np.float32))
 
 
-def test_prefetch_keeps_the_order():
-    assert list(pipeline.prefetch(iter(range(50)), depth=3)) == list(range(50))
-    assert list(pipeline.prefetch([])) == []
+def test_a_plan_has_a_slot_for_every_eight_tokens():
+    settings = {"pad_id": 1, "position_offset": 2, "multiple_of": 4}
+    assert pipeline.make_plan(16, 100, **settings) == BatchPlan(16, 100, 12, 1, 2, 4, packed=True)
+    assert pipeline.make_plan(16, 5, **settings).slots == 1
+    assert pipeline.make_plan(16, 100, packed=False, **settings) == BatchPlan(16, 100, 1, 1, 2, 4, packed=False)
 
 
-def test_prefetch_raises_what_the_worker_raised_in_its_turn():
-    def numbers():
-        yield 1
-        yield 2
-        raise RuntimeError("broken disk")
-
-    items = pipeline.prefetch(numbers())
-    assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(RuntimeError, match="broken disk"):
-        next(items)
-
-
-def test_prefetch_runs_ahead_by_depth_only_and_ends_when_closed():
-    made: list[int] = []
-
-    def numbers():
-        for i in range(10**9):
-            made.append(i)
-            yield i
-
-    def workers() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
-
-    items = pipeline.prefetch(numbers(), depth=2)
-    assert next(items) == 0
-    deadline = time.monotonic() + 5
-    while len(made) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert made == [0, 1, 2, 3]  # one taken, two in the queue, one in hand
-    assert len(workers()) == 1
-    items.close()
-    assert not workers()
+@pytest.mark.parametrize(
+    ("max_length", "shapes"),
+    [
+        (512, [(16, 128), (8, 256), (4, 512)]),
+        (12, [(171, 12)]),
+        (128, [(16, 128)]),
+        (150, [(14, 150)]),
+        (200, [(16, 128), (10, 200)]),
+        (5000, [(16, 128), (8, 256), (4, 512), (2, 1024), (1, 2048), (1, 5000)]),
+    ],
+)
+def test_plans_by_length_have_equal_batches(max_length: int, shapes: list[tuple[int, int]]):
+    plans = pipeline.make_plans(16, max_length, pad_id=0, position_offset=0, multiple_of=1)
+    assert [(plan.batch_size, plan.row_length) for plan in plans] == shapes
 
 
-def test_prefetch_of_nothing_ahead_is_an_error():
-    with pytest.raises(ValueError, match="prefetch depth 0"):
-        pipeline.prefetch(range(3), depth=0)
+@given(st.integers(0, 80), st.integers(1, 6), st.integers(1, 3), st.sampled_from([4, 8, 16, 32]), st.integers(0, 5))
+@settings(max_examples=80)
+def test_batches_by_length_have_every_example_once(n, batch_size, multiple_of, longest, seed):
+    dataset = make_dataset(n, longest=longest, teacher=False, seed=seed)
+    lengths = dataset.tokens.lengths
+    plans = [
+        replace(PLAN, row_length=length, batch_size=max(1, batch_size * 8 // length), multiple_of=multiple_of)
+        for length in (8, 16, 32)
+    ]
+    seen, ragged, row_lengths = [], 0, []
+    for indices, batch in pipeline.batches_by_length(dataset.tokens, 3, plans):
+        rows, row_length = batch["input_ids"].shape
+        plan = next(plan for plan in plans if plan.row_length == row_length)
+        unlabelled = replace(dataset, labels=np.full(n, -1, np.int32))
+        assert (batch["label"] == -1).all()
+        found = []
+        for row, slot in zip(*np.nonzero(batch["weight"]), strict=True):
+            mine = batch["segment_ids"][row] == slot + 1
+            i = int(batch["input_ids"][row, batch["cls_index"][row, slot]]) - 1
+            assert mine.sum() == unlabelled.tokens.lengths[i] and (batch["input_ids"][row, mine] == i + 1).all()
+            found.append(i)
+        assert found == indices.tolist()
+        full = packing.round_up(plan.batch_size, multiple_of)
+        short = packing.round_up(-(-full // 4), multiple_of)
+        used = len(set(np.nonzero(batch["weight"])[0].tolist()))
+        assert used <= rows and rows == (short if used <= short else full)
+        ragged += used < full
+        seen += found
+        row_lengths.append(row_length)
+    assert sorted(seen) == list(range(n)) and ragged <= 1 and row_lengths == sorted(row_lengths)
+    needed = {next(length for length in (8, 16, 32) if length >= example) for example in lengths.tolist()}
+    assert set(row_lengths) <= needed
+
+
+def test_an_example_that_is_longer_than_all_rows_is_an_error():
+    with pytest.raises(ValueError, match="tokens for rows of up to 8"):
+        list(pipeline.batches_by_length(make_dataset(9, longest=16).tokens, 3, [replace(PLAN, row_length=8)]))

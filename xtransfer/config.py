@@ -60,8 +60,9 @@ class TaskConfig:
     held_out_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     empty_text: str = setting("error", choices=("error", "skip"))
     # The rest is read by the task `files` only, but for the columns of an unlabelled_file.
-    path: str = "{language}/{split}.tsv"  # below data_dir; the ending tells the format
-    labels: tuple[str, ...] = ()  # in canonical order; () = as found in the source language's train file, sorted
+    path: str = "{language}/{split}.tsv"  # below data_dir; the ending, .tsv, .csv, .jsonl or .parquet, tells the format
+    language_column: str = ""  # "" = a file for each language; else path has no {language}, a file holds all of them
+    labels: tuple[str, ...] = ()  # in canonical order; () = as found in the source language's train, sorted
     text_column: str = "text"
     pair_column: str = ""  # "" = one text, not a pair
     label_column: str = "label"

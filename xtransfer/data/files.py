@@ -1,18 +1,18 @@
-"""Strict readers of TSV, CSV and JSONL: every row is read as it stands, or an error names its file and line."""
+"""Strict readers of TSV, CSV, JSONL and parquet: a row is read as it stands, or an error names its file and line."""
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from xtransfer import storage
+from xtransfer.data import lines, parquet
+from xtransfer.data.lines import READERS, Row, kind_of
 from xtransfer.errors import UserError, nearest
 
-_BOM = b"\xef\xbb\xbf"
-Row = tuple[int, dict[str, Any]]  # the line it starts on, values by column name
+_PARQUET = ".parquet"
+ENDINGS = (*READERS, _PARQUET)
+_OPTIONAL = {"pair": "text_pair", "id": "id"}  # columns that are read where the first row has them
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Columns:
     pair: str = ""
     label: str = ""
     id: str = ""
+    language: str = ""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names there are."""
+        return tuple(filter(None, astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,12 @@ class Record:
     """One row of a file.
 
     Attributes:
-      line: where it starts, from 1.
+      line: where it starts, from 1; of parquet the number of the row, from 1.
       id: of the id column, else the number of the data row, from 0.
       text: never empty.
       text_pair: never empty, or None without a pair column.
       label: name of the class, or None without a label column.
+      language: "" without a language column.
     """
 
     line: int
@@ -42,13 +49,45 @@ class Record:
     text: str
     text_pair: str | None
     label: str | None
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, and what is read of it.
+
+    Attributes:
+      path: ends in .tsv, .csv, .jsonl or .parquet.
+      columns: names of the columns; "" for no pairs, or no ids.
+      undeclared: columns that no row may have, for the first row lacks them and nobody has named them.
+      skip_empty: whether rows without text are left out, or an error.
+    """
+
+    path: Path
+    columns: Columns
+    undeclared: tuple[str, ...]
+    skip_empty: bool
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row: its line (of parquet its number, from 1), its id as given (else its number, from 0), its text or texts."""
+
+    line: int
+    id: Any
+    text: str
+    text_pair: str | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no text, or no second text of a pair."""
+        return not self.text.strip() or (self.text_pair is not None and not self.text_pair.strip())
 
 
 def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> tuple[list[Record], int]:
-    """Reads a file whose ending is .tsv, .csv or .jsonl.
+    """Reads a file whose ending is one of `ENDINGS`.
 
-    TSV has a header and no quoting: a quote is a character. CSV has a header and quotes as in RFC 4180. JSONL has one
-    object a line, and only "\\n" ends a line. All are UTF-8, with or without a byte-order mark.
+    Text is UTF-8, with or without a byte-order mark; see `lines.rows` and `parquet.rows` for the formats.
 
     Args:
       path: the file.
@@ -59,23 +98,25 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
       The records in the order of the file, and the number of rows that were left out.
 
     Raises:
-      UserError: file:line and what is wrong there.
+      UserError: file:line and what is wrong there. An id stands once in the file, or once of each language.
     """
     records: list[Record] = []
-    lines_by_id: dict[str, int] = {}
+    lines_by_id: dict[tuple[str, str], int] = {}
     skipped = 0
-    for number, (line, values) in enumerate(read_rows(path)):
+    for number, (line, values) in enumerate(read_rows(path, columns.named)):
         where = f"{path}:{line}"
         record = Record(
             line=line,
             id=_name(values, columns.id, where) if columns.id else str(number),
-            text=_text(values, columns.text, where),
-            text_pair=_text(values, columns.pair, where) if columns.pair else None,
+            text=text_of(values, columns.text, where),
+            text_pair=text_of(values, columns.pair, where) if columns.pair else None,
             label=_name(values, columns.label, where) if columns.label else None,
+            language=_name(values, columns.language, where) if columns.language else "",
         )
-        if record.id in lines_by_id:
-            raise UserError(f"{where}: id {record.id!r} already stands in line {lines_by_id[record.id]}")
-        lines_by_id[record.id] = line
+        first = lines_by_id.setdefault((record.language, record.id), line)
+        if first != line:
+            of = f" of {record.language!r}" if columns.language else ""
+            raise UserError(f"{where}: id {record.id!r}{of} already stands in {_unit(path)} {first}")
         if record.text.strip() and (record.text_pair is None or record.text_pair.strip()):
             records.append(record)
         elif empty_text == "skip":
@@ -88,95 +129,111 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
     return records, skipped
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a file by the reader of its ending, with the line that each starts on.
+def column_names(path: Path) -> tuple[str, ...]:
+    """The names of the columns that the first row has; none where there is no row.
 
     Raises:
-      UserError: as `read_records`, for all that needs no column names.
+      UserError: as `read_rows`.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(READERS)}")
+    if path.suffix.lower() == _PARQUET:
+        return parquet.names(path)
+    return tuple(next(read_rows(path), (0, {}))[1])
+
+
+def column_values(path: Path, column: str) -> Iterator[str]:
+    """The values in a column of names (labels, languages), row by row.
+
+    Raises:
+      UserError: file:line and what is wrong there; for all that needs no other column.
+    """
+    for line, values in read_rows(path, (column,)):
+        yield _name(values, column, f"{path}:{line}")
+
+
+def look_at(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> Source:
+    """What to read of a file: the columns that are named ("" for none), else those that its first row has.
+
+    Raises:
+      UserError: there is no row.
+    """
+    if not path.is_file() and path.exists():
+        raise UserError(f"{path}: not a file")
+    names = column_names(path)
+    if not names:
+        raise UserError(f"{path}: no rows with text")
+    named = {"pair": pair, "id": id_}
+    missing = {key: name for key, name in _OPTIONAL.items() if named[key] is None and name not in names}
+    found = {key: "" if key in missing else named[key] or "" for key in _OPTIONAL}
+    found |= {key: name for key, name in _OPTIONAL.items() if named[key] is None and key not in missing}
+    return Source(path, Columns(text, **found), tuple(missing.values()), skip_empty)
+
+
+def read_texts(source: Source) -> Iterator[Text]:
+    """The rows of a file one by one, those without text too where they are to be skipped.
+
+    Raises:
+      UserError: file:line and what is wrong there.
+    """
+    columns = source.columns
+    for number, (line, values) in enumerate(read_rows(source.path, columns.named)):
+        where = f"{source.path}:{line}"
+        for name in source.undeclared:
+            if name in values:
+                raise UserError(f"{where}: column {name!r} is not in the first row; give it to all rows, or to none")
+        row = Text(
+            line=line,
+            id=_id(values, columns.id, where) if columns.id else number,
+            text=text_of(values, columns.text, where),
+            text_pair=text_of(values, columns.pair, where) if columns.pair else None,
+        )
+        if row.empty and not source.skip_empty:
+            column = columns.pair if row.text.strip() else columns.text
+            raise UserError(f"{where}: column {column!r} is empty; mend it, or give --empty-text skip")
+        yield row
+
+
+def _id(values: dict[str, Any], column: str, where: str) -> Any:
+    value = value_of(values, column, where)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: column {column!r} is {value}, expected text or a number")
+    return value
+
+
+def read_rows(path: Path, wanted: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of a file by the reader of its ending, with the line (of parquet: the row) that each starts on.
+
+    It holds no more than a row at a time, of parquet a few, so a file may be larger than the memory.
+
+    Args:
+      path: the file.
+      wanted: columns to read of parquet, which must have them; None for all. Rows of other formats have all columns.
+
+    Raises:
+      UserError: as `read_records`, for all that needs no column names; a line (of CSV: a row) of over 256 MiB.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
+    if ending == _PARQUET:
+        yield from parquet.rows(path, parquet.names(path) if wanted is None else wanted)
+        return
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            yield from lines.rows(file, str(path), ending)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    return list(reader(_decode(path, data.removeprefix(_BOM)), path))
 
 
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+def _unit(path: Path) -> str:
+    return "row" if path.suffix.lower() == _PARQUET else "line"
 
 
-def _lines(text: str) -> list[str]:
-    lines = text.split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def _read_tsv(text: str, path: Path) -> Iterator[Row]:
-    return _with_header(((n, line.removesuffix("\r").split("\t")) for n, line in enumerate(_lines(text), 1)), path)
-
-
-def _read_csv(text: str, path: Path) -> Iterator[Row]:
-    def cells() -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        line = 1
-        previous = csv.field_size_limit(max(len(text), 1))  # huge texts are clipped later, not refused
-        try:
-            for row in reader:
-                yield line, row
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise UserError(f"{path}:{line}: malformed CSV: {error}") from None
-        finally:
-            csv.field_size_limit(previous)
-
-    return _with_header(cells(), path)
-
-
-def _with_header(rows: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
-    header: list[str] | None = None
-    for line, cells in rows:
-        if header is None:
-            header = cells
-            double = sorted({name for name in header if header.count(name) > 1})
-            if double:
-                raise UserError(f"{path}:{line}: column {double[0]!r} occurs twice in the header")
-        elif len(cells) != len(header):
-            plural = "" if len(cells) == 1 else "s"
-            raise UserError(f"{path}:{line}: {len(cells)} column{plural}, expected {len(header)}")
-        else:
-            yield line, dict(zip(header, cells, strict=True))
-
-
-def _read_jsonl(text: str, path: Path) -> Iterator[Row]:
-    for line, content in enumerate(_lines(text), 1):
-        where = f"{path}:{line}"
-        try:
-            values = storage.read_json(content)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
-        except ValueError as error:
-            raise UserError(f"{where}: malformed JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: expected a JSON object, got {_kind(values)}")
-        yield line, values
-
-
-READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {
-    ".tsv": _read_tsv,
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-}
-
-
-def _value(values: dict[str, Any], column: str, where: str) -> Any:
+def value_of(values: dict[str, Any], column: str, where: str) -> Any:
+    """The value in a column of the row at `where`; UserError without that column, or with half a surrogate pair."""
     if column not in values:
         near = nearest(column, values)
         raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
@@ -189,23 +246,19 @@ def _value(values: dict[str, Any], column: str, where: str) -> Any:
     return value
 
 
-def _text(values: dict[str, Any], column: str, where: str) -> str:
-    value = _value(values, column, where)
+def text_of(values: dict[str, Any], column: str, where: str) -> str:
+    """The text in a column, perhaps empty; UserError as `value_of`, or where it is no text."""
+    value = value_of(values, column, where)
     if not isinstance(value, str):
-        raise UserError(f"{where}: column {column!r} is {_kind(value)}, expected text")
+        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text")
     return value
 
 
 def _name(values: dict[str, Any], column: str, where: str) -> str:
     """The value of a label or id column, for which JSON may have an integer."""
-    value = _value(values, column, where)
+    value = value_of(values, column, where)
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise UserError(f"{where}: column {column!r} is {_kind(value)}, expected text or an integer")
+        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or an integer")
     if value == "":
         raise UserError(f"{where}: column {column!r} is empty")
     return str(value)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,14 +1,23 @@
-"""Rows of a stream, such as a member of an archive, by the readers of the user's own files."""
+"""Rows of TSV, CSV and JSONL as a stream, of a file or of a member of an archive.
 
-from collections.abc import Iterator
+A row is read as it stands, or an error names the line. The user's own files are read by `files`, which opens them.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from xtransfer.data import files
+from xtransfer import storage
 from xtransfer.errors import UserError
 
+Lines = Iterable[tuple[int, str]]  # numbers from 1, and the line with what ends it
+Row = tuple[int, dict[str, Any]]  # the line it starts on, values by column name
+
 _BOM = b"\xef\xbb\xbf"
-_MAX_LINE = 64 << 20  # bytes
+_MAX_LINE = 256 << 20  # bytes: what one line may take of the memory
 
 
 def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
@@ -17,32 +26,110 @@ def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     A byte-order mark at the beginning is dropped. One line is held at a time.
 
     Raises:
-      UserError: `name`:line for what is not UTF-8, or has over 64 MiB.
+      UserError: `name`:line for what is not UTF-8, or has over 256 MiB.
     """
     number = 0
     while data := stream.readline(_MAX_LINE + 1):
         number += 1
+        where = f"{name}:{number}"
         if len(data) > _MAX_LINE:
-            raise UserError(f"{name}:{number}: a line of over {_MAX_LINE >> 20} MiB")
+            raise UserError(f"{where}: a line of over {_MAX_LINE >> 20} MiB; is this a text file?")
         if number == 1:
             data = data.removeprefix(_BOM)
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{name}:{number}: byte 0x{data[error.start]:02x} is not UTF-8") from None
+            raise UserError(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
         if text:
             yield number, text
 
 
-def rows(stream: BinaryIO, name: str, ending: str) -> Iterator[files.Row]:
+def rows(stream: BinaryIO, name: str, ending: str) -> Iterator[Row]:
     """The rows of a stream by the reader of an ending (".tsv", ".csv", ".jsonl"), with the line that each starts on.
 
+    TSV has a header and no quoting: a quote is a character. CSV has a header and quotes as in RFC 4180. JSONL has one
+    object a line. One row is held at a time.
+
     Args:
-      stream: UTF-8.
+      stream: UTF-8, with or without a byte-order mark.
       name: of the file or member, for errors.
-      ending: tells the format, as in `files.READERS`.
+      ending: tells the format, as in `READERS`.
 
     Raises:
-      UserError: `name`:line and what is wrong there.
+      UserError: `name`:line and what is wrong there; a line (of CSV: a row) of over 256 MiB.
     """
-    yield from files.READERS[ending](lines(stream, name), Path(name))
+    yield from READERS[ending](lines(stream, name), Path(name))
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON or parquet is, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _read_tsv(numbered: Lines, path: Path) -> Iterator[Row]:
+    return _with_header(((n, line.removesuffix("\n").removesuffix("\r").split("\t")) for n, line in numbered), path)
+
+
+def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
+    # Huge texts are clipped later, not refused. The limit is the process's: it is not put back, for another reader's
+    # sake.
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
+    start, size = 1, 0  # of the row that is being read
+
+    def pieces() -> Iterator[str]:
+        nonlocal size
+        for _, line in numbered:
+            size += len(line)
+            if size > _MAX_LINE:
+                raise UserError(f"{path}:{start}: a row of over {_MAX_LINE >> 20} MiB; is a quote not closed?")
+            # A lone "\r" ends a row too, where it is not quoted.
+            yield from io.StringIO(line, newline="") if "\r" in line else (line,)
+
+    def cells() -> Iterator[tuple[int, list[str]]]:
+        nonlocal start, size
+        reader = csv.reader(pieces(), strict=True)
+        try:
+            for row in reader:
+                yield start, row
+                start, size = reader.line_num + 1, 0
+        except csv.Error as error:
+            raise UserError(f"{path}:{start}: malformed CSV: {error}") from None
+
+    return _with_header(cells(), path)
+
+
+def _with_header(table: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
+    header: list[str] | None = None
+    for line, cells in table:
+        if header is None:
+            header = cells
+            double = sorted({name for name in header if header.count(name) > 1})
+            if double:
+                raise UserError(f"{path}:{line}: column {double[0]!r} occurs twice in the header")
+        elif len(cells) != len(header):
+            plural = "" if len(cells) == 1 else "s"
+            raise UserError(f"{path}:{line}: {len(cells)} column{plural}, expected {len(header)}")
+        else:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _read_jsonl(numbered: Lines, path: Path) -> Iterator[Row]:
+    for line, content in numbered:
+        where = f"{path}:{line}"
+        try:
+            values = storage.read_json(content.removesuffix("\n"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
+        except ValueError as error:
+            raise UserError(f"{where}: malformed JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: expected a JSON object, got {kind_of(values)}")
+        yield line, values
+
+
+READERS: dict[str, Callable[[Lines, Path], Iterator[Row]]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+}

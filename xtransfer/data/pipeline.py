@@ -1,11 +1,9 @@
 """From tokens to batches: random access for training, every example once for evaluation."""
 
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +13,11 @@ from xtransfer.data.text import Tokens
 if TYPE_CHECKING:
     import grain
 
-T = TypeVar("T")
 Batch = dict[str, np.ndarray]
 
+_TOKENS_PER_SLOT = 8  # a row has a slot for every so many tokens: examples are seldom shorter
+_SHORTEST_ROW = 128  # tokens; shorter rows cost less attention, but texts fill them badly
 _EVAL_WINDOW = 4096  # examples packed together in evaluation: first fit is quadratic
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +57,12 @@ class Dataset:
         """Number of examples."""
         return len(self.tokens)
 
+    def take(self, indices: np.ndarray) -> "Dataset":
+        """The examples `indices` [m] as a data set, in that order."""
+        logits = None if self.teacher_logits is None else self.teacher_logits[indices]
+        ids = tuple(self.ids[i] for i in indices)
+        return Dataset(self.tokens.take(indices), self.labels[indices], logits, ids, self.num_classes)
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -72,6 +76,9 @@ class BatchPlan:
       position_offset: position id of an example's first token.
       multiple_of: the number of rows is a multiple of this.
       packed: False for one example per row.
+      part: (p, n): of every batch only the p-th of n equal runs of rows is made, for process p of n. The batch itself
+        is the same for any n, which has to divide `multiple_of`.
+      fitted_sizes: training: as in `packing.row_sizes`.
     """
 
     batch_size: int
@@ -81,6 +88,29 @@ class BatchPlan:
     position_offset: int
     multiple_of: int
     packed: bool = True
+    part: tuple[int, int] = (0, 1)
+    fitted_sizes: int = packing.FITTED_SIZES
+
+    def __post_init__(self) -> None:
+        """ValueError for rows that cannot be shared out."""
+        part, parts = self.part
+        if not 0 <= part < parts or self.multiple_of % parts:
+            raise ValueError(f"part {part} of {parts} of batches with a multiple of {self.multiple_of} rows")
+
+
+def make_plan(
+    batch_size: int, row_length: int, *, pad_id: int, position_offset: int, multiple_of: int, packed: bool = True
+) -> BatchPlan:
+    """A `BatchPlan` of these settings, with as many slots in a row as its length is good for (one unpacked)."""
+    return BatchPlan(
+        batch_size=batch_size,
+        row_length=row_length,
+        slots=max(1, row_length // _TOKENS_PER_SLOT) if packed else 1,
+        pad_id=pad_id,
+        position_offset=position_offset,
+        multiple_of=multiple_of,
+        packed=packed,
+    )
 
 
 def steps_per_epoch(dataset: Dataset, plan: BatchPlan) -> int:
@@ -101,7 +131,13 @@ class TrainBatches:
         self._seed = seed
         self._lengths = dataset.tokens.lengths
         self.row_sizes = packing.row_sizes(
-            self._lengths, plan.batch_size, plan.row_length, plan.slots, plan.multiple_of, packed=plan.packed
+            self._lengths,
+            plan.batch_size,
+            plan.row_length,
+            plan.slots,
+            plan.multiple_of,
+            packed=plan.packed,
+            fitted_sizes=plan.fitted_sizes,
         )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed} is outside 0..2**32-1")
@@ -113,11 +149,22 @@ class TrainBatches:
             self._lengths[indices], self._plan.row_length, self._plan.slots, packed=self._plan.packed
         )
         needed = packing.rows_used(placed)
-        return _assemble(self._dataset, self._plan, indices, placed, next(r for r in self.row_sizes if r >= needed))
+        rows = next(size for size in self.row_sizes if size >= needed)
+        return _assemble(self._dataset, self._plan, indices, placed, rows)[1]
 
     def indices(self, i: int) -> np.ndarray:
         """[batch_size] int64, the examples of batch i."""
         return np.asarray(self._order[i], np.int64)
+
+    def real_share(self, batches: int) -> float:
+        """How much of the first batches is tokens of examples, and not padding."""
+        real = total = 0
+        for i in range(batches):
+            lengths = self._lengths[self.indices(i)]
+            needed = packing.rows_needed(lengths, self._plan.row_length, self._plan.slots, packed=self._plan.packed)
+            real += int(lengths.sum())
+            total += next(size for size in self.row_sizes if size >= needed) * self._plan.row_length
+        return real / total
 
     def example_ids(self, i: int) -> tuple[str, ...]:
         """The ids of batch i's examples."""
@@ -141,64 +188,67 @@ def eval_batches(dataset: Dataset, plan: BatchPlan) -> Iterator[tuple[np.ndarray
       ([n] int64 indices, batch). The order of the indices is that of the filled slots, row by row: index j belongs to
       `logits[batch["weight"] > 0][j]`.
     """
-    full = packing.round_up(plan.batch_size, plan.multiple_of)
-    short = packing.round_up(-(-full // 4), plan.multiple_of)
     indices, placed = _place_all(dataset, plan)
-    for start in range(0, packing.rows_used(placed), full):
-        here = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
-        local = placed[here] - np.asarray([start, 0], np.int32)
-        rows = short if packing.rows_used(local) <= short else full
-        yield indices[here], _assemble(dataset, plan, indices[here], local, rows)
+    yield from _cut(dataset, plan, indices, placed)
 
 
-def prefetch(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Runs an iterator in a thread, up to `depth` items ahead.
+def make_plans(
+    batch_size: int, max_length: int, *, pad_id: int, position_offset: int, multiple_of: int
+) -> tuple[BatchPlan, ...]:
+    """Plans of 128, 256, 512, … up to max_length tokens a row, whose batches all have the tokens of batch_size × 128.
 
-    What the iterator raises is raised here, in its turn. Closing this generator ends the thread.
+    Short texts in short rows: what attention costs grows with the row.
+    """
+    row_lengths = [_SHORTEST_ROW]
+    while row_lengths[-1] * 2 < max_length:
+        row_lengths.append(row_lengths[-1] * 2)
+    row_lengths = [length for length in row_lengths if length < 0.75 * max_length] + [max_length]
+    return tuple(
+        make_plan(
+            max(1, round(batch_size * _SHORTEST_ROW / row_length)),
+            row_length,
+            pad_id=pad_id,
+            position_offset=position_offset,
+            multiple_of=multiple_of,
+        )
+        for row_length in row_lengths
+    )
+
+
+def batches_by_length(
+    tokens: Tokens, num_classes: int, plans: Sequence[BatchPlan]
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example exactly once, each in a row of the shortest plan that holds it, or of a longer one.
+
+    Rows that do not fill a batch go on into the next longer plan that has examples of its own, so at most one batch
+    is not full.
+
+    Args:
+      tokens: n examples; none is longer than the last plan's rows.
+      num_classes: K.
+      plans: row lengths ascending.
+
+    Yields:
+      (indices, batch) as `eval_batches`.
 
     Raises:
-      ValueError: depth is below 1.
+      ValueError: an example is longer than all rows.
     """
-    if depth < 1:
-        raise ValueError(f"prefetch depth {depth} is below 1")
-    return _prefetch(iterator, depth)
-
-
-def _prefetch(iterator: Iterable[T], depth: int) -> Generator[T, None, None]:
-    items: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not closed.is_set():
-            try:
-                items.put((kind, value), timeout=_POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in iterator:
-                if not put("item", item):
-                    break
-            put("end", None)
-        except BaseException as error:  # whatever it is, it belongs to the consumer
-            put("error", error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = items.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        closed.set()
-        thread.join()
+    n, lengths = len(tokens), tokens.lengths
+    if n and lengths.max() > plans[-1].row_length:
+        raise ValueError(f"an example of {lengths.max()} tokens for rows of up to {plans[-1].row_length}")
+    dataset = Dataset(tokens, np.full(n, -1, np.int32), None, tuple(map(str, range(n))), num_classes)
+    own = np.searchsorted([plan.row_length for plan in plans], lengths)  # [n], the plan of each example
+    used = np.unique(own)
+    left = np.zeros(0, np.int64)
+    for i in used:
+        plan = plans[i]
+        indices, placed = _place(lengths, np.concatenate([np.flatnonzero(own == i), left]), plan)
+        if i != used[-1]:
+            full = packing.round_up(plan.batch_size, plan.multiple_of)
+            whole = int(np.searchsorted(placed[:, 0], packing.rows_used(placed) // full * full))
+            indices, placed, left = indices[:whole], placed[:whole], indices[whole:]
+        yield from _cut(dataset, plan, indices, placed)
 
 
 def _place_all(dataset: Dataset, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -208,32 +258,57 @@ def _place_all(dataset: Dataset, plan: BatchPlan) -> tuple[np.ndarray, np.ndarra
     by_length = np.argsort(-lengths, kind="stable") if plan.packed else np.arange(len(dataset))
     parts, base = [], 0
     for window in range(windows):
-        chosen = by_length[window::windows]  # each window sees all lengths
-        placed = packing.place(lengths[chosen], plan.row_length, plan.slots, packed=plan.packed)
-        order = np.lexsort((placed[:, 1], placed[:, 0]))
-        parts.append((chosen[order], placed[order] + np.asarray([base, 0], np.int32)))
+        # each window sees all lengths
+        chosen, placed = _place(lengths, by_length[window::windows], plan)
+        parts.append((chosen, placed + np.asarray([base, 0], np.int32)))
         base += packing.rows_used(placed)
     return np.concatenate([chosen for chosen, _ in parts]), np.concatenate([placed for _, placed in parts])
 
 
-def _assemble(dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray, rows: int) -> Batch:
-    """A batch of `rows` rows. All processes make the global batch; a process's own rows would be sliced off here."""
+def _place(lengths: np.ndarray, chosen: np.ndarray, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the examples and their (row, slot), in the order of rows and slots."""
+    placed = packing.place(lengths[chosen], plan.row_length, plan.slots, packed=plan.packed)
+    order = np.lexsort((placed[:, 1], placed[:, 0]))
+    return chosen[order], placed[order]
+
+
+def _cut(
+    dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches of the plan's two sizes from examples in the order of rows and slots."""
+    full = packing.round_up(plan.batch_size, plan.multiple_of)
+    short = packing.round_up(-(-full // 4), plan.multiple_of)
+    for start in range(0, packing.rows_used(placed), full):
+        here = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
+        local = placed[here] - np.asarray([start, 0], np.int32)
+        rows = short if packing.rows_used(local) <= short else full
+        yield _assemble(dataset, plan, indices[here], local, rows)
+
+
+def _assemble(
+    dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray, rows: int
+) -> tuple[np.ndarray, Batch]:
+    """The plan's part of a batch of `rows` rows, and the examples in it in the order of `indices`."""
+    part, parts = plan.part
+    own_rows = rows // parts
+    own = placed[:, 0] // own_rows == part
+    indices, placed = indices[own], placed[own] - np.asarray([part * own_rows, 0], np.int32)
     batch = packing.lay_out(
         dataset.tokens,
         indices,
         placed,
         row_length=plan.row_length,
-        rows=rows,
+        rows=own_rows,
         slots=plan.slots,
         pad_id=plan.pad_id,
         position_offset=plan.position_offset,
     )
     row, slot = placed[:, 0], placed[:, 1]
-    label = np.full((rows, plan.slots), -1, np.int32)
+    label = np.full((own_rows, plan.slots), -1, np.int32)
     label[row, slot] = dataset.labels[indices]
-    logits = np.zeros((rows, plan.slots, dataset.num_classes), np.float32)
+    logits = np.zeros((own_rows, plan.slots, dataset.num_classes), np.float32)
     if dataset.teacher_logits is not None:
         logits[row, slot] = dataset.teacher_logits[indices]
-    weight = np.zeros((rows, plan.slots), np.float32)
+    weight = np.zeros((own_rows, plan.slots), np.float32)
     weight[row, slot] = 1.0
-    return batch | {"label": label, "teacher_logits": logits, "weight": weight}
+    return indices, batch | {"label": label, "teacher_logits": logits, "weight": weight}

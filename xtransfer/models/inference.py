@@ -1,8 +1,8 @@
 """Batches to logits: the one compiled forward that labelling, evaluation and prediction share."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from xtransfer.sharding import batch_sharding, param_shardings, place_batch
 INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "cls_index")
 _IN_FLIGHT = 3  # batches on the device while the host packs the next and reads the last
 
+T = TypeVar("T")
 EvalStep = Callable[[nnx.State, Mapping[str, jax.Array]], jax.Array]
 
 
@@ -24,16 +25,40 @@ def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:
     It compiles once per shape of batch, so batches should have few shapes.
     """
 
-    def forward(params: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def logits(params: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
         return nnx.merge(graphdef, params)(batch)  # [R, M, K]
 
     rows = batch_sharding(mesh)
-    return jax.jit(forward, in_shardings=(None, rows), out_shardings=rows)
+    return jax.jit(logits, in_shardings=(None, rows), out_shardings=rows)
 
 
 def place_params(mesh: Mesh, params: nnx.State) -> nnx.State:
     """Parameters laid out on the mesh by the rules of `sharding`; free where they lie so already."""
     return jax.device_put(params, param_shardings(mesh, params))
+
+
+def forward(
+    eval_step: EvalStep, params: nnx.State, mesh: Mesh, batches: Iterable[tuple[T, Mapping[str, np.ndarray]]]
+) -> Iterator[tuple[T, np.ndarray]]:
+    """From (tag, batch) to (tag, logits [b, K] float32 of the b filled slots (weight > 0), row by row), in order.
+
+    Works a few batches ahead of the reader, so that the device computes while the host packs and writes.
+    """
+    params = place_params(mesh, params)
+    waiting: deque[tuple[T, np.ndarray, jax.Array]] = deque()
+
+    def oldest() -> tuple[T, np.ndarray]:
+        tag, filled, result = waiting.popleft()
+        return tag, np.asarray(result)[filled]
+
+    for tag, batch in batches:
+        result = eval_step(params, place_batch(mesh, {key: batch[key] for key in INPUTS}))
+        result.copy_to_host_async()
+        waiting.append((tag, batch["weight"] > 0, result))
+        if len(waiting) >= _IN_FLIGHT:
+            yield oldest()
+    while waiting:
+        yield oldest()
 
 
 def predict(
@@ -51,26 +76,13 @@ def predict(
     `batches` gives (indices [b] int64, batch): the indices name the examples of the filled slots (weight > 0), row by
     row. All n examples come exactly once, in any order (ValueError otherwise). `on_batch(b)` hears of each result.
     """
-    params = place_params(mesh, params)
     logits = np.full((n, num_classes), np.nan, np.float32)
     seen = np.zeros(n, np.int64)
-    waiting: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
-
-    def collect() -> None:
-        indices, filled, result = waiting.popleft()
-        logits[indices] = np.asarray(result)[filled]
+    for indices, found in forward(eval_step, params, mesh, batches):
+        logits[indices] = found
         np.add.at(seen, indices, 1)
         if on_batch is not None:
             on_batch(len(indices))
-
-    for indices, batch in batches:
-        result = eval_step(params, place_batch(mesh, {key: batch[key] for key in INPUTS}))
-        result.copy_to_host_async()
-        waiting.append((indices, batch["weight"] > 0, result))
-        if len(waiting) >= _IN_FLIGHT:
-            collect()
-    while waiting:
-        collect()
     if wrong := np.flatnonzero(seen != 1).tolist():
         raise ValueError(f"{len(wrong)} of {n} examples did not come exactly once, the first is {wrong[0]}")
     return logits

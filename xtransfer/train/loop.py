@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtransfer import cli, storage
-from xtransfer.data.pipeline import prefetch
+from xtransfer.data.prefetch import prefetch
 from xtransfer.errors import UserError
 from xtransfer.sharding import place_batch
 from xtransfer.train.checkpoints import Checkpoints
