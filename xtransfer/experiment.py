@@ -141,12 +141,12 @@ class Stages:
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
         if not store.complete:
-            title = f"labels of {run_.relative_to(self.workdir.root)}"
+            title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", model.dataset(examples)
             missing = sum(len(store.shard_indices(shard)) for shard in store.missing_shards())
             with cli.ticking(title, missing, unit="examples") as ticker:
 
                 def predict(indices: np.ndarray) -> np.ndarray:
-                    return model.predict(params, model.dataset([examples[i] for i in indices]), ticker.advance)
+                    return model.predict(params, dataset.take(indices), ticker.advance)
 
                 label(store, predict)
         self._stores[run_] = store

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from xtransfer import cli
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
-from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, eval_batches, make_plan, prefetch
+from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, eval_batches, make_plan
+from xtransfer.data.prefetch import prefetch
 from xtransfer.data.tasks import Example, Task
 from xtransfer.data.text import load_tokenizer
 from xtransfer.data.token_cache import TokenCache
@@ -23,6 +25,8 @@ from xtransfer.sharding import data_shards, make_mesh, param_shardings
 from xtransfer.train import loop, optimizer, state, steps
 from xtransfer.transfer.objectives import Objective, loss_terms
 
+_MANY_STEPS = 500  # from here on it pays to compile for more sizes of batches, which have less padding
+_SAMPLED = 16  # batches by which the share of padding is told
 _MANY = 20_000  # examples whose tokenising takes long enough to be shown
 
 
@@ -124,12 +128,18 @@ class Finetuner:
             return {"dev_accuracy": float(right.mean())}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
+        plan = self._plan(self.settings.batch_size)
+        if self.settings.steps < _MANY_STEPS:
+            plan = replace(plan, fitted_sizes=1)
+        batches = TrainBatches(dataset, plan, seed)
+        sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
+        cli.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
         loop.fit(
             directory,
             loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
             loop.Start(lambda: state.create(self.fresh_params(seed), self._optimizer, self.mesh), self._abstract_state),
             self._train_step(objective),
-            TrainBatches(dataset, self._plan(self.settings.batch_size), seed),
+            batches,
             score,
             self.mesh,
         )
