@@ -152,7 +152,8 @@ def test_test_sh_adds_the_test_extras_and_hands_its_arguments_to_pytest(installe
     assert code == 0, stderr
     assert installs(calls) == ["pip", ".[test]"]
     assert calls[-1] == ["-m", "pytest", "tests/test_x.py", "-k", "a or b"]
-    assert installed.run("test.sh")[2] == [["-m", "pytest"]]
+    everything = ["-m", "pytest", "-n", "auto", "--dist", "worksteal"]
+    assert installed.run("test.sh")[2] == [everything]
     assert len(installed.run("local.sh")[2]) == 1, "the extras do not make the base stale"
 
 
