@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.jaxprs import equations, float_types
 from xtransfer.models import encoder
 from xtransfer.models.encoder import Classifier, Encoder, EncoderConfig, MaskedLM
 
@@ -278,6 +279,35 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits() -> 
     logits = forward(coarse)(coarse_params, batch)
     assert logits.dtype == jnp.float32
     assert 0 < float(jnp.abs(logits - forward(exact)(params, batch)).max()) < 0.1
+
+
+def test_softmax_norms_pooler_and_logits_are_float32_in_a_bfloat16_model() -> None:
+    coarse, params = classifier(dtype=jnp.bfloat16)
+    batch = lay_out(PACKED, 3, examples())
+    found = equations(lambda p, b: nnx.merge(coarse, p)(b), params, batch)
+    layers, norms = CONFIG.num_layers, 1 + 2 * CONFIG.num_layers
+    for primitive, sites in (("exp", layers), ("rsqrt", norms), ("tanh", 1)):
+        assert float_types(found, primitive) == ["float32"] * 2 * sites, primitive
+    for primitive in ("reduce_sum", "reduce_max", "square"):
+        assert set(float_types(found, primitive)) <= {"float32"}, primitive
+    products = [tuple(str(v.aval.dtype) for v in (*e.invars, *e.outvars)) for e in found if "dot_general" in str(e)]
+    products = [types for types in products if len(types) == 3]
+    low, full = "bfloat16", "float32"
+    assert products.count((low, low, full)) == layers and products[-2:] == [(full,) * 3] * 2
+    assert set(products) == {(low, low, low), (low, low, full), (full, full, full)}
+    # Of what has the scores' shape, only the probabilities are rounded.
+    rows, slots = batch["input_ids"].shape[0], (CONFIG.num_heads, ROW, ROW)
+    rounded = [e.outvars[0].aval for e in found if e.primitive.name == "convert_element_type"]
+    assert sum(x.shape == (rows, *slots) and x.dtype == jnp.bfloat16 for x in rounded) == layers
+
+
+def test_the_statistics_of_a_bfloat16_layer_norm_are_exact() -> None:
+    norm = encoder._layer_norm(CONFIG, nnx.Rngs(0), jnp.bfloat16)
+    x = jnp.asarray(np.random.default_rng(0).normal(30.0, 1.0, (64, 24)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64)  # the numbers that it is given: rounded, about 30 with steps of 1/8
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + CONFIG.layer_norm_eps)
+    found = np.asarray(norm(x), np.float64)
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-4)  # half a step of the result's, and no more
 
 
 def test_gelu_is_exact_and_gelu_new_is_not() -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
-from tests import tiny_run
+from tests import tiny, tiny_run
 from xtransfer import export, sharding, storage
 from xtransfer.data.pipeline import Dataset, eval_batches, make_plan
 from xtransfer.data.text import load_tokenizer, tokenize
 from xtransfer.errors import UserError
+from xtransfer.models import hf
+from xtransfer.models.encoder import Classifier, EncoderConfig
 from xtransfer.models.inference import make_eval_step, predict
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.trained import open_run, open_trained
@@ -55,16 +60,16 @@ def command(workdir, output, *flags, objective="vanilla"):
     return ["--workdir", str(workdir.root), "--objective", objective, *seed, "--output", str(output), *flags]
 
 
-def logits(trained, mesh):
-    """Ours, [n, K], of TEXTS."""
-    tokens = tokenize(trained.tokenizer, TEXTS, None, trained.max_length)
-    labels, ids = np.full(len(TEXTS), -1, np.int32), tuple(map(str, range(len(TEXTS))))
+def logits(trained, mesh, texts=TEXTS):
+    """Ours, [n, K]."""
+    tokens = tokenize(trained.tokenizer, texts, None, trained.max_length)
+    labels, ids = np.full(len(texts), -1, np.int32), tuple(map(str, range(len(texts))))
     architecture = trained.architecture
     offset = {"pad_id": architecture.pad_id, "position_offset": architecture.position_offset}
     plan = make_plan(8, trained.max_length, multiple_of=sharding.data_shards(mesh), **offset)
     batches = eval_batches(Dataset(tokens, labels, None, ids, len(trained.labels)), plan)
     step = make_eval_step(trained.graphdef, mesh)
-    return predict(step, trained.params, mesh, batches, len(TEXTS), len(trained.labels))
+    return predict(step, trained.params, mesh, batches, len(texts), len(trained.labels))
 
 
 def arrays(params):
@@ -125,6 +130,81 @@ def test_reading_it_back_gives_the_same_bits(workdir, tmp_path, objective, seed,
     for fact in ("labels", "pooling", "max_length", "architecture"):
         assert getattr(one, fact) == getattr(other, fact)
     np.testing.assert_array_equal(logits(one, mesh).view(np.uint32), logits(other, mesh).view(np.uint32))
+
+
+def roberta(directory):
+    """A random RoBERTa classifier and its tokenizer: positions begin at 2, the pad id is 1, one token type."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tables = (*tiny.GOOD.values(), *tiny.BAD.values(), *tiny.FILLER.values())
+    words = [*special, *sorted({word for group in tables for word in group})]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token", "cls_token", "sep_token")
+    names = dict(zip(names, [*special, "<s>", "</s>"], strict=True))
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 34}
+    own = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_id": 1, "position_offset": 2, "head_input_dropout": True}
+    config = EncoderConfig(vocab_size=len(words), **sizes, **own, family="roberta")
+    params = nnx.state(Classifier(config, 2, rngs=nnx.Rngs(3)), nnx.Param)
+    params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    hf.save(directory, config, params, tokenizer=tokenizer, labels=("bad", "good"))
+    return directory
+
+
+def test_a_roberta_comes_back_bit_for_bit_and_is_the_same_to_transformers(tmp_path):
+    tiny_run.setting(tmp_path)
+    base = roberta(tmp_path / "roberta")
+    settings = {"pooling": "cls", "max_length": 9, "steps": tiny_run.STEPS}
+    file = tiny.config_file(tmp_path / "roberta.py", tmp_path / "data", tmp_path / "teacher", base, **settings)
+    workdir = tiny_run.workdir(
+        file, tmp_path / "run", "--config.objectives=('vanilla',)", "--config.teacher.max_length=9"
+    )
+    export.main(command(workdir, tmp_path / "out"))
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (said["model_type"], said["architectures"]) == ("roberta", ["RobertaForSequenceClassification"])
+    assert [said[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [1, 0, 2]
+    mesh = sharding.make_mesh()
+    one, other = open_run(workdir, "vanilla", 0, "source_dev", mesh), open_trained(tmp_path / "out", mesh)
+    assert one.architecture == other.architecture and other.architecture.position_offset == 2
+    before, after = arrays(one.params), arrays(other.params)
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name].view(np.uint32), after[name].view(np.uint32), err_msg=name)
+    texts = [*TEXTS, "the <pad> film <pad> is good"]  # a pad token in a text is not counted
+    ours = logits(other, mesh, texts)
+    np.testing.assert_array_equal(ours, logits(one, mesh, texts))
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    encoded = AutoTokenizer.from_pretrained(tmp_path / "out")(texts, padding=True, truncation=True, return_tensors="pt")
+    assert encoded["input_ids"][-1][encoded["attention_mask"][-1] == 1].tolist().count(1) == 2
+    with torch.no_grad():
+        theirs = model(**encoded).logits.numpy()
+    assert np.ptp(ours, axis=0).min() > 0.01
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("program", ["export", "parity"])
+def test_ctrl_c_promises_nothing_that_is_not_so(program, monkeypatch, capsys):
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", interrupt)
+    monkeypatch.setattr(sys, "argv", [program])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(f"xtransfer.{program}", run_name="__main__")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 130
+    said = {"export": "the output is there whole or not at all", "parity": "start it again"}[program]
+    assert capsys.readouterr().err == f"interrupted: {said}\n"
 
 
 def test_the_tokenizer_is_the_base_checkpoints(workdir, student):

@@ -1,7 +1,9 @@
 """Parity of the pretraining heads with PyTorch's, saving, labels, names of checkpoints, fingerprints."""
 
 import json
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -9,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from tests import tiny
 from tests.fixtures.record import CASES, FIXTURES, RECORDED, record
+from xtransfer.data.text import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models import hf, parity, reference
 from xtransfer.sharding import make_mesh, param_shardings
@@ -135,15 +139,54 @@ def test_labels_in_another_order_are_permuted_by_name() -> None:
         (
             3,
             ("negative", "neutral", "good"),
-            "classes are negative, neutral, positive, the task's are negative, neutral, good",
+            "classes are negative, neutral, positive, the task's are negative, neutral, good: if they are the same, "
+            "give them the task's names in id2label; else set `checkpoint` to the encoder that this classifier was",
         ),
-        (2, ("negative", "positive"), "classes are negative, neutral, positive, the task's are negative, positive"),
-        (2, None, r"3 classes \(negative, neutral, positive\), wanted 2"),
+        (
+            2,
+            ("negative", "positive"),
+            "classes are negative, neutral, positive, the task's are negative, positive: set `checkpoint` to the enc",
+        ),
+        (2, None, r"3 classes \(negative, neutral, positive\), wanted 2: .*; no setting leaves a trained head out$"),
     ],
 )
 def test_a_head_of_other_classes_is_refused(classes: int, labels: tuple[str, ...] | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         hf.load_classifier(CLASSIFIER, classes, seed=0, labels=labels)
+
+
+def test_an_encoder_whose_decoder_is_not_tied_makes_a_classifier(tmp_path: Path) -> None:
+    """The decoder has no place in a classifier; where pretraining goes on, it would be lost."""
+    directory = Path(shutil.copytree(FIXTURES / "bert_pretraining", tmp_path / "model"))
+    path, weights = directory / "config.json", directory / "model.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    tensors = load_file(weights)
+    decoder = tensors["bert.embeddings.word_embeddings.weight"][::-1].copy()
+    save_file(tensors | {"cls.predictions.decoder.weight": decoder}, weights, metadata={"format": "pt"})
+    _, params = hf.load_classifier(directory, 2, seed=0)
+    _, expected = hf.load_classifier(FIXTURES / "bert_pretraining", 2, seed=0)
+    assert equal(params, expected)
+    with pytest.raises(UserError, match=r"config\.json: tie_word_embeddings is False: only True is supported"):
+        hf.load_masked_lm(directory, seed=0)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_full_disk_is_one_line_that_names_the_directory(file: str, tmp_path: Path) -> None:
+    """Each of the three writers tells of it in an exception of its own."""
+    directory = tiny.checkpoint(tmp_path / "tiny")
+    (_, params), config = hf.load_masked_lm(directory, seed=0), hf.read_config(directory)
+    tokenizer = load_tokenizer(hf.EMBEDDED / "mini-bert-en")  # larger than these weights
+    limit = {"config.json": 300, "model.safetensors": 5000, "tokenizer.json": 40_000}[file]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(UserError, match=f"^{tmp_path}/made/out: cannot be written: .*File too large") as caught:
+            hf.save(tmp_path / "made" / "out", config, params, tokenizer=tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "made").iterdir())
 
 
 def test_remote_code_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""config.json: what is read, what is refused and how it is said; tokenizers of another model."""
+"""config.json: what is read, what is refused and how it is said."""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,6 @@ def test_defaults_are_those_of_the_family(directory: Path) -> None:
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map asks for remote code, which is never run"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi': only 'absolute'"),
         ({"is_decoder": True}, "is_decoder is True: only False"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False: only True"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish': it has to be one of gelu, "),
         ({"hidden_act": ["gelu"]}, "hidden_act is "),
         ({"hidden_size": "36"}, "hidden_size is '36': it has to be a positive integer"),
@@ -142,7 +140,6 @@ def test_defaults_are_those_of_the_family(directory: Path) -> None:
         ({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification': only 'single_"),
         ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification, whose head does another task"),
         ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice, whose head does another task"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0: it has to be a number from 0 to below 1"),
         ({"hidden_dropout_prob": None}, "hidden_dropout_prob is None"),
@@ -168,11 +165,13 @@ def test_a_missing_setting_is_named(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"model_type": "be', "not whole JSON"),
-        (b"", "not whole JSON"),
-        (b'{"model_type": "\xff"}', "not whole JSON"),
-        (b"[" * 100_000, "not whole JSON"),
-        (b'["bert"]', "has to be a JSON object"),
+        (b'{"model_type": "be', r"not valid JSON \(Unterminated string .*\): fetch it again"),
+        (b"", "not valid JSON"),
+        (b'{"model_type": "\xff"}', "not valid JSON"),
+        (b"[" * 100_000, r"not valid JSON \(nested too deeply\)"),
+        (b'{"vocab_size": 40, "vocab_size": 41}', r"not valid JSON \(the key 'vocab_size' occurs twice\)"),
+        (b'{"layer_norm_eps": NaN}', r"not valid JSON \(NaN is no JSON number\)"),
+        (b'["bert"]', "expected a JSON object, found list: fetch it again"),
     ],
 )
 def test_a_broken_file_is_named(directory: Path, content: bytes, message: str) -> None:
@@ -187,12 +186,41 @@ def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [["a", "b"], {"0": "a", "2": "b"}, {"0": "a", "1": "a"}, {"0": "a", "1": 1}, {"0": "a", "01": "b"}]
+    "table",
+    [
+        ["a", "b"],
+        {"0": "a", "2": "b"},
+        {"0": "a", "1": "a"},
+        {"0": "1", "1": 1},
+        {"0": "a", "1": [1]},
+        {"0": "a", "01": "b"},
+    ],
 )
 def test_labels_have_to_be_numbered_and_distinct(directory: Path, table: Any) -> None:
     edit(directory, id2label=table)
     with pytest.raises(UserError, match=r"config\.json: id2label has to"):
         hf_config.read_labels(directory)
+
+
+def test_a_label_that_is_a_number_is_its_digits(directory: Path) -> None:
+    edit(directory, id2label={"0": 1, "1": -2, "2": "3"})
+    assert hf_config.read_labels(directory) == ("1", "-2", "3")
+    assert hf_config.class_names(directory, 3) == ("1", "-2", "3")
+    edit(directory, "id2label")
+    assert hf_config.class_names(directory, 2) == ("LABEL_0", "LABEL_1")
+
+
+def test_a_config_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json: cannot be read: Is a directory"):
+        hf_config.read_config(tmp_path)
+
+
+def test_an_untied_decoder_is_refused_where_pretraining_goes_on_only(directory: Path) -> None:
+    edit(directory, tie_word_embeddings=False)
+    assert hf_config.read_config(directory) == hf_config.read_config(CLASSIFIER)
+    with pytest.raises(UserError, match=r"config\.json: tie_word_embeddings is False: only True is supported"):
+        hf_config.check_pretraining(directory)
 
 
 @pytest.mark.parametrize(
@@ -249,111 +277,3 @@ def test_what_none_stands_for_is_written_where_null_is_not_allowed(tmp_path: Pat
         hf_config.write_config(tmp_path / "config.json", config, frozenset(), None, "cls")
         raw = json.loads((tmp_path / "config.json").read_text())
         assert raw[key] == value and "id2label" not in raw and "problem_type" not in raw
-
-
-BERTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROBERTAS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-
-
-def bert_tokenizer(size: int = 40, special: Sequence[str] = BERTS, **options: Any) -> Any:
-    from transformers import BertTokenizer
-
-    words = [*special, *(f"w{i}" for i in range(size - len(special)))]
-    return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, name_or_path="some-tokenizer", **options)
-
-
-def roberta_tokenizer(size: int = 40, special: Sequence[str] = ROBERTAS) -> Any:
-    from transformers import RobertaTokenizer
-
-    words = [*special, *(f"w{i}" for i in range(size - len(special)))]
-    vocab = {word: i for i, word in enumerate(words)}
-    return RobertaTokenizer(vocab=vocab, merges=[], name_or_path="some-tokenizer")
-
-
-@pytest.mark.parametrize("size", [36, 40])
-def test_a_models_own_tokenizer_is_accepted(size: int, directory: Path, tmp_path: Path) -> None:
-    """Also one that is up to a tenth smaller: embeddings are rounded up."""
-    edit(directory, type_vocab_size=2)
-    hf_config.check_tokenizer(directory, bert_tokenizer(size))
-    edit(copy_of("roberta", tmp_path), pad_token_id=1)
-    hf_config.check_tokenizer(tmp_path, roberta_tokenizer(size))
-    edit(copy_of("distilbert", tmp_path), pad_token_id=0)  # it has no token types, so a pair's are not looked at
-    hf_config.check_tokenizer(tmp_path, bert_tokenizer(size))
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "changes", "message"),
-    [
-        (lambda: bert_tokenizer(41), {}, "token ids up to 40, but the model embeds 40"),
-        (lambda: bert_tokenizer(35), {}, "35 tokens, but the model embeds 40"),
-        (lambda: bert_tokenizer(special=BERTS[::-1]), {}, "pad id 4, but the model's is 0"),
-        (lambda: roberta_tokenizer(), {}, "pad id 1, but the model's is 0"),
-        (lambda: bert_tokenizer(bos_token="[CLS]"), {"bos_token_id": 0}, "bos id 2, but the model's is 0"),
-        (lambda: bert_tokenizer(eos_token="[SEP]"), {"eos_token_id": [2, 4]}, r"eos id 3, but the model's is \[2, 4\]"),
-        (lambda: bert_tokenizer(), {"type_vocab_size": 1}, "pairs have 2 token types, but the model's type_vocab_size"),
-    ],
-)
-def test_the_tokenizer_of_another_model_is_refused(
-    tokenizer: Callable[[], Any], changes: dict[str, Any], message: str, directory: Path
-) -> None:
-    edit(directory, **({"type_vocab_size": 2} | changes))
-    with pytest.raises(UserError, match=f"^some-tokenizer: {message}") as caught:
-        hf_config.check_tokenizer(directory, tokenizer())
-    assert f"({directory}/config.json): another model's tokenizer?" in str(caught.value)
-
-
-def test_a_tokenizer_without_a_special_token_at_the_front_is_refused(directory: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    edit(directory, type_vocab_size=2)
-    for template, tokens in (("$A", "$A $B:1"), ("$A [SEP]", "$A [SEP] $B:1 [SEP]:1")):
-        tokenizer = bert_tokenizer()
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=template, pair=tokens, special_tokens=[("[SEP]", 3)]
-        )
-        with pytest.raises(UserError, match="some-tokenizer: no special token stands first"):
-            hf_config.check_tokenizer(directory, tokenizer)
-
-
-def test_another_familys_tokenizer_is_accepted_where_config_names_its_class(directory: Path) -> None:
-    """As multilingual-e5-small: bert with XLM-R's tokenizer, whose special ids its config.json does not know."""
-    edit(directory, bos_token_id=5, eos_token_id=6)
-    with pytest.raises(UserError, match="pad id 1, but the model's is 0"):
-        hf_config.check_tokenizer(directory, roberta_tokenizer())
-    edit(directory, tokenizer_class="XLMRobertaTokenizer")
-    hf_config.check_tokenizer(directory, roberta_tokenizer())
-    with pytest.raises(UserError, match="35 tokens, but the model embeds 40"):
-        hf_config.check_tokenizer(directory, roberta_tokenizer(35))
-
-
-def test_where_positions_follow_the_pad_id_it_has_to_be_the_tokenizers(tmp_path: Path) -> None:
-    edit(copy_of("roberta", tmp_path), tokenizer_class="RobertaTokenizer")
-    with pytest.raises(UserError, match="pad id 1, but the model's is 2"):
-        hf_config.check_tokenizer(tmp_path, roberta_tokenizer())
-
-
-def test_special_ids_are_those_that_the_tokenizer_has() -> None:
-    assert hf_config.special_ids(bert_tokenizer()) == {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
-    assert hf_config.special_ids(roberta_tokenizer()) == {
-        **{"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
-        **{"cls_token_id": 0, "sep_token_id": 2},
-    }
-    assert hf_config.special_ids(None) == {}
-
-
-def test_an_export_with_another_familys_tokenizer_accepts_it_again(directory: Path, tmp_path: Path) -> None:
-    edit(directory, tokenizer_class="XLMRobertaTokenizer")
-    config, tokenizer = hf_config.read_config(directory), roberta_tokenizer()
-    exported = tmp_path / "exported"
-    exported.mkdir()
-    ids = hf_config.special_ids(tokenizer)
-    hf_config.write_config(exported / "config.json", config, frozenset({"head.kernel"}), ("a", "b"), "cls", ids)
-    hf_config.check_tokenizer(exported, tokenizer)
-
-
-@pytest.mark.parametrize("name", ["mini-bert-en", "mini-bert-multilingual"])
-def test_the_embedded_checkpoints_are_accepted_with_their_tokenizers(name: str) -> None:
-    from transformers import AutoTokenizer
-
-    directory = Path(hf_config.__file__).parents[1] / "checkpoints" / name
-    hf_config.check_tokenizer(directory, AutoTokenizer.from_pretrained(str(directory), local_files_only=True))

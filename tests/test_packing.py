@@ -1,5 +1,6 @@
 """Packing: nothing is lost, nothing is mixed, and the same examples give the same layout."""
 
+import importlib.util
 import itertools
 
 import jax
@@ -216,10 +217,47 @@ def test_unpacked_has_one_row_size():
     assert packing.row_sizes(np.asarray([3, 4]), 10, 64, 8, 4, packed=False) == (12,)
 
 
+def test_fewer_fitted_sizes_are_fewer_programs():
+    lengths = np.random.default_rng(3).integers(10, 64, 500)
+    one, three = (packing.row_sizes(lengths, 64, 128, 16, 1, fitted_sizes=count) for count in (1, 3))
+    assert (len(one), len(three)) == (3, 5) and one[-1] == three[-1] == 64
+    assert one[0] == three[2], "the only one has to hold what the largest of three holds"
+
+
 @pytest.mark.parametrize(("lengths", "batch_size", "multiple_of"), [([], 1, 1), ([3], 0, 1), ([3], 1, 0)])
 def test_row_sizes_of_nothing_are_an_error(lengths: list[int], batch_size: int, multiple_of: int):
     with pytest.raises(ValueError, match="no row sizes"):
         packing.row_sizes(np.asarray(lengths, int), batch_size, 64, 8, multiple_of)
+
+
+@pytest.mark.parametrize("pad_id", [0, 1, 3])
+def test_a_pad_token_in_a_text_is_counted_as_roberta_counts_it(pad_id: int):
+    """Against the rule of transformers itself: pad tokens have position pad_id, and the others count without them."""
+    rng = np.random.default_rng(pad_id)
+    rows = [rng.integers(0, 5, length).tolist() for length in (7, 1, 12, 5, 3, 9)] + [[pad_id] * 4, [4, pad_id]]
+    tokens = Tokens(
+        np.asarray(sum(rows, []), np.int32),
+        np.zeros(sum(map(len, rows)), np.uint8),
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+    )
+    sizes = {"row_length": ROW_LENGTH, "rows": 6, "slots": 4, "pad_id": pad_id}
+    batch = packing.pack(tokens, range(len(rows)), **sizes, position_offset=pad_id + 1)
+    other = packing.pack(tokens, range(len(rows)), **sizes, position_offset=pad_id)
+    assert any(pad_id in row[:-1] for row in rows[:6])
+    for row, (place, slot) in zip(rows, batch["slot"].tolist(), strict=True):
+        start = batch["cls_index"][place, slot]
+        found = batch["position_ids"][place, start : start + len(row)].tolist()
+        count = iter(range(pad_id + 1, 100))
+        assert found == [pad_id if token == pad_id else next(count) for token in row]
+        assert batch["segment_ids"][place, start : start + len(row)].tolist() == [slot + 1] * len(row)
+        plain = other["position_ids"][place, start : start + len(row)]
+        np.testing.assert_array_equal(plain, pad_id + np.arange(len(row)))  # another family's are not touched
+        if importlib.util.find_spec("torch"):
+            import torch
+            from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
+
+            theirs = RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([row]), pad_id)
+            assert found == theirs[0].tolist()
 
 
 VOCABULARY, CLASSES = 60, 3

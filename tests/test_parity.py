@@ -200,6 +200,23 @@ def test_random_inputs_stay_inside_the_model() -> None:
         assert not parity.random_inputs(dataclasses.replace(config, type_vocab_size=types))["token_type_ids"].any()
 
 
+def test_a_pad_token_in_a_text_has_the_position_that_roberta_gives_it() -> None:
+    ids = (np.asarray([0, 5, 3, 6, 3, 7]), np.zeros(6))
+    for family, expected in (("roberta", [4, 5, 3, 6, 3, 7]), ("bert", [4, 5, 6, 7, 8, 9])):
+        config = dataclasses.replace(CONFIG, pad_id=3, position_offset=4, family=family)
+        assert parity.batch_of(parity.pad([ids], config), config)["position_ids"].tolist() == [expected]
+
+
+def test_inputs_without_a_pair_where_the_model_has_no_second_type(tmp_path: Path) -> None:
+    directory = tiny.checkpoint(tmp_path / "model")
+    assert binary._inputs(directory)[1].endswith("languages and a pair, by its own tokenizer")
+    said = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(said | {"type_vocab_size": 1}))
+    inputs, what = binary._inputs(directory)
+    assert len(inputs["input_ids"]) == len(binary.SENTENCES) and not inputs["token_type_ids"].any()
+    assert "by its own tokenizer, and no pair (" in what and "pairs have 2 token types" in what
+
+
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_a_terminal_of_any_width_shows_every_digit(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.jaxprs import equations, float_types
 from xtransfer import sharding
 from xtransfer.models.encoder import Classifier, EncoderConfig
 from xtransfer.train import optimizer, state, steps
@@ -62,6 +63,26 @@ def test_eight_devices_are_one_device(objective):
         for one, other in zip(single_losses, losses, strict=True):
             assert other == pytest.approx(one, abs=1e-5)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), spread, single)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradient_are_float32_under_bfloat16_compute(objective):
+    graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0), dtype=jnp.bfloat16), nnx.Param)
+
+    def loss(params, examples):
+        terms = objective_terms(OBJECTIVES[objective], nnx.merge(graphdef, params), examples, jax.random.key(0))
+        return terms["loss"][0], terms
+
+    (total, terms), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves((total, terms, gradient))} == {jnp.dtype("float32")}
+    found = equations(loss, params, batch())
+    assert "bfloat16" in float_types(found, "dot_general")
+    for primitive in ("exp", "log", "reduce_sum", "reduce_max"):
+        assert set(float_types(found, primitive)) == {"float32"}, primitive
+    # Nothing that has the logits' shape, or that of one number an example, is ever rounded.
+    shapes = {(ROWS, SLOTS, CLASSES), (ROWS, SLOTS)}
+    rounded = [v.aval for e in found for v in e.outvars if v.aval.dtype == jnp.bfloat16]
+    assert not [value for value in rounded if value.shape in shapes]
 
 
 def test_state_is_laid_out_by_the_rules():

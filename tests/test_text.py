@@ -1,7 +1,7 @@
 """Tokenising in bulk: the ids of the tokenizer itself, bounded memory, errors that name the example."""
 
+import contextlib
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def write_tokenizer(path: Path) -> Path:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(names, SPECIAL, strict=True))).save_pretrained(path)
+    settings = dict(zip(names, SPECIAL, strict=True))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **settings).save_pretrained(path)
     return path
 
 
@@ -47,6 +49,7 @@ class Fake:
     truncation_side, split_special_tokens = "right", False
 
     def __init__(self, tokenizer, encode: Callable) -> None:
+        self.model_input_names = tokenizer.model_input_names
         self.num_special_tokens_to_add = tokenizer.num_special_tokens_to_add
         self.no_padding = tokenizer.backend_tokenizer.no_padding
         self.enable_truncation = tokenizer.backend_tokenizer.enable_truncation
@@ -77,6 +80,39 @@ def test_pairs_and_truncation(tokenizer):
     assert tokens.item(0)[1].tolist() == [0, 0, 0, 1, 1, 1]
     assert tokens.item(1)[0].tolist() == [2, 5, 5, 3, 10, 3]  # the longer side is cut
     assert text.tokenize(tokenizer, ["good " * 50], None, 5).item(0)[0].tolist() == [2, 5, 5, 5, 3]
+
+
+def test_types_are_zeros_where_the_model_is_not_fed_with_them(directory):
+    """As transformers: what a tokenizer's `model_input_names` do not name, its own call does not give."""
+    with_types, without = text.load_tokenizer(directory), text.load_tokenizer(directory)
+    without.model_input_names = ["input_ids", "attention_mask"]
+    one, other = (text.tokenize(each, ["a", "b"], ["bad b", "a"], 8) for each in (with_types, without))
+    np.testing.assert_array_equal(one.input_ids, other.input_ids)
+    assert one.token_type_ids.any() and not other.token_type_ids.any() and other.token_type_ids.dtype == np.uint8
+    assert len(other.token_type_ids) == len(other.input_ids) and "token_type_ids" not in without("a", "b")
+    assert text.tokenizer_fingerprint(with_types) != text.tokenizer_fingerprint(without)
+
+
+def test_pairs_are_refused_where_the_tokenizer_is_unfit_for_them(directory):
+    tokenizer = text.load_tokenizer(directory)
+    tokenizer.unfit_for_pairs = "tok: pairs have 2 token types"
+    assert len(text.tokenize(tokenizer, ["a"], None, 8)) == 1
+    with pytest.raises(UserError, match="^tok: pairs have 2 token types$"):
+        text.tokenize(tokenizer, ["a"], ["b"], 8)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "own"])
+def test_code_beside_a_tokenizer_is_never_run(directory, tmp_path, model_type):
+    copy(directory, tmp_path)
+    for name, key in (("tokenizer_config.json", "AutoTokenizer"), ("config.json", "AutoConfig")):
+        value = ["evil.Evil", "evil.Evil"] if key == "AutoTokenizer" else "evil.Evil"
+        path = tmp_path / name
+        said = json.loads(path.read_text()) if path.is_file() else {"model_type": model_type}
+        path.write_text(json.dumps(said | {"auto_map": {key: value}, "tokenizer_class": "Evil"}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    with contextlib.suppress(UserError):  # it is refused, or loaded without it
+        text.tokenize(text.load_tokenizer(tmp_path), ["a"], None, 8)
+    assert not (tmp_path / "ran").exists()
 
 
 texts_of_all_kinds = st.lists(st.text(st.sampled_from("ab 本god[]"), max_size=30), max_size=12)
@@ -127,7 +163,7 @@ def test_no_texts(tokenizer):
     assert len(tokens) == 0 and tokens.offsets.tolist() == [0] and tokens.input_ids.dtype == np.int32
 
 
-def test_huge_text_is_clipped_before_the_tokenizer_and_counted(tokenizer, caplog):
+def test_huge_text_is_clipped_before_the_tokenizer_and_counted(tokenizer):
     seen: list[int] = []
 
     def spy(batch):
@@ -136,11 +172,9 @@ def test_huge_text_is_clipped_before_the_tokenizer_and_counted(tokenizer, caplog
         return tokenizer.backend_tokenizer.encode_batch_fast(batch)
 
     huge = "good " * 4_000_000
-    with caplog.at_level(logging.WARNING):
-        tokens = text.tokenize(Fake(tokenizer, spy), ["a", huge, "b"], ["b", "a", huge], 8)
+    tokens = text.tokenize(Fake(tokenizer, spy), ["a", huge, "b"], ["b", "a", huge], 8)
     assert seen.count(160) == 2 and tokens.clipped == 2
     assert tokens.item(1)[0].tolist() == [2, 5, 5, 5, 5, 3, 9, 3]
-    assert "2 of 3 examples had texts of over 160 characters" in caplog.text
 
 
 def test_failure_names_the_example(tokenizer, monkeypatch):

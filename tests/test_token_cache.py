@@ -39,6 +39,7 @@ def make_tokenizer(words: tuple[str, ...] = (*SPECIAL, *WORDS)) -> SimpleNamespa
         num_special_tokens_to_add=lambda pair: backend.num_special_tokens_to_add(pair),
         truncation_side="right",
         split_special_tokens=False,
+        model_input_names=["input_ids", "token_type_ids"],
     )
 
 

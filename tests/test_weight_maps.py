@@ -172,7 +172,8 @@ def test_another_familys_head_has_no_place(family: str) -> None:
 
 
 def test_copies_and_ignorable_names() -> None:
-    assert BERT.copy_of("cls.predictions.decoder.weight") == "bert.embeddings.word_embeddings.weight"
+    words = "bert.embeddings.word_embeddings.weight"
+    assert BERT.copy_of("cls.predictions.decoder.weight") == (words, "decoder_bias")
     assert BERT.copy_of("cls.predictions.bias") is None
     assert BERT.is_ignorable(BERT.canonical("embeddings.position_ids"))
     assert not BERT.is_ignorable("bert.embeddings.position_embeddings.weight")
@@ -232,3 +233,8 @@ def test_the_encoder_knows_no_name_of_a_checkpoint() -> None:
     text = Path(encoder.__file__).read_text(encoding="utf-8")
     for word in ("lin1", "out_proj", "pre_classifier", "LayerNorm.", ".weight", "model_type", "roberta", "distilbert"):
         assert word not in text
+
+
+def test_what_a_table_has_is_told_by_its_rules() -> None:
+    assert [name for name, family in FAMILIES.items() if family.pretrains] == ["bert"]
+    assert [name for name, family in FAMILIES.items() if family.pools_in_encoder] == ["bert"]

@@ -26,8 +26,13 @@ _stop = threading.Event()
 _deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a binary's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1."""
+def run(
+    main: Callable[[list[str]], None], *, interrupted: str = "the same command goes on where this one stopped"
+) -> None:
+    """Runs a binary's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
+
+    `interrupted` is what Ctrl-C leaves, for the line that is said then.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that PyTorch is missing, which is meant
     for stream in (sys.stdout, sys.stderr):  # a table in an ASCII locale is better with question marks than not at all
@@ -41,7 +46,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr, flush=True)
+        print(f"interrupted: {interrupted}", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -69,4 +69,4 @@ def export(chosen: Chosen, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="the output is there whole or not at all")

@@ -22,7 +22,7 @@ from xtransfer import cli, storage
 from xtransfer.data.text import load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models import hf, parity, reference
-from xtransfer.models.hf_config import check_tokenizer
+from xtransfer.models.hf_tokenizer import check_tokenizer
 from xtransfer.models.parity import Row
 from xtransfer.models.reference import Reference
 
@@ -148,14 +148,16 @@ def _inputs(directory: Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         tokenizer = load_tokenizer(directory)
         check_tokenizer(directory, tokenizer)
-        parts = [
-            tokenize(tokenizer, SENTENCES, None, parity.limit(config)),
-            tokenize(tokenizer, PAIR[:1], PAIR[1:], parity.limit(config)),
-        ]
+        parts = [tokenize(tokenizer, SENTENCES, None, parity.limit(config))]
     except UserError as error:
         return parity.random_inputs(config), f"inputs are random token ids ({error})"
+    what = "and a pair, by its own tokenizer"
+    try:
+        parts.append(tokenize(tokenizer, PAIR[:1], PAIR[1:], parity.limit(config)))
+    except UserError as error:
+        what = f"by its own tokenizer, and no pair ({error})"
     examples = [part.item(i) for part in parts for i in range(len(part))]
-    return parity.pad(examples, config), "inputs are sentences in several languages and a pair, by its own tokenizer"
+    return parity.pad(examples, config), f"inputs are sentences in several languages {what}"
 
 
 HEADER = ("activation", "shape", "max diff", "mean diff", "largest ref", "allowed", "agrees")
@@ -213,4 +215,4 @@ def as_json(report: Report) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="start it again")

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import signal
 import sys
@@ -69,7 +68,6 @@ class Window:
 def main(argv: list[str]) -> None:
     """Parses the flags and predicts. The output file appears whole, or not at all."""
     args = _parser().parse_args(argv)
-    logging.getLogger("xtransfer.data.text").setLevel(logging.ERROR)  # it warns of each window; one line tells of all
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: Any) -> None:

@@ -14,7 +14,7 @@ from xtransfer.evaluation.chosen import SELECTIONS, Chosen, check_selection, fin
 from xtransfer.models import hf
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.families import FAMILIES
-from xtransfer.models.hf_config import CONFIG, read_json
+from xtransfer.models.hf_config import CONFIG
 from xtransfer.models.hf_weights import Source
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
@@ -147,7 +147,7 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
         tokenizer=tokenizer,
         graphdef=graphdef,
         params=params,
-        labels=hf.read_labels(directory) or tuple(f"LABEL_{i}" for i in range(outputs)),
+        labels=hf.class_names(directory, outputs),
         pooling=pooling,
         max_length=min(_MAX_LENGTH, positions, tokenizer.model_max_length),
         dtype="float32",
@@ -156,11 +156,6 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
 
 def _classes(directory: Path, architecture: EncoderConfig) -> int:
     """The number of outputs of the trained head, which have to be the logits of one class among several."""
-    kind = read_json(directory / CONFIG).get("problem_type")
-    if kind not in (None, "single_label_classification"):
-        raise UserError(
-            f"{directory / CONFIG}: problem_type is {kind!r}: only single_label_classification is supported"
-        )
     head = Source.open(directory, FAMILIES[architecture.family]).targets.get("head.kernel")
     if head is None:
         raise UserError(

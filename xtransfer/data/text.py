@@ -58,6 +58,15 @@ class Tokens:
         span = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.input_ids[span], self.token_type_ids[span]
 
+    def take(self, indices: np.ndarray) -> "Tokens":
+        """The examples `indices` [m] in that order, in memory; none of them counts as clipped."""
+        spans = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in indices]
+        return Tokens(
+            input_ids=np.concatenate([self.input_ids[:0], *(self.input_ids[span] for span in spans)]),
+            token_type_ids=np.concatenate([self.token_type_ids[:0], *(self.token_type_ids[span] for span in spans)]),
+            offsets=np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int64),
+        )
+
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a checkpoint directory; runs no code from it and downloads nothing.
@@ -86,10 +95,10 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """sha256 of all that decides a tokenizer's ids; the same before and after `tokenize`, for any max_length."""
+    """sha256 of all that decides ids and types of tokens; the same before and after `tokenize`, for any max_length."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
-    state["sides"] = [tokenizer.truncation_side, tokenizer.split_special_tokens]
+    state["sides"] = [tokenizer.truncation_side, tokenizer.split_special_tokens, _has_types(tokenizer)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,13 +116,11 @@ def tokenize(
         batches.append(batch)
         if on_batch is not None:
             on_batch(len(batch))
-    clipped = sum(batch.clipped for batch in batches)
-    warn_of_clipped(clipped, len(texts), max_length)
     return Tokens(
         input_ids=np.concatenate([np.zeros(0, np.int32), *(batch.input_ids for batch in batches)]),
         token_type_ids=np.concatenate([np.zeros(0, np.uint8), *(batch.token_type_ids for batch in batches)]),
         offsets=np.cumsum(np.concatenate([np.zeros(1, np.int64), *(batch.lengths for batch in batches)])),
-        clipped=clipped,
+        clipped=sum(batch.clipped for batch in batches),
     )
 
 
@@ -124,7 +131,8 @@ def tokenize_batches(
 
     The examples come in order, up to 1000 at a time, tokenised on all cores. A text longer than 20 characters per
     token of max_length is clipped first and counted: a tokenizer reads all of a text before it truncates. Of a pair
-    the longer side is truncated first.
+    the longer side is truncated first. Token types are zeros where the tokenizer's `model_input_names` do not name
+    them: its model was trained without, and `transformers` gives it none.
 
     Args:
       tokenizer: from `load_tokenizer`; its truncation and padding are set.
@@ -133,11 +141,14 @@ def tokenize_batches(
       max_length: tokens of an example at most, special tokens included.
 
     Raises:
-      UserError: max_length leaves no room for text, or the tokenizer fails on an example (named by its index).
+      UserError: max_length leaves no room for text, the tokenizer fails on an example (named by its index), or pairs
+        where `check_tokenizer` found the tokenizer unfit for them.
       ValueError: texts and pairs differ in number.
     """
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts but {len(pairs)} second texts")
+    if pairs is not None and (reason := getattr(tokenizer, "unfit_for_pairs", "")):
+        raise UserError(reason)
     special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
     if max_length <= special:
         raise UserError(f"max_length {max_length} leaves no room for text beside {special} special tokens; raise it")
@@ -156,6 +167,10 @@ def warn_of_clipped(clipped: int, total: int, max_length: int) -> None:
         _log.warning("%d of %d examples had texts of over %d characters, which were clipped", clipped, total, limit)
 
 
+def _has_types(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    return "token_type_ids" in tokenizer.model_input_names
+
+
 def _batches(tokenizer: "PreTrainedTokenizerFast", sides: list[Sequence[str]], max_length: int) -> Iterator[Tokens]:
     backend, limit = tokenizer.backend_tokenizer, character_limit(max_length)
     for start, stop in _chunks(sides, limit):
@@ -165,9 +180,14 @@ def _batches(tokenizer: "PreTrainedTokenizerFast", sides: list[Sequence[str]], m
         backend.encode_special_tokens = tokenizer.split_special_tokens
         texts = [side[start:stop] for side in sides]
         ids, types = _encode(backend, [[text[:limit] for text in side] for side in texts], start)
+        input_ids = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+        if _has_types(tokenizer):
+            type_ids = np.fromiter(itertools.chain.from_iterable(types), np.uint8)
+        else:
+            type_ids = np.zeros(len(input_ids), np.uint8)
         yield Tokens(
-            input_ids=np.fromiter(itertools.chain.from_iterable(ids), np.int32),
-            token_type_ids=np.fromiter(itertools.chain.from_iterable(types), np.uint8),
+            input_ids=input_ids,
+            token_type_ids=type_ids,
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
             clipped=sum(any(len(text) > limit for text in example) for example in zip(*texts, strict=True)),
         )

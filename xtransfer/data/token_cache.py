@@ -80,20 +80,31 @@ class TokenCache:
         """
         characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
         if self.directory is None or characters < _WORTH_KEEPING:
-            return text.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
+            found = text.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
+        else:
+            found = self._kept(self.directory, texts, pairs, on_batch)
+        text.warn_of_clipped(found.clipped, len(found), self.max_length)
+        return found
+
+    def _kept(
+        self,
+        directory: Path,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        on_batch: Callable[[int], None] | None,
+    ) -> Tokens:
         key = self._key(texts, pairs)
-        entry = self.directory / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        entry = directory / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         found = _read(entry, key)
         if found is None:
             # One lock for all entries, as tokenising takes all cores: whoever holds it knows that nobody is writing.
-            with locked(self.directory, "tokenising", wait=True):
+            with locked(directory, "tokenising", wait=True):
                 found = _read(entry, key, warn=True)
                 if found is None:
                     self._write(entry, key, texts, pairs, on_batch)
                     found = _read(entry, key, warn=True)
             if found is None:
                 raise UserError(f"{entry}: what was written there cannot be read again: the disk is failing")
-        text.warn_of_clipped(found.clipped, len(found), self.max_length)
         return found
 
     @cached_property

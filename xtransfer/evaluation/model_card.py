@@ -256,9 +256,12 @@ def _limits(chosen: Chosen) -> str:
 def _licence(chosen: Chosen) -> str:
     base = origin(chosen.settings.checkpoint)
     known = f" (`{base.licence}`, by its own card)" if base.licence else ""
-    teacher = " The terms of the teacher's checkpoint and of the data may add to it." if _teacher(chosen) else ""
-    teacher = teacher or " The terms of the data may add to it."
-    return f"## Licence\n\nThe weights derive from {base.text}, so its licence applies to them{known}.{teacher}"
+    taught = not chosen.is_teacher and OBJECTIVES[chosen.objective].teacher == "monolingual"
+    others = "of the teacher's checkpoint and of the data" if taught else "of the data"
+    return (
+        f"## Licence\n\nThe weights derive from {base.text}, so its licence applies to them{known}. The terms {others} "
+        "may add to it."
+    )
 
 
 def _front_matter(chosen: Chosen, scores: Sequence[Scores]) -> str:

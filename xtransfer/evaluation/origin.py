@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtransfer.models import hf
+from xtransfer.models import hf, hub
 from xtransfer.models.hf_config import CONFIG
 
 _FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
@@ -35,7 +35,7 @@ def origin(checkpoint: str) -> Origin:
         return Origin(checkpoint, f"`{checkpoint}` (comes with xtransfer)", licence=declared_licence(embedded))
     path = Path(checkpoint).expanduser().resolve()
     repo, _, revision = checkpoint.partition("@")
-    if path.is_dir() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+    if path.is_dir() or not hub.is_id(repo):
         return Origin(path.name, f"{as_code(path.name)} (a local directory)", licence=declared_licence(path))
     at = f" at `{revision}`" if revision else ""
     return Origin(repo, f"[{repo}](https://huggingface.co/{repo}){at}", hub_id=repo)

@@ -34,6 +34,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 
+_INHERITED = {"embedding_size": "hidden_size", "classifier_dropout": "hidden_dropout"}  # what None stands for
+
 _NORMAL = nnx.initializers.normal(0.02)
 _MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly masked row stays finite
 
@@ -68,6 +70,11 @@ class EncoderConfig:
     head_input_dropout: bool = False
     family: str = "bert"
 
+    def effective(self, field: str) -> Any:
+        """A field's value or, where that is None, the value that it stands for."""
+        value = getattr(self, field)
+        return getattr(self, _INHERITED[field]) if value is None and field in _INHERITED else value
+
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout: zero with probability `rate`, else x / (1 - rate). No key: x itself."""
@@ -86,7 +93,7 @@ class Embeddings(nnx.Module):
     """Word + position + token type (where there are types), LayerNorm, dropout, projection to H (where E != H)."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        size = config.embedding_size or config.hidden_size
+        size = config.effective("embedding_size")
         embed = partial(nnx.Embed, features=size, embedding_init=_NORMAL, dtype=dtype, rngs=rngs)
         self.word_embeddings = embed(config.vocab_size)
         self.position_embeddings = embed(config.max_positions)
@@ -232,8 +239,7 @@ class Classifier(nnx.Module):
         self.pooler = Pooler(config, rngs=rngs)
         self.head = _linear(config.hidden_size, num_classes, rngs=rngs)
         self.pooling = pooling
-        rate = config.classifier_dropout
-        self.rate = config.hidden_dropout if rate is None else rate
+        self.rate = config.effective("classifier_dropout")
         self.input_rate = self.rate if config.head_input_dropout else 0.0
 
     def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:

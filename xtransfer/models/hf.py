@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from safetensors import SafetensorError
 
 from xtransfer.errors import UserError
 from xtransfer.models import hub
@@ -22,19 +23,21 @@ from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
 from xtransfer.models.families import FAMILIES
 from xtransfer.models.hf_config import (
     CONFIG,
-    check_tokenizer,
+    check_pretraining,
+    class_names,
     read_config,
     read_labels,
     read_pooling,
-    special_ids,
     write_config,
 )
+from xtransfer.models.hf_tokenizer import check_tokenizer, special_ids
 from xtransfer.models.hf_weights import INDEX, WEIGHTS, Source, leaves, weight_files, write_weights
 from xtransfer.sharding import param_shardings
 
 __all__ = [
     "abstract_classifier",
     "check_tokenizer",
+    "class_names",
     "fingerprint_files",
     "fingerprint_params",
     "load_classifier",
@@ -47,6 +50,10 @@ __all__ = [
 ]
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
+_WITHOUT_HEAD = (
+    "set `checkpoint` to the encoder that this classifier was made from, or save this one without its head "
+    "(AutoModel in transformers); no setting leaves a trained head out"
+)
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
@@ -57,7 +64,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if name and path.is_dir():
         return path
     repo, _, pinned = name.partition("@")
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+    if path.exists() or not hub.is_id(repo):
         embedded = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob(f"*/{CONFIG}"))) or "none"
         raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({embedded})")
     if pinned and revision and pinned != revision:
@@ -111,11 +118,8 @@ def load_masked_lm(
 
     The parameters are laid out as `load_classifier` does. UserError where the family has no pretraining heads here.
     """
+    check_pretraining(directory)
     config = read_config(directory)
-    if config.family != "bert":
-        raise UserError(
-            f"{Path(directory) / CONFIG}: model_type is {config.family}: pretraining goes on from bert checkpoints only"
-        )
     graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
     source = Source.open(directory, FAMILIES[config.family])
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state))
@@ -127,18 +131,21 @@ def _layout(mesh: Mesh | None, state: nnx.State) -> Any:
 
 def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None, outputs: int) -> list[int]:
     """For each class of `labels`, its place in the file's head."""
-    names = read_labels(directory) or tuple(f"LABEL_{i}" for i in range(outputs))
+    names = class_names(directory, outputs)
     path = directory / CONFIG
     if len(names) != outputs:
         raise UserError(f"{path}: id2label names {len(names)} classes, but the head in the weights has {outputs}")
     if labels is None:
         labels = names
     if len(labels) != num_classes:
-        raise UserError(f"{path}: the head has {len(names)} classes ({', '.join(names)}), wanted {num_classes}")
+        raise UserError(
+            f"{path}: the head has {len(names)} classes ({', '.join(names)}), wanted {num_classes}: {_WITHOUT_HEAD}"
+        )
     if sorted(labels) != sorted(names):
+        renamed = "if they are the same, give them the task's names in id2label; else "
         raise UserError(
             f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: "
-            "names in id2label have to be the same"
+            f"{renamed if len(labels) == len(names) else ''}{_WITHOUT_HEAD}"
         )
     return [names.index(label) for label in labels]
 
@@ -174,17 +181,26 @@ def save(
         write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
         write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(partial))
+            _save_tokenizer(tokenizer, partial)
         for name, text in notes.items():
             (partial / name).write_text(text, encoding="utf-8")
         partial.chmod(0o755)  # what is made by mkdtemp, and by safetensors, is its owner's only
         for file in partial.iterdir():
             file.chmod(0o644)
         os.replace(partial, directory)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    try:
+        tokenizer.save_pretrained(str(directory))
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # tokenizers raises nothing narrower where a file cannot be written
 
 
 def fingerprint_files(directory: str | Path) -> str:

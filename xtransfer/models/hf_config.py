@@ -1,29 +1,28 @@
-"""`config.json` of a Hugging Face directory: strict reading, and writing; does the tokenizer belong to the model."""
+"""`config.json` of a Hugging Face directory: strict reading, and writing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import ACTIVATIONS, EncoderConfig
 from xtransfer.models.families import FAMILIES
 from xtransfer.models.weight_maps import Family
 
 CONFIG = "config.json"
-SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 POOLING_KEY = "xtransfer_pooling"  # in config.json: how a saved classifier pools, where it is not the families' own way
 
 _OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # some name it as ours
 _SINGLE_LABEL = "single_label_classification"
-_COVERED = 0.9  # of the embedding's rows a tokenizer has at least: rows are added to round a size up, words are not
 
 
 def read_config(directory: str | Path) -> EncoderConfig:
     """The architecture in `config.json`; UserError names the file and the key that is missing, wrong or unknown."""
     path = Path(directory) / CONFIG
-    raw = read_json(path)
+    raw = read_raw(directory)
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         supported = ", ".join(sorted(FAMILIES))
@@ -35,7 +34,11 @@ def read_config(directory: str | Path) -> EncoderConfig:
     _check_fixed(path, raw, family)
     if missing := [key for key in family.required if key not in raw]:
         raise UserError(f"{path}: {', '.join(missing)} missing")
-    stated = {field: _checked(path, key, field, raw[key]) for key, field in family.config_keys if key in raw}
+    stated = {
+        field: _checked(path, key, field, raw[key], nullable=key in family.nullable)
+        for key, field in family.config_keys
+        if key in raw
+    }
     values = {**dict(family.defaults), **stated}
     if family.positions_after_pad:
         values["position_offset"] = values["pad_id"] + 1
@@ -56,9 +59,7 @@ def read_config(directory: str | Path) -> EncoderConfig:
 
 def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
     """UserError where a checkpoint is of a kind that would be run as something else than it was trained as."""
-    for key, allowed in family.fixed:
-        if raw.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{path}: {key} is {raw[key]!r}: only {', '.join(map(repr, allowed))} is supported")
+    _check_values(path, raw, family.fixed)
     if raw.get("problem_type") not in (None, _SINGLE_LABEL):
         raise UserError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
     architectures = raw.get("architectures")
@@ -70,13 +71,28 @@ def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
             )
 
 
-def _checked(path: Path, key: str, field: str, value: Any) -> Any:
+def _check_values(path: Path, raw: Mapping[str, Any], fixed: Iterable[tuple[str, tuple[object, ...]]]) -> None:
+    for key, allowed in fixed:
+        if raw.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{path}: {key} is {raw[key]!r}: only {', '.join(map(repr, allowed))} is supported")
+
+
+def check_pretraining(directory: str | Path) -> None:
+    """UserError where a checkpoint's pretraining cannot go on here: another family, or heads of another kind."""
+    path, family = Path(directory) / CONFIG, FAMILIES[read_config(directory).family]
+    if not family.pretrains:
+        able = ", ".join(name for name, other in FAMILIES.items() if other.pretrains)
+        raise UserError(f"{path}: model_type is {family.name}: pretraining goes on from {able} checkpoints only")
+    _check_values(path, read_raw(directory), family.fixed_in_pretraining)
+
+
+def _checked(path: Path, key: str, field: str, value: Any, *, nullable: bool) -> Any:
     """`value` as the field of EncoderConfig that it becomes, or a UserError."""
     if field == "hidden_act":
         valid = value in ACTIVATIONS if isinstance(value, str) else False
         wanted = f"one of {', '.join(ACTIVATIONS)}"
     elif field.endswith("dropout"):
-        valid = (value is None and key == "classifier_dropout") or (_is_number(value) and 0 <= value < 1)
+        valid = _is_number(value) and 0 <= value < 1
         wanted = "a number from 0 to below 1"
     elif field == "layer_norm_eps":
         valid, wanted = _is_number(value) and 0 < value < 1, "a small positive number"
@@ -84,7 +100,7 @@ def _checked(path: Path, key: str, field: str, value: Any) -> Any:
         valid, wanted = type(value) is int and value >= 0, "a token id"
     else:
         valid, wanted = type(value) is int and value > 0, "a positive integer"
-    if not valid:
+    if not valid and not (value is None and nullable):
         raise UserError(f"{path}: {key} is {value!r}: it has to be {wanted}")
     return value
 
@@ -94,73 +110,31 @@ def _is_number(value: Any) -> bool:
 
 
 def read_labels(directory: str | Path) -> tuple[str, ...] | None:
-    """The class names of `config.json` (id2label) in the order of the head's outputs, None where it has none."""
+    """The class names of `config.json` (id2label) in the order of the head's outputs, None where it has none.
+
+    A name may be an integer there.
+    """
     path = Path(directory) / CONFIG
-    table = read_json(path).get("id2label")
+    table = read_raw(directory).get("id2label")
     if table is None:
         return None
     if not isinstance(table, dict) or sorted(table) != sorted(map(str, range(len(table)))):
         raise UserError(f"{path}: id2label has to map 0 … n-1 to names")
-    labels = tuple(table[str(index)] for index in range(len(table)))
-    if not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
+    names = [table[str(index)] for index in range(len(table))]
+    labels = tuple(map(str, names))
+    if not all(type(name) in (str, int) for name in names) or len(set(labels)) != len(labels):
         raise UserError(f"{path}: id2label has to give every class its own name")
     return labels
 
 
+def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
+    """`read_labels`, or without them the names that `transformers` gives to this number of outputs."""
+    return read_labels(directory) or tuple(f"LABEL_{index}" for index in range(outputs))
+
+
 def read_pooling(directory: str | Path) -> str:
     """How a saved classifier pools: "cls" unless `config.json` says otherwise."""
-    return str(read_json(Path(directory) / CONFIG).get(POOLING_KEY, "cls"))
-
-
-def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
-    """UserError where a tokenizer cannot belong to the model of `directory`, whose `config.json` is read.
-
-    Refused are ids beyond the embedding, a vocabulary of less than 90 % of it, another pad, begin or end id, no special
-    token at the front (whose vector is pooled), and more token types than the model has. Where config.json names its
-    `tokenizer_class`, the model was trained with another family's tokenizer, and its special ids may be leftovers.
-    """
-    config, raw = read_config(directory), read_json(Path(directory) / CONFIG)
-    name = getattr(tokenizer, "name_or_path", "") or "tokenizer"
-    vocabulary = tokenizer.get_vocab()
-    largest = max(vocabulary.values(), default=-1)
-    wrong = ""
-    if largest >= config.vocab_size:
-        wrong = f"token ids up to {largest}, but the model embeds {config.vocab_size}"
-    elif len(vocabulary) < _COVERED * config.vocab_size:
-        wrong = f"{len(vocabulary)} tokens, but the model embeds {config.vocab_size}"
-    else:
-        wrong = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer)
-    if wrong:
-        raise UserError(f"{name}: {wrong} ({Path(directory) / CONFIG}): another model's tokenizer?")
-
-
-def _wrong_special_id(config: EncoderConfig, raw: Mapping[str, Any], tokenizer: Any) -> str:
-    """Which special id of a tokenizer is not the model's, or ""."""
-    own_class = raw.get("tokenizer_class") is None
-    if tokenizer.pad_token_id != config.pad_id and (own_class or FAMILIES[config.family].positions_after_pad):
-        return f"pad id {tokenizer.pad_token_id}, but the model's is {config.pad_id}"
-    for kind in ("bos", "eos") if own_class else ():
-        wanted, found = raw.get(f"{kind}_token_id"), getattr(tokenizer, f"{kind}_token_id")
-        if None not in (wanted, found) and found not in (wanted if isinstance(wanted, list) else [wanted]):
-            return f"{kind} id {found}, but the model's is {wanted}"
-    return ""
-
-
-def _wrong_layout(config: EncoderConfig, tokenizer: Any) -> str:
-    """What about a tokenizer's examples the model was not made for, or ""."""
-    pair = tokenizer("a", "a", return_token_type_ids=True, return_special_tokens_mask=True)
-    if not pair["special_tokens_mask"] or not pair["special_tokens_mask"][0]:
-        return "no special token stands first, but the model classifies by it"
-    types = max(pair["token_type_ids"]) + 1
-    if 1 <= config.type_vocab_size < types:
-        return f"pairs have {types} token types, but the model's type_vocab_size is {config.type_vocab_size}"
-    return ""
-
-
-def special_ids(tokenizer: Any) -> dict[str, int]:
-    """The special ids of a tokenizer under their keys in `config.json`, those that it has."""
-    found = {key: getattr(tokenizer, key, None) for key in SPECIAL_IDS}
-    return {key: value for key, value in found.items() if value is not None}
+    return str(read_raw(directory).get(POOLING_KEY, "cls"))
 
 
 def write_config(
@@ -173,15 +147,18 @@ def write_config(
 ) -> None:
     """Writes a `config.json` that `transformers` reads; `leaves` (dotted paths) tell which architecture it is.
 
-    `special_ids` of the tokenizer (see the function of that name) stand for what the checkpoint said of them.
+    `special_ids` of the tokenizer (see `hf_tokenizer.special_ids`) stand for what the checkpoint said of them.
     """
     family = FAMILIES[config.family]
     values: dict[str, Any] = {
         "architectures": [family.architecture(leaves)],
         "model_type": family.name,
         "dtype": "float32",
-        **{key: _stated(config, key, field) for key, field in family.config_keys},
-        **{key: allowed[0] for key, allowed in family.fixed},
+        **{
+            key: getattr(config, field) if key in family.nullable else config.effective(field)
+            for key, field in family.config_keys
+        },
+        **{key: allowed[0] for key, allowed in (*family.fixed, *family.fixed_in_pretraining)},
         **special_ids,
     }
     if labels is not None:
@@ -193,22 +170,12 @@ def write_config(
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _stated(config: EncoderConfig, key: str, field: str) -> Any:
-    """A field's value for config.json, where only the key `classifier_dropout` may be null."""
-    value = getattr(config, field)
-    if value is None and key != "classifier_dropout":
-        return getattr(config, {"embedding_size": "hidden_size", "classifier_dropout": "hidden_dropout"}[field])
-    return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a UserError that names the file."""
+def read_raw(directory: str | Path) -> dict[str, Any]:
+    """All of `config.json`, or a UserError that names the file."""
+    path = Path(directory) / CONFIG
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return storage.read_object(path, "fetch it again")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: not a Hugging Face model directory?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not whole JSON ({error}): fetch it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: has to be a JSON object")
-    return value
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -57,13 +57,14 @@ def dotted(path: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: name and shape as in the file."""
+    """Where one tensor lies: name and shape as in the file; `only_with`: a leaf without which it does not matter."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     transform: str
+    only_with: str | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """UserError where this cannot be a leaf of `shape`; nothing but the file's header is needed."""
@@ -133,16 +134,16 @@ class Source:
                 source = family.canonical(name)
                 if family.is_ignorable(source):
                     continue
-                original = family.copy_of(source)
-                found = family.target(original or source)
+                copy = family.copy_of(source)
+                found = family.target(copy[0] if copy else source)
                 if found is None:
                     raise UserError(
                         f"{file}: unknown tensor {name} {list(shape)}: not a plain {family.name} checkpoint"
                     )
-                table = copies if original else targets
+                table = copies if copy else targets
                 if found[0] in table:
                     raise UserError(f"{file}: tensors {table[found[0]].name} and {name} are the same parameter")
-                table[found[0]] = Tensor(file, name, dtype, shape, found[1])
+                table[found[0]] = Tensor(file, name, dtype, shape, found[1], copy[1] if copy else None)
         return cls(Path(directory), family, targets, copies)
 
     def fill(
@@ -179,11 +180,10 @@ class Source:
             return _placed(lambda index: tensor.read(files, index), leaf.shape, sharding)
 
         with self._open_files() as files:
-            for path in shapes.keys() & self.copies.keys():
-                if not self.copies[path].equals(self.targets[path], files):
+            for path, copy in self._copies_in(shapes):
+                if not copy.equals(self.targets[path], files):
                     raise UserError(
-                        f"{self.copies[path].file}: tensor {self.copies[path].name} differs from the one it is tied "
-                        "to: not supported"
+                        f"{copy.file}: tensor {copy.name} differs from the one it is tied to: not supported"
                     )
             trees = (abstract,) if shardings is None else (abstract, shardings)
             return jax.tree_util.tree_map_with_path(filled, *trees)
@@ -204,9 +204,12 @@ class Source:
                 raise UserError(
                     f"{tensor.file}: tensor {tensor.name} has no place in the model that its config.json describes"
                 )
-        for path, tensor in self.copies.items():
-            if path in shapes:
-                tensor.check(shapes[path])
+        for path, tensor in self._copies_in(shapes):
+            tensor.check(shapes[path])
+
+    def _copies_in(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
+        """The tied copies, by the leaf that they repeat, that the model would use."""
+        return [(path, copy) for path, copy in self.copies.items() if path in shapes and copy.only_with in shapes]
 
     def _check_missing(self, missing: set[str]) -> None:
         """Declared heads may be missing whole; anything else is an error that names the tensor as the file would."""

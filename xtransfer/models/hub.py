@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,11 @@ TOKENIZER_FILES = (
 _WAITS = (1, 2, 4, 8)  # seconds before a download is asked for again
 
 log = logging.getLogger(__name__)
+
+
+def is_id(repo: str) -> bool:
+    """Whether this may be the name of a repository: one, or with its owner's name and a slash before it."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo) is not None
 
 
 def fetch(repo: str, revision: str | None = None) -> Path:

@@ -79,7 +79,10 @@ def random_inputs(config: EncoderConfig, *, seed: int = 0) -> dict[str, np.ndarr
 def batch_of(inputs: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[str, np.ndarray]:
     """The inputs of a reference as a classifier's batch of one example a row."""
     rows, length = inputs["input_ids"].shape
-    positions = config.position_offset + np.arange(length, dtype=np.int32)
+    positions = np.broadcast_to(config.position_offset + np.arange(length, dtype=np.int32), (rows, length))
+    if FAMILIES[config.family].positions_after_pad:  # a pad token in a text is not counted
+        words = (inputs["input_ids"] != config.pad_id).astype(np.int32)
+        positions = config.pad_id + np.cumsum(words, axis=1, dtype=np.int32) * words
     return {
         "input_ids": inputs["input_ids"],
         "token_type_ids": inputs["token_type_ids"],

@@ -21,6 +21,8 @@ from safetensors.numpy import save as to_bytes
 
 from xtransfer import storage
 from xtransfer.errors import UserError
+from xtransfer.models.families import FAMILIES
+from xtransfer.models.hf_config import read_config
 from xtransfer.models.hf_weights import weight_files
 
 FILE = "reference.safetensors"  # its name beside a checkpoint
@@ -99,7 +101,8 @@ def compute(
     with torch.set_grad_enabled(labels is not None):
         outputs = model(**arguments, output_hidden_states=True)
     # The poolers of other families' bare encoders are trained by nothing and read by no head.
-    if not seen and model.config.model_type == "bert" and not any("pooler" in name for name in absent):
+    family = FAMILIES[read_config(directory).family]
+    if not seen and family.pools_in_encoder and not any("pooler" in name for name in absent):
         seen.append(outputs.pooler_output)
     activations = _activations(outputs, seen, inputs["attention_mask"] == 1)
     gradients: dict[str, np.ndarray] = {}

@@ -34,12 +34,15 @@ class Family:
     """Everything that is particular to the checkpoints of one `model_type`.
 
     `aliases`: (pattern, replacement) applied in order to a source name before the rules see it.
-    `copies`: (pattern, source) names of tensors that repeat another one (a tied decoder).
+    `copies`: (pattern, source, leaf) names of tensors that repeat another one (a tied decoder), which matters to a
+    model with that leaf only.
     `ignorable`: patterns of source names that carry no parameter of ours.
     `heads`: patterns of targets that a model without that head leaves in the file.
     `defaults`: fields of EncoderConfig that differ from BERT's, where no key of config.json says otherwise.
     `config_keys`: key of config.json -> field of EncoderConfig; `required` are keys without a default.
-    `fixed`: keys of config.json that, where present, must have one of these values.
+    `nullable`: keys of config.json that may be null.
+    `fixed`: keys of config.json that, where present, must have one of these values; `fixed_in_pretraining` those of
+    which only the pretraining heads ask so.
     `positions_after_pad`: position ids begin at pad_id + 1, not at 0.
     `architectures`: (leaf, class name) the first whose leaf a model has; "" for any model.
     """
@@ -47,7 +50,7 @@ class Family:
     name: str
     rules: tuple[Rule, ...]
     aliases: tuple[tuple[str, str], ...]
-    copies: tuple[tuple[str, str], ...]
+    copies: tuple[tuple[str, str, str], ...]
     ignorable: tuple[str, ...]
     heads: tuple[str, ...]
     new: tuple[NewLeaves, ...]
@@ -56,6 +59,8 @@ class Family:
     fixed: tuple[tuple[str, tuple[object, ...]], ...]
     architectures: tuple[tuple[str, str], ...]
     defaults: tuple[tuple[str, object], ...] = ()
+    nullable: tuple[str, ...] = ()
+    fixed_in_pretraining: tuple[tuple[str, tuple[object, ...]], ...] = ()
     positions_after_pad: bool = False
 
     def canonical(self, source: str) -> str:
@@ -93,9 +98,21 @@ class Family:
         """Whether a target belongs to a head, which a model may not have."""
         return any(re.fullmatch(pattern, target) for pattern in self.heads)
 
-    def copy_of(self, source: str) -> str | None:
-        """The canonical source name that this one repeats, if it does."""
-        return next((original for pattern, original in self.copies if re.fullmatch(pattern, source)), None)
+    def copy_of(self, source: str) -> tuple[str, str] | None:
+        """(canonical source name that this one repeats, leaf without which it does not matter), if it repeats one."""
+        return next(
+            ((original, leaf) for pattern, original, leaf in self.copies if re.fullmatch(pattern, source)), None
+        )
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether there are rules for the pretraining heads."""
+        return any(_pattern(rule.target).fullmatch("decoder_bias") for rule in self.rules)
+
+    @property
+    def pools_in_encoder(self) -> bool:
+        """Whether a bare encoder's file has the dense layer that the head reads."""
+        return self.target(self.canonical("pooler.dense.weight")) is not None
 
     def architecture(self, targets: frozenset[str]) -> str:
         """The class name for config.json of a model with these leaves."""
@@ -159,6 +176,7 @@ BERT_KEYS = (
     ("pad_token_id", "pad_id"),
 )
 BERT_REQUIRED = tuple(key for key, _ in BERT_KEYS[:6])
+BERT_NULLABLE = ("classifier_dropout",)
 BERT_FIXED: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("position_embedding_type", ("absolute",)),
     ("is_decoder", (False,)),

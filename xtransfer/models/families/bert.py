@@ -3,6 +3,7 @@
 from xtransfer.models.weight_maps import (
     BERT_FIXED,
     BERT_KEYS,
+    BERT_NULLABLE,
     BERT_REQUIRED,
     OLD_NORM,
     Family,
@@ -28,8 +29,8 @@ BERT = Family(
     ),
     aliases=((r"^(?=embeddings\.|encoder\.|pooler\.)", "bert."), *OLD_NORM),
     copies=(
-        (r"cls\.predictions\.decoder\.weight", "bert.embeddings.word_embeddings.weight"),
-        (r"cls\.predictions\.decoder\.bias", "cls.predictions.bias"),
+        (r"cls\.predictions\.decoder\.weight", "bert.embeddings.word_embeddings.weight", "decoder_bias"),
+        (r"cls\.predictions\.decoder\.bias", "cls.predictions.bias", "decoder_bias"),
     ),
     ignorable=(r"bert\.embeddings\.(position_ids|token_type_ids)",),
     heads=(r"pooler\..*", r"head\..*", r"transform\..*", r"transform_norm\..*", r"decoder_bias", r"next_sentence\..*"),
@@ -41,7 +42,9 @@ BERT = Family(
     ),
     config_keys=BERT_KEYS,
     required=BERT_REQUIRED,
-    fixed=(*BERT_FIXED, ("tie_word_embeddings", (True,))),
+    nullable=BERT_NULLABLE,
+    fixed=BERT_FIXED,
+    fixed_in_pretraining=(("tie_word_embeddings", (True,)),),
     architectures=(
         ("head.kernel", "BertForSequenceClassification"),
         ("next_sentence.kernel", "BertForPreTraining"),

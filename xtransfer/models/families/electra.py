@@ -7,6 +7,7 @@ left in the file.
 from xtransfer.models.weight_maps import (
     BERT_FIXED,
     BERT_KEYS,
+    BERT_NULLABLE,
     BERT_REQUIRED,
     OLD_NORM,
     Family,
@@ -38,6 +39,7 @@ ELECTRA = Family(
     defaults=(("embedding_size", 128), ("head_act", "gelu"), ("head_input_dropout", True)),
     config_keys=(*BERT_KEYS, ("embedding_size", "embedding_size")),
     required=BERT_REQUIRED,
+    nullable=BERT_NULLABLE,
     fixed=BERT_FIXED,
     architectures=(
         ("head.kernel", "ElectraForSequenceClassification"),

@@ -8,6 +8,7 @@ are left in the file.
 from xtransfer.models.weight_maps import (
     BERT_FIXED,
     BERT_KEYS,
+    BERT_NULLABLE,
     BERT_REQUIRED,
     OLD_NORM,
     Family,
@@ -39,6 +40,7 @@ def _family(model_type: str, class_prefix: str) -> Family:
         defaults=(("pad_id", 1), ("head_input_dropout", True)),
         config_keys=BERT_KEYS,
         required=BERT_REQUIRED,
+        nullable=BERT_NULLABLE,
         fixed=BERT_FIXED,
         positions_after_pad=True,
         architectures=(
