@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
@@ -21,8 +20,6 @@ from xtransfer import export, sharding, storage
 from xtransfer.data.pipeline import Dataset, eval_batches, make_plan
 from xtransfer.data.text import load_tokenizer, tokenize
 from xtransfer.errors import UserError
-from xtransfer.models import hf
-from xtransfer.models.encoder import Classifier, EncoderConfig
 from xtransfer.models.inference import make_eval_step, predict
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.trained import open_run, open_trained
@@ -132,32 +129,9 @@ def test_reading_it_back_gives_the_same_bits(workdir, tmp_path, objective, seed,
     np.testing.assert_array_equal(logits(one, mesh).view(np.uint32), logits(other, mesh).view(np.uint32))
 
 
-def roberta(directory):
-    """A random RoBERTa classifier and its tokenizer: positions begin at 2, the pad id is 1, one token type."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tables = (*tiny.GOOD.values(), *tiny.BAD.values(), *tiny.FILLER.values())
-    words = [*special, *sorted({word for group in tables for word in group})]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token", "cls_token", "sep_token")
-    names = dict(zip(names, [*special, "<s>", "</s>"], strict=True))
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 34}
-    own = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_id": 1, "position_offset": 2, "head_input_dropout": True}
-    config = EncoderConfig(vocab_size=len(words), **sizes, **own, family="roberta")
-    params = nnx.state(Classifier(config, 2, rngs=nnx.Rngs(3)), nnx.Param)
-    params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    hf.save(directory, config, params, tokenizer=tokenizer, labels=("bad", "good"))
-    return directory
-
-
 def test_a_roberta_comes_back_bit_for_bit_and_is_the_same_to_transformers(tmp_path):
     tiny_run.setting(tmp_path)
-    base = roberta(tmp_path / "roberta")
+    base = tiny.roberta(tmp_path / "roberta")
     settings = {"pooling": "cls", "max_length": 9, "steps": tiny_run.STEPS}
     file = tiny.config_file(tmp_path / "roberta.py", tmp_path / "data", tmp_path / "teacher", base, **settings)
     workdir = tiny_run.workdir(

@@ -63,6 +63,7 @@ def refused(model: Path, source: Path, *flags: str) -> str:
 
 
 def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
@@ -75,7 +76,7 @@ def texts(n: int, longest: int = 12, seed: int = 0) -> list[str]:
 @functools.cache
 def forward(model: Path) -> tuple[Any, Any]:
     """The tokenizer, and the compiled batch -> logits."""
-    graphdef, params = hf.load_classifier(model, len(LABELS), seed=0)
+    graphdef, params = hf.load_classifier(model, len(hf.read_labels(model) or ()), seed=0)
     return load_tokenizer(model), jax.jit(lambda batch: nnx.merge(graphdef, params)(batch))
 
 
@@ -90,7 +91,7 @@ def probabilities(model: Path, text: str, pair: str | None = None) -> np.ndarray
         "input_ids": ids[0],
         "token_type_ids": ids[1],
         "segment_ids": ids[2],
-        "position_ids": np.arange(LENGTH, dtype=np.int32)[None],
+        "position_ids": np.arange(LENGTH, dtype=np.int32)[None] + hf.read_config(model).position_offset,
         "cls_index": np.zeros((1, 1), np.int32),
     }
     found = np.asarray(logits(batch), np.float64)[0, 0]
@@ -98,10 +99,10 @@ def probabilities(model: Path, text: str, pair: str | None = None) -> np.ndarray
 
 
 def check(model: Path, row: dict[str, Any], text: str, pair: str | None = None) -> None:
-    expected = probabilities(model, text, pair)
-    assert list(row) == ["id", "label", "probabilities"] and list(row["probabilities"]) == list(LABELS)
+    expected, labels = probabilities(model, text, pair), hf.read_labels(model) or ()
+    assert list(row) == ["id", "label", "probabilities"] and tuple(row["probabilities"]) == labels
     np.testing.assert_allclose(list(row["probabilities"].values()), expected, atol=1e-5)
-    assert row["label"] == LABELS[int(expected.argmax())]
+    assert row["label"] == labels[int(expected.argmax())]
     assert math.isclose(sum(row["probabilities"].values()), 1, abs_tol=1e-5)
 
 
@@ -113,6 +114,13 @@ def test_every_row_in_order_as_if_it_were_alone(model: Path, tmp_path: Path) -> 
     assert len({row["label"] for row in found}) > 1
     for i in (0, 1, 17, 150, 298, 299):
         check(model, found[i], said[i])
+
+
+def test_positions_and_padding_are_those_of_the_family(tmp_path: Path) -> None:
+    classifier, said = tiny.roberta(tmp_path / "roberta"), texts(60)
+    source = write(tmp_path / "in" / "a.tsv", "text\n" + "\n".join(said) + "\n")
+    for text, row in list(zip(said, run(classifier, source), strict=True))[::7]:
+        check(classifier, row, text)
 
 
 def test_windows_make_one_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +294,7 @@ def test_a_text_that_the_tokenizer_fails_on_and_logits_that_are_not_finite_name_
             yield tag, np.where(np.arange(len(logits))[:, None] == 1, np.nan, logits)
 
     monkeypatch.setattr(predict.inference, "forward", broken)
-    assert "the logits are not finite" in refused(model, source)
+    assert refused(model, source).startswith("a.tsv:3: the logits are not finite")
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(

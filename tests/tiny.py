@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from xtransfer.models import hf
-from xtransfer.models.encoder import EncoderConfig, MaskedLM
+from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
 
 GOOD = {"en": ["good", "fine", "great"], "de": ["gut", "fein", "toll"], "fr": ["bon", "beau", "super"]}
 BAD = {"en": ["bad", "poor", "awful"], "de": ["schlecht", "arm", "übel"], "fr": ["mauvais", "pauvre", "affreux"]}
@@ -49,6 +49,29 @@ def checkpoint(directory: Path, *, seed: int = 0, hidden: int = 16, layers: int 
     # Ten times the usual spread, so that a random encoder tells words apart and learns in a few steps.
     params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
     hf.save(directory, config, params, tokenizer=wrapped)
+    return directory
+
+
+def roberta(directory: Path) -> Path:
+    """A random RoBERTa classifier and its tokenizer: positions begin at 2, the pad id is 1, one token type."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tables = (*GOOD.values(), *BAD.values(), *FILLER.values())
+    words = [*special, *sorted({word for group in tables for word in group})]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token", "cls_token", "sep_token")
+    names = dict(zip(names, [*special, "<s>", "</s>"], strict=True))
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 34}
+    own = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_id": 1, "position_offset": 2, "head_input_dropout": True}
+    config = EncoderConfig(vocab_size=len(words), **sizes, **own, family="roberta")
+    params = nnx.state(Classifier(config, 2, rngs=nnx.Rngs(3)), nnx.Param)
+    params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    hf.save(directory, config, params, tokenizer=tokenizer, labels=("bad", "good"))
     return directory
 
 
