@@ -277,3 +277,16 @@ def test_what_none_stands_for_is_written_where_null_is_not_allowed(tmp_path: Pat
         hf_config.write_config(tmp_path / "config.json", config, frozenset(), None, "cls")
         raw = json.loads((tmp_path / "config.json").read_text())
         assert raw[key] == value and "id2label" not in raw and "problem_type" not in raw
+
+
+def test_labels_that_contradict_one_another_are_refused(tmp_path):
+    """Of label2id's, only the same names in another order: other names are a leftover that nobody reads."""
+    path = tmp_path / "config.json"
+    raw = {"id2label": {"0": "bad", "1": "good"}}
+    for back, fine in (({"bad": 0, "good": 1}, True), ({"LABEL_0": 0}, True), ({"bad": 1, "good": 0}, False)):
+        path.write_text(json.dumps(raw | {"label2id": back}))
+        if fine:
+            assert hf_config.read_labels(tmp_path) == ("bad", "good")
+        else:
+            with pytest.raises(UserError, match="id2label and label2id have the classes in different orders"):
+                hf_config.read_labels(tmp_path)

@@ -351,3 +351,11 @@ def test_a_signal_leaves_no_output(
     assert reached == [when] and exit_.value.code == status
     assert [path.name for path in tmp_path.iterdir()] == ["a.tsv"]
     assert capsys.readouterr().err == f"{said}{output} is not written\n"
+
+
+def test_a_link_where_the_output_is_prepared_is_not_followed(model: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.tsv", "text\nthe film\n")
+    temporary(tmp_path / "o.jsonl").symlink_to(source)
+    with pytest.raises(UserError, match="o.jsonl cannot be written"):
+        predict.main(["--model", str(model), "--input", str(source), "--output", str(tmp_path / "o.jsonl")])
+    assert source.read_text() == "text\nthe film\n"

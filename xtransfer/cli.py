@@ -29,9 +29,10 @@ _deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
 def run(
     main: Callable[[list[str]], None], *, interrupted: str = "the same command goes on where this one stopped"
 ) -> None:
-    """Runs a binary's `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
+    """Runs a binary's `main(argv)`; what a user can mend becomes one line on stderr and exit status 1.
 
-    `interrupted` is what Ctrl-C leaves, for the line that is said then.
+    That is a `UserError`, a path that the system refuses, and too little memory. `interrupted` is what Ctrl-C leaves,
+    for the line that is said then.
     """
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that PyTorch is missing, which is meant
@@ -42,12 +43,31 @@ def run(
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        message = _for_people(error)
+        if message is None:
+            raise
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _for_people(error: Exception) -> str | None:
+    """What to say of an error that its user can mend; None for a defect of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    # JAX's own class is not imported for this: its errors carry the status by name.
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        said = " ".join(str(error).split())[:150]
+        return (
+            f"out of memory ({said}): lower the batch size (student.batch_size, evaluation_batch_size, --batch-size) "
+            "or max_length"
+        )
+    return None
 
 
 def _terminate(signum: int, frame: Any) -> None:

@@ -84,6 +84,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--record", type=Path, metavar="FILE", help="writes the live reference, for other machines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the report for programs")
     args = parser.parse_args(argv)
+    if args.json is not None and args.json.exists():
+        raise UserError(f"{args.json}: exists already: give another file to --json")
     report = check(hf.resolve(args.model), args.reference, args.record)
     show(report)
     if args.json is not None:

@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of at most nine digits")
     return int(text)
 
 
@@ -291,7 +291,9 @@ class Output:
         self._temporary = self._target.with_name(f".{self._target.name}.tmp")
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("a", encoding="utf-8", newline="\n")
+            # Not what a link in a shared directory leads to, and no pipe to wait for.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._file = os.fdopen(os.open(self._temporary, flags, 0o666), "a", encoding="utf-8", newline="\n")
         except OSError as error:
             raise self._refusal(error) from error
         try:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, nearest
 from xtransfer.models import hub
 from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
 from xtransfer.models.families import FAMILIES
@@ -64,12 +64,15 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if name and path.is_dir():
         return path
     repo, _, pinned = name.partition("@")
+    embedded = sorted(p.parent.name for p in EMBEDDED.glob(f"*/{CONFIG}"))
     if path.exists() or not hub.is_id(repo):
-        embedded = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob(f"*/{CONFIG}"))) or "none"
-        raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({embedded})")
+        raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({', '.join(embedded)})")
     if pinned and revision and pinned != revision:
         raise UserError(f"{name}: two revisions, {pinned} and {revision}: give one")
-    return hub.fetch(repo, pinned or revision)
+    try:
+        return hub.fetch(repo, pinned or revision)
+    except UserError as error:
+        raise UserError(f"{error}{nearest(name, embedded)}") from error
 
 
 def abstract_classifier(

@@ -112,10 +112,11 @@ def _is_number(value: Any) -> bool:
 def read_labels(directory: str | Path) -> tuple[str, ...] | None:
     """The class names of `config.json` (id2label) in the order of the head's outputs, None where it has none.
 
-    A name may be an integer there.
+    A name may be an integer there. UserError for other than that, and for a label2id of the same names that has them
+    in another order: nobody can tell which is right.
     """
-    path = Path(directory) / CONFIG
-    table = read_raw(directory).get("id2label")
+    path, raw = Path(directory) / CONFIG, read_raw(directory)
+    table = raw.get("id2label")
     if table is None:
         return None
     if not isinstance(table, dict) or sorted(table) != sorted(map(str, range(len(table)))):
@@ -124,6 +125,10 @@ def read_labels(directory: str | Path) -> tuple[str, ...] | None:
     labels = tuple(map(str, names))
     if not all(type(name) in (str, int) for name in names) or len(set(labels)) != len(labels):
         raise UserError(f"{path}: id2label has to give every class its own name")
+    back = raw.get("label2id")
+    # One with other names is a leftover of the checkpoint before, which transformers does not read either.
+    if isinstance(back, dict) and set(back) == set(labels) and any(back[name] != i for i, name in enumerate(labels)):
+        raise UserError(f"{path}: id2label and label2id have the classes in different orders: mend one of them")
     return labels
 
 
