@@ -343,11 +343,14 @@ def test_a_signal_leaves_no_output(
     monkeypatch.setattr(place, when, signalled)
     monkeypatch.setattr(cli, "_stop", threading.Event())
     handler = signal.signal(signal.SIGTERM, cli._terminate)
+    # Whoever starts the tests in the background has them ignore Ctrl-C, and predict with them.
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as exit_:
             predict.main(["--model", str(model), "--input", str(source), "--output", str(output)])
     finally:
         signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, ctrl_c)
     assert reached == [when] and exit_.value.code == status
     assert [path.name for path in tmp_path.iterdir()] == ["a.tsv"]
     assert capsys.readouterr().err == f"{said}{output} is not written\n"
