@@ -38,7 +38,6 @@ def test_what_was_packed_comes_out(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
     assert read(source) == {name: raw.encoded(content) for name, content in CONTENTS.items()}
     assert read(source, lambda name: name.endswith(".tsv")).keys() == {"top/a.tsv", "top/b/c.tsv"}
-    assert archives.is_archive(source) if kind != "folder" else not archives.is_archive(source / "top/a.tsv")
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
@@ -225,6 +224,55 @@ def test_what_is_no_archive(tmp_path: Path):
     assert "truncated or corrupt" in refused(path)
 
 
+def flipped(source: Path, word: bytes) -> None:
+    data = source.read_bytes()
+    assert data.count(word) == 1
+    source.write_bytes(data.replace(word, word[:-1] + b"X"))
+
+
+def stored(tmp_path: Path, kind: str) -> Path:
+    """Two members, whose bytes stand in the archive as they are."""
+    contents = {"t/a.tsv": "first\nsecond\nthird\n" + "x" * 100_000, "t/b.tsv": "other\n"}
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_STORED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return tmp_path / "x"
+    tar = raw.write_tar(tmp_path / "x.tar", contents)
+    (tmp_path / "x").write_bytes(gzip.compress(tar.read_bytes(), compresslevel=0))
+    return tmp_path / "x"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("reader", ["in time", "stops", "complains"])
+def test_a_flipped_byte_is_the_archives_fault(tmp_path: Path, kind: str, reader: str):
+    """Whoever reads the member sees no checksum, which stands at the end."""
+    source = stored(tmp_path, kind)
+
+    def look() -> None:
+        with archives.open_member(source, "a.tsv", **BIG) as (_, stream):
+            lines = stream.readlines() if reader == "in time" else [stream.readline(), stream.readline()]
+            if reader == "complains":
+                raise UserError(f"a.tsv:2: {lines[1]!r} is no label")
+
+    if reader == "complains":
+        with pytest.raises(UserError, match=r"a\.tsv:2: b'second\\n' is no label"):
+            look()
+    else:
+        look()
+    flipped(source, b"second")
+    with pytest.raises(archives.DamagedError, match=f"{source}: .*truncated or corrupt .*: get it again"):
+        look()
+
+
+def test_a_member_not_too_far_below(tmp_path: Path):
+    source = raw.write_tar_gz(tmp_path / "x", {"top/en/a": "1", "top/de/trans/en/a": "2"})
+    with archives.open_member(source, "en/a", **BIG, below=1) as (name, _):
+        assert name == "top/en/a"
+    with pytest.raises(UserError, match="no en/a in it"), archives.open_member(source, "en/a", **BIG, below=0):
+        pass
+
+
 def test_an_encrypted_zip_is_refused(tmp_path: Path):
     path = raw.write_zip(tmp_path / "x.zip", {"a": "x"})
     data = bytearray(path.read_bytes())
@@ -237,3 +285,9 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path):
 def test_files_below(tmp_path: Path):
     raw.write_folder(tmp_path, {"b/c": "", "a": "", "b-": ""})
     assert archives.files_below(tmp_path) == ["a", "b-", "b/c"]
+    assert archives.files_below(tmp_path, but=tmp_path / "b") == ["a", "b-"]
+
+
+def test_the_name_without_the_ending_of_an_archive():
+    names = ("a.zip", "b-1.0.tar.gz", "c.tgz", "d.tar", "e/f.tsv")
+    assert list(map(archives.unpacked_name, names)) == ["a", "b-1.0", "c", "d", "e/f.tsv"]

@@ -3,74 +3,29 @@
 import dataclasses
 import functools
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
-import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import raw
-from xtransfer.config import TaskConfig
-from xtransfer.data import archives, corpus_task, downloads, lines
+from tests.our_corpus import CORPUS, FIRST, ONE, TWO, bring, rows
+from xtransfer.data import corpus_task, downloads
 from xtransfer.data.corpus import Corpus, Download, Row, Skipped, Sources
 from xtransfer.data.examples import Example
 from xtransfer.errors import UserError
 
-FIRST = Download("https://example.org/one.zip", "one.zip", "0" * 64, 1)
-SECOND = Download("https://example.org/two.tar.gz", "two.tar.gz")
-BIG = {"member_limit": 1 << 20, "total_limit": 1 << 20}
 
-
-def rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
-    source = sources.path(SECOND.filename if split == "unlabelled" else FIRST.filename)
-    with archives.open_member(source, f"{language}/{split}.tsv", **BIG) as (name, stream):
-        for line, values in lines.rows(stream, name, ".tsv"):
-            where = f"{name}:{line}"
-            if values["label"] == "-":
-                yield Skipped(where, "label '-'")
-            else:
-                yield Row(str(line), values["text"], None, values["label"] or None, where)
-
-
-CORPUS = Corpus(
-    name="ours/small",
-    version="1.0.0",
-    labels=("good", "bad"),
-    source_language="en",
-    languages=("en", "de", "fr"),
-    splits=lambda language: ("train", "test", "unlabelled") if language == "en" else ("test",),
-    downloads=lambda language: (FIRST, SECOND) if language == "en" else (FIRST,),
-    rows=rows,
-    homepage="https://example.org",
-    citation="Nobody, 2026",
-    licence="none",
-)
-ONE = {
-    "top/en/train.tsv": "text\tlabel\n" + "".join(f"text {i}\t{('good', 'bad')[i % 2]}\n" for i in range(40)),
-    "top/en/test.tsv": "text\tlabel\n\u304a\u3044\u3057\u3044\tgood\nno\t-\n bad \tbad\nno\t-\n",
-    "top/de/test.tsv": "text\tlabel\ngut\tgood\n",
-    "top/fr/test.tsv": "text\tlabel\nbon\tgood\n",
-}
-TWO = {"en/unlabelled.tsv": "text\tlabel\nwho knows\t\nnot me\tbad\n"}
+@pytest.fixture
+def config(tmp_path: Path):
+    return functools.partial(dataclasses.replace, bring(tmp_path))
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    raw.write_zip(folder / "one.zip", ONE)
-    raw.write_tar_gz(folder / "two.tar.gz", TWO)
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path: Path, data: Path):
-    base = TaskConfig(name="ours/small", data_dir=str(data), cache_dir=str(tmp_path / "cache"))
-    return functools.partial(dataclasses.replace, base)
+def data(config) -> Path:
+    return Path(config().data_dir)
 
 
 def cached(tmp_path: Path) -> set[str]:
@@ -176,7 +131,7 @@ def test_a_missing_language_is_an_error(config, data: Path):
         corpus_task.task(CORPUS, config(target_languages=("it",)))
     with pytest.raises(UserError, match="no language 'fr' here; there is en, de"):
         corpus_task.task(CORPUS, config(target_languages=("de",))).load("test", "fr")
-    with pytest.raises(UserError, match="task.source_language de: ours/small has train in en"):
+    with pytest.raises(UserError, match="task.source_language 'de': set it to 'en'; ours/small has train in en"):
         corpus_task.task(CORPUS, config(source_language="de"))
 
 
@@ -306,40 +261,64 @@ def test_a_damaged_cache_is_named_and_never_read(config, tmp_path: Path, damage:
     assert len(corpus_task.task(CORPUS, config()).load("train", "en")) == 36
 
 
-def slow_rows(marks: Path, sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
-    (marks / f"{os.getpid()}").write_text("")
-    yield from rows(sources, language, split)
-    time.sleep(0.2 if (marks / "quick").exists() else 60)
+def test_what_else_lies_in_the_folder_changes_nothing(config, tmp_path: Path):
+    """The cache may be there too, and workdirs."""
+    folder = raw.write_folder(tmp_path / "unpacked", ONE | TWO)
+    inside = config(data_dir=str(folder), cache_dir=str(folder / "cache"))
+    for number in range(2):
+        assert [e.text for e in corpus_task.task(CORPUS, inside).load("test", "de")] == ["gut"]
+        raw.write_folder(folder, {f"run/{number}/results.jsonl": "{}", "README.tsv": "", f"den/test.tsv.{number}": ""})
+        raw.write_folder(folder / "cache", {"downloads/ours/en/test.tsv": f"{number}"})
+    assert len(list((folder / "cache").glob("ours-small-*"))) == 1
+    raw.touch(folder / "top" / "de" / "test.tsv")
+    shutil.rmtree(folder / "cache" / "downloads")
+    corpus_task.task(CORPUS, inside).load("test", "de")
+    assert len(list((folder / "cache").glob("ours-small-*"))) == 2
 
 
-def load_slowly(marks: Path, config: TaskConfig) -> None:
-    corpus_task.task(dataclasses.replace(CORPUS, rows=functools.partial(slow_rows, marks)), config).load("test", "de")
+@pytest.mark.parametrize("fetched", [False, True])
+def test_a_web_page_in_place_of_an_archive_is_named(config, data: Path, monkeypatch, fetched: bool):
+    (data / "one.zip").write_text("<!DOCTYPE html><title>Sign in</title>")
+    monkeypatch.setattr(downloads, "fetch", lambda download, directory: data / download.filename)
+    with pytest.raises(UserError, match=r"one\.zip: neither a zip, .* it looks like a web page"):
+        corpus_task.task(CORPUS, config(data_dir="" if fetched else str(data))).load("test", "de")
 
 
-def wait_for(condition) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
+def test_what_helps_where_a_download_fails_is_said(config, monkeypatch: pytest.MonkeyPatch):
+    def fetch(download: Download, directory: Path) -> Path:
+        raise UserError("HTTP 403")
+
+    monkeypatch.setattr(downloads, "fetch", fetch)
+    corpus = dataclasses.replace(CORPUS, notes="Ask for it first.")
+    with pytest.raises(UserError, match=r"^HTTP 403\. Ask for it first\.$"):
+        corpus_task.task(corpus, config(data_dir="")).load("test", "de")
+    with pytest.raises(UserError, match=r"^HTTP 403$"):
+        corpus_task.task(CORPUS, config(data_dir="")).load("test", "de")
 
 
-def test_processes_write_once_and_a_killed_one_leaves_nothing_behind(config, tmp_path: Path):
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    # Not fork: array_record's threads do not survive it.
-    start = functools.partial(multiprocessing.get_context("spawn").Process, target=load_slowly, args=(marks, config()))
-    killed = start()
-    killed.start()
-    wait_for(lambda: list(marks.iterdir()))
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.join()
-    (marks / "quick").write_text("")
-    both = [start(), start()]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
-    assert len(list(marks.iterdir())) == 3, "one was killed, one wrote, one waited"
-    assert [e.text for e in corpus_task.task(CORPUS, config()).load("test", "de")] == ["gut"]
+@pytest.mark.parametrize("language", ["en", "de", "xx"])
+def test_the_source_language_to_choose_is_named(config, language: str):
+    corpus = dataclasses.replace(
+        CORPUS,
+        source_language="fr",
+        splits=lambda language: ("train", "test") if language in ("en", "fr") else ("test",),
+    )
+    if language == "en":
+        assert corpus_task.task(corpus, config(source_language=language)).target_languages == ("de", "fr")
+    else:
+        with pytest.raises(UserError, match=f"task.source_language '{language}': set it to 'fr'; .* train in fr, en$"):
+            corpus_task.task(corpus, config(source_language=language))
+
+
+def test_a_damaged_archive_is_not_blamed_on_its_rows(config, data: Path):
+    """The label is wrong because a byte is, which the checksum says only at the end."""
+    with zipfile.ZipFile(data / "one.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("de/test.tsv", "text\tlabel\ngut\tgood\nnein\tbad\nodd\tworse\n" + "gut\tgood\n" * 10_000)
+    with pytest.raises(UserError, match=r"de/test\.tsv:4: label 'worse' is not one of"):
+        corpus_task.task(CORPUS, config()).load("test", "de")
+    whole = (data / "one.zip").read_bytes()
+    (data / "one.zip").write_bytes(whole.replace(b"nein\tbad", b"nein\tbax"))
+    with pytest.raises(
+        UserError, match=r"one\.zip: de/test\.tsv: the archive is truncated or corrupt .*: get it again"
+    ):
+        corpus_task.task(CORPUS, config()).load("test", "de")

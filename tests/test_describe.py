@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,13 @@ FOUND = Description(
 )
 
 
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """The binary quietens a logger for the rest of its process, which here goes on."""
+    yield
+    logging.getLogger("xtransfer.data.text").setLevel(logging.NOTSET)
+
+
 def on_terminal(monkeypatch: pytest.MonkeyPatch, found: Description, width: int = 120) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=width, highlight=False, soft_wrap=True, no_color=True)
@@ -90,6 +99,7 @@ def test_the_page() -> None:
         ["teacher", "en", "L", "40", "20", "90", "130", "1,311", "7.5%", "1.25", "0.0%"],
         ["student", "ja", "test", "400", "20", "40", "64", "65", "0.2%", "0.75 *", "25.0%"],
     ]
+    assert "the teacher reads" not in page
     assert "- * tokens per character" in page and "- few tokens per word beside many unknown" in page
     assert rows_of(page, "Training batches") == [
         ["student", "L ∪ U", "16 (90), 24 (10)", "2,040", "1.6", "32", "64", "93.1%", "40.0%"]
@@ -104,6 +114,14 @@ def test_the_page() -> None:
 def test_notes_only_where_they_say_something() -> None:
     page = describe.markdown(dataclasses.replace(FOUND, measured=FOUND.measured[:1], devices=1, missing=()))
     assert "per character" not in page and "few tokens" not in page and "on 1 device;" in page and "- no " not in page
+
+
+def test_the_teacher_in_other_languages_is_explained() -> None:
+    teacher, student = FOUND.measured
+    found = dataclasses.replace(FOUND, measured=(teacher, dataclasses.replace(student, role="teacher"), student))
+    page = describe.markdown(found)
+    assert [row[:2] for row in rows_of(page, "Lengths")] == [["teacher", "en"], ["teacher", "ja"], ["student", "ja"]]
+    assert "- the teacher reads en only; the rest is there to compare the tokenizers\n" in page
 
 
 def test_examples_without_a_label_have_a_line() -> None:

@@ -1,5 +1,7 @@
 """What there is to see before a run: counted on tiny files, and the same as what the run then does."""
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,14 +10,17 @@ import pytest
 from tests import tiny
 from xtransfer import config as settings
 from xtransfer import description
-from xtransfer.config import cache_dir
-from xtransfer.data import token_cache
+from xtransfer.config import ExperimentConfig
+from xtransfer.data import text, token_cache
 from xtransfer.data.pipeline import TrainBatches
 from xtransfer.data.tasks import get_task
 from xtransfer.description import Count, Description
 from xtransfer.errors import UserError
-from xtransfer.experiment import gather
-from xtransfer.train.finetuning import Models
+from xtransfer.experiment import Stages, gather
+from xtransfer.train import loop
+from xtransfer.train.finetuning import Finetuner, Models
+from xtransfer.transfer.objectives import OBJECTIVES
+from xtransfer.workdir import Workdir
 
 DEVICES = 8  # of tests/conftest.py
 
@@ -97,11 +102,13 @@ def test_texts_that_are_there_twice(found: Description, config_file: Path) -> No
     assert found.repeated["dev"] == len([text for text in read["dev"] if text in train])
 
 
-def test_lengths_of_the_sets_that_each_model_reads(found: Description) -> None:
+def test_lengths_with_both_tokenizers_in_every_language(found: Description) -> None:
     sets = [(each.role, each.language, each.name, each.lengths.examples) for each in found.measured]
     source = [("en", "L", 10), ("en", "U", 14), ("en", "dev", 8), ("en", "test", 9)]
     assert sets == [
         *(("teacher", *each) for each in source),
+        ("teacher", "de", "test", 9),
+        ("teacher", "fr", "test", 9),
         *(("student", *each) for each in source),
         ("student", "de", "test", 9),
         ("student", "fr", "test", 9),
@@ -129,32 +136,79 @@ def test_packing_is_what_the_training_does(look: Callable[..., Description], con
     assert both.filling.unpacked < 0.25 and student.filling.real <= 8 * 6 / (8 * 24)
 
 
-def test_the_experiment_finds_the_tokens_and_lays_out_the_same_batches(
+def entries(cache: Path) -> set[str]:
+    """The entries of the token cache."""
+    return {path.name for path in (cache / "tokens").iterdir() if not path.name.startswith(".")}
+
+
+def trained(
+    experiment: ExperimentConfig, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[tuple[TrainBatches, int]]]:
+    """Role -> (batches, steps) of every training of the experiment's stages: what `Finetuner.train` gives the loop."""
+    found: dict[str, list[tuple[TrainBatches, int]]] = {"teacher": [], "student": []}
+
+    def fit(
+        directory: Path, plan: loop.Plan, start: object, step: object, batches: TrainBatches, *rest: object
+    ) -> None:
+        found["student" if "students" in directory.parts else "teacher"].append((batches, plan.steps))
+
+    monkeypatch.setattr(loop, "fit", fit)
+    monkeypatch.setattr(Finetuner, "fresh_params", lambda self, seed: None)  # there are no weights, and none are needed
+    task = get_task(experiment.task)
+    stages = Stages(Workdir(root), experiment, Models(experiment, task), gather(experiment, task))
+    stages.train_teacher()
+    for name in experiment.objectives:
+        # Whose logits are learnt from changes no batch, and there is no trained model to ask for them.
+        stages.train_student(dataclasses.replace(OBJECTIVES[name], teacher="none"), experiment.seeds[0])
+    return found
+
+
+@pytest.mark.parametrize("steps", [100, 600])
+def test_the_batches_are_those_of_the_training(
+    look: Callable[..., Description], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Of short and long trainings, which are compiled for fewer and more sizes of batches."""
+    texts = [" ".join(["the", "film"] * (1 + i % 13)) + f"\t{('bad', 'good')[i % 2]}" for i in range(200)]
+    data = tiny.write_task(tmp_path / "data", other=8)
+    (data / "en" / "train.tsv").write_text("\n".join(["text\tlabel", *texts, ""]))
+    model = tiny.checkpoint(tmp_path / "model")
+    changes = {"steps": steps, "batch_size": 96, "max_length": 32, "row_length": 32}
+    file = tiny.config_file(tmp_path / "tiny.py", data, model, model, **changes)
+    flags = ["--config.task.labelled=0", "--config.objectives=('vanilla',)", "--config.teacher.steps=9"]
+    experiment = settings.load(str(file), [f"--config.task.cache_dir={tmp_path}", *flags])
+    found = description.describe(experiment, 40)
+    runs = trained(experiment, tmp_path / "run", monkeypatch)
+    assert [each.role for each in found.packing] == ["teacher", "student"]
+    for packing in found.packing:
+        [(batches, steps)] = runs[packing.role]
+        made = [batches(i)["segment_ids"] for i in range(min(40, steps))]
+        assert packing.filling.rows == tuple(sorted(Counter(map(len, made)).items()))
+        real = sum(int((segments > 0).sum()) for segments in made)
+        assert packing.filling.real == pytest.approx(real / sum(segments.size for segments in made))
+        assert packing.epochs == steps * packing.batch_size / 200
+
+
+def test_the_experiment_finds_all_tokens_whatever_it_draws(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_cache, "_WORTH_KEEPING", 0)
-    experiment = settings.load(str(config_file), [f"--config.task.cache_dir={tmp_path}", "--config.task.labelled=10"])
-    found = description.describe(experiment, 5)
-    kept = {path.name for path in (cache_dir(experiment.task) / "tokens").iterdir()}
-    task = get_task(experiment.task)
-    material = gather(experiment, task)
-    for role in ("teacher", "student"):
-        weights = config_file.parent / role / "weights"
-        (config_file.parent / role / "model.safetensors").symlink_to(weights)
-    try:
-        student = Models(experiment, task).student
-    finally:
-        for role in ("teacher", "student"):
-            (config_file.parent / role / "model.safetensors").unlink()
-    dataset = student.dataset(material.everything)
-    student.dataset(material.dev)
-    assert {path.name for path in (cache_dir(experiment.task) / "tokens").iterdir()} == kept
-    train = TrainBatches(dataset, student._plan(experiment.student.batch_size), experiment.seeds[0])
-    rows = sorted(len(train(i)["input_ids"]) for i in range(5))
-    filling = found.packing[-1].filling
-    assert [size for size, count in filling.rows for _ in range(count)] == rows
-    real = sum(int((train(i)["segment_ids"] > 0).sum()) for i in range(5))
-    assert filling.real == pytest.approx(real / (24 * sum(rows)))
+    """A sweep over label counts and seeds of the draw reads what one look has kept: an entry for each whole split."""
+    monkeypatch.setattr(token_cache, "_WORTH_KEEPING", 70)  # characters: not the examples that are shown
+    common = [f"--config.task.cache_dir={tmp_path}", "--config.objectives=('vanilla','monox_kd')"]
+    description.describe(settings.load(str(config_file), [*common, "--config.task.labelled=10"]), 5)
+    kept = entries(tmp_path)
+    assert len(kept) == 2 * 5  # train, dev and test of en, test of de and fr, of both tokenizers
+    tokenised: list[object] = []
+    monkeypatch.setattr(text, "tokenize_batches", lambda *args: tokenised.append(args) or iter(()))
+    for flags in (
+        ("labelled=10",),
+        ("labelled=20",),
+        ("labelled=20", "labelled_seed=1"),
+        ("labelled=8", "unlabelled=5"),
+    ):
+        experiment = settings.load(str(config_file), [*common, *(f"--config.task.{flag}" for flag in flags)])
+        runs = trained(experiment, tmp_path / "-".join(flags), monkeypatch)
+        assert [len(batches._dataset) for batches, _ in runs["teacher"]] == [experiment.task.labelled]
+        assert entries(tmp_path) == kept and not tokenised
 
 
 def test_objectives_without_unlabelled_text(look: Callable[..., Description]) -> None:

@@ -130,6 +130,20 @@ def test_a_server_that_says_no(server: Server, refused, status: int):
     assert len(server.requests) == 1
 
 
+def test_a_web_page_in_place_of_an_archive_is_not_kept(server: Server, refused, tmp_path: Path):
+    server.answers = [(200, b"<!DOCTYPE html>", 15)]
+    assert "it is a web page, no archive: refused" in refused(Download(server.url, "x.zip"))
+    assert downloads.fetch(Download(server.url, "x.tsv"), tmp_path).read_bytes() == b"<!DOCTYPE html>"
+
+
+def test_many_files_without_a_checksum_are_one_warning(server: Server, tmp_path: Path, caplog):
+    with caplog.at_level(logging.WARNING):
+        for name in ("en/train.tsv", "en/test.tsv", "de/train.tsv"):
+            downloads.fetch(Download(server.url, name), tmp_path)
+            assert (tmp_path / f"{name}.sha256").read_text() == f"{SHA}\n"
+    assert len(caplog.records) == 1 and "en/train.tsv: no sha256 of it is known" in caplog.text
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, status: int):
     server.answers = [(status, b"", 0), (status, b"", 0), (200, DATA, len(DATA))]

@@ -15,6 +15,7 @@ import pytest
 from tests import tiny
 from tests.conftest import QUICK_COMPILE
 from xtransfer import config, evaluate, experiment, main
+from xtransfer.data.tasks import get_task
 from xtransfer.errors import UserError
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.workdir import Workdir
@@ -200,6 +201,25 @@ def test_what_cannot_work_is_said_in_one_line(setting, tmp_path, flags, said):
         experiment.run(loaded(setting, *flags), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not Workdir(tmp_path / "run").results.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "splits"),
+    [
+        (["--config.task.unlabelled_from=train_rest"], ["train"]),
+        (["--config.task.unlabelled_from=split"], ["train", "unlabelled"]),
+        (["--config.task.unlabelled_from=split", "--config.objectives=('vanilla',)"], ["train"]),
+    ],
+)
+def test_what_is_learnt_from_is_drawn_from_whole_splits(setting, tmp_path, flags, splits):
+    data = shutil.copytree(Path(loaded(setting).task.data_dir), tmp_path / "data")
+    (data / "en" / "unlabelled.tsv").write_text("text\nthe film\nthe great film\n")
+    settings = loaded(setting, f"--config.task.data_dir={data}", *flags)
+    task = get_task(settings.task)
+    material = experiment.gather(settings, task)
+    assert list(material.drawn_from) == [task.load(split, "en") for split in splits]
+    ids = {example.id for split in material.drawn_from for example in split}
+    assert {example.id for example in material.everything} <= ids
 
 
 def test_evaluation_refuses_other_data_than_the_run_had(setting, tmp_path):

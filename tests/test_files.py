@@ -206,6 +206,8 @@ def test_whole_surrogate_pairs_are_one_character(tmp_path):
 def test_double_ids_name_both_lines(tmp_path):
     message = refused(tmp_path / "a.tsv", "id\ttext\n1\ta\n2\tb\n1\tc\n", Columns("text", id="id"))
     assert message == "a.tsv:4: id '1' already stands in line 2"
+    message = refused(tmp_path / "a.csv", "id,text\n1,a\r1,c\n", Columns("text", id="id"))
+    assert message == "a.csv:2: id '1' already stands in line 2"
 
 
 def test_empty_text_is_skipped_when_asked_and_counted(tmp_path):

@@ -47,6 +47,21 @@ def test_a_quote_is_a_character():
     assert found == [(2, {"a": '"x', "b": 'y"'}), (3, {"a": '"', "b": ""})]
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'a\n"x\ry"\nz\n', [(2, "x\ry"), (3, "z")]),
+        (b'a\n"x\ry\nw"\nz\n', [(2, "x\ry\nw"), (4, "z")]),
+        (b"a\nx\ry\nz\n", [(2, "x"), (2, "y"), (3, "z")]),
+        (b'a\rx\r"y\n"\r\nz', [(1, "x"), (1, "y\n"), (3, "z")]),
+        (b"a\r\nx\r\ny\r\n", [(2, "x"), (3, "y")]),
+    ],
+)
+def test_a_carriage_return_alone_ends_no_line_of_csv(data: bytes, expected: list[tuple[int, str]]):
+    """Lines are counted as other programs count them, who look for the row."""
+    assert list(lines.rows(io.BytesIO(data), "n", ".csv")) == [(line, {"a": text}) for line, text in expected]
+
+
 def test_errors_name_the_member_and_line(monkeypatch: pytest.MonkeyPatch):
     assert refused(b"a\tb\nx\n") == "top/a:2: 1 column, expected 2"
     assert refused(b"a\n\xffx\n") == "top/a:2: byte 0xff is not UTF-8; save the file as UTF-8"

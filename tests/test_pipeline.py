@@ -72,7 +72,6 @@ def test_training_batches_hold_their_examples(packed: bool, teacher: bool):
         found = check_batch(dataset, batch, plan)
         assert sorted(found) == sorted(batches.indices(i).tolist()) and len(found) == 4
         assert batch["input_ids"].shape[0] in batches.row_sizes
-        assert batches.example_ids(i) == tuple(f"id-{j}" for j in batches.indices(i))
 
 
 def test_packed_and_unpacked_batches_hold_the_same_examples():
@@ -100,7 +99,6 @@ def test_every_epoch_has_each_example_once_in_a_new_order(n: int, batch_size: in
     stream = np.concatenate([batches.indices(i) for i in range(-(-6 * n // batch_size))])[: 6 * n].reshape(6, n)
     assert (np.sort(stream, axis=1) == np.arange(n)).all()
     assert n < 3 or len({tuple(epoch) for epoch in stream.tolist()}) > 1
-    assert pipeline.steps_per_epoch(make_dataset(n), replace(PLAN, batch_size=batch_size)) == -(-n // batch_size)
 
 
 def test_a_bad_training_set_is_an_error():

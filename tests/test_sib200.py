@@ -137,7 +137,9 @@ def test_the_declaration():
     assert [download.filename for download in SIB.downloads("jpn_Jpan")] == [
         "jpn_Jpan/train.tsv", "jpn_Jpan/dev.tsv", "jpn_Jpan/test.tsv",
     ]  # fmt: skip
-    with pytest.raises(
-        UserError, match="source_language: no data of 'eng'; there is ace_Arab, .* and 145 more; did you"
-    ):
-        corpus_task.task(SIB, TaskConfig(name="sib200", source_language="eng"))
+    for asked, meant in {"en": "eng_Latn", "deu": "deu_Latn", "English": "eng_Latn"}.items():
+        message = (
+            f"source_language '{asked}': set it to '{meant}'; sib200 has train in eng_Latn, ace_Arab, .* and 185 more"
+        )
+        with pytest.raises(UserError, match=message):
+            corpus_task.task(SIB, TaskConfig(name="sib200", source_language=asked))

@@ -1,14 +1,17 @@
 """The registry of tasks, and the embedded one."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from tests import tiny
+from tests import raw, tiny
 from xtransfer import config as settings
 from xtransfer.config import TaskConfig
-from xtransfer.data import tasks
+from xtransfer.data import archives, tasks
 from xtransfer.data.builders import minireviews
+from xtransfer.data.corpus import Sources
 from xtransfer.data.examples import Example
 from xtransfer.data.sampling import unlabelled_examples
 from xtransfer.errors import UserError
@@ -19,6 +22,27 @@ def test_an_unknown_task():
         UserError, match="'minireview' is not one of minireviews, files, .*; did you mean 'minireviews'"
     ):
         tasks.get_task(TaskConfig(name="minireview"))
+
+
+def test_every_file_that_a_corpus_reads_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A change in any other one is not noticed."""
+    read = []
+
+    def note(source: Path, ending: str, **limits: int) -> Iterator[tuple[str, BinaryIO]]:
+        read.append(ending)
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(archives, "open_member", note)
+    for corpus in tasks.CORPORA:
+        folder = tmp_path / corpus.name
+        for language in (corpus.source_language, corpus.languages[-1]):
+            raw.write_folder(folder, dict.fromkeys(corpus.members(language), ""))
+            sources = Sources({download.filename: folder for download in corpus.downloads(language)})
+            for split in corpus.splits(language):
+                read.clear()
+                with pytest.raises(UserError, match="that is enough"):
+                    next(corpus.rows(sources, language, split))
+                assert set(read) <= set(corpus.members(language)) and len(read) == 1
 
 
 def test_every_corpus_of_the_registry_can_be_asked_for():

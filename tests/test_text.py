@@ -163,6 +163,50 @@ def test_no_texts(tokenizer):
     assert len(tokens) == 0 and tokens.offsets.tolist() == [0] and tokens.input_ids.dtype == np.int32
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.data())
+def test_some_examples_in_any_order_and_more_than_once(lengths: list[int], data: st.DataObject) -> None:
+    """Taken three at a time, as millions are in larger pieces."""
+    total = sum(lengths)
+    ids, types = np.arange(total, dtype=np.int32), (np.arange(total) % 2).astype(np.uint8)
+    tokens = text.Tokens(ids, types, np.cumsum([0, *lengths]), clipped=1)
+    chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_TAKEN", 3)
+        found = tokens.take(np.array(chosen, np.int64))
+    assert (len(found), found.clipped, found.offsets.dtype) == (len(chosen), 0, np.int64)
+    assert (found.input_ids.dtype, found.token_type_ids.dtype) == (np.int32, np.uint8)
+    for mine, theirs in enumerate(chosen):
+        for one, other in zip(found.item(mine), tokens.item(theirs), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert found.lengths.tolist() == [lengths[i] for i in chosen]
+
+
+def test_many_examples_are_taken_without_a_turn_of_python_for_each() -> None:
+    class Counted(np.ndarray):
+        reads = 0
+
+        def __getitem__(self, key: object) -> object:
+            Counted.reads += 1
+            return super().__getitem__(key)
+
+    ids, n = np.arange(3000, dtype=np.int32), 1000
+    tokens = text.Tokens(ids.view(Counted), ids.astype(np.uint8).view(Counted), 3 * np.arange(n + 1))
+    found = tokens.take(np.arange(n)[::-1])
+    np.testing.assert_array_equal(np.asarray(found.input_ids).reshape(n, 3), ids.reshape(n, 3)[::-1])
+    assert Counted.reads == 2
+
+
+def test_parts_end_to_end() -> None:
+    parts = [
+        text.Tokens(np.array([1, 2, 3], np.int32), np.array([0, 0, 1], np.uint8), np.array([0, 2, 3]), clipped=1),
+        text.Tokens(np.array([4], np.int32), np.array([1], np.uint8), np.array([0, 1]), clipped=2),
+    ]
+    found = text.concatenate(parts)
+    assert (found.input_ids.tolist(), found.token_type_ids.tolist()) == ([1, 2, 3, 4], [0, 0, 1, 1])
+    assert (found.offsets.tolist(), found.clipped) == ([0, 2, 3, 4], 3)
+    assert text.concatenate(parts[:1]) is parts[0] and len(text.concatenate([])) == 0
+
+
 def test_huge_text_is_clipped_before_the_tokenizer_and_counted(tokenizer):
     seen: list[int] = []
 

@@ -1,5 +1,6 @@
 """Webis-CLS-10: every review comes back from files in the source's exact format, and what is malformed is counted."""
 
+import gzip
 import io
 import itertools
 import tarfile
@@ -326,13 +327,8 @@ def test_a_missing_file_is_named(archive, tmp_path):
 
 def test_the_task_from_the_users_archive(archive, tmp_path):
     """There is no dev file, so dev comes out of train."""
-    config = TaskConfig(
-        name="webis_cls/music",
-        data_dir=str(archive),
-        cache_dir=str(tmp_path / "cache"),
-        target_languages=("ja",),
-        held_out_dev=2,
-    )
+    places = {"data_dir": str(archive), "cache_dir": str(tmp_path / "cache")}
+    config = TaskConfig(name="webis_cls/music", target_languages=("ja",), held_out_dev=2, **places)
     task = corpus_task.task(webis_cls.CORPORA[2], config)
     found = [(row.id, row.text, row.label) for row in task.load("test", "ja")]
     ids = [f"webis_cls/music/test/ja/{number}" for number in range(4)]
@@ -342,3 +338,11 @@ def test_the_task_from_the_users_archive(archive, tmp_path):
     train, dev = task.load("train", "en"), task.load("dev", "en")
     assert {row.label for row in dev} == {0, 1} == {row.label for row in train}
     assert sorted(row.text for row in train + dev) == sorted(f"en music train {rating}" for rating in RATINGS)
+
+
+def test_a_flipped_byte_is_never_learnt_from(archive):
+    packed = gzip.compress(gzip.decompress(archive.read_bytes()), compresslevel=0)
+    archive.write_bytes(packed.replace(b"jp dvd train 5.0", b"jp dvd train 5.1"))
+    assert archive.read_bytes() != packed
+    with pytest.raises(UserError, match=f"{archive}: .*truncated or corrupt .*CRC.*: get it again"):
+        list(webis_cls.CORPORA[1].rows(Sources({webis_cls.DOWNLOAD.filename: archive}), "ja", "train"))

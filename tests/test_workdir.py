@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import resource
+import signal
 import subprocess
 import sys
 
@@ -63,3 +65,18 @@ def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written to"), locked(tmp_path / "file" / "below"):
         pass
+
+
+def test_a_full_disk_is_named_when_it_is_locked(tmp_path):
+    with (tmp_path / ".run.lock").open("w") as file:
+        file.write("1\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        message = r"\.run\.lock cannot be written: File too large; make room"
+        with pytest.raises(UserError, match=message), locked(tmp_path):
+            raise AssertionError("it is not held")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)

@@ -202,6 +202,8 @@ def _lengths(found: Description) -> Table:
         "tokens of an example before truncation, special ones included; they are left out of tokens/word and of the "
         "share of unknown tokens"
     ]
+    if any(each.role == "teacher" and each.language != found.source_language for each in found.measured):
+        notes.append(f"the teacher reads {found.source_language} only; the rest is there to compare the tokenizers")
     if any(each.lengths.unknown > _MUCH for each in found.measured):
         notes.append("few tokens per word beside many unknown ones mean that whole words are not read")
     if any(each.lengths.unit == "character" for each in found.measured):

@@ -6,26 +6,23 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-from xtransfer import cli
-from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
+import numpy as np
+
+from xtransfer.config import ExperimentConfig, cache_dir
 from xtransfer.data import measures
 from xtransfer.data.examples import SPLITS, Example, Task
 from xtransfer.data.measures import Filling, Lengths
-from xtransfer.data.pipeline import BatchPlan, make_plan
 from xtransfer.data.tasks import get_task
-from xtransfer.data.text import Tokens, load_tokenizer
-from xtransfer.data.token_cache import TokenCache
+from xtransfer.data.text import Tokens
 from xtransfer.errors import UserError
 from xtransfer.experiment import Material, gather
-from xtransfer.models import hf
 from xtransfer.sharding import data_shards, make_mesh
+from xtransfer.train.reader import Reader, sides
 from xtransfer.transfer.objectives import OBJECTIVES
 
 LEARNT = {"labelled": "L", "all": "L ∪ U"}  # the sets that objectives learn from, by `Objective.data`
-_MANY = 20_000  # examples whose tokenising takes long enough to be shown
 _EXAMPLES = 3
 _TOKENS, _CHARACTERS = 64, 400  # of an example that is shown
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
@@ -110,33 +107,6 @@ class Description:
         return next(each for each in self.counts if (each.language, each.name) == wanted)
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A model of the experiment without its weights."""
-
-    role: str
-    settings: ModelConfig
-    cache: TokenCache
-    plan: BatchPlan
-
-    def tokens(self, examples: Sequence[Example]) -> Tokens:
-        """The tokens of examples, kept where the experiment will look for them."""
-        title, many = f"tokens for the {self.role}", len(examples) >= _MANY
-        with cli.ticking(title, len(examples), unit="examples") if many else nullcontext() as ticker:
-            return self.cache.tokens(*_sides(examples), on_batch=ticker.advance if ticker else None)
-
-    def measure(self, name: str, examples: Sequence[Example], tokens: Tokens) -> Measured:
-        """The lengths of examples of one language, of which these are the tokens."""
-        found = measures.measure(self.cache, *_sides(examples), tokens)
-        return Measured(self.role, examples[0].language, name, found)
-
-    def packing(self, name: str, tokens: Tokens, seed: int, batches: int) -> Packing:
-        """The first batches of a training on these tokens."""
-        steps, size = self.settings.steps, self.plan.batch_size
-        found = measures.filling(tokens, self.plan, seed, min(batches, steps))
-        return Packing(self.role, name, len(tokens), steps * size / len(tokens), size, self.plan.row_length, found)
-
-
 def describe(experiment: ExperimentConfig, batches: int) -> Description:
     """Looks at an experiment's data with its tokenizers; of each training set up to `batches` batches are made.
 
@@ -147,7 +117,9 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     load, cached, source = task.load, functools.cache(task.load), task.source_language
     task = dataclasses.replace(task, load=lambda split, name: (cached if name == source else load)(split, name))
     devices = data_shards(make_mesh())
-    teacher, student = (_reader(role, experiment, devices) for role in ("teacher", "student"))
+    kept = cache_dir(experiment.task) / "tokens"
+    teacher = Reader("teacher", experiment.teacher, shards=devices, token_cache=kept)
+    student = Reader("student", experiment.student, shards=devices, token_cache=kept)
     material = gather(experiment, task)
     kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
     learnt = (
@@ -156,9 +128,8 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     )
     counts, looked_at, missing = _splits(task, experiment.evaluation_splits)
     measured = [each for part, _ in learnt for each in part]
-    for (language, split), examples in looked_at.items():
-        readers = (teacher, student) if language == source else (student,)
-        measured += [reader.measure(split, examples, reader.tokens(examples)) for reader in readers]
+    for (_, split), examples in looked_at.items():
+        measured += [_measure(reader, split, examples, reader.tokens(examples)) for reader in (teacher, student)]
     texts = {(example.text, example.text_pair) for example in material.everything}
     of_target = next((examples for (language, _), examples in looked_at.items() if language != source), [])
     return Description(
@@ -188,51 +159,29 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     )
 
 
-def _sides(examples: Sequence[Example]) -> tuple[list[str], list[str] | None]:
-    """Texts and second texts, as the training gives them to the tokenizer."""
-    pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
-    return [example.text for example in examples], pairs
-
-
-def _reader(role: str, experiment: ExperimentConfig, devices: int) -> Reader:
-    settings: ModelConfig = getattr(experiment, role)
-    if not settings.checkpoint:
-        raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
-    directory = hf.resolve(settings.checkpoint)
-    architecture, tokenizer = hf.read_config(directory), load_tokenizer(directory)
-    hf.check_tokenizer(directory, tokenizer)
-    positions = architecture.max_positions - architecture.position_offset
-    if settings.max_length > positions:
-        raise UserError(f"{role}.max_length is {settings.max_length}, but {directory} has {positions} positions")
-    plan = make_plan(
-        settings.batch_size,
-        settings.row_length or settings.max_length,
-        pad_id=architecture.pad_id,
-        position_offset=architecture.position_offset,
-        multiple_of=devices,
-        packed=settings.packed,
-    )
-    cache = TokenCache(cache_dir(experiment.task) / "tokens", tokenizer, settings.max_length)
-    return Reader(role, settings, cache, plan)
-
-
 def _learnt(
     reader: Reader, material: Material, kinds: Sequence[str], seed: int, batches: int
 ) -> tuple[list[Measured], list[Packing]]:
     """L and U measured, and the batches of what the model is trained on."""
-    tokens, n = reader.tokens(material.everything), len(material.labelled)
-    labelled = _span(tokens, 0, n)
-    measured = [reader.measure("L", material.labelled, labelled)]
+    tokens, n = reader.tokens(material.everything, material.drawn_from), len(material.labelled)
+    sets = {"labelled": tokens.take(np.arange(n)), "all": tokens}
+    measured = [_measure(reader, "L", material.labelled, sets["labelled"])]
     if material.unlabelled:
-        measured.append(reader.measure("U", material.unlabelled, _span(tokens, n, len(tokens))))
-    sets = {"labelled": labelled, "all": tokens}
-    return measured, [reader.packing(LEARNT[kind], sets[kind], seed, batches) for kind in kinds]
+        measured.append(_measure(reader, "U", material.unlabelled, tokens.take(np.arange(n, len(tokens)))))
+    return measured, [_packing(reader, LEARNT[kind], sets[kind], seed, batches) for kind in kinds]
 
 
-def _span(tokens: Tokens, start: int, stop: int) -> Tokens:
-    offsets = tokens.offsets[start : stop + 1]
-    span = slice(int(offsets[0]), int(offsets[-1]))
-    return Tokens(tokens.input_ids[span], tokens.token_type_ids[span], offsets - offsets[0])
+def _measure(reader: Reader, name: str, examples: Sequence[Example], tokens: Tokens) -> Measured:
+    """The lengths of examples of one language, of which these are the tokens."""
+    return Measured(reader.role, examples[0].language, name, measures.measure(reader.cache, *sides(examples), tokens))
+
+
+def _packing(reader: Reader, name: str, tokens: Tokens, seed: int, batches: int) -> Packing:
+    """The first batches of a training on these tokens."""
+    steps, plan = reader.settings.steps, reader.training_plan
+    found = measures.filling(tokens, plan, seed, min(batches, steps))
+    epochs = steps * plan.batch_size / len(tokens)
+    return Packing(reader.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, found)
 
 
 def _splits(
@@ -280,7 +229,7 @@ def _shown(task: Task, examples: Sequence[Example], readers: Sequence[Reader]) -
         tokens = {}
         for reader in readers:
             ids_ = reader.tokens([example]).input_ids
-            pieces = reader.cache.tokenizer.convert_ids_to_tokens(ids_[:_TOKENS].tolist())
+            pieces = reader.tokenizer.convert_ids_to_tokens(ids_[:_TOKENS].tolist())
             tokens[reader.role] = " ".join(pieces) + _more(len(ids_) - _TOKENS, "tokens")
         label = task.labels[example.label] if example.label >= 0 else "none"
         found.append(

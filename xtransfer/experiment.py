@@ -14,6 +14,7 @@ import numpy as np
 from xtransfer import cli
 from xtransfer import workdir as workdirs
 from xtransfer.config import ExperimentConfig
+from xtransfer.data.examples import UNLABELLED
 from xtransfer.data.pipeline import Dataset
 from xtransfer.data.tasks import Example, Task, get_task, labelled_subset, unlabelled_examples
 from xtransfer.data.text import tokenizer_fingerprint
@@ -34,11 +35,19 @@ SHARD_SIZE = 1024  # examples of a logits shard: what an interruption may cost
 
 @dataclass(frozen=True)
 class Material:
-    """What is learnt from, all in the source language: L, U, and the dev split that chooses checkpoints."""
+    """What is learnt from, all in the source language.
+
+    Attributes:
+      labelled: L.
+      unlabelled: U.
+      dev: the split that chooses checkpoints.
+      drawn_from: the whole splits that have L and U in them.
+    """
 
     labelled: list[Example]
     unlabelled: list[Example]
     dev: list[Example]
+    drawn_from: tuple[list[Example], ...]
 
     @property
     def everything(self) -> list[Example]:
@@ -92,7 +101,10 @@ def gather(config: ExperimentConfig, task: Task) -> Material:
     unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
     if needs_text and not unlabelled:
         cli.log("warning: no unlabelled text: lower task.labelled (train_rest takes what it leaves), or add some")
-    return Material(labelled, unlabelled, task.load("dev", task.source_language))
+    drawn_from = [train]
+    if unlabelled and kind != "train_rest":
+        drawn_from.append(task.load(UNLABELLED, task.source_language))
+    return Material(labelled, unlabelled, task.load("dev", task.source_language), tuple(drawn_from))
 
 
 class Stages:
@@ -106,7 +118,7 @@ class Stages:
         """Stage 1: the monolingual encoder on L."""
         teacher = self.models.teacher
         if not teacher.is_trained(self.workdir.teacher):
-            dataset, dev = teacher.dataset(self.material.labelled), teacher.dataset(self.material.dev)
+            dataset, dev = self._dataset(teacher, self.material.labelled), teacher.dataset(self.material.dev)
             teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, self.config.teacher_seed)
 
     def train_student(self, objective: Objective, seed: int) -> None:
@@ -134,14 +146,14 @@ class Stages:
             params = checkpoints.restore_params(selected_step(run_, "source_dev"), model.abstract_params())
         key = {
             "teacher_fingerprint": hf.fingerprint_params(params),
-            "tokenizer_fingerprint": tokenizer_fingerprint(model.tokenizer),
+            "tokenizer_fingerprint": tokenizer_fingerprint(model.reader.tokenizer),
             "max_length": model.settings.max_length,
             "data_fingerprint": _fingerprint(examples),
         }
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
         if not store.complete:
-            title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", model.dataset(examples)
+            title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
             missing = sum(len(store.shard_indices(shard)) for shard in store.missing_shards())
             with cli.ticking(title, missing, unit="examples") as ticker:
 
@@ -152,13 +164,16 @@ class Stages:
         self._stores[run_] = store
         return store
 
+    def _dataset(self, model: Finetuner, drawn: Sequence[Example]) -> Dataset:
+        return model.dataset(drawn, self.material.drawn_from)
+
     @functools.cached_property
     def _everything(self) -> Dataset:
-        return self.models.student.dataset(self.material.everything)
+        return self._dataset(self.models.student, self.material.everything)
 
     @functools.cached_property
     def _labelled(self) -> Dataset:
-        return self.models.student.dataset(self.material.labelled)
+        return self._dataset(self.models.student, self.material.labelled)
 
     @functools.cached_property
     def _dev(self) -> Dataset:

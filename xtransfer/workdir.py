@@ -112,7 +112,9 @@ def locked(directory: Path, purpose: str = "run", *, wait: bool = False) -> Iter
             raise UserError(f"{directory} is in use by process {owner}; wait, or choose another directory") from error
         except OSError as error:
             raise UserError(f"{path} cannot be locked: {error.strerror}; choose a directory on another disk") from error
-        file.truncate(0)  # in append mode the next write goes to the start
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        try:
+            os.ftruncate(file.fileno(), 0)  # in append mode the next write goes to the start
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())  # not buffered: closing would fail once more
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; make room, or choose another disk") from error
         yield

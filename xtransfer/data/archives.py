@@ -20,9 +20,15 @@ from xtransfer.errors import UserError
 _MEMBERS = 100_000  # of an archive or folder: more than any corpus has
 _HEADERS = 64 << 20  # bytes of a tar that are no member's: headers and padding
 _BLOCK = 1 << 16
+_DEEPEST = 1 << 10  # folders
 _ZIP, _GZIP = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b"
 _TAR_MAGIC = slice(257, 262)
+_PACKED = re.compile(r"\.(zip|tar|tgz|tar\.gz)$")
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+
+
+class DamagedError(UserError):
+    """An archive that is truncated or corrupt."""
 
 
 def open_members(
@@ -40,9 +46,9 @@ def open_members(
       (name, stream), in the order of the archive or, in a folder, sorted. A stream ends when the next one is asked for.
 
     Raises:
-      UserError: the source is missing, no archive, truncated or corrupt, beyond a limit (as it says or as it turns
-        out), or has a member that is a link, a device or leads out of the archive. A link in a folder may only lead
-        to within it.
+      UserError: the source is missing, no archive, truncated or corrupt (`DamagedError`), beyond a limit (as it says
+        or as it turns out), or has a member that is a link, a device or leads out of the archive. A link in a folder
+        may only lead to within it.
     """
     limits = _Limits(source, member_limit, total_limit)
     with _named(source):
@@ -56,7 +62,7 @@ def open_members(
             elif head.startswith(_GZIP) or head[_TAR_MAGIC] == b"ustar":
                 members = _tar(source, wanted, limits, packed=head.startswith(_GZIP))
             else:
-                hint = "; it looks like a web page" if head.lstrip()[:1] == b"<" else ""
+                hint = "; it looks like a web page" if is_web_page(source) else ""
                 raise UserError(f"{source}: neither a zip, tar or tar.gz archive nor a folder{hint}")
     for name, stream in members:
         with io.BufferedReader(_Member(stream, name, limits), _BLOCK) as reader:
@@ -64,42 +70,61 @@ def open_members(
 
 
 @contextmanager
-def open_member(source: Path, ending: str, *, member_limit: int, total_limit: int) -> Iterator[tuple[str, BinaryIO]]:
-    """Opens the one member that is `ending` or ends with "/" + `ending`; limits as in `open_members`.
+def open_member(
+    source: Path, ending: str, *, member_limit: int, total_limit: int, below: int = _DEEPEST
+) -> Iterator[tuple[str, BinaryIO]]:
+    """Opens the one member that is `ending` or ends with "/" + `ending`, below so many folders at most.
+
+    The archive is read to its end, where its checksums are. A UserError of whoever reads the member is not raised if
+    the archive is damaged: then that is the fault.
 
     Raises:
       UserError: as `open_members`, and where there is no such member or more than one.
     """
 
     def wanted(name: str) -> bool:
-        return name == ending or name.endswith(f"/{ending}")
+        return f"/{name}".endswith(f"/{ending}") and name.count("/") - ending.count("/") <= below
 
     members = open_members(source, wanted, member_limit=member_limit, total_limit=total_limit)
     with contextlib.closing(members):  # type: ignore[type-var]
         found = next(members, None)
         if found is None:
             raise UserError(f"{source}: there is no {ending} in it: give the whole of it, or ask for other languages")
-        yield found
+        try:
+            yield found
+        except UserError:
+            with _damage_only():
+                _drain(found[1])
+                for _ in members:
+                    pass
+            raise
+        _drain(found[1])
         double = next(members, None)
         if double is not None:
             raise UserError(f"{source}: {found[0]} and {double[0]} may both be meant: leave one {ending} in it")
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a file begins like a zip, tar or tar.gz archive."""
+def unpacked_name(filename: str) -> str:
+    """The name without the ending of an archive; the same name where it has none."""
+    return _PACKED.sub("", filename)
+
+
+def is_web_page(path: Path) -> bool:
+    """Whether a file begins as a page of HTML does."""
     with _named(path), path.open("rb") as file:
-        head = file.read(512)
-    return head.startswith((*_ZIP, _GZIP)) or head[_TAR_MAGIC] == b"ustar"
+        return file.read(512).lstrip()[:1] == b"<"
 
 
-def files_below(folder: Path) -> list[str]:
-    """The relative posix paths of all files below a folder, sorted; linked folders are not entered.
+def files_below(folder: Path, *, but: Path | None = None) -> list[str]:
+    """The relative posix paths of all files below a folder, sorted; linked folders, and `but`, are not entered.
 
     Raises:
       UserError: there are too many, or a folder cannot be read.
     """
     names: list[str] = []
-    for directory, _, files in os.walk(folder, onerror=_raise):
+    skipped = None if but is None else but.resolve()
+    for directory, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if Path(directory, name).resolve() != skipped]
         names += (Path(directory, file).relative_to(folder).as_posix() for file in files)
         if len(names) > _MEMBERS:
             raise UserError(f"{folder}: over {_MEMBERS:,} files: name the folder that holds the data, and no more")
@@ -222,7 +247,7 @@ def _tar(source: Path, wanted: Callable[[str], bool], limits: _Limits, *, packed
             while flow.read(_BLOCK):
                 pass
         if flow.tail.strip(b"\0") or len(flow.tail) < tarfile.BLOCKSIZE:
-            raise UserError(f"{source}: the archive is truncated: get it again")
+            raise DamagedError(f"{source}: the archive is truncated: get it again")
 
 
 def _checked_name(source: Path, name: str) -> str:
@@ -247,7 +272,23 @@ def _named(source: Path, name: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{where}: cannot be read: {error.strerror}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: the archive is truncated or corrupt ({reason}): get it again") from None
+        raise DamagedError(f"{where}: the archive is truncated or corrupt ({reason}): get it again") from None
+
+
+@contextmanager
+def _damage_only() -> Iterator[None]:
+    """Lets no other fault of the user's out than a damaged archive."""
+    try:
+        yield
+    except DamagedError as error:
+        raise error from None  # what was read of it is not worth a word
+    except UserError:
+        pass
+
+
+def _drain(stream: BinaryIO) -> None:
+    while stream.read(_BLOCK):
+        pass
 
 
 def _raise(error: OSError) -> None:

@@ -93,13 +93,15 @@ class Corpus:
       splits: language -> those of train, dev, test and unlabelled that it has; a language with train and without dev
         gets a dev split that is held out of train.
       downloads: language -> the files that its splits are read from.
+      members: language -> the ends of the names of all files that its splits may be read from, as "de/test.tsv": what
+        else lies in the user's folder changes nothing.
       rows: (sources, language, split) -> its rows in the order of the files, as a stream: never the whole file in
         memory. Raises UserError for what is malformed, with "member:line".
       homepage: where it is described.
       citation: the paper, in one line.
       licence: as the publisher states it.
       has_pairs: whether every row has a second text.
-      notes: what to know of the files before asking for them; "" = nothing.
+      notes: what helps where the files cannot be downloaded; "" = nothing.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Corpus:
     languages: tuple[str, ...]
     splits: Callable[[str], tuple[str, ...]]
     downloads: Callable[[str], tuple[Download, ...]]
+    members: Callable[[str], tuple[str, ...]]
     rows: Callable[[Sources, str, str], Iterator[Row | Skipped]]
     homepage: str
     citation: str

@@ -1,13 +1,11 @@
 """The task of a corpus: finds or fetches its files, writes each language once with TFDS, reads it by random access."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,13 @@ from typing import Any
 from xtransfer import cli
 from xtransfer.config import TaskConfig, cache_dir
 from xtransfer.data import archives, downloads, sampling
+from xtransfer.data.builders.preparing import prepared, write
 from xtransfer.data.builders.quiet import quiet
 from xtransfer.data.corpus import Corpus, Download, Sources
 from xtransfer.data.examples import UNLABELLED, Example, Task, check_request, example_id, target_languages
 from xtransfer.errors import UserError
 
-_PACKED = re.compile(r"\.(zip|tar|tgz|tar\.gz)$")
+_SHOWN = 20  # languages in an error
 
 _log = logging.getLogger(__name__)
 
@@ -31,27 +30,25 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
     Raises:
       UserError: a language or split that there is not; when loaded, for data that are missing or malformed.
     """
+    _check_source(corpus, config)
     targets = target_languages(config, corpus.languages)
-    if "train" not in corpus.splits(config.source_language):
-        able = [language for language in corpus.languages if "train" in corpus.splits(language)]
-        raise UserError(f"task.source_language {config.source_language}: {corpus.name} has train in {', '.join(able)}")
-    prepared = Prepared(corpus, config)
+    languages = Prepared(corpus, config)
 
     def load(split: str, language: str) -> list[Example]:
         check_request(split, language, config, targets)
         there = corpus.splits(language)
         holds_out = "train" in there and "dev" not in there
         if split in ("train", "dev") and holds_out:
-            return sampling.train_and_dev(prepared.read(language, "train"), config)[split == "dev"]
+            return sampling.train_and_dev(languages.read(language, "train"), config)[split == "dev"]
         if split not in there:
             instead = "; set task.unlabelled_from to 'train_rest', 'file' or 'none'" if split == UNLABELLED else ""
             raise UserError(f"{corpus.name} has no {split} split in {language}, only {', '.join(there)}{instead}")
-        return prepared.read(language, split)
+        return languages.read(language, split)
 
     def fingerprint() -> str:
         whole: list[Any] = [corpus.name, corpus.labels]
         for language in (config.source_language, *targets):
-            whole.append([language, prepared.digests(language)])
+            whole.append([language, languages.digests(language)])
         if "dev" not in corpus.splits(config.source_language):
             whole.append([config.held_out_dev, config.held_out_seed])
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
@@ -73,6 +70,18 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
         pretraining=pretraining,
         parallel=lambda first, second: [],
     )
+
+
+def _check_source(corpus: Corpus, config: TaskConfig) -> None:
+    """Refuses a source language without labelled text; the corpus's own is named first."""
+    asked = config.source_language
+    if asked in corpus.languages and "train" in corpus.splits(asked):
+        return
+    with_train = (language for language in corpus.languages if "train" in corpus.splits(language))
+    able = list(dict.fromkeys([corpus.source_language, *with_train]))
+    meant = next((language for language in able if language.startswith(asked)), corpus.source_language)
+    shown = ", ".join(able[:_SHOWN]) + (f" and {len(able) - _SHOWN} more" if len(able) > _SHOWN else "")
+    raise UserError(f"task.source_language {asked!r}: set it to {meant!r}; {corpus.name} has train in {shown}")
 
 
 class Prepared:
@@ -109,33 +118,30 @@ class Prepared:
     def _builder(self, language: str) -> Any:
         """The TFDS builder of a language, its data written; safe beside other processes and after a killed one."""
         if language not in self._builders:
-            try:
-                self._root.mkdir(parents=True, exist_ok=True)
-                with open(self._root / f"{language}.lock", "w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    self._builders[language] = self._write(language)
-            except OSError as error:
-                raise UserError(f"{self._root} cannot be written: {error.strerror or error}") from error
+            find, write_ = functools.partial(self._find, language), functools.partial(self._write, language)
+            self._builders[language] = prepared(self._root, language, find, write_)
         return self._builders[language]
+
+    def _find(self, language: str) -> Any:
+        from xtransfer.data.builders.corpus_builder import XtransferCorpus
+
+        with self._undamaged(), quiet():
+            builder = XtransferCorpus(self._corpus, language, self._root)
+            return builder if builder.is_prepared() else None
 
     def _write(self, language: str) -> Any:
         from xtransfer.data.builders.corpus_builder import XtransferCorpus
 
-        corpus, config = self._corpus, self._config
-
-        def new(sources: Sources) -> XtransferCorpus:
-            return XtransferCorpus(corpus, language, sources, config.empty_text, self._root)
-
-        with self._undamaged(), quiet():
-            builder = new(Sources({}))
-            if builder.is_prepared():
-                return builder
+        corpus, config, root = self._corpus, self._config, self._root
         sources = find_sources(corpus, config, language)
-        cli.log(f"{corpus.name}/{language}: preparing, once, in {self._root}")
-        with quiet():
-            new(sources).download_and_prepare()
+        cli.log(f"{corpus.name}/{language}: preparing, once, in {root}")
+
+        def new(say: Callable[[str], None]) -> XtransferCorpus:
+            return XtransferCorpus(corpus, language, root, sources=sources, empty_text=config.empty_text, say=say)
+
+        write(new, root)
+        builder = self._find(language)  # so that the first use reads what every later one reads
         with self._undamaged():
-            builder = new(Sources({}))  # so that the first use reads what every later one reads
             self._report(language, builder.info)
         return builder
 
@@ -168,7 +174,7 @@ class Prepared:
         corpus, config = self._corpus, self._config
         if config.data_dir:
             paths = _user_paths(Path(config.data_dir).expanduser(), _all_downloads(corpus))
-            origin: Any = _stamps(dict.fromkeys(paths.values()))
+            origin: Any = [stamp for path in dict.fromkeys(paths.values()) for stamp in _stamps(corpus, config, path)]
         else:
             origin = [astuple(download) for download in _all_downloads(corpus)]
         whole = [corpus.name, corpus.version, corpus.labels, config.empty_text, origin]
@@ -188,9 +194,11 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
     folder = cache_dir(config) / "downloads" / corpus.name.partition("/")[0]
     paths = {}
     for download in wanted:
-        fetched = downloads.fetch(download, folder)
-        # A file that is no archive is read as a member of the folder that it was fetched to.
-        paths[download.filename] = fetched if archives.is_archive(fetched) else folder
+        try:
+            fetched = downloads.fetch(download, folder)
+        except UserError as error:
+            raise UserError(f"{error}. {corpus.notes}" if corpus.notes else str(error)) from error
+        paths[download.filename] = fetched if _is_packed(download.filename) else folder
     return Sources(paths)
 
 
@@ -203,32 +211,41 @@ def _user_paths(data_dir: Path, wanted: Sequence[Download]) -> dict[str, Path]:
     names = [download.filename for download in wanted]
     if data_dir.name in names:
         return {data_dir.name: data_dir}
-    if len(names) > 1 and any(map(_PACKED.search, names)):  # files that are no archives may all be in this one
+    if len(names) > 1 and any(map(_is_packed, names)):  # files that are no archives may all be in this one
         raise UserError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents in it")
     return dict.fromkeys(names, data_dir)
 
 
 def _user_path(folder: Path, filename: str) -> Path:
     """The archive of that name in the folder, or a folder of its contents, or the folder itself."""
-    packed = folder / filename
-    if packed.is_file():
-        return packed if archives.is_archive(packed) else folder
-    unpacked = folder / _PACKED.sub("", filename)
+    file, unpacked = folder / filename, folder / archives.unpacked_name(filename)
+    if file.is_file():
+        return file if _is_packed(filename) else folder
     return unpacked if unpacked.is_dir() else folder
+
+
+def _is_packed(filename: str) -> bool:
+    """Whether a download is an archive; another file is read as a member of the folder that it lies in."""
+    return archives.unpacked_name(filename) != filename
 
 
 def _all_downloads(corpus: Corpus) -> list[Download]:
     return list(dict.fromkeys(download for language in corpus.languages for download in corpus.downloads(language)))
 
 
-def _stamps(paths: Iterable[Path]) -> list[list[Any]]:
-    """What tells whether files are the same as before without reading them: name, size, time of change."""
+def _stamps(corpus: Corpus, config: TaskConfig, path: Path) -> list[list[Any]]:
+    """What tells whether the files that a corpus may read are the same as before: name, size, time of change."""
+    members = {member for language in corpus.languages for member in corpus.members(language)}
+
+    def is_read(name: str) -> bool:
+        parts = name.split("/")
+        return any("/".join(parts[start:]) in members for start in range(len(parts)))
+
+    names = list(filter(is_read, archives.files_below(path, but=cache_dir(config)))) if path.is_dir() else [""]
     found: list[list[Any]] = []
-    for path in paths:
-        names = archives.files_below(path) if path.is_dir() else [""]
-        for name in names:
-            file = path / name
-            with contextlib.suppress(FileNotFoundError):  # a link to nothing
-                facts = file.stat()
-                found.append([str(file.resolve()), facts.st_size, facts.st_mtime_ns])
+    for name in names:
+        file = path / name
+        with contextlib.suppress(FileNotFoundError):  # a link to nothing
+            facts = file.stat()
+            found.append([str(file.resolve()), facts.st_size, facts.st_mtime_ns])
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 import requests
 
 from xtransfer import cli, storage
+from xtransfer.data.archives import is_web_page, unpacked_name
 from xtransfer.data.corpus import Download
 from xtransfer.errors import UserError
 
@@ -58,6 +59,8 @@ def fetch(download: Download, directory: Path) -> Path:
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             try:
                 found = _fetch(download, temporary)
+                if not expected and unpacked_name(path.name) != path.name and is_web_page(temporary):
+                    raise UserError(f"{download.url}: it is a web page, no archive: refused; {_by_hand(download)}")
                 if expected and found != expected:
                     raise UserError(
                         f"{download.url}: its sha256 is {found}, expected {expected}: refused; {_by_hand(download)}"
@@ -67,7 +70,13 @@ def fetch(download: Download, directory: Path) -> Path:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()
         if not expected:
-            _log.warning("%s: no sha256 of it is known; from now on it is %s", download.url, found)
+            first = next(directory.rglob("*.sha256"), None) is None  # a corpus may have hundreds of such files
+            _log.log(
+                logging.WARNING if first else logging.INFO,
+                "%s: no sha256 of it is known; from now on it is %s (so with all files there: *.sha256)",
+                path,
+                found,
+            )
             storage.write_whole(record, f"{found}\n")
     return path
 

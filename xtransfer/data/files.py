@@ -113,8 +113,10 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
             label=_name(values, columns.label, where) if columns.label else None,
             language=_name(values, columns.language, where) if columns.language else "",
         )
-        first = lines_by_id.setdefault((record.language, record.id), line)
-        if first != line:
+        key = (record.language, record.id)
+        first = lines_by_id.get(key)
+        lines_by_id.setdefault(key, line)
+        if first is not None:  # perhaps on the same line, of CSV
             of = f" of {record.language!r}" if columns.language else ""
             raise UserError(f"{where}: id {record.id!r}{of} already stands in {_unit(path)} {first}")
         if record.text.strip() and (record.text_pair is None or record.text_pair.strip()):

@@ -76,15 +76,20 @@ def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
     # sake.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
     start, size = 1, 0  # of the row that is being read
+    following = 1  # the line that the next row starts on, if it starts with the next piece
 
     def pieces() -> Iterator[str]:
-        nonlocal size
-        for _, line in numbered:
+        nonlocal size, following
+        for number, line in numbered:
             size += len(line)
             if size > _MAX_LINE:
                 raise UserError(f"{path}:{start}: a row of over {_MAX_LINE >> 20} MiB; is a quote not closed?")
-            # A lone "\r" ends a row too, where it is not quoted.
-            yield from io.StringIO(line, newline="") if "\r" in line else (line,)
+            # A lone "\r" ends a row too, where it is not quoted, but no line.
+            following = number
+            *first, last = io.StringIO(line, newline="") if "\r" in line else (line,)
+            yield from first
+            following = number + 1
+            yield last
 
     def cells() -> Iterator[tuple[int, list[str]]]:
         nonlocal start, size
@@ -92,7 +97,7 @@ def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
         try:
             for row in reader:
                 yield start, row
-                start, size = reader.line_num + 1, 0
+                start, size = following, 0
         except csv.Error as error:
             raise UserError(f"{path}:{start}: malformed CSV: {error}") from None
 

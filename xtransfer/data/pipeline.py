@@ -113,11 +113,6 @@ def make_plan(
     )
 
 
-def steps_per_epoch(dataset: Dataset, plan: BatchPlan) -> int:
-    """Batches that together hold every example at least once."""
-    return -(-len(dataset) // plan.batch_size)
-
-
 class TrainBatches:
     """Endless training batches by random access: batch i depends on (dataset, plan, seed, i) and nothing else.
 
@@ -165,10 +160,6 @@ class TrainBatches:
             real += int(lengths.sum())
             total += next(size for size in self.row_sizes if size >= needed) * self._plan.row_length
         return real / total
-
-    def example_ids(self, i: int) -> tuple[str, ...]:
-        """The ids of batch i's examples."""
-        return tuple(self._dataset.ids[j] for j in self.indices(i))
 
     @cached_property
     def _order(self) -> "grain.MapDataset[np.ndarray]":

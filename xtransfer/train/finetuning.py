@@ -2,8 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,19 @@ import numpy as np
 
 from xtransfer import cli
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
-from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, eval_batches, make_plan
+from xtransfer.data.pipeline import Dataset, TrainBatches, eval_batches
 from xtransfer.data.prefetch import prefetch
 from xtransfer.data.tasks import Example, Task
-from xtransfer.data.text import load_tokenizer
-from xtransfer.data.token_cache import TokenCache
 from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.inference import make_eval_step, predict
 from xtransfer.sharding import data_shards, make_mesh, param_shardings
 from xtransfer.train import loop, optimizer, state, steps
+from xtransfer.train.reader import Reader
 from xtransfer.transfer.objectives import Objective, loss_terms
 
-_MANY_STEPS = 500  # from here on it pays to compile for more sizes of batches, which have less padding
 _SAMPLED = 16  # batches by which the share of padding is told
-_MANY = 20_000  # examples whose tokenising takes long enough to be shown
+_FULL = 0.75  # share of real tokens in a batch below which something is worth changing
 
 
 class Finetuner:
@@ -47,24 +43,13 @@ class Finetuner:
         eval_batch_size: int,
         token_cache: Path | None = None,
     ):
-        if not settings.checkpoint:
-            raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
+        self.reader = Reader(role, settings, shards=data_shards(mesh), token_cache=token_cache)
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
-        self.directory = hf.resolve(settings.checkpoint)
-        self.architecture = hf.read_config(self.directory)
-        self.tokenizer = load_tokenizer(self.directory)
-        hf.check_tokenizer(self.directory, self.tokenizer)
-        positions = self.architecture.max_positions - self.architecture.position_offset
-        if settings.max_length > positions:
-            raise UserError(
-                f"{role}.max_length is {settings.max_length}, but {self.directory} has {positions} positions"
-            )
         self.eval_batch_size = eval_batch_size
-        self._tokens = TokenCache(token_cache, self.tokenizer, settings.max_length)
         self.fresh_params(seed=0)  # reads every tensor once: a checkpoint that does not fit is found now
         dtype = jnp.dtype(settings.compute_dtype)
         self.graphdef, self._shapes = hf.abstract_classifier(
-            self.architecture, self.num_classes, pooling=settings.pooling, dtype=dtype
+            self.reader.architecture, self.num_classes, pooling=settings.pooling, dtype=dtype
         )
         self._optimizer = self._make_optimizer()
         self._abstract_state = state.abstract(self._shapes, self._optimizer, mesh)
@@ -79,7 +64,7 @@ class Finetuner:
     def fresh_params(self, seed: int) -> Any:
         """The pretrained parameters with a head drawn from `seed` (or the checkpoint's own head)."""
         return hf.load_classifier(
-            self.directory,
+            self.reader.directory,
             self.num_classes,
             seed=seed,
             pooling=self.settings.pooling,
@@ -92,13 +77,9 @@ class Finetuner:
         """Shapes, dtypes and shardings of the parameters, for a restore."""
         return abstract_params(self._shapes, self.mesh)
 
-    def dataset(self, examples: Sequence[Example]) -> Dataset:
-        """Tokenises examples, or finds their tokens in the cache; the result has no teacher's logits."""
-        texts = [example.text for example in examples]
-        pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
-        title = f"tokens for the {self.role}"
-        with cli.ticking(title, len(texts), unit="examples") if len(texts) >= _MANY else nullcontext() as ticker:
-            tokens = self._tokens.tokens(texts, pairs, on_batch=ticker.advance if ticker else None)
+    def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
+        """The examples with their tokens, which are as of `Reader.tokens`; without a teacher's logits."""
+        tokens = self.reader.tokens(examples, drawn_from)
         labels = np.array([example.label for example in examples], np.int32)
         return Dataset(tokens, labels, None, tuple(example.id for example in examples), self.num_classes)
 
@@ -108,7 +89,7 @@ class Finetuner:
         Raises:
           UserError: logits that are not finite.
         """
-        batches = prefetch(eval_batches(dataset, self._plan(self.eval_batch_size)))
+        batches = prefetch(eval_batches(dataset, self.reader.evaluation_plan(self.eval_batch_size)))
         logits = predict(self.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch)
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
@@ -128,12 +109,13 @@ class Finetuner:
             return {"dev_accuracy": float(right.mean())}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
-        plan = self._plan(self.settings.batch_size)
-        if self.settings.steps < _MANY_STEPS:
-            plan = replace(plan, fitted_sizes=1)
+        plan = self.reader.training_plan
         batches = TrainBatches(dataset, plan, seed)
         sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
         cli.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
+        if share < _FULL and plan.fitted_sizes > 1:  # a short training has padding for the sake of fewer programs
+            keys = f"{self.role}.batch_size or {self.role}.row_length"
+            cli.log(f"warning: {title}: more than a quarter of each batch is padding: change {keys} to waste less time")
         loop.fit(
             directory,
             loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
@@ -171,16 +153,6 @@ class Finetuner:
             rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, frozen=settings.frozen
         )
 
-    def _plan(self, batch_size: int) -> BatchPlan:
-        return make_plan(
-            batch_size,
-            self.settings.row_length or self.settings.max_length,
-            pad_id=self.architecture.pad_id,
-            position_offset=self.architecture.position_offset,
-            multiple_of=data_shards(self.mesh),
-            packed=self.settings.packed,
-        )
-
 
 def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and dtypes of parameters with their shardings on the mesh: what a restore asks for."""
@@ -215,8 +187,8 @@ class Models:
             "source_language": task.source_language,
             "target_languages": list(task.target_languages),
             "data": task.fingerprint(),
-            "teacher_checkpoint": hf.fingerprint_files(self.teacher.directory),
-            "student_checkpoint": hf.fingerprint_files(self.student.directory),
+            "teacher_checkpoint": hf.fingerprint_files(self.teacher.reader.directory),
+            "student_checkpoint": hf.fingerprint_files(self.student.reader.directory),
         }
 
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from xtransfer import cli
+from xtransfer.data import archives
 from xtransfer.data.builders.quiet import quiet
 from xtransfer.data.corpus import Corpus, Row, Skipped, Sources
 from xtransfer.data.examples import UNLABELLED, label_index
@@ -20,6 +23,8 @@ from xtransfer.errors import UserError
 
 _EMPTY = "without text"
 _CHUNK = 4096  # rows read at a time
+_SAY_EVERY_SECONDS = 15.0
+_NO_SOURCES = Sources({})
 
 
 class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
@@ -34,9 +39,22 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
     code_path = None
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, corpus: Corpus, language: str, sources: Sources, empty_text: str, data_dir: Path):
-        """`sources` are only read to write the data; `empty_text` is "error" or "skip"."""
+    def __init__(
+        self,
+        corpus: Corpus,
+        language: str,
+        data_dir: Path,
+        *,
+        sources: Sources = _NO_SOURCES,
+        empty_text: str = "error",
+        say: Callable[[str], None] = cli.log,
+    ):
+        """`sources`, `empty_text` ("error" or "skip") and `say` are only needed to write the data.
+
+        `say` hears now and then how far the writing is; standard output is not heard meanwhile.
+        """
         self._corpus, self._language, self._sources, self._empty_text = corpus, language, sources, empty_text
+        self._say = say
         self._metadata = tfds.core.MetadataDict()
         config = tfds.core.BuilderConfig(name=language, description=f"{corpus.name} in {language}")
         with quiet():
@@ -60,8 +78,13 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         digest, skipped, first = hashlib.sha256(), Counter[str](), dict[str, str]()
-        count = 0
+        count, started = 0, time.monotonic()
+        said = started
         for found in checked_rows(self._corpus, self._sources, self._language, split, self._empty_text):
+            now = time.monotonic()
+            if now - said >= _SAY_EVERY_SECONDS:
+                said, rate = now, count / (now - started)
+                self._say(f"{self._corpus.name}/{self._language}: {split}: {count:,} rows · {rate:,.0f} rows/s")
             if isinstance(found, Skipped):
                 skipped[found.reason] += 1
                 first.setdefault(found.reason, found.where)
@@ -97,10 +120,32 @@ def checked_rows(
     """The rows of a corpus, each with an id of its own, text, and a label that the corpus has (unlabelled: none).
 
     Raises:
-      UserError: where a row is not so, with its place.
+      UserError: where a row is not so, with its place; where the archive turns out to be damaged, that.
     """
+    rows = corpus.rows(sources, language, split)
+    try:
+        yield from _checked(rows, corpus, language, split, empty_text)
+    except UserError:
+        _read_to_the_end(rows)
+        raise
+
+
+def _read_to_the_end(rows: Iterator[Row | Skipped]) -> None:
+    """Reaches the checksums of the archive; what else is wrong with the rows does not matter any more."""
+    try:
+        for _ in rows:
+            pass
+    except archives.DamagedError as error:
+        raise error from None
+    except UserError:
+        pass
+
+
+def _checked(
+    rows: Iterator[Row | Skipped], corpus: Corpus, language: str, split: str, empty_text: str
+) -> Iterator[Row | Skipped]:
     ids: set[str] = set()
-    for row in corpus.rows(sources, language, split):
+    for row in rows:
         if isinstance(row, Skipped):
             yield row
             continue

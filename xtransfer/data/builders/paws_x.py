@@ -1,6 +1,7 @@
 """PAWS-X: paraphrases and look-alikes of pairs of sentences in 7 languages; train is English.
 
 Yang, Zhang, Tar and Baldridge, "PAWS-X: A Cross-lingual Adversarial Dataset for Paraphrase Identification", EMNLP 2019.
+There are 49,401 English pairs in train, and up to 2,000 in dev and in test of each language.
 """
 
 from collections.abc import Iterator
@@ -71,11 +72,11 @@ CORPORA = (
         languages=LANGUAGES,
         splits=_splits,
         downloads=lambda language: (ARCHIVE,),
+        members=lambda language: tuple(f"{language}/{FILES[split]}" for split in _splits(language)),
         rows=_rows,
         homepage="https://github.com/google-research-datasets/paws/tree/master/pawsx",
         citation="Yang et al., PAWS-X, EMNLP 2019, arXiv 1908.11828",
         licence="free for any purpose; acknowledgement of Google LLC as the source is appreciated",
         has_pairs=True,
-        notes="49,401 English pairs in train; up to 2,000 in dev and in test of each language",
     ),
 )

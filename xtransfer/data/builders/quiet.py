@@ -3,18 +3,31 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+
+from xtransfer import cli
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """TFDS shows bars of its own, says "downloading" though nothing is, and warns of a folder yet to be filled."""
+def quiet() -> Iterator[Callable[[str], None]]:
+    """TFDS shows bars of its own, says "downloading" though nothing is, and warns of a folder yet to be filled.
+
+    Yields:
+      What logs a line for people all the same.
+    """
+    heard = sys.stdout
+
+    def say(message: str) -> None:
+        with contextlib.redirect_stdout(heard):
+            cli.log(message)
+
     logger = logging.getLogger("absl")
     level, handlers = logger.level, list(logging.root.handlers)
     logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
+            yield say
     finally:
         logger.setLevel(level)
         # The first warning of all adds a handler, which would go on writing to where nobody reads.

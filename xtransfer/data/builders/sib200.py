@@ -1,7 +1,7 @@
 """SIB-200: topics of single sentences in 205 languages, parallel by their ids.
 
 Adelani et al., "SIB-200: A Simple, Inclusive, and Big Evaluation Dataset for Topic Classification in 200+ Languages and
-Dialects", EACL 2024.
+Dialects", EACL 2024. A language has 701, 99 and 204 sentences; the categories are not balanced.
 """
 
 import csv
@@ -96,10 +96,10 @@ CORPORA = (
         languages=LANGUAGES,
         splits=lambda language: SPLITS,
         downloads=_downloads,
+        members=lambda language: tuple(f"{language}/{split}.tsv" for split in SPLITS),
         rows=_rows,
         homepage="https://github.com/dadelani/sib-200",
         citation="Adelani et al., SIB-200, EACL 2024, arXiv 2309.07445",
         licence="Apache-2.0; the sentences are from FLORES-200, CC BY-SA 4.0",
-        notes="701, 99 and 204 sentences in each language; the categories are not balanced",
     ),
 )

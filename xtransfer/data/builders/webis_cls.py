@@ -187,19 +187,14 @@ def _check_prologue(prologue: bytes, member: str) -> None:
 
 def _rows(domain: str, sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
     ending = f"{FOLDERS[language]}/{domain}/{FILES[split]}"
-    # At most one folder before it: "de/books/trans/en/books/test.review" is a translation.
-    pattern = re.compile(f"(?:[^/]+/)?{re.escape(ending)}")
-    source = sources.path(DOWNLOAD.filename)
-    members = archives.open_members(
-        source,
-        lambda name: bool(pattern.fullmatch(name)),
+    with archives.open_member(
+        sources.path(DOWNLOAD.filename),
+        ending,
         member_limit=_MEMBER_LIMIT,
         total_limit=_TOTAL_LIMIT,
-    )
-    for name, stream in members:
+        below=1,  # "de/books/trans/en/books/test.review" is a translation
+    ) as (name, stream):
         yield from parse(stream, name, labelled=split != "unlabelled")
-        return  # what follows would have to be unpacked to be looked at
-    raise UserError(f"{source}: no {ending} in it; get the archive again or set task.data_dir to where it is")
 
 
 def _corpus(domain: str) -> Corpus:
@@ -211,6 +206,7 @@ def _corpus(domain: str) -> Corpus:
         languages=tuple(FOLDERS),
         splits=lambda language: tuple(FILES),
         downloads=lambda language: (DOWNLOAD,),
+        members=lambda language: tuple(f"{FOLDERS[language]}/{domain}/{name}" for name in FILES.values()),
         rows=partial(_rows, domain),
         homepage="https://zenodo.org/record/3251672",
         citation="Prettenhofer and Stein, Cross-Language Text Classification using Structural Correspondence Learning, "

@@ -4,7 +4,7 @@ Conneau et al., "XNLI: Evaluating Cross-lingual Sentence Representations", EMNLP
 Broad-Coverage Challenge Corpus for Sentence Understanding through Inference", NAACL 2018.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,6 @@ MULTINLI = Download(
     size=226850426,
 )
 
-_ALIASES = {"contradictory": "contradiction"}  # as in the machine-translated train sets
 _UNDECIDED = "-"
 _MEMBER_LIMIT = 2 << 30
 _TOTAL_LIMIT = 8 << 30
@@ -77,7 +76,7 @@ def _row(values: dict[str, Any], number: str, where: str) -> Row | Skipped:
         id=number,
         text=files.text_of(values, "sentence1", where),
         text_pair=files.text_of(values, "sentence2", where),
-        label=_ALIASES.get(label, label),
+        label=label,
         where=where,
     )
 
@@ -100,13 +99,19 @@ def _filled(rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 def _rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
     source = sources.path((MULTINLI if split == "train" else XNLI).filename)
     member = _member(source, _MEMBERS[split])
-    for name, stream in _open(source, lambda name: name == member):
+    with archives.open_member(source, member, member_limit=_MEMBER_LIMIT, total_limit=_TOTAL_LIMIT) as (name, stream):
         yield from parse_multinli(stream, name) if split == "train" else parse_xnli(stream, name, language)
 
 
 def _member(source: Path, endings: Sequence[str]) -> str:
     """The name of the first of these files that a source has."""
-    names = [name for name, _ in _open(source, lambda name: name.rpartition("/")[2] in endings)]
+    members = archives.open_members(
+        source,
+        lambda name: name.rpartition("/")[2] in endings,
+        member_limit=_MEMBER_LIMIT,
+        total_limit=_TOTAL_LIMIT,
+    )
+    names = [name for name, _ in members]
     for ending in endings:
         found = [name for name in names if name.rpartition("/")[2] == ending]
         if len(found) > 1:
@@ -114,10 +119,6 @@ def _member(source: Path, endings: Sequence[str]) -> str:
         if found:
             return found[0]
     raise UserError(f"{source}: no {' or '.join(endings)} in it; get it again or set task.data_dir to where it is")
-
-
-def _open(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
-    return archives.open_members(source, wanted, member_limit=_MEMBER_LIMIT, total_limit=_TOTAL_LIMIT)
 
 
 CORPORA = (
@@ -129,6 +130,7 @@ CORPORA = (
         languages=LANGUAGES,
         splits=lambda language: ("train", "dev", "test") if language == "en" else ("dev", "test"),
         downloads=lambda language: (MULTINLI, XNLI) if language == "en" else (XNLI,),
+        members=lambda language: tuple(name for names in _MEMBERS.values() for name in names),
         rows=_rows,
         homepage="https://cims.nyu.edu/~sbowman/xnli/",
         citation="Conneau et al., XNLI: Evaluating Cross-lingual Sentence Representations, EMNLP 2018; of train: "

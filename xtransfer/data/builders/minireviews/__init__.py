@@ -5,7 +5,6 @@ Generator, language files and TFDS builder are in the modules beside this one; T
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from xtransfer.data.builders.minireviews.generator import (
     VERSION,
     fingerprint,
 )
+from xtransfer.data.builders.preparing import prepared, write
 from xtransfer.data.builders.quiet import quiet
 from xtransfer.errors import UserError
 
@@ -43,23 +43,22 @@ def _root(data_dir: Path) -> Path:
 def prepare(config_name: str, data_dir: Path) -> MiniReviews:
     """Writes one config under `data_dir` unless it is there, and returns its TFDS builder.
 
-    Safe beside other processes (a file lock), and after a killed one (TFDS renames a finished folder into place).
+    Safe beside other processes (a file lock), and after a killed one (TFDS renames a finished folder into place). What
+    is there already may be read-only.
 
     Raises:
       UserError: an unknown config, or a directory that cannot be written.
     """
-    builder = _builder(config_name, data_dir)
-    try:
-        _root(data_dir).mkdir(parents=True, exist_ok=True)
-        with open(_root(data_dir) / f"{config_name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def find() -> MiniReviews | None:
+        with quiet():
             builder = _builder(config_name, data_dir)
-            with quiet():
-                if not builder.is_prepared():
-                    builder.download_and_prepare()
-    except OSError as error:
-        raise UserError(f"cannot write minireviews under {data_dir}: {error.strerror or error}") from error
-    return builder
+            return builder if builder.is_prepared() else None
+
+    def make() -> MiniReviews:
+        return write(lambda say: _builder(config_name, data_dir), _root(data_dir))
+
+    return prepared(_root(data_dir), config_name, find, make)
 
 
 def read(config_name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,97 @@
+"""A model of an experiment without its weights: how it reads text, and how its batches are laid out."""
+
+import itertools
+import operator
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from xtransfer import cli
+from xtransfer.config import ModelConfig
+from xtransfer.data.examples import Example
+from xtransfer.data.pipeline import BatchPlan, make_plan
+from xtransfer.data.text import Tokens, concatenate, load_tokenizer
+from xtransfer.data.token_cache import TokenCache
+from xtransfer.errors import UserError
+from xtransfer.models import hf
+
+_MANY_STEPS = 500  # from here on it pays to compile for more sizes of batches, which have less padding
+_MANY = 20_000  # examples whose tokenising takes long enough to be shown
+
+
+class Reader:
+    """A checkpoint's config and tokenizer with the settings of one role ("teacher" or "student").
+
+    What cannot work (a checkpoint, its config or tokenizer, a length) is a `UserError` here; no weights are read.
+
+    Args:
+      role: what the settings belong to.
+      settings: of the model.
+      shards: that the rows of a batch are divided among.
+      token_cache: where tokens are kept; None keeps nothing.
+    """
+
+    def __init__(self, role: str, settings: ModelConfig, *, shards: int, token_cache: Path | None):
+        if not settings.checkpoint:
+            raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
+        self.role, self.settings, self._shards = role, settings, shards
+        self.directory = hf.resolve(settings.checkpoint)
+        self.architecture = hf.read_config(self.directory)
+        self.tokenizer = load_tokenizer(self.directory)
+        hf.check_tokenizer(self.directory, self.tokenizer)
+        positions = self.architecture.max_positions - self.architecture.position_offset
+        if settings.max_length > positions:
+            raise UserError(
+                f"{role}.max_length is {settings.max_length}, but {self.directory} has {positions} positions"
+            )
+        self.cache = TokenCache(token_cache, self.tokenizer, settings.max_length)
+
+    @property
+    def training_plan(self) -> BatchPlan:
+        """How the batches of a training are laid out."""
+        plan = self._plan(self.settings.batch_size)
+        return plan if self.settings.steps >= _MANY_STEPS else replace(plan, fitted_sizes=1)
+
+    def evaluation_plan(self, rows: int) -> BatchPlan:
+        """How batches of `rows` rows are laid out whose examples are each read once."""
+        return self._plan(rows)
+
+    def tokens(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Tokens:
+        """The tokens of examples, tokenised or from the cache.
+
+        Args:
+          examples: a whole split, or what is drawn from `drawn_from`.
+          drawn_from: whole splits. It is they that are tokenised and kept, so that another draw finds its tokens; those
+            of the examples, told by their ids, are copied into memory.
+        """
+        if not drawn_from:
+            return self._whole(examples)
+        place = {each.id: (number, i) for number, split in enumerate(drawn_from) for i, each in enumerate(split)}
+        places = [place[example.id] for example in examples]
+        splits = {number: self._whole(drawn_from[number]) for number in sorted({number for number, _ in places})}
+        runs = itertools.groupby(places, operator.itemgetter(0))
+        return concatenate([splits[number].take(np.array([i for _, i in run], np.int64)) for number, run in runs])
+
+    def _whole(self, examples: Sequence[Example]) -> Tokens:
+        title, many = f"tokens for the {self.role}", len(examples) >= _MANY
+        with cli.ticking(title, len(examples), unit="examples") if many else nullcontext() as ticker:
+            return self.cache.tokens(*sides(examples), on_batch=ticker.advance if ticker else None)
+
+    def _plan(self, batch_size: int) -> BatchPlan:
+        return make_plan(
+            batch_size,
+            self.settings.row_length or self.settings.max_length,
+            pad_id=self.architecture.pad_id,
+            position_offset=self.architecture.position_offset,
+            multiple_of=self._shards,
+            packed=self.settings.packed,
+        )
+
+
+def sides(examples: Sequence[Example]) -> tuple[list[str], list[str] | None]:
+    """Texts and second texts, as they are given to the tokenizer."""
+    pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
+    return [example.text for example in examples], pairs
