@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import random
 import stat
 import struct
 import tarfile
@@ -291,3 +292,15 @@ def test_files_below(tmp_path: Path):
 def test_the_name_without_the_ending_of_an_archive():
     names = ("a.zip", "b-1.0.tar.gz", "c.tgz", "d.tar", "e/f.tsv")
     assert list(map(archives.unpacked_name, names)) == ["a", "b-1.0", "c", "d", "e/f.tsv"]
+
+
+def test_damage_in_lzma_is_told_as_that_of_the_archive(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as made:
+        made.writestr("a.txt", random.Random(0).randbytes(5000))
+    data = bytearray(path.read_bytes())
+    data[1000:1020] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(archives.DamagedError, match="a.zip"):
+        for _, stream in archives.open_members(path, lambda name: True, member_limit=1 << 20, total_limit=1 << 20):
+            stream.read()

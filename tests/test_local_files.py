@@ -1,6 +1,7 @@
 """The user's own files: what they hold is read as the settings say, and what does not fit is named."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,3 +266,16 @@ def test_a_class_without_an_example_in_train(config: Config, tmp_path: Path):
     (tmp_path / "en" / "dev.tsv").unlink()
     held_out = local_files.task(config(held_out_seed=0))
     assert len(held_out.load("train", "en")) == 9, "a class may be held out as a whole, if train has it"
+
+
+def test_what_no_path_or_column_can_be_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="task.data_dir ~nosuchuser/d: no such directory"):
+        local_files.task(TaskConfig(name="files", data_dir="~nosuchuser/d"))
+    with pytest.raises(UserError, match="task.label_column is empty: name the column of the labels"):
+        local_files.task(TaskConfig(name="files", data_dir=str(tmp_path), label_column=""))
+    folder = os.fsencode(tmp_path) + b"/\xff\xfe"
+    os.makedirs(folder)
+    with open(folder + b"/test.tsv", "w") as file:
+        file.write("text\tlabel\na\tb\n")
+    with pytest.raises(UserError, match="is no name of a language: rename it"):
+        local_files.task(TaskConfig(name="files", data_dir=str(tmp_path)))

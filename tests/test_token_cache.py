@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -344,3 +345,12 @@ def test_memory_does_not_grow_with_the_examples(tokenizer, tmp_path, monkeypatch
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_a_file_in_the_place_of_an_entry_gives_way(tokenizer, tmp_path):
+    cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
+    tokenised(cache)
+    (entry,) = entries(tmp_path)
+    shutil.rmtree(entry)
+    entry.write_text("in the way")
+    assert tokenised(cache)[1] == len(TEXTS) and entry.is_dir()

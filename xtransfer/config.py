@@ -7,6 +7,7 @@ result into frozen dataclasses, checked key by key; past this module nothing els
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -276,4 +277,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 def cache_dir(task: TaskConfig) -> Path:
     """Where prepared datasets are kept."""
-    return Path(task.cache_dir).expanduser() if task.cache_dir else Path.home() / ".cache" / "xtransfer"
+    return user_path(task.cache_dir) if task.cache_dir else Path.home() / ".cache" / "xtransfer"
+
+
+def user_path(text: str) -> Path:
+    """A path as a person writes it: `~` is the home directory; the `~name` of nobody stays as it is."""
+    return Path(os.path.expanduser(text))

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import lzma
 import os
 import re
 import stat
@@ -24,7 +25,18 @@ _DEEPEST = 1 << 10  # folders
 _ZIP, _GZIP = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b"
 _TAR_MAGIC = slice(257, 262)
 _PACKED = re.compile(r"\.(zip|tar|tgz|tar\.gz)$")
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+# ValueError: of names and headers that the libraries do not check before they use them.
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class DamagedError(UserError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import cli
-from xtransfer.config import TaskConfig, cache_dir
+from xtransfer.config import TaskConfig, cache_dir, user_path
 from xtransfer.data import archives, downloads, sampling
 from xtransfer.data.builders.preparing import prepared, write
 from xtransfer.data.builders.quiet import quiet
@@ -173,7 +173,7 @@ class Prepared:
         # What is in the path keeps what another version, or another copy of the files, gave from being read as this.
         corpus, config = self._corpus, self._config
         if config.data_dir:
-            paths = _user_paths(Path(config.data_dir).expanduser(), _all_downloads(corpus))
+            paths = _user_paths(user_path(config.data_dir), _all_downloads(corpus))
             origin: Any = [stamp for path in dict.fromkeys(paths.values()) for stamp in _stamps(corpus, config, path)]
         else:
             origin = [astuple(download) for download in _all_downloads(corpus)]
@@ -190,7 +190,7 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
     """
     wanted = corpus.downloads(language)
     if config.data_dir:
-        return Sources(_user_paths(Path(config.data_dir).expanduser(), wanted))
+        return Sources(_user_paths(user_path(config.data_dir), wanted))
     folder = cache_dir(config) / "downloads" / corpus.name.partition("/")[0]
     paths = {}
     for download in wanted:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from xtransfer.config import TaskConfig
+from xtransfer.config import TaskConfig, user_path
 from xtransfer.data import files, sampling
 from xtransfer.data.examples import (
     SPLITS,
@@ -95,7 +95,7 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
       UserError: when made, for a missing file; when loaded, for a malformed one, or one that has single texts for a
         task of pairs or the other way round.
     """
-    path = Path(config.unlabelled_file).expanduser()
+    path = user_path(config.unlabelled_file)
     if not path.is_file():
         raise UserError(f"task.unlabelled_file {path}: no such file")
     columns = _columns(config, labelled=False)
@@ -185,8 +185,10 @@ def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) 
 def _check_pattern(config: TaskConfig) -> None:
     if not config.data_dir:
         raise UserError("task.data_dir is empty: give the directory that task.path starts from")
-    if not Path(config.data_dir).expanduser().is_dir():
+    if not user_path(config.data_dir).is_dir():
         raise UserError(f"task.data_dir {config.data_dir}: no such directory")
+    if not config.label_column:
+        raise UserError("task.label_column is empty: name the column of the labels")
     fields = sorted(set(re.findall(r"{(.*?)}", config.path)))
     if config.language_column and fields != ["split"]:
         raise UserError(
@@ -204,7 +206,7 @@ def _check_pattern(config: TaskConfig) -> None:
 
 def _file(config: TaskConfig, split: str, language: str) -> Path:
     path = config.path.replace("{language}", language).replace("{split}", split)
-    return Path(config.data_dir).expanduser() / path
+    return user_path(config.data_dir) / path
 
 
 def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
@@ -222,12 +224,15 @@ def _languages(config: TaskConfig, split: str) -> dict[str, int]:
         path = _file(config, split, "")
         rows = Counter(files.column_values(path, config.language_column)) if path.is_file() else {}
         return dict(sorted(rows.items()))
-    root = Path(config.data_dir).expanduser()
+    root = user_path(config.data_dir)
     parts = PurePosixPath(config.path).as_posix().replace("{split}", split).split("{language}")
     before, *others = map(re.escape, parts)
     pattern = re.compile(f"{before}(?P<language>[^/]+){'(?P=language)'.join(others)}")
     found = root.glob("*".join(map(glob.escape, parts)))
     matches = [pattern.fullmatch(path.relative_to(root).as_posix()) for path in found]
+    for match in filter(None, matches):
+        if not match["language"].isprintable():  # so are half surrogates, which stand for what is not UTF-8
+            raise UserError(f"{root}: {match['language']!a} is no name of a language: rename it")
     return dict.fromkeys(sorted(match["language"] for match in matches if match), 0)
 
 

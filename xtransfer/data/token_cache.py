@@ -211,7 +211,7 @@ def _publish(temporary: Path, entry: Path, key: dict[str, Any], clipped: int) ->
     storage.write_whole(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     with _disk(entry):
         if entry.exists():  # it is damaged, or it would have been read
-            shutil.rmtree(entry)
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         os.rename(temporary, entry)  # not synced: if it is lost, the texts are tokenised once more
 
 

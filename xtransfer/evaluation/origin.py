@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from xtransfer.config import user_path
 from xtransfer.models import hf, hub
 from xtransfer.models.hf_config import CONFIG
 
@@ -33,7 +34,7 @@ def origin(checkpoint: str) -> Origin:
     embedded = hf.EMBEDDED / Path(checkpoint).name
     if embedded.name == checkpoint and (embedded / CONFIG).is_file():
         return Origin(checkpoint, f"`{checkpoint}` (comes with xtransfer)", licence=declared_licence(embedded))
-    path = Path(checkpoint).expanduser().resolve()
+    path = user_path(checkpoint).resolve()
     repo, _, revision = checkpoint.partition("@")
     if path.is_dir() or not hub.is_id(repo):
         return Origin(path.name, f"{as_code(path.name)} (a local directory)", licence=declared_licence(path))

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError
 
+from xtransfer.config import user_path
 from xtransfer.errors import UserError, nearest
 from xtransfer.models import hub
 from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
@@ -60,7 +61,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
     """The directory of a checkpoint: an embedded name, a directory, or a hub id with an optional `@revision`."""
     if (EMBEDDED / name / CONFIG).is_file() and re.fullmatch(r"[\w.-]+", name):
         return EMBEDDED / name
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name and path.is_dir():
         return path
     repo, _, pinned = name.partition("@")
