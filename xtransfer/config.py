@@ -96,6 +96,8 @@ class ModelConfig:
     row_length: int = setting(0, at_least=0)  # tokens of a packed row; 0 = max_length
     packed: bool = True
     evaluations: int = setting(5, at_least=1)  # checkpoints, evenly spaced, each scored on the source dev split
+    accumulation: int = setting(1, at_least=1)  # parts that a batch is computed in, one after the other: less memory
+    remat: bool = False  # compute each layer again for its gradient and do not keep what it computed: less memory
 
     def check(self, prefix: str = "") -> None:
         """Refuses settings that do not go together."""
@@ -122,6 +124,15 @@ class TransferConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work (`xtransfer.sharding`): batches over data × fsdp, parameters over fsdp × tensor."""
+
+    data: int = setting(0, at_least=0)  # 0 = all devices that the others leave
+    fsdp: int = setting(1, at_least=1)
+    tensor: int = setting(1, at_least=1)
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """One experiment: a teacher, its logits, and students by every objective and seed."""
 
@@ -134,6 +145,8 @@ class ExperimentConfig:
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
     evaluation_batch_size: int = setting(256, at_least=1)
+    mesh: MeshConfig = MeshConfig()
+    platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on any other; "" = what there is
 
 
 @dataclass(frozen=True)
@@ -174,9 +187,13 @@ class PretrainConfig:
             raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# What may differ between two starts in one workdir: which stages there are, where the data lie, and how many
-# rows are predicted at a time.
-FREE = ("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size")
+# What may differ between two starts in one workdir: which stages there are, where the data lie, how many rows are
+# predicted at a time, and on which devices.
+FREE = (
+    *("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "platform"),
+    *(f"{role}.{key}" for role in ("teacher", "student") for key in ("accumulation", "remat")),
+)
 
 
 def default(schema: type = ExperimentConfig) -> ConfigDict:
@@ -268,6 +285,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
+        if isinstance(after, Mapping) and key not in old:  # on record since before there was such a group of settings
+            before = {}
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after and prefix + key not in FREE:

@@ -18,7 +18,7 @@ from xtransfer.models.hf_config import CONFIG
 from xtransfer.models.hf_weights import Source
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.train.finetuning import abstract_params
+from xtransfer.train.programs import abstract_params
 from xtransfer.workdir import Workdir
 
 __all__ = ["SELECTIONS", "Trained", "load_run", "open_run", "open_trained"]

@@ -1,7 +1,7 @@
 """Fine-tuning one encoder: what teacher and student, vanilla and distilled, have in common."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from xtransfer.data.prefetch import prefetch
 from xtransfer.data.tasks import Example, Task
 from xtransfer.errors import UserError
 from xtransfer.models import hf
-from xtransfer.models.inference import make_eval_step, predict
-from xtransfer.sharding import data_shards, make_mesh, param_shardings
-from xtransfer.train import loop, optimizer, state, steps
+from xtransfer.models.inference import predict
+from xtransfer.sharding import data_shards, make_mesh
+from xtransfer.train import loop, state
+from xtransfer.train.programs import Programs
 from xtransfer.train.reader import Reader
-from xtransfer.transfer.objectives import Objective, loss_terms
+from xtransfer.transfer.objectives import Objective
 
 _SAMPLED = 16  # batches by which the share of padding is told
 _FULL = 0.75  # share of real tokens in a batch below which something is worth changing
@@ -47,14 +48,7 @@ class Finetuner:
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.eval_batch_size = eval_batch_size
         self.fresh_params(seed=0)  # reads every tensor once: a checkpoint that does not fit is found now
-        dtype = jnp.dtype(settings.compute_dtype)
-        self.graphdef, self._shapes = hf.abstract_classifier(
-            self.reader.architecture, self.num_classes, pooling=settings.pooling, dtype=dtype
-        )
-        self._optimizer = self._make_optimizer()
-        self._abstract_state = state.abstract(self._shapes, self._optimizer, mesh)
-        self.eval_step = make_eval_step(self.graphdef, mesh)
-        self._train_steps: dict[Objective, steps.TrainStep] = {}
+        self.programs = Programs(settings, self.reader.architecture, self.num_classes, mesh)
 
     @property
     def num_classes(self) -> int:
@@ -75,7 +69,7 @@ class Finetuner:
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters, for a restore."""
-        return abstract_params(self._shapes, self.mesh)
+        return self.programs.abstract_params()
 
     def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
         """The examples with their tokens, which are as of `Reader.tokens`; without a teacher's logits."""
@@ -90,7 +84,9 @@ class Finetuner:
           UserError: logits that are not finite.
         """
         batches = prefetch(eval_batches(dataset, self.reader.evaluation_plan(self.eval_batch_size)))
-        logits = predict(self.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch)
+        logits = predict(
+            self.programs.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch
+        )
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
             raise UserError(
@@ -119,8 +115,11 @@ class Finetuner:
         loop.fit(
             directory,
             loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
-            loop.Start(lambda: state.create(self.fresh_params(seed), self._optimizer, self.mesh), self._abstract_state),
-            self._train_step(objective),
+            loop.Start(
+                lambda: state.create(self.fresh_params(seed), self.programs.optimizer, self.mesh),
+                self.programs.abstract_state,
+            ),
+            self.programs.train_step(objective),
             batches,
             score,
             self.mesh,
@@ -129,35 +128,6 @@ class Finetuner:
     def is_trained(self, directory: Path) -> bool:
         """Whether the run in `directory` has come to its end."""
         return loop.finished(directory, self.settings.steps)
-
-    def _train_step(self, objective: Objective) -> steps.TrainStep:
-        # Objectives that differ in whose logits they learn from only share one compiled step.
-        objective = objective.loss_settings()
-        if objective not in self._train_steps:
-
-            def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
-                logits = model(batch, dropout_key=dropout_key)  # [R, M, K]
-                return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
-
-            self._train_steps[objective] = steps.make_train_step(
-                self.graphdef, terms, self._optimizer, self.mesh, self._shapes
-            )
-        return self._train_steps[objective]
-
-    def _make_optimizer(self) -> Any:
-        settings = self.settings
-        rate = optimizer.schedule(
-            "linear", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
-        )
-        return optimizer.adamw(
-            rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, frozen=settings.frozen
-        )
-
-
-def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes and dtypes of parameters with their shardings on the mesh: what a restore asks for."""
-    layout = param_shardings(mesh, shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
 
 
 class Models:
