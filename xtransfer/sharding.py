@@ -5,6 +5,7 @@ One mesh with three axes serves every run, from one CPU to a pod: a batch is spl
 default) the rules leave every parameter whole, which is plain data parallelism.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,12 +31,16 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def make_mesh(shape: Sequence[int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all) with axes `AXES`; by default every device is on `data`."""
+    """A mesh over `devices` (default: all) with axes `AXES`; by default every device is on `data`.
+
+    A first size of 0 stands for all devices that the other two leave.
+    """
     devices = jax.devices() if devices is None else devices
-    shape = (len(devices), 1, 1) if shape is None else tuple(shape)
-    if len(shape) != len(AXES) or int(np.prod(shape)) != len(devices):
-        raise UserError(f"mesh {'×'.join(map(str, shape))} does not fit {len(devices)} devices: axes are {AXES}")
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    data, *others = (0, 1, 1) if shape is None else shape
+    sizes = (data or max(len(devices) // math.prod(others), 1), *others)
+    if len(sizes) != len(AXES) or math.prod(sizes) != len(devices):
+        raise UserError(f"mesh {'×'.join(map(str, sizes))} does not fit {len(devices)} devices: axes are {AXES}")
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -164,10 +164,11 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Embeddings and layers."""
+    """Embeddings and layers; with `remat` a gradient computes each layer again from what entered it."""
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
         _check(config)
+        self.remat = remat
         self.embeddings = Embeddings(config, rngs=rngs, dtype=dtype)
         self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
 
@@ -201,8 +202,9 @@ class Encoder(nnx.Module):
         same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
         bias = jnp.where(same, 0.0, _MASKED).astype(jnp.float32)  # [R, 1, S, S]
         states = [self.embeddings(input_ids, token_type_ids, position_ids, _site(dropout_key, 0))]  # [R, S, H]
+        run = nnx.remat(Layer.__call__) if self.remat else Layer.__call__
         for index, layer in enumerate(self.layers):
-            states.append(layer(states[-1], bias, _site(dropout_key, index + 1)))  # [R, S, H]
+            states.append(run(layer, states[-1], bias, _site(dropout_key, index + 1)))  # [R, S, H]
         return states
 
 
@@ -232,10 +234,11 @@ class Classifier(nnx.Module):
         rngs: nnx.Rngs,
         pooling: str = "cls",
         dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r}: one of {', '.join(POOLINGS)}")
-        self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
+        self.encoder = Encoder(config, rngs=rngs, dtype=dtype, remat=remat)
         self.pooler = Pooler(config, rngs=rngs)
         self.head = _linear(config.hidden_size, num_classes, rngs=rngs)
         self.pooling = pooling

@@ -77,12 +77,19 @@ def resolve(name: str, revision: str | None = None) -> Path:
 
 
 def abstract_classifier(
-    config: EncoderConfig, num_classes: int, *, pooling: str = "cls", dtype: DTypeLike = jnp.float32
+    config: EncoderConfig,
+    num_classes: int,
+    *,
+    pooling: str = "cls",
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
 ) -> tuple[Any, nnx.State]:
     """(graphdef, shapes and dtypes of the parameters) of a `Classifier`, without any weights."""
-    return nnx.split(
-        nnx.eval_shape(lambda: Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype))
-    )
+
+    def make() -> Classifier:
+        return Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype, remat=remat)
+
+    return nnx.split(nnx.eval_shape(make))
 
 
 def load_classifier(

@@ -1,5 +1,6 @@
 """Fine-tuning one encoder: what teacher and student, vanilla and distilled, have in common."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ class Models:
 
     def __init__(self, config: ExperimentConfig, task: Task):
         self._config, self._task = config, task
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(dataclasses.astuple(config.mesh))
 
     @functools.cached_property
     def teacher(self) -> Finetuner:

@@ -36,7 +36,11 @@ class Programs:
     def __init__(self, settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh):
         self.mesh = mesh
         self.graphdef, self.shapes = hf.abstract_classifier(
-            architecture, num_classes, pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
+            architecture,
+            num_classes,
+            pooling=settings.pooling,
+            dtype=jnp.dtype(settings.compute_dtype),
+            remat=settings.remat,
         )
         self.optimizer = _optimizer(settings)
         self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
