@@ -1,0 +1,90 @@
+# Sourced by the scripts that launch on more than this machine: their flags, --dry-run, and what they wait for.
+# shellcheck shell=bash
+# shellcheck source=launch/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+dry_run=false
+main_flags=() # what stands after --: flags of xtransfer.main
+passed=()     # the values of flags that go on to another tool, such as --create-flag
+
+poll="${XTRANSFER_POLL_SECONDS:-30}" # between two looks at a state; also the first and smallest pause of a back-off
+
+usage() { # the comment at the head of the script that was started
+  sed -n '2,/^set -euo/p' "$0" | sed -e '$d' -e 's/^# \{0,1\}//'
+}
+
+shell_words() { # the arguments as a shell reads them, in single quotes where that is needed
+  local word single="'" escaped="'\\''" line=""
+  for word in "$@"; do
+    [[ "$word" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word="'${word//$single/$escaped}'"
+    line="$line${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+call() { # runs a command; with --dry-run prints it, so that it can be pasted
+  if $dry_run; then shell_words "$@"; else "$@"; fi
+}
+
+parse_flags() { # "flags with a value" "switches" arguments ...: each sets the variable of its name; after -- main_flags
+  local valued=" $1 " switches=" $2 " word value
+  shift 2
+  while [[ $# -gt 0 ]]; do
+    case "$1" in
+      --) shift && main_flags=("$@") && return ;;
+      -h | --help) usage && exit 0 ;;
+    esac
+    [[ "$1" =~ ^--([a-z]+(-[a-z]+)*)(=|$) ]] ||
+      die "unexpected argument '$1' (see --help); the flags of xtransfer.main come after --"
+    word="${BASH_REMATCH[1]}"
+    if [[ "$switches" == *" $word "* && "$1" != *=* ]]; then
+      printf -v "${word//-/_}" true
+      shift && continue
+    fi
+    [[ "$valued" == *" $word "* ]] || die "unknown flag '$1' (see --help); the flags of xtransfer.main come after --"
+    if [[ "$1" == *=* ]]; then
+      value="${1#*=}" && shift
+    else
+      [[ $# -ge 2 ]] || die "--$word: a value is missing"
+      value="$2" && shift 2
+    fi
+    case "$word" in
+      create-flag | sbatch-flag) passed+=("$value") ;;
+      *) printf -v "${word//-/_}" %s "$value" ;;
+    esac
+  done
+}
+
+required() { # names of flags that must have been given
+  local flag variable
+  for flag in "$@"; do
+    variable="${flag//-/_}"
+    [[ -n "${!variable}" ]] || die "--$flag is missing (see --help)"
+  done
+}
+
+a_number() { # flag and its value, a whole number
+  [[ "$2" =~ ^[0-9]+$ ]] || die "--$1: '$2' is not a whole number"
+}
+
+flag_of_main() { # name: prints the last value of --name in main_flags, nothing where it is not given
+  local name="$1" argument previous="" value=""
+  for argument in ${main_flags[@]+"${main_flags[@]}"}; do
+    if [[ "$previous" == "--$name" ]]; then
+      value="$argument" previous=""
+      continue
+    fi
+    [[ "$argument" != "--$name="* ]] || value="${argument#*=}"
+    previous="$argument"
+  done
+  printf '%s\n' "$value"
+}
+
+default_platform() { # platform: main refuses to start on any other, unless the flags say otherwise
+  [[ -n "$(flag_of_main config.platform)" ]] || main_flags=("--config.platform=$1" "${main_flags[@]}")
+}
+
+pause() { # attempt, from 1: waits longer and longer, up to sixteen times the first pause
+  local doublings=$(($1 < 5 ? $1 - 1 : 4))
+  sleep $((poll << doublings))
+}

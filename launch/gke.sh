@@ -1,0 +1,238 @@
+#!/usr/bin/env bash
+# Runs an experiment on the TPUs of a Kubernetes cluster (GKE), as a JobSet with one pod per TPU machine.
+#
+#   launch/gke.sh run    --name N --accelerator A --topology T --image I STORAGE [flags] -- FLAGS
+#   launch/gke.sh fetch  --name N STORAGE --fetch DIR -- --workdir WORKDIR    copies the results to DIR
+#   launch/gke.sh delete --name N                                             ends it and removes it
+#
+# FLAGS are those of `python -m xtransfer.main`, and go to every pod unchanged; --config.platform=tpu is added. The
+# workdir lies on STORAGE, which every pod has at /mnt/xtransfer: --claim PVC (ReadWriteMany) or --bucket B. A preempted
+# pod ends them all, and the JobSet starts them again; they go on where they stopped.
+#
+#   --accelerator A      tpu-v5-lite-podslice (v5e), tpu-v6e-slice, tpu-v5p-slice, as the node pool has it
+#   --topology T         of the node pool: 2x4, 16x16, 2x2x2, …
+#   --chips-per-pod C    the TPU chips of one machine (default: all of a v5e or v6e topology up to 8, else 4)
+#   --image I            made from launch/Dockerfile
+#   --claim PVC          a claim that all pods may mount
+#   --bucket B           a Cloud Storage bucket, by GKE's Cloud Storage FUSE driver
+#   --service-account S  the Kubernetes service account that may use the bucket
+#   --spot               nodes of a spot node pool
+#   --restarts K         how often the JobSet may start again (default: 30)
+#   --namespace NS       (default: kubectl's)
+#   --logs DIR           one log per pod's place (default: runs/N.logs)
+#   --fetch DIR          copy the results, without checkpoints, to DIR when the run is done; with --checkpoints, all
+#   --delete             remove the JobSet when the run is done and its results are fetched
+#   --dry-run            print the commands and the manifest, run none
+#
+# Ctrl-C leaves the run in the cluster: the same command follows it again.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+name="" accelerator="" topology="" chips_per_pod="" image="" claim="" bucket="" service_account="" spot=false
+restarts=30 namespace="" logs="" fetch="" checkpoints=false delete=false
+shared="/mnt/xtransfer" workdir="" pods=1 followed=" " followers=()
+
+kube() { call kubectl ${namespace:+"--namespace=$namespace"} "$@"; }
+
+json() { # the arguments as a JSON list, which is YAML too; $ is doubled, as Kubernetes expands $(NAME)
+  local word list=""
+  for word in "$@"; do
+    word="${word//\\/\\\\}"
+    word="${word//\"/\\\"}"
+    word="${word//$'\n'/\\n}"
+    word="${word//$'\r'/\\r}"
+    word="${word//$'\t'/\\t}"
+    word="${word//\$/\$\$}"
+    list="$list${list:+, }\"$word\""
+  done
+  printf '[%s]\n' "$list"
+}
+
+count_pods() { # sets $pods and $chips_per_pod
+  local chips=1 side
+  [[ "$topology" =~ ^[0-9]+(x[0-9]+)+$ ]] || die "--topology '$topology' is not one such as 2x4"
+  for side in ${topology//x/ }; do chips=$((chips * side)); done
+  if [[ -z "$chips_per_pod" ]]; then
+    chips_per_pod=4
+    if [[ "$accelerator" == *v5-lite* || "$accelerator" == *v6e* ]] && [[ $chips -le 8 ]]; then chips_per_pod=$chips; fi
+  fi
+  a_number chips-per-pod "$chips_per_pod"
+  [[ $chips_per_pod -gt 0 && $((chips % chips_per_pod)) -eq 0 ]] ||
+    die "--topology $topology has $chips chips, which $chips_per_pod to a pod do not divide"
+  pods=$((chips / chips_per_pod))
+}
+
+only_if() { # condition: true where lines that are marked with it stay
+  case "$1" in
+    spot) $spot ;;
+    bucket) [[ -n "$bucket" ]] ;;
+    claim) [[ -n "$claim" ]] ;;
+    account) [[ -n "$service_account" ]] ;;
+    # Of many, one that exits 1 may only have lost a peer.
+    alone) [[ $pods -eq 1 ]] ;;
+    *) die "launch/jobset.yaml: no condition is called '$1'" ;;
+  esac
+}
+
+manifest() { # launch/jobset.yaml, filled in
+  local line command
+  command="$(json /xtransfer/.venv/bin/python -m xtransfer.main "${main_flags[@]}")"
+  while IFS= read -r line; do
+    [[ "$line" != "#"* ]] || continue
+    if [[ "$line" =~ ^(.*[^ ])\ *\#\ if\ ([a-z]+)$ ]]; then
+      only_if "${BASH_REMATCH[2]}" || continue
+      line="${BASH_REMATCH[1]}"
+    fi
+    case "$line" in # one word a line: what was filled in is not searched again
+      *@COMMAND@*) line="${line%%@COMMAND@*}$command" ;;
+      *@NAME@*) line="${line/@NAME@/$name}" ;;
+      *@PODS@*) line="${line/@PODS@/$pods}" ;;
+      *@CHIPS@*) line="${line/@CHIPS@/$chips_per_pod}" ;;
+      *@CLAIM@*) line="${line/@CLAIM@/$claim}" ;;
+      *@IMAGE@*) line="${line/@IMAGE@/$image}" ;;
+      *@BUCKET@*) line="${line/@BUCKET@/$bucket}" ;;
+      *@RESTARTS@*) line="${line/@RESTARTS@/$restarts}" ;;
+      *@TOPOLOGY@*) line="${line/@TOPOLOGY@/$topology}" ;;
+      *@ACCELERATOR@*) line="${line/@ACCELERATOR@/$accelerator}" ;;
+      *@SERVICE_ACCOUNT@*) line="${line/@SERVICE_ACCOUNT@/$service_account}" ;;
+    esac
+    printf '%s\n' "$line"
+  done <"$root/launch/jobset.yaml"
+}
+
+follow_new() { # begins to follow the log of each pod that has started since
+  local pod place phase
+  while read -r pod place phase; do
+    [[ -n "$pod" && "$phase" != Pending && "$followed" != *" $pod "* ]] || continue
+    followed="$followed$pod "
+    set -m
+    if [[ "$place" == 0 ]]; then
+      (kube logs --follow "$pod" --container=main 2>&1 | tee -a "$logs/worker-0.log") </dev/null &
+    else
+      kube logs --follow "$pod" --container=main </dev/null >>"$logs/worker-$place.log" 2>&1 &
+    fi
+    followers+=("$!")
+    set +m
+  done < <(kube get pods "--selector=jobset.sigs.k8s.io/jobset-name=$name" "--output=jsonpath=$pod_lines" || true)
+}
+
+leave() { # exit status: Ctrl-C, the run goes on
+  stop_following
+  say "the run goes on in the cluster: the same command follows it again, 'launch/gke.sh delete' ends it"
+  exit "$1"
+}
+
+stop_following() {
+  local pid
+  for pid in ${followers[@]+"${followers[@]}"}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+}
+
+follow() { # until the JobSet is done; false where it failed
+  local conditions misses=0 pid
+  trap 'leave 130' INT
+  trap 'leave 143' TERM
+  while :; do
+    follow_new
+    if ! conditions="$(kube get jobset "$name" "--output=jsonpath=$true_conditions")"; then
+      misses=$((misses + 1))
+      [[ $misses -le 10 ]] || die "kubectl cannot find the JobSet $name any more (its message is above)"
+    fi
+    case "$conditions" in
+      *Completed*) break ;;
+      *Failed*) stop_following && return 1 ;;
+    esac
+    sleep "$poll"
+  done
+  follow_new
+  for pid in ${followers[@]+"${followers[@]}"}; do wait "$pid" || true; done
+}
+
+run() {
+  local file="runs/$name.yaml"
+  if $dry_run; then
+    printf "kubectl%s apply --filename=- <<'END'\n" "${namespace:+ --namespace=$namespace}"
+    manifest && echo END
+  else
+    mkdir -p "$logs" "$(dirname "$file")"
+    manifest >"$file"
+    # The template of a JobSet never changes: the same command finds its own, another wants another name.
+    kube apply "--filename=$file" >&2 ||
+      die "the JobSet was not accepted (kubectl's message is above); is there another run called $name? launch/gke.sh delete --name $name"
+    follow || {
+      tail -n 3 "$logs/worker-0.log" >&2 || true
+      die "the run failed (logs: $logs/worker-*.log); mend it, then launch/gke.sh delete --name $name and start again"
+    }
+  fi
+  [[ -z "$fetch" ]] || fetch_results
+  if $delete; then remove; fi
+}
+
+remove() { kube delete jobset "$name"; }
+
+fetch_results() { # the workdir into $fetch, without checkpoints unless they are asked for
+  local -a without=()
+  call mkdir -p "$fetch"
+  if [[ -n "$bucket" ]]; then
+    $checkpoints || without=('--exclude=(^|.*/)checkpoints/.*')
+    call gcloud storage rsync --recursive ${without[@]+"${without[@]}"} "gs://$bucket/${workdir#"$shared"/}" "$fetch"
+    return
+  fi
+  # A pod that does nothing but hold the claim.
+  kube run "$name-fetch" --image=debian:stable-slim --restart=Never "--overrides=$(reader)"
+  kube wait --for=condition=Ready "pod/$name-fetch" --timeout=300s || die "the pod that reads --claim $claim did not start"
+  $checkpoints || without=(--exclude=checkpoints)
+  if $dry_run; then
+    kube exec "$name-fetch" -- tar -C "$workdir" ${without[@]+"${without[@]}"} -cf - . | tr -d '\n'
+    echo " | $(call tar -C "$fetch" -xf -)"
+  else
+    kube exec "$name-fetch" -- tar -C "$workdir" ${without[@]+"${without[@]}"} -cf - . | tar -C "$fetch" -xf - ||
+      die "the results could not be copied; the pod $name-fetch is still there"
+  fi
+  kube delete pod "$name-fetch" --wait=false
+}
+
+reader() { # what makes of a pod one that mounts the claim
+  printf '{"spec": {"containers": [{"name": "fetch", "image": "debian:stable-slim", "command": ["sleep", "86400"], '
+  printf '"volumeMounts": [{"name": "shared", "mountPath": "%s"}]}], ' "$shared"
+  printf '"volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": "%s"}}]}}\n' "$claim"
+}
+
+plain() { # flag and its value, which stands in the manifest as it is
+  [[ "$2" =~ ^[A-Za-z0-9._/:@-]*$ ]] || die "--$1: '$2' has a character that Kubernetes does not take there"
+}
+
+main() {
+  local command="${1:-}" flag
+  case "$command" in
+    run | fetch | delete) shift ;;
+    -h | --help) usage && exit 0 ;;
+    *) die "'$command' is not one of run, fetch, delete (see --help)" ;;
+  esac
+  parse_flags "name accelerator topology chips-per-pod image claim bucket service-account restarts namespace logs fetch" \
+    "spot checkpoints delete dry-run" "$@"
+  required name
+  bucket="${bucket#gs://}"
+  for flag in name accelerator image claim bucket service_account namespace; do plain "${flag//_/-}" "${!flag}"; done
+  a_number restarts "$restarts"
+  workdir="$(flag_of_main workdir)" workdir="${workdir%/}" logs="${logs:-runs/$name.logs}"
+  if [[ "$command" != delete ]]; then
+    [[ -n "$claim$bucket" && (-z "$claim" || -z "$bucket") ]] || die "where does the workdir lie? Give --claim or --bucket"
+    [[ "$workdir" == "$shared"/* ]] || die "--workdir '$workdir' is not below $shared, where the pods share storage"
+  fi
+  case "$command" in
+    run)
+      required accelerator topology image
+      count_pods
+      default_platform tpu
+      run
+      ;;
+    fetch) required fetch && fetch_results ;;
+    delete) remove ;;
+  esac
+}
+
+pod_lines='{range .items[*]}{.metadata.name}{" "}{.metadata.annotations.batch\.kubernetes\.io/job-completion-index}{" "}'
+pod_lines="$pod_lines"'{.status.phase}{"\n"}{end}'
+true_conditions='{range .status.conditions[?(@.status=="True")]}{.type}{" "}{end}'
+main "$@"

@@ -1,0 +1,149 @@
+# Sourced by launch/tpu_vm.sh: what it asks of gcloud. Needs $name, $zone, $project, $type, $runtime_version, $spot, $queued.
+# shellcheck shell=bash
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+name="" zone="" project="" type="" runtime_version="" spot=false queued=false retries=30 seen=false
+answers="$(mktemp -d)" # gcloud's last words
+trap 'rm -rf "$answers"' EXIT
+
+tpus() { # gcloud compute tpus ..., in the zone and the project
+  call gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}
+}
+
+default_runtime() { # the TPU software that Google names for each generation
+  case "$type" in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    *) die "--type $type: name its software with --runtime-version ('gcloud compute tpus tpu-vm versions list' lists them)" ;;
+  esac
+}
+
+workers_of_type() { # how many machines a type has: v5e and v6e count chips, the others cores
+  local size="${type##*-}"
+  [[ "$type" == *-* && "$size" =~ ^[0-9]+$ ]] || die "--type '$type' is not a TPU type such as v5litepod-8"
+  case "$type" in
+    v5litepod-* | v6e-*) echo $((size <= 8 ? 1 : size / 4)) ;;
+    *) echo $((size <= 8 ? 1 : size / 8)) ;;
+  esac
+}
+
+ask() { # a describe command: prints the state, ABSENT where there is no such thing, UNREACHABLE where gcloud fails
+  if tpus "$@" 2>"$answers/describe"; then return; fi
+  if grep -qE 'NOT_FOUND|was not found' "$answers/describe"; then echo ABSENT; else echo UNREACHABLE; fi
+}
+
+situation() { # prints ready, waiting, absent, gone (taken away, or ended for good), stopped or unreachable
+  local state
+  if $queued; then
+    state="$(ask queued-resources describe "$name" "--format=value(state.state)")"
+    case "$state" in
+      ACTIVE) ;; # its node has a state of its own
+      FAILED | SUSPENDED) echo gone && return ;;
+      ABSENT) echo absent && return ;;
+      UNREACHABLE) echo unreachable && return ;;
+      *) echo waiting && return ;;
+    esac
+  fi
+  state="$(ask tpu-vm describe "$name" "--format=value(state)")"
+  case "$state" in
+    READY) echo ready ;;
+    PREEMPTED | TERMINATED | UNKNOWN) echo gone ;;
+    STOPPED) echo stopped ;;
+    ABSENT) if $queued; then echo waiting; else echo absent; fi ;;
+    UNREACHABLE) echo unreachable ;;
+    *) echo waiting ;;
+  esac
+}
+
+create() { # asks for the TPU once
+  local -a flags=("--accelerator-type=$type")
+  ! $spot || flags+=(--spot)
+  flags+=(${passed[@]+"${passed[@]}"})
+  if $queued; then
+    tpus queued-resources create "$name" "--node-id=$name" "--runtime-version=$runtime_version" "${flags[@]}"
+  else
+    tpus tpu-vm create "$name" "--version=$runtime_version" "${flags[@]}"
+  fi
+}
+
+obtain() { # asks for the TPU until it is granted; only a lack of capacity is worth another try
+  local attempt=1
+  while ! create 2>&1 | tee "$answers/create" >&2; do
+    if grep -qiE 'already exists|ALREADY_EXISTS' "$answers/create"; then return; fi
+    if ! grep -qi 'no more capacity' "$answers/create"; then
+      ! grep -qi 'quota' "$answers/create" ||
+        die "the project's quota does not allow $type$($spot && echo ' (spot)') in $zone: ask for more (Cloud console, IAM, Quotas), or take another zone or type"
+      grep -qiE 'RESOURCE_EXHAUSTED|UNAVAILABLE|stockout|internal error' "$answers/create" ||
+        die "$name could not be created; gcloud's message is above"
+    fi
+    [[ $attempt -le $retries ]] || die "no capacity for $type in $zone after $attempt attempts: try another zone, or --queued"
+    say "no capacity for $type in $zone now; attempt $attempt of $retries, trying again"
+    pause "$attempt"
+    attempt=$((attempt + 1))
+  done
+}
+
+discard() { # deletes the TPU and, where there is one, the request for it
+  if $queued; then
+    tpus queued-resources delete "$name" --force --quiet
+  else
+    tpus tpu-vm delete "$name" --quiet
+  fi
+}
+
+bring_up() { # returns when the TPU is ready
+  local now before="" obtained=0 misses=0
+  if $dry_run; then
+    echo "# where $name does not exist yet:"
+    create
+    return
+  fi
+  while :; do
+    now="$(situation)"
+    [[ "$now" == "$before" || "$now" == ready ]] || say "$name is $now"
+    before="$now"
+    [[ "$now" == unreachable ]] || seen=true
+    case "$now" in
+      ready) return ;;
+      waiting) sleep "$poll" && continue ;;
+      unreachable) # once it was seen, a network that fails for a while is waited for
+        misses=$((misses + 1))
+        if ! $seen || [[ $misses -gt $retries ]]; then
+          die "gcloud cannot describe $name: $(tail -n 1 "$answers/describe")"
+        fi
+        pause "$misses"
+        ;;
+      stopped) tpus tpu-vm start "$name" ;;
+      gone) discard ;;
+      absent)
+        obtained=$((obtained + 1))
+        [[ $obtained -le $((retries + 1)) ]] || die "$name was taken away $retries times before it was ready"
+        [[ $obtained -eq 1 ]] || pause "$((obtained - 1))"
+        say "asking for $name: $type$($spot && echo ', spot') in $zone"
+        obtain
+        ;;
+    esac
+  done
+}
+
+count_workers() { # sets $workers
+  if $dry_run; then
+    workers="$(workers_of_type)"
+  else
+    workers="$(ask tpu-vm describe "$name" "--format=value(networkEndpoints.len())")"
+    [[ "$workers" =~ ^[1-9][0-9]*$ ]] || workers="$(workers_of_type)"
+  fi
+}
+
+ssh_to() { # worker command: runs it there, in the worker's home directory
+  # A worker that vanishes is noticed within two minutes.
+  tpus tpu-vm ssh "$name" "--worker=$1" --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4 \
+    --ssh-flag=-oConnectTimeout=20 "--command=$2" </dev/null
+}
+
+send_to() { # worker file its-name: into the worker's home directory
+  tpus tpu-vm scp "$2" "$name:$3" "--worker=$1" </dev/null
+}

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# What launch/tpu_vm.sh calls on each worker of a TPU, from the root of the copied checkout. Linux only.
+#
+#   worker.sh prepare              Python and the pinned packages for a TPU
+#   worker.sh mount SOURCE         a bucket (gs://NAME[/FOLDER]) or an NFS share (HOST:/SHARE) at /mnt/xtransfer
+#   worker.sh running              exits 0 if a run is under way
+#   worker.sh run ID COMMAND …     starts the command and follows it, or follows the one under way; exits as it does
+#
+# A run does not hang on the connection that started it: it goes on when the connection is lost, and who calls again with
+# the same ID or the same command sees its log from the beginning.
+set -euo pipefail
+# shellcheck source=launch/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+shared="/mnt/xtransfer"
+runs="$HOME/.xtransfer-runs"
+
+apt_install() {
+  sudo apt-get update -qq && sudo DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$@"
+}
+
+prepare() {
+  if ! (find_python) >/dev/null 2>&1; then
+    say "installing Python 3.11"
+    apt_install python3.11 python3.11-venv || die "Python 3.11 could not be installed on $(hostname)"
+  fi
+  XTRANSFER_EXTRAS="tpu${XTRANSFER_EXTRAS:+,$XTRANSFER_EXTRAS}"
+  set_up base
+}
+
+install_gcsfuse() { # from Google's own package repository
+  local release
+  release="gcsfuse-$(lsb_release -cs)"
+  curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg |
+    sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
+  echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt $release main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  apt_install gcsfuse
+}
+
+mount_source() {
+  local source="$1" bucket folder=""
+  if mountpoint -q "$shared"; then return; fi
+  sudo mkdir -p "$shared"
+  sudo chown "$(id -u):$(id -g)" "$shared"
+  if [[ "$source" != gs://* ]]; then
+    command -v mount.nfs >/dev/null || apt_install nfs-common
+    sudo mount -t nfs "$source" "$shared"
+    return
+  fi
+  command -v gcsfuse >/dev/null || install_gcsfuse
+  bucket="${source#gs://}"
+  [[ "$bucket" != */?* ]] || folder="${bucket#*/}"
+  # Checkpoints are renamed as folders, and what one worker writes the others must see at once.
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 ${folder:+--only-dir "${folder%/}"} \
+    "${bucket%%/*}" "$shared"
+}
+
+is_running() { # id
+  local pid
+  pid="$(cat "$runs/$1/pid" 2>/dev/null)" && [[ ! -e "$runs/$1/status" ]] && kill -0 "$pid" 2>/dev/null
+}
+
+current() { # prints the id of the run that is under way
+  local id
+  id="$(cat "$runs/current" 2>/dev/null)" && is_running "$id" && printf '%s\n' "$id"
+}
+
+start() { # id command ...
+  local id="$1"
+  shift
+  printf '%s\n' "$(quoted "$@")" >"$runs/$id/command"
+  : >"$runs/$id/log" # it is there before anyone reads it
+  # The outer shell outlives the connection, and a SIGTERM for all on the machine, so that the status is written.
+  # shellcheck disable=SC2016 # the inner shell expands it
+  setsid bash -c 'trap : TERM; run="$1"; shift; status=0; "$@" || status=$?; echo "$status" >"$run/status"' \
+    xtransfer-run "$runs/$id" "$@" >>"$runs/$id/log" 2>&1 </dev/null &
+  echo "$!" >"$runs/$id/pid"
+  echo "$id" >"$runs/current"
+}
+
+run() { # id command ...
+  local asked="$1" id="$1" other status=137 # a run that left no status was killed
+  shift
+  mkdir -p "$runs"
+  if other="$(current)" && [[ "$other" != "$id" ]]; then
+    [[ "$(cat "$runs/$other/command")" == "$(quoted "$@")" ]] ||
+      die "another run is under way on $(hostname):$(cat "$runs/$other/command"); wait for it, or kill -- -$(cat "$runs/$other/pid")"
+    id="$other"
+  fi
+  if mkdir "$runs/$id" 2>/dev/null; then
+    start "$id" "$@"
+  else
+    say "following the run that was started before; its log from the beginning:"
+  fi
+  tail -n +1 -s 0.2 -f --pid="$(cat "$runs/$id/pid")" "$runs/$id/log"
+  [[ ! -e "$runs/$id/status" ]] || status="$(cat "$runs/$id/status")"
+  say "run $asked ended with status $status"
+  exit "$status"
+}
+
+case "${1:-}" in
+  prepare) prepare ;;
+  mount) mount_source "$2" ;;
+  running) current >/dev/null ;;
+  run) shift && run "$@" ;;
+  *) die "worker.sh: '${1:-}' is not one of prepare, mount, running, run" ;;
+esac
