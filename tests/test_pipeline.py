@@ -265,3 +265,19 @@ def test_batches_by_length_have_every_example_once(n, batch_size, multiple_of, l
 def test_an_example_that_is_longer_than_all_rows_is_an_error():
     with pytest.raises(ValueError, match="tokens for rows of up to 8"):
         list(pipeline.batches_by_length(make_dataset(9, longest=16).tokens, 3, [replace(PLAN, row_length=8)]))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_empty_batch_has_the_shapes_and_dtypes_of_a_real_one(packed: bool) -> None:
+    plan = replace(PLAN, packed=packed, slots=3 if packed else 1)
+    real = TrainBatches(make_dataset(12), plan, 0)(0)
+    empty = pipeline.empty_batch(plan, len(real["label"]), 3)
+    assert set(empty) == KEYS and not empty["weight"].any() and (empty["label"] == -1).all()
+    assert {key: (x.shape, x.dtype) for key, x in empty.items()} == {key: (x.shape, x.dtype) for key, x in real.items()}
+
+
+def test_evaluation_has_two_row_counts() -> None:
+    plan = replace(PLAN, batch_size=10, multiple_of=4)
+    assert pipeline.eval_row_sizes(plan) == (12, 4)
+    seen = {len(batch["label"]) for n in (1, 9, 40) for _, batch in pipeline.eval_batches(make_dataset(n), plan)}
+    assert seen == {12, 4}

@@ -183,6 +183,19 @@ def eval_batches(dataset: Dataset, plan: BatchPlan) -> Iterator[tuple[np.ndarray
     yield from _cut(dataset, plan, indices, placed)
 
 
+def eval_row_sizes(plan: BatchPlan) -> tuple[int, int]:
+    """Rows of the two shapes of `eval_batches`: a full batch, and a smaller one for a short last batch."""
+    full = packing.round_up(plan.batch_size, plan.multiple_of)
+    return full, packing.round_up(-(-full // 4), plan.multiple_of)
+
+
+def empty_batch(plan: BatchPlan, rows: int, num_classes: int) -> Batch:
+    """A batch of the plan without an example in it: the shapes and dtypes that any of `rows` rows has."""
+    nothing = Tokens(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int64))
+    dataset = Dataset(nothing, np.zeros(0, np.int32), None, (), num_classes)
+    return _assemble(dataset, plan, np.zeros(0, np.int64), np.zeros((0, 2), np.int32), rows)[1]
+
+
 def make_plans(
     batch_size: int, max_length: int, *, pad_id: int, position_offset: int, multiple_of: int
 ) -> tuple[BatchPlan, ...]:
@@ -267,8 +280,7 @@ def _cut(
     dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Batches of the plan's two sizes from examples in the order of rows and slots."""
-    full = packing.round_up(plan.batch_size, plan.multiple_of)
-    short = packing.round_up(-(-full // 4), plan.multiple_of)
+    full, short = eval_row_sizes(plan)
     for start in range(0, packing.rows_used(placed), full):
         here = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
         local = placed[here] - np.asarray([start, 0], np.int32)

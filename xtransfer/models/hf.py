@@ -33,7 +33,7 @@ from xtransfer.models.hf_config import (
 )
 from xtransfer.models.hf_tokenizer import check_tokenizer, special_ids
 from xtransfer.models.hf_weights import INDEX, WEIGHTS, Source, leaves, weight_files, write_weights
-from xtransfer.sharding import param_shardings
+from xtransfer.sharding import on_host, param_shardings
 
 __all__ = [
     "abstract_classifier",
@@ -57,8 +57,11 @@ _WITHOUT_HEAD = (
 )
 
 
-def resolve(name: str, revision: str | None = None) -> Path:
-    """The directory of a checkpoint: an embedded name, a directory, or a hub id with an optional `@revision`."""
+def resolve(name: str, revision: str | None = None, *, only_config: bool = False) -> Path:
+    """The directory of a checkpoint: an embedded name, a directory, or a hub id with an optional `@revision`.
+
+    With `only_config` nothing but config.json is fetched from the hub.
+    """
     if (EMBEDDED / name / CONFIG).is_file() and re.fullmatch(r"[\w.-]+", name):
         return EMBEDDED / name
     path = user_path(name)
@@ -71,7 +74,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if pinned and revision and pinned != revision:
         raise UserError(f"{name}: two revisions, {pinned} and {revision}: give one")
     try:
-        return hub.fetch(repo, pinned or revision)
+        return (hub.fetch_config if only_config else hub.fetch)(repo, pinned or revision)
     except UserError as error:
         raise UserError(f"{error}{nearest(name, embedded)}") from error
 
@@ -228,10 +231,13 @@ def fingerprint_files(directory: str | Path) -> str:
 
 
 def fingerprint_params(params: nnx.State) -> str:
-    """sha256 over the paths, shapes, dtypes and bytes of every leaf, in the order of the paths."""
+    """sha256 over the paths, shapes, dtypes and bytes of every leaf, in the order of the paths.
+
+    Where processes share the parameters, all have to call this.
+    """
     digest = hashlib.sha256()
     for path, variable in sorted(leaves(params).items()):
-        array = np.asarray(variable[...])
+        array = on_host(variable[...])
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

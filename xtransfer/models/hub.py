@@ -62,6 +62,19 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     return directory
 
 
+def fetch_config(repo: str, revision: str | None = None) -> Path:
+    """The directory in the hub's cache with a repository's config.json, which is all that is fetched.
+
+    Raises:
+      UserError: it is neither to be had nor in the cache.
+    """
+    try:
+        return _file(repo, CONFIG, revision).parent
+    except Exception as error:  # as in `fetch`
+        name = f"{repo}@{revision}" if revision else repo
+        raise UserError(f"{name}: no such directory, and not had from the hub: {_reason(error, repo)}") from error
+
+
 def _fetch_weights(repo: str, commit: str, directory: Path) -> bool:
     """Fetches model.safetensors or, where there is none, the index and its shards; False where there are neither."""
     from huggingface_hub.errors import RemoteEntryNotFoundError

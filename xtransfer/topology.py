@@ -1,0 +1,75 @@
+"""TPU topologies by their names: what their chips are, and devices to compile for on a machine without them."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from xtransfer.errors import UserError, nearest
+
+FITTING_LIBTPU = f"pip install 'jax[tpu]=={jax.__version__}'"  # a newer one's programs may be unreadable to this JAX
+EXAMPLES = "v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, v6e:4x4"
+
+# What compiling for chips that are not there takes: no search for them, and no lock, which is about using them. The
+# rest keeps libtpu from complaining that this is no TPU machine; on one, its own values stay.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A generation of TPU: memory in GiB, clock in GHz, bf16 operations a cycle of its matrix units.
+
+    Sources: cloud.google.com/tpu/docs/v5e (16 GB, 197 Tflop/s: 4 units of 128 × 128 at 1.5 GHz), /v5p (95 GB, 459: 8 of
+    128 × 128 at 1.75 GHz) and /v6e (32 GB, 918: 4 of 256 × 256 at 1.75 GHz); an entry of a unit is two operations.
+    """
+
+    memory: float
+    clock: float
+    flops_per_cycle: int
+
+
+CHIPS = {
+    "v5e": Chip(16, 1.5, 4 * 128 * 128 * 2),
+    "v5p": Chip(95, 1.75, 8 * 128 * 128 * 2),
+    "v6e": Chip(32, 1.75, 4 * 256 * 256 * 2),
+}
+
+
+def devices_of(topology: str) -> list[Any]:
+    """The chips of a topology by its name, for a mesh to compile for; JAX itself will run on the CPU.
+
+    To be called before JAX has looked for devices. UserError for a topology that is not, or without libtpu.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "the package libtpu is missing, which compiles for TPUs on any Linux machine: "
+            f"{FITTING_LIBTPU}, or XTRANSFER_EXTRAS=tpu launch/test.sh --version"
+        )
+    from jax.experimental import topologies
+
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if "lockfile" in said:
+            raise UserError(f"another process uses libtpu: wait for it to end ({said[:150]})") from error
+        raise UserError(f"--topology {topology}: {said[:200]}: give one like {EXAMPLES}") from error
+
+
+def chip_of(topology: str) -> Chip:
+    """The kind of chip that a topology's name begins with."""
+    name = topology.partition(":")[0]
+    if name not in CHIPS or ":" not in topology:
+        raise UserError(f"--topology {topology}: no such topology, give one like {EXAMPLES}{nearest(name, CHIPS)}")
+    return CHIPS[name]
