@@ -66,6 +66,22 @@ def test_what_the_task_is(found: Description) -> None:
     assert found.models["teacher"].endswith("/teacher, up to 12 tokens")
 
 
+@pytest.mark.parametrize(
+    ("mesh", "shards"), [((0, 1, 1), 8), ((0, 2, 2), 4), ((2, 3, 1), 6), ((0, 16, 1), 16), ((32, 1, 4), 32)]
+)
+def test_rows_are_of_the_mesh_that_is_asked_for_wherever_they_are_looked_at(
+    look: Callable[..., Description], mesh: tuple[int, int, int], shards: int
+) -> None:
+    sizes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    found = look(
+        *(f"--config.mesh.{axis}={size}" for axis, size in sizes), "--config.student.accumulation=2", batches=1
+    )
+    assert found.devices == shards
+    for packing in found.packing:
+        parts = shards * (2 if packing.role == "student" else 1)
+        assert all(rows % parts == 0 for rows, _ in packing.filling.rows)
+
+
 def test_counts(found: Description) -> None:
     assert found.counts == (
         Count("en", "L", 10, (5, 5), 0),

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "xtransfer"
 # A room (module or folder directly under xtransfer/) imports from lower floors, and from its own room. The rooms of
 # floor 0 and the binaries are each one room; data/ and models/ share a floor, but not a room.
 FLOORS = {
-    **dict.fromkeys(("errors", "storage", "cli", "config", "sharding", "workdir"), 0),
+    **dict.fromkeys(("errors", "storage", "cli", "cluster", "config", "distributed", "sharding", "workdir"), 0),
+    **dict.fromkeys(("compiled", "hlo", "topology"), 0),
     **dict.fromkeys(("data", "models"), 1),
     "transfer": 2,
     "train": 3,
@@ -24,6 +25,7 @@ FLOORS = {
     **dict.fromkeys(
         ("main", "evaluate", "report", "pretrain", "parity", "export", "predict", "describe", "description"), 6
     ),
+    "precompile": 6,
 }
 ONE_ROOM = (0, 6)
 

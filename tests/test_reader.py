@@ -103,6 +103,12 @@ def test_the_layout_is_of_the_settings(checkpoint: str) -> None:
     assert (found.training_plan.batch_size, found.evaluation_plan(16).batch_size) == (8, 16)
 
 
+def test_every_part_of_an_accumulated_gradient_has_as_many_rows(checkpoint: str) -> None:
+    found = make(checkpoint, shards=4, accumulation=3)
+    assert (found.training_plan.multiple_of, found.training_plan.batch_size) == (12, 8)
+    assert found.evaluation_plan(16).multiple_of == 4  # there is no gradient
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,16 +16,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from xtransfer import distributed
+from xtransfer.cluster import Flags
 from xtransfer.errors import UserError
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
-EXIT_PREEMPTED = 143
+EXIT_LOST = 134  # another process died; also the status of JAX's own abort then
+EXIT_PREEMPTED = distributed.EXIT_PREEMPTED
 
 console = Console(highlight=False, soft_wrap=True)
 _LOG_EVERY_SECONDS = 15.0
 _stop = threading.Event()
 _deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
+_LOST = ("Gloo", "oordination service", "UNAVAILABLE", "eartbeat")
 
 
 def run(
@@ -43,15 +49,53 @@ def run(
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         main(sys.argv[1:])
+        distributed.finish()
     except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_INTERRUPTED)
+        if distributed.is_first():
+            print(f"interrupted: {interrupted}", file=sys.stderr, flush=True)
+        _exit("", EXIT_INTERRUPTED)
+    except SystemExit as stop:
+        if distributed.joined():
+            distributed.leave(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+        raise
     except Exception as error:
         message = _for_people(error)
-        if message is None:
+        if message is None and not distributed.joined():
             raise
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        _say_and_exit(error, message)
+
+
+def start(flags: Flags) -> None:
+    """Joins the other processes of a run, where there are any; only the first has a terminal from here on."""
+    distributed.start(flags)
+    if not distributed.joined():
+        return
+    # What the libraries below write to the descriptor itself, of their connections, is nobody's business.
+    sys.stdout.flush()
+    terminal, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    sys.stdout = os.fdopen(terminal if distributed.is_first() else nowhere, "w", encoding="utf-8", errors="replace")
+    if not distributed.is_first():
+        console.quiet = True
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+
+
+def _say_and_exit(error: Exception, message: str | None) -> None:
+    """Says an error once for all processes, and ends them."""
+    if distributed.joined():
+        distributed.settle()
+    line = " ".join((message or f"{type(error).__name__}: {error}").split())
+    if message is None:
+        traceback.print_exception(error)
+    print(f"{distributed.prefix()}error: {line}", file=sys.stderr, flush=True)
+    _exit(line, EXIT_LOST if _is_loss(error) else EXIT_USER_ERROR)
+
+
+def _exit(line: str, status: int) -> None:
+    if distributed.joined():
+        distributed.end(line, status)
+    sys.exit(status)
 
 
 def _for_people(error: Exception) -> str | None:
@@ -61,18 +105,29 @@ def _for_people(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     # JAX's own class is not imported for this: its errors carry the status by name.
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        said = " ".join(str(error).split())[:150]
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return (
-            f"out of memory ({said}): lower the batch size (student.batch_size, evaluation_batch_size, --batch-size) "
-            "or max_length"
+            f"out of memory ({text[:150]}): lower the batch size (student.batch_size, evaluation_batch_size, "
+            "--batch-size) or max_length, or set student.accumulation, student.remat or mesh.fsdp"
         )
+    if text.startswith("Unable to initialize backend"):
+        return f"{text[:200]}: JAX_PLATFORMS asks for devices that are not here"
+    if _is_loss(error):
+        return f"another process has ended or is out of reach ({text[:60]}…): the logs of the others tell more"
     return None
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether the connection to another process broke: by their texts, as JAX raises no class of its own for it."""
+    return distributed.count() > 1 and any(sign in str(error) for sign in _LOST)
 
 
 def _terminate(signum: int, frame: Any) -> None:
     _stop.set()
-    if not _deferred:
+    if distributed.joined():
+        distributed.request_stop()
+    elif not _deferred:
         # Not sys.exit: an exception that is raised inside a callback of the garbage collector is swallowed.
         sys.stdout.flush()
         os._exit(EXIT_PREEMPTED)
@@ -82,12 +137,15 @@ def _terminate(signum: int, frame: Any) -> None:
 def deferred_stop() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM (preemption) ends nothing by itself: the work polls what this yields, saves, and exits.
 
-    Elsewhere SIGTERM exits at once with `EXIT_PREEMPTED`: what is done piece by piece is safe on the disk.
+    Elsewhere SIGTERM exits at once with `EXIT_PREEMPTED`: what is done piece by piece is safe on the disk. Of many
+    processes one signal is enough, and all stop at the same poll; so they all have to poll equally often.
     """
     _deferred.append(True)
+    distributed.saving(True)
     try:
-        yield _stop.is_set
+        yield distributed.stop_requested if distributed.joined() else _stop.is_set
     finally:
+        distributed.saving(False)
         _deferred.pop()
 
 
@@ -104,6 +162,7 @@ class Ticker:
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         """`steps` more of `total` are done."""
         self._done += steps
+        distributed.moved()
         now = time.monotonic()
         rate = f"{self._done / max(now - self._started, 1e-9):,.0f} {self.unit}/s"
         if self._progress is not None and self._task is not None:
@@ -117,7 +176,7 @@ class Ticker:
 @contextmanager
 def ticking(title: str, total: int, *, unit: str = "steps") -> Iterator[Ticker]:
     """A progress bar with throughput and time left on a terminal; a plain line now and then elsewhere."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.quiet:
         yield Ticker(title, total, unit, None)
         return
     columns = (

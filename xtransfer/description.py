@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
-from xtransfer.config import ExperimentConfig, cache_dir
+from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data import measures
 from xtransfer.data.examples import SPLITS, Example, Task
 from xtransfer.data.measures import Filling, Lengths
@@ -18,7 +19,6 @@ from xtransfer.data.tasks import get_task
 from xtransfer.data.text import Tokens
 from xtransfer.errors import UserError
 from xtransfer.experiment import Material, gather
-from xtransfer.sharding import data_shards, make_mesh
 from xtransfer.train.reader import Reader, sides
 from xtransfer.transfer.objectives import OBJECTIVES
 
@@ -116,7 +116,7 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     task = get_task(experiment.task)
     load, cached, source = task.load, functools.cache(task.load), task.source_language
     task = dataclasses.replace(task, load=lambda split, name: (cached if name == source else load)(split, name))
-    devices = data_shards(make_mesh())
+    devices = _shards(experiment.mesh)
     kept = cache_dir(experiment.task) / "tokens"
     teacher = Reader("teacher", experiment.teacher, shards=devices, token_cache=kept)
     student = Reader("student", experiment.student, shards=devices, token_cache=kept)
@@ -157,6 +157,11 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
         packing=tuple(each for _, part in learnt for each in part),
         examples=(*_shown(task, material.labelled, (teacher, student)), *_shown(task, of_target, (student,))),
     )
+
+
+def _shards(mesh: MeshConfig) -> int:
+    """Parts that a batch is split into on the mesh of the settings, which need not be one of the devices here."""
+    return mesh.fsdp * (mesh.data or max(jax.device_count() // (mesh.fsdp * mesh.tensor), 1))
 
 
 def _learnt(

@@ -8,25 +8,28 @@ Reads the Orbax checkpoints that `xtransfer.main` left and adds to DIR/results.j
 import argparse
 from pathlib import Path
 
-from xtransfer import cli, report
+from xtransfer import cli, cluster, distributed, report
 from xtransfer.data.tasks import get_task
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.train.finetuning import Models
-from xtransfer.workdir import Workdir, check_unchanged, locked, read_config
+from xtransfer.workdir import Workdir, check_unchanged, held, read_config
 
 
 def main(argv: list[str]) -> None:
     """Parses the flags, evaluates, prints the table."""
     parser = argparse.ArgumentParser(prog="xtransfer.evaluate", description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of a run of xtransfer.main")
-    workdir = Workdir(parser.parse_args(argv).workdir)
+    cluster.add_flags(parser)
+    args = parser.parse_args(argv)
+    cli.start(cluster.flags_of(args))
+    workdir = Workdir(args.workdir)
     config = read_config(workdir)
     task = get_task(config.task)
     models = Models(config, task)
     check_unchanged(workdir.task, models.facts())
-    with locked(workdir.root, "evaluation"):
+    with held(workdir.root, "evaluation"):
         evaluate(workdir, config, task, models)
-    report.main(["--workdir", str(workdir.root)])
+    distributed.first(lambda: report.main(["--workdir", str(workdir.root)]))
 
 
 if __name__ == "__main__":

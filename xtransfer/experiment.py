@@ -11,7 +11,7 @@ from typing import Literal, cast
 import jax
 import numpy as np
 
-from xtransfer import cli
+from xtransfer import cli, distributed, sharding
 from xtransfer import workdir as workdirs
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.examples import UNLABELLED
@@ -61,11 +61,14 @@ def run(config: ExperimentConfig, root: Path) -> None:
     All that a user may have to mend (settings, data of every language, checkpoints) is looked at before
     anything is trained, and the settings are put on record only then.
     """
-    workdir = Workdir(root)
-    with workdirs.locked(root):
-        settings = workdirs.as_record(config)
+    sharding.check_platform(config.platform)
+    workdir, settings = Workdir(root), workdirs.as_record(config)
+    if (wanted := distributed.first(lambda: settings)) != settings:
+        keys = ", ".join(key for key in settings if wanted[key] != settings[key])
+        raise UserError(f"config keys {keys} are not those of process 0: start all processes with the same settings")
+    with workdirs.held(root):
         workdirs.check_unchanged(workdir.config, settings)
-        chosen = [_objective(config, name) for name in config.objectives]
+        chosen = [chosen_objective(config, name) for name in config.objectives]
         task = get_task(config.task)
         task = replace(task, load=functools.cache(task.load))
         material = gather(config, task)
@@ -81,13 +84,14 @@ def run(config: ExperimentConfig, root: Path) -> None:
             f"{task.name}: {len(material.labelled):,} labelled and {len(material.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s)"
+            + (f" of {distributed.count()} processes" if distributed.count() > 1 else "")
         )
         stages = Stages(workdir, config, models, material)
         stages.train_teacher()
         for seed in config.seeds:
             for objective in chosen:
                 stages.train_student(objective, seed)
-        with workdirs.locked(root, "evaluation", wait=True):
+        with workdirs.held(root, "evaluation", wait=True):
             evaluate(workdir, config, task, models)
 
 
@@ -152,9 +156,9 @@ class Stages:
         }
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
-        if not store.complete:
+        if not distributed.first(lambda: store.complete):
             title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
-            missing = sum(len(store.shard_indices(shard)) for shard in store.missing_shards())
+            missing = sum(len(store.shard_indices(shard)) for shard in distributed.first(store.missing_shards))
             with cli.ticking(title, missing, unit="examples") as ticker:
 
                 def predict(indices: np.ndarray) -> np.ndarray:
@@ -180,7 +184,8 @@ class Stages:
         return self.models.student.dataset(self.material.dev)
 
 
-def _objective(config: ExperimentConfig, name: str) -> Objective:
+def chosen_objective(config: ExperimentConfig, name: str) -> Objective:
+    """The objective of a name with the config's settings; UserError for what cannot be, or not in this order."""
     if name not in OBJECTIVES:
         there = f"there are {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
         raise UserError(f"config key objectives: no objective {name!r}; {there}")

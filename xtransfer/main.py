@@ -6,7 +6,7 @@ python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstar
 import argparse
 from pathlib import Path
 
-from xtransfer import cli, config, experiment, report
+from xtransfer import cli, cluster, config, distributed, experiment, report
 
 
 def main(argv: list[str]) -> None:
@@ -18,9 +18,11 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="an experiment, see configs/")
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="everything the run writes")
+    cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
+    cli.start(cluster.flags_of(args))
     experiment.run(config.load(args.config, overrides), args.workdir)
-    report.main(["--workdir", str(args.workdir)])
+    distributed.first(lambda: report.main(["--workdir", str(args.workdir)]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ One mesh with three axes serves every run, from one CPU to a pod: a batch is spl
 default) the rules leave every parameter whole, which is plain data parallelism.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xtransfer.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+# Embeddings are split by their size over `fsdp`. A device looks up its part of the vectors of all rows of its group,
+# then trades parts for whole vectors of its own rows: a table is much larger than what is looked up in it.
+LOOKUP_IDS, LOOKUP_PARTS = PartitionSpec("data"), PartitionSpec("data", None, "fsdp")
 
 # First match wins; the pattern is searched in the dotted path of a parameter. Kernels that widen are
 # split by output over `tensor`, those that narrow by input, so that a layer needs one reduction.
@@ -25,7 +29,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"\.(query|key|value|intermediate)\.kernel$", PartitionSpec("fsdp", "tensor")),
     (r"\.output\.kernel$", PartitionSpec("tensor", "fsdp")),
     (r"\.(word|position)_embeddings\.embedding$", PartitionSpec("tensor", "fsdp")),
-    (r"kernel$", PartitionSpec("fsdp", None)),
+    (r"(^|\.)(project|dense|transform|head|next_sentence)\.kernel$", PartitionSpec("fsdp", None)),
     (r"", PartitionSpec()),
 )
 
@@ -39,7 +43,10 @@ def make_mesh(shape: Sequence[int] | None = None, devices: Sequence[jax.Device] 
     data, *others = (0, 1, 1) if shape is None else shape
     sizes = (data or max(len(devices) // math.prod(others), 1), *others)
     if len(sizes) != len(AXES) or math.prod(sizes) != len(devices):
-        raise UserError(f"mesh {'×'.join(map(str, sizes))} does not fit {len(devices)} devices: axes are {AXES}")
+        raise UserError(
+            f"config keys mesh.data, mesh.fsdp, mesh.tensor: {'×'.join(map(str, sizes))} does not fit {len(devices)} "
+            "devices: their product has to be that; mesh.data = 0 takes what the others leave"
+        )
     return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -58,9 +65,83 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts a host batch (arrays [R, ...]) on the mesh, rows split as `batch_sharding` says."""
-    return jax.device_put(dict(batch), batch_sharding(mesh))
+def own_part(mesh: Mesh) -> tuple[int, int]:
+    """(p, n): of n equal runs of a batch's rows this process's devices hold the p-th, and need no other.
+
+    (0, 1), the whole batch, where the rows of some process are no such run: TPU meshes follow the wires of the chips,
+    not their hosts. Processes along `tensor` share a part.
+    """
+    rows = mesh.devices.reshape(data_shards(mesh), -1)
+    held: dict[int, set[int]] = {}
+    for row, devices in enumerate(rows):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(row)
+    size = len(held[jax.process_index()]) if jax.process_index() in held else len(rows)
+    runs = {process: min(own) // size for process, own in held.items()}
+    if len(rows) % size or any(own != set(range(runs[p] * size, (runs[p] + 1) * size)) for p, own in held.items()):
+        return 0, 1
+    return (runs[jax.process_index()] if len(rows) > size else 0), len(rows) // size
+
+
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], parts: int = 1) -> dict[str, jax.Array]:
+    """Puts a host batch (arrays [R, ...]) on the mesh, rows split as `batch_sharding` says.
+
+    Each process gives the whole batch or, of `parts` parts, its own (see `own_part`), of R ÷ parts rows.
+    """
+    rows = batch_sharding(mesh)
+    if rows.is_fully_addressable:
+        return jax.device_put(dict(batch), rows)
+    if parts == 1:
+        return {key: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for key, array in batch.items()}
+    return {
+        key: jax.make_array_from_process_local_data(rows, array, (parts * array.shape[0], *array.shape[1:]))
+        for key, array in batch.items()
+    }
+
+
+def on_host(array: Any) -> np.ndarray:
+    """An array as numpy, also where other processes hold parts of it: they all have to call this then."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        assert isinstance(array.sharding, NamedSharding) and isinstance(array.sharding.mesh, Mesh)
+        array = jax.jit(_same, out_shardings=replicated(array.sharding.mesh))(array)
+    return np.asarray(array)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+def check_platform(wanted: str) -> None:
+    """Refuses to work on other devices than were asked for: JAX takes the CPU unasked where an accelerator is absent.
+
+    Raises:
+      UserError: JAX took another platform than `config.platform` ("" = any), or has none that JAX_PLATFORMS names.
+    """
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX has no package for any of them
+        reason = " ".join(str(error).split())[:200] or "no such backend"
+        raise UserError(f"JAX finds no device of a kind that JAX_PLATFORMS names: {reason}") from error
+    if wanted and found != wanted:
+        raise UserError(
+            f"config key platform is {wanted!r}, but JAX finds only {found} devices here: install JAX's package for "
+            f"{wanted} on a machine that has one, or leave platform empty"
+        )
+
+
+def traced_for(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, `constrain` is about this mesh; for use inside of a function that is jitted."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain(x: jax.Array, *specs: PartitionSpec) -> jax.Array:
+    """`x` laid out by one of `specs` after the other on the mesh of `traced_for`; without one, `x` as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    for spec in specs:
+        x = jax.lax.with_sharding_constraint(x, _fitted(mesh, spec, x.shape))
+    return x
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -83,8 +164,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(key) for key in keys).removesuffix(".value")
 
 
-def _fitted(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+def _fitted(mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
     if len(spec) > len(shape):
         return PartitionSpec()
-    fitted = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)]
-    return PartitionSpec(*fitted)
+
+    def parts(axes: str | tuple[str, ...] | None) -> int:
+        return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+    return PartitionSpec(*(axes if size % parts(axes) == 0 else None for axes, size in zip(spec, shape, strict=False)))

@@ -4,16 +4,21 @@ import dataclasses
 import fcntl
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xtransfer import config as settings
-from xtransfer import storage
+from xtransfer import distributed, storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.errors import UserError
+
+_MARK = ".processes"  # what the first of many processes leaves, for the others to find
+_MARK_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,16 @@ def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def record(path: Path, facts: Mapping[str, Any]) -> None:
-    """Puts facts on record; where they stand there already, nothing is written."""
+    """Puts facts on record; where they stand there already, nothing is written.
+
+    Of many processes the first writes, and the others see that they know the same facts.
+    """
+    distributed.first(lambda: _record(path, facts))
+    if not distributed.is_first():
+        check_unchanged(path, facts)
+
+
+def _record(path: Path, facts: Mapping[str, Any]) -> None:
     text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         storage.write_whole(path, text)
@@ -89,6 +103,41 @@ def record(path: Path, facts: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     return storage.read_object(path, "choose another directory")
+
+
+@contextmanager
+def held(directory: Path, purpose: str = "run", *, wait: bool = False) -> Iterator[None]:
+    """`locked` for a group of processes: the first holds the lock, and all see that they share the directory."""
+    with ExitStack() as stack:
+
+        def take() -> str:
+            stack.enter_context(locked(directory, purpose, wait=wait))
+            mark = uuid.uuid4().hex if distributed.count() > 1 else ""
+            if mark:
+                storage.write_whole(directory / _MARK, mark)
+            return mark
+
+        mark = distributed.first(take)
+        if mark and not distributed.is_first():
+            _check_shared(directory, mark)
+        yield
+
+
+def _check_shared(directory: Path, mark: str) -> None:
+    """UserError where the first process's mark cannot be read; a network's file system may show it late."""
+    end = time.monotonic() + _MARK_SECONDS
+    while True:
+        try:
+            if (directory / _MARK).read_text() == mark:
+                return
+        except OSError:
+            pass
+        if time.monotonic() >= end:
+            raise UserError(
+                f"{directory} is not the directory that process 0 writes to: the workdir must be on storage that all "
+                "processes share"
+            )
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xtransfer import cli, storage
+from xtransfer import cli, distributed, storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.pipeline import Dataset
 from xtransfer.data.tasks import Example, Task
@@ -41,7 +41,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
     """Scores every selected checkpoint where it has no rows yet; returns all rows of the experiment's runs.
 
     The teacher is scored in the source language only: it knows no other. Runs that are not finished
-    are named and left out.
+    are named and left out. All processes take part, and the first writes.
     """
     rows = statistics.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_place(row) for row in rows}
@@ -57,11 +57,13 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
             cli.log(f"{run.directory}: not finished, left out")
             continue
         languages = (task.source_language, *(() if is_teacher else task.target_languages))
-        jobs = [job for job in _jobs(run, config.evaluation_splits, languages) if not job.places <= scored]
-        if jobs:
+        jobs = list(_jobs(run, config.evaluation_splits, languages))
+        due = distributed.first(functools.partial(_due, jobs, scored))
+        if jobs := [job for job, is_due in zip(jobs, due, strict=True) if is_due]:
             model = models.teacher if is_teacher else models.student
             rows += _score(workdir, task, model, run, jobs, dataset)
-            storage.write_jsonl(workdir.results, rows)  # a run's rows are all there, or none
+            # a run's rows are all there, or none
+            distributed.first(functools.partial(storage.write_jsonl, workdir.results, rows))
     keys = {(run.objective, run.seed) for run in wanted}
     return [row for row in rows if (row["objective"], row["seed"]) in keys]
 
@@ -79,6 +81,10 @@ class _Job:
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language"))
+
+
+def _due(jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
+    return [not job.places <= scored for job in jobs]
 
 
 def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator[_Job]:
@@ -117,7 +123,8 @@ def _score(
                         where = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | where | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
-                storage.write_jsonl(path, _predictions(examples, logits, task.labels))
+                said = _predictions(examples, logits, task.labels)
+                distributed.first(functools.partial(storage.write_jsonl, path, said))
 
 
 def _scores(

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from xtransfer.sharding import batch_sharding, param_shardings, place_batch
+from xtransfer.sharding import batch_sharding, param_shardings, place_batch, replicated, traced_for
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "cls_index")
 _IN_FLIGHT = 3  # batches on the device while the host packs the next and reads the last
@@ -21,15 +21,16 @@ EvalStep = Callable[[nnx.State, Mapping[str, jax.Array]], jax.Array]
 def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:
     """The compiled (params, batch) -> logits [R, M, K] float32, without dropout.
 
-    Parameters keep the sharding that they come with (see `place_params`); rows are split over `data × fsdp`.
-    It compiles once per shape of batch, so batches should have few shapes.
+    Parameters keep the sharding that they come with (see `place_params`); rows are split over `data × fsdp`,
+    and the logits, which are few, are whole on every device, so that each process has all of them. It compiles once
+    per shape of batch, so batches should have few shapes.
     """
 
     def logits(params: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
-        return nnx.merge(graphdef, params)(batch)  # [R, M, K]
+        with traced_for(mesh):
+            return nnx.merge(graphdef, params)(batch)  # [R, M, K]
 
-    rows = batch_sharding(mesh)
-    return jax.jit(logits, in_shardings=(None, rows), out_shardings=rows)
+    return jax.jit(logits, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def place_params(mesh: Mesh, params: nnx.State) -> nnx.State:

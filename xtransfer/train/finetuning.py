@@ -18,7 +18,7 @@ from xtransfer.data.tasks import Example, Task
 from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.inference import predict
-from xtransfer.sharding import data_shards, make_mesh
+from xtransfer.sharding import data_shards, make_mesh, own_part
 from xtransfer.train import loop, state
 from xtransfer.train.programs import Programs
 from xtransfer.train.reader import Reader
@@ -106,12 +106,13 @@ class Finetuner:
             return {"dev_accuracy": float(right.mean())}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
-        plan = self.reader.training_plan
+        plan = dataclasses.replace(self.reader.training_plan, part=own_part(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
         sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
         cli.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
         if share < _FULL and plan.fitted_sizes > 1:  # a short training has padding for the sake of fewer programs
-            keys = f"{self.role}.batch_size or {self.role}.row_length"
+            names = ("batch_size", "row_length", *(("accumulation",) if self.settings.accumulation > 1 else ()))
+            keys = " or ".join(f"{self.role}.{name}" for name in names)
             cli.log(f"warning: {title}: more than a quarter of each batch is padding: change {keys} to waste less time")
         loop.fit(
             directory,

@@ -1,5 +1,6 @@
 """The training loop: from the newest checkpoint, or from the start, to the last step."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -11,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtransfer import cli, storage
+from xtransfer import cli, distributed, storage
 from xtransfer.data.prefetch import prefetch
 from xtransfer.errors import UserError
-from xtransfer.sharding import place_batch
+from xtransfer.sharding import own_part, place_batch
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
@@ -58,10 +59,10 @@ def fit(
 ) -> TrainState:
     """Trains to `plan.steps`, with checkpoints and `metrics.jsonl` in `directory`; goes on where it stopped.
 
-    `batch_at(i)` is the batch of step i, a pure function, so what was interrupted ends with the same
-    weights. `score(params)` gives metrics on the source language's dev split, of which the first ranks
-    the checkpoints; without it only the newest is kept. A loss or a parameter that is not finite is a
-    `UserError`, and nothing of that step is saved. SIGTERM saves the step at hand and exits.
+    `batch_at(i)` is this process's part (`sharding.own_part`) of the batch of step i, a pure function, so what
+    was interrupted ends with the same weights. `score(params)` gives metrics on the source language's dev
+    split, of which the first ranks the checkpoints; without it only the newest is kept. A loss or a parameter
+    that is not finite is a `UserError`, and nothing of that step is saved. SIGTERM saves the step at hand and exits.
     """
     directory.mkdir(parents=True, exist_ok=True)
     milestones = plan.milestones()
@@ -70,11 +71,12 @@ def fit(
         state = _resumed(checkpoints, start, directory, plan.steps)
         first = int(state.step)
         window: list[Terms] = []
-        batches = prefetch(place_batch(mesh, batch_at(i)) for i in range(first, plan.steps))
+        batches = prefetch(place_batch(mesh, batch_at(i), own_part(mesh)[1]) for i in range(first, plan.steps))
         with closing(batches), cli.ticking(plan.title, plan.steps - first) as ticker:
             for step, batch in enumerate(batches, first + 1):
                 state, terms = train_step(state, batch, key)
                 window.append(terms)
+                distributed.moved()
                 stop, due = stop_requested(), step in milestones
                 if due or stop or step % _LOG_EVERY == 0:
                     means = _means(window, step, directory)
@@ -85,7 +87,8 @@ def fit(
                 if due:
                     metrics = {} if score is None else score(state.params)
                     # The row comes first: a row without its checkpoint is dropped on resume.
-                    storage.append_jsonl(directory / METRICS_FILE, {"step": step, **means, **metrics})
+                    row = {"step": step, **means, **metrics}
+                    distributed.first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
                     checkpoints.save(state, score=next(iter(metrics.values()), None))
                 elif stop:
                     checkpoints.save(state, score=None)
@@ -97,12 +100,17 @@ def fit(
 
 
 def finished(directory: Path, steps: int) -> bool:
-    """Whether the run in `directory` has the checkpoint of its last step, scored."""
-    rows = read_metrics(directory)
-    if not rows or rows[-1]["step"] != steps:
+    """Whether the run in `directory` has the checkpoint of its last step, scored; all processes ask together."""
+
+    def is_scored() -> bool:
+        rows = read_metrics(directory)
+        return bool(rows) and rows[-1]["step"] == steps
+
+    if not distributed.first(is_scored):
         return False
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
-        return steps in checkpoints.steps()
+        found = steps in checkpoints.steps()
+        return distributed.first(lambda: found)
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
@@ -128,13 +136,20 @@ def _row(line: bytes, where: str) -> dict[str, float]:
 
 def _resumed(checkpoints: Checkpoints, start: Start, directory: Path, last_step: int) -> TrainState:
     steps = checkpoints.steps()
-    newest = steps[-1] if steps else 0
-    rows = [row for row in read_metrics(directory) if row["step"] <= newest]
-    storage.write_jsonl(directory / METRICS_FILE, rows)
+
+    def settle() -> int:
+        newest = steps[-1] if steps else 0
+        rows = [row for row in read_metrics(directory) if row["step"] <= newest]
+        storage.write_jsonl(directory / METRICS_FILE, rows)
+        if newest and newest >= last_step and (not rows or rows[-1]["step"] != last_step):
+            raise UserError(
+                f"{directory}: the score of its last step {newest} is lost: remove it to train this run anew"
+            )
+        return newest
+
+    newest = distributed.first(settle)
     if not newest:
         return start.initial()
-    if newest >= last_step and (not rows or rows[-1]["step"] != last_step):
-        raise UserError(f"{directory}: the score of its last step {newest} is lost: remove it to train this run anew")
     cli.log(f"{directory}: goes on from step {newest:,}")
     return checkpoints.restore(newest, start.abstract)
 

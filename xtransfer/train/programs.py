@@ -45,6 +45,7 @@ class Programs:
         self.optimizer = _optimizer(settings)
         self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
         self.eval_step = make_eval_step(self.graphdef, mesh)
+        self._accumulation = settings.accumulation
         self._train_steps: dict[Objective, steps.TrainStep] = {}
 
     def abstract_params(self) -> Any:
@@ -61,7 +62,7 @@ class Programs:
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
             self._train_steps[objective] = steps.make_train_step(
-                self.graphdef, terms, self.optimizer, self.mesh, self.shapes
+                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, accumulation=self._accumulation
             )
         return self._train_steps[objective]
 

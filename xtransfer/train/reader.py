@@ -51,8 +51,8 @@ class Reader:
 
     @property
     def training_plan(self) -> BatchPlan:
-        """How the batches of a training are laid out."""
-        plan = self._plan(self.settings.batch_size)
+        """How the batches of a training are laid out; every part of an accumulated gradient has as many rows."""
+        plan = self._plan(self.settings.batch_size, parts=self.settings.accumulation)
         return plan if self.settings.steps >= _MANY_STEPS else replace(plan, fitted_sizes=1)
 
     def evaluation_plan(self, rows: int) -> BatchPlan:
@@ -80,13 +80,13 @@ class Reader:
         with cli.ticking(title, len(examples), unit="examples") if many else nullcontext() as ticker:
             return self.cache.tokens(*sides(examples), on_batch=ticker.advance if ticker else None)
 
-    def _plan(self, batch_size: int) -> BatchPlan:
+    def _plan(self, batch_size: int, parts: int = 1) -> BatchPlan:
         return make_plan(
             batch_size,
             self.settings.row_length or self.settings.max_length,
             pad_id=self.architecture.pad_id,
             position_offset=self.architecture.position_offset,
-            multiple_of=self._shards,
+            multiple_of=self._shards * parts,
             packed=self.settings.packed,
         )
 

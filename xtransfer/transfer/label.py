@@ -1,9 +1,11 @@
 """The teacher labels the transfer set: fills a logits store, shard by shard, and can be interrupted."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from xtransfer import distributed
 from xtransfer.errors import UserError
 from xtransfer.transfer.logits_store import LogitsStore
 
@@ -13,7 +15,7 @@ def label(
     predict: Callable[[np.ndarray], np.ndarray],
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Computes the missing shards of the store, in order.
+    """Computes the missing shards of the store, in order; all processes take part, and the first writes.
 
     Args:
       store: whole shards in it are left as they are, truncated ones are written anew.
@@ -27,9 +29,10 @@ def label(
       UserError: logits of another shape, or not finite.
     """
     computed = 0
-    for shard in store.missing_shards():
+    for shard in distributed.first(store.missing_shards):
         indices = store.shard_indices(shard)
-        store.write_shard(shard, predict(indices))
+        logits = predict(indices)
+        distributed.first(functools.partial(store.write_shard, shard, logits))
         computed += len(indices)
         if progress is not None:
             progress(len(indices))

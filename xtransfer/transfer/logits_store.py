@@ -6,7 +6,8 @@
 
 Raw logits, so any temperature, threshold or loss works without another run of the teacher. The
 key hashes whatever decides them, so a store of another teacher or of other data is never met.
-A shard is there as a whole or not at all. One writer at a time: the workdir is locked above.
+A shard is there as a whole or not at all. One writer at a time, the first process: the workdir is locked
+above.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from xtransfer import storage
+from xtransfer import distributed, storage
 from xtransfer.errors import UserError
 
 FORMAT = 1
@@ -153,12 +154,15 @@ def open_store(
         "key": dict(key_fields),
     }
     path = directory / "manifest.json"
-    if path.exists():
-        _compare(path, manifest)
-    else:
-        storage.write_whole(directory / "ids.txt", id_lines)
-        # The manifest comes last: where it stands, the store is set up.
-        storage.write_whole(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+    def set_up() -> None:
+        if not path.exists():
+            storage.write_whole(directory / "ids.txt", id_lines)
+            # The manifest comes last: where it stands, the store is set up.
+            storage.write_whole(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+    distributed.first(set_up)
+    _compare(path, manifest)
     return LogitsStore(directory, classes, ids, shard_size)
 
 
