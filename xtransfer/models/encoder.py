@@ -8,7 +8,7 @@ Sources: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers",
 2019; Sanh et al., "DistilBERT", 2019; Clark et al., "ELECTRA", ICLR 2020.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,26 +18,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xtransfer.models.attention import attend, segment_bias
+from xtransfer.models.dropout import dropout, keep_mask
+from xtransfer.models.parts import ACTIVATIONS, Embed, LayerNorm, Linear
+from xtransfer.sharding import BATCH_SPEC, LOOKUP_IDS, LOOKUP_PARTS, constrain
+
 Batch = Mapping[str, jax.Array]
 
 POOLINGS = ("cls", "mean")
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_python": partial(jax.nn.gelu, approximate=False),
-    "gelu_fast": partial(jax.nn.gelu, approximate=True),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
 
 _INHERITED = {"embedding_size": "hidden_size", "classifier_dropout": "hidden_dropout"}  # what None stands for
 
 _NORMAL = nnx.initializers.normal(0.02)
-_MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly masked row stays finite
 
 
 @dataclass(frozen=True)
@@ -76,14 +69,6 @@ class EncoderConfig:
         return getattr(self, _INHERITED[field]) if value is None and field in _INHERITED else value
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Inverted dropout: zero with probability `rate`, else x / (1 - rate). No key: x itself."""
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
-
-
 def _site(key: jax.Array | None, index: int) -> jax.Array | None:
     """Key of one dropout site, or None when there is no dropout."""
     return None if key is None else jax.random.fold_in(key, index)
@@ -94,7 +79,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         size = config.effective("embedding_size")
-        embed = partial(nnx.Embed, features=size, embedding_init=_NORMAL, dtype=dtype, rngs=rngs)
+        embed = partial(Embed, features=size, embedding_init=_NORMAL, dtype=dtype, rngs=rngs)
         self.word_embeddings = embed(config.vocab_size)
         self.position_embeddings = embed(config.max_positions)
         if config.type_vocab_size:
@@ -108,9 +93,13 @@ class Embeddings(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         """Ids, all [R, S] int32 -> [R, S, H]."""
+        input_ids, position_ids, token_type_ids = (
+            constrain(ids, LOOKUP_IDS) for ids in (input_ids, position_ids, token_type_ids)
+        )
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)  # [R, S, E]
         if hasattr(self, "token_type_embeddings"):
             x = x + self.token_type_embeddings(token_type_ids)  # [R, S, E]
+        x = constrain(x, LOOKUP_PARTS, BATCH_SPEC)  # [R, S, E]
         x = dropout(self.norm(x), self.rate, key)  # [R, S, E]
         return self.project(x) if hasattr(self, "project") else x  # [R, S, H]
 
@@ -132,16 +121,14 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
         """x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
         rows, length, size = x.shape
-        heads = (rows, length, self.num_heads, size // self.num_heads)
-        q = self.query(x).reshape(heads)  # [R, S, N, D]
-        k = self.key(x).reshape(heads)  # [R, S, N, D]
-        v = self.value(x).reshape(heads)  # [R, S, N, D]
-        q = q * (heads[-1] ** -0.5)  # [R, S, N, D]: scaling q is cheaper than scaling the scores
-        scores = jnp.einsum("rqnd,rknd->rnqk", q, k, preferred_element_type=jnp.float32)  # [R, N, S, S]
-        probs = jax.nn.softmax(scores + bias, axis=-1).astype(v.dtype)  # [R, N, S, S]
-        probs = dropout(probs, self.attention_rate, _site(key, 0))
-        mixed = jnp.einsum("rnqk,rknd->rqnd", probs, v).reshape(x.shape)  # [R, S, H]
-        return dropout(self.output(mixed), self.output_rate, _site(key, 1))  # [R, S, H]
+        heads = (rows, self.num_heads, size // self.num_heads, length)
+        q = self.query.to_columns(x).reshape(heads)  # [R, N, D, S]
+        k = self.key.to_columns(x).reshape(heads)  # [R, N, D, S]
+        v = self.value.to_columns(x).reshape(heads)  # [R, N, D, S]
+        q = q * (heads[2] ** -0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
+        keep = keep_mask(_site(key, 0), self.attention_rate, (rows, self.num_heads, length, length))  # [R, N, S, S]
+        mixed = attend(q, k, v, bias, keep, self.attention_rate).reshape(rows, size, length)  # [R, H, S]
+        return dropout(self.output.from_columns(mixed), self.output_rate, _site(key, 1))  # [R, S, H]
 
 
 class Layer(nnx.Module):
@@ -199,8 +186,7 @@ class Encoder(nnx.Module):
         (padding) attend to padding, so that their numbers are finite and reach nobody.
         Without `dropout_key` the result is deterministic.
         """
-        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
-        bias = jnp.where(same, 0.0, _MASKED).astype(jnp.float32)  # [R, 1, S, S]
+        bias = segment_bias(segment_ids)  # [R, 1, S, S]
         states = [self.embeddings(input_ids, token_type_ids, position_ids, _site(dropout_key, 0))]  # [R, S, H]
         run = nnx.remat(Layer.__call__) if self.remat else Layer.__call__
         for index, layer in enumerate(self.layers):
@@ -313,24 +299,12 @@ def _encode(encoder: Encoder, batch: Batch, key: jax.Array | None) -> jax.Array:
     )
 
 
-class Linear(nnx.Linear):
-    """`nnx.Linear` on one matrix of all tokens, whose gradient XLA's CPU backend computes several times faster."""
-
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[..., in_features] -> [..., out_features]."""
-        flat = super().__call__(inputs.reshape(-1, self.in_features), out_sharding)
-        return flat.reshape(*inputs.shape[:-1], self.out_features)
-
-
-def _linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.Linear:
+def _linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Linear:
     return Linear(inputs, outputs, kernel_init=_NORMAL, dtype=dtype, rngs=rngs)
 
 
-def _layer_norm(config: EncoderConfig, rngs: nnx.Rngs, dtype: DTypeLike, size: int | None = None) -> nnx.LayerNorm:
-    # The two-pass variance: E[x²] − E[x]² cancels where a checkpoint has a large mean.
-    return nnx.LayerNorm(
-        size or config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs
-    )
+def _layer_norm(config: EncoderConfig, rngs: nnx.Rngs, dtype: DTypeLike, size: int | None = None) -> LayerNorm:
+    return LayerNorm(size or config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
 
 def _check(config: EncoderConfig) -> None:

@@ -1,0 +1,77 @@
+"""Attention inside segments, with the gradient written out.
+
+Shapes: R rows, S tokens a row, N heads, D = width of a head; k counts keys, q queries.
+
+The forward pass keeps exp(score - max) in the compute dtype and the reciprocals of its sums, nothing of float32 that
+has S × S numbers; the backward pass needs no softmax again, since the sum over keys of p · dp is the sum over D of
+o · do (Dao et al., "FlashAttention", 2022, appendix B). Keys come before queries, so that sums over keys add whole
+vectors; the sum is that of the rounded numbers, so probabilities add up to one in bfloat16 too.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly masked row stays finite
+
+
+def segment_bias(segment_ids: jax.Array) -> jax.Array:
+    """What is added to the scores, [R, 1, S, S] float32: nothing inside a segment, `MASKED` between two."""
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
+    return jnp.where(same, 0.0, MASKED).astype(jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float
+) -> jax.Array:
+    """Softmax attention with dropout of its probabilities: [R, N, D, S], three times -> [R, N, D, S].
+
+    Args:
+      query: scaled already.
+      key: as query.
+      value: as query.
+      bias: [R, 1, S, S] float32, added to the scores; symmetric in its last two axes.
+      keep: [R, N, S (keys), S (queries)] bool, the probabilities that are not dropped; None drops none.
+      rate: the share that is dropped; what is kept is divided by 1 - rate.
+    """
+    return _forward(query, key, value, bias, keep, rate)[0]
+
+
+def _forward(q, k, v, bias, keep, rate):  # type: ignore[no-untyped-def]
+    scores = jnp.einsum("rndq,rndk->rnkq", q, k, preferred_element_type=jnp.float32) + bias  # [R, N, S, S]
+    exps = jnp.exp(scores - jnp.max(scores, axis=2, keepdims=True)).astype(q.dtype)  # [R, N, S, S]
+    inverse = 1.0 / jnp.sum(exps, axis=2, dtype=jnp.float32)  # [R, N, S]
+    mixed = jnp.einsum("rnkq,rndk->rndq", _kept(exps, keep), v, preferred_element_type=jnp.float32)  # [R, N, D, S]
+    # Kept rounded: else the compiler keeps it in float32 for the backward pass.
+    out = jax.lax.optimization_barrier((mixed * _per_query(inverse, keep, rate)).astype(q.dtype))  # [R, N, D, S]
+    return out, (q, k, v, exps, inverse, out, keep)
+
+
+def _backward(rate, saved, dout):  # type: ignore[no-untyped-def]
+    q, k, v, exps, inverse, out, keep = saved
+    # The sum over keys of p · dp, which dropout leaves as it is: [R, N, S].
+    shift = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=2)
+    dprobs = jnp.einsum("rndk,rndq->rnkq", v, dout, preferred_element_type=jnp.float32)  # [R, N, S, S]
+    if keep is not None:
+        dprobs = jnp.where(keep, dprobs * (1.0 / (1.0 - rate)), 0.0)
+    dscores = (exps * inverse[:, :, None] * (dprobs - shift[:, :, None])).astype(q.dtype)  # [R, N, S, S]
+    scaled = (dout * _per_query(inverse, keep, rate)).astype(q.dtype)  # [R, N, D, S]
+    dq = jnp.einsum("rnkq,rndk->rndq", dscores, k)  # [R, N, D, S]
+    dk = jnp.einsum("rnkq,rndq->rndk", dscores, q)  # [R, N, D, S]
+    dv = jnp.einsum("rnkq,rndq->rndk", _kept(exps, keep), scaled)  # [R, N, D, S]
+    return dq, dk, dv, None, None
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _kept(exps: jax.Array, keep: jax.Array | None) -> jax.Array:
+    return exps if keep is None else jnp.where(keep, exps, jnp.zeros((), exps.dtype))
+
+
+def _per_query(inverse: jax.Array, keep: jax.Array | None, rate: float) -> jax.Array:
+    """[R, N, S] -> [R, N, 1, S]: what a query's mixture is multiplied with."""
+    scale = inverse if keep is None else inverse * (1.0 / (1.0 - rate))
+    return scale[:, :, None]
