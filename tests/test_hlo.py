@@ -117,3 +117,45 @@ def test_bytes_of_a_type(result: str, size: int, elements: list[int]) -> None:
 def test_text_that_is_no_program_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="entry"):
         hlo.parse("HloModule nothing\n")
+
+
+UNROLLED = """
+%condition (p: (f32[8], u32[])) -> pred[] {{
+  %p = (f32[8]{{0}}, u32[]) parameter(0)
+  %limit = u32[]{{:T(128)}} constant({limit})
+  %i = u32[] get-tuple-element(%p), index=1
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}}
+
+%body (q: (f32[8], u32[])) -> (f32[8], u32[]) {{
+  %q = (f32[8]{{0}}, u32[]) parameter(0)
+  %x = f32[8]{{0}} get-tuple-element(%q), index=0
+  %j = u32[] get-tuple-element(%q), index=1
+  %one = u32[]{{:T(128)}} constant(1)
+  %two = u32[]{{:T(128)}} constant(2)
+  %between = u32[] add(%j, %one)
+  %next = u32[] {step}
+  ROOT %out = (f32[8]{{0}}, u32[]) tuple(%x, %next)
+}}
+
+ENTRY %main (a: (f32[8], u32[])) -> (f32[8], u32[]) {{
+  %a = (f32[8]{{0}}, u32[]) parameter(0)
+  ROOT %loop = (f32[8]{{0}}, u32[]) while(%a), condition=%condition, body=%body
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "step", "turns"),
+    [
+        (4, "add(%j, %two)", 2),
+        (5, "add(%j, %two)", 3),
+        (4, "add(%j, %one)", 4),
+        (4, "add(%two, %j)", 2),
+        (4, "multiply(%j, %two)", None),
+        (4, "add(%j, %between)", None),
+    ],
+)
+def test_a_loop_of_the_compiler_goes_by_what_its_body_adds(limit: int, step: str, turns: int | None) -> None:
+    program = hlo.parse(UNROLLED.format(limit=limit, step=step))
+    assert program.turns(named(program, "loop")) == turns

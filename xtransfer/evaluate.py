@@ -6,11 +6,17 @@ Reads the Orbax checkpoints that `xtransfer.main` left and adds to DIR/results.j
 """
 
 import argparse
+import dataclasses
+import math
 from pathlib import Path
 
+import jax
+
 from xtransfer import cli, cluster, distributed, report
+from xtransfer.config import ExperimentConfig, MeshConfig
 from xtransfer.data.tasks import get_task
 from xtransfer.evaluation.evaluator import evaluate
+from xtransfer.sharding import mesh_sizes
 from xtransfer.train.finetuning import Models
 from xtransfer.workdir import Workdir, check_unchanged, held, read_config
 
@@ -23,13 +29,22 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     cli.start(cluster.flags_of(args))
     workdir = Workdir(args.workdir)
-    config = read_config(workdir)
+    config = _for_these_devices(read_config(workdir))
     task = get_task(config.task)
     models = Models(config, task)
     check_unchanged(workdir.task, models.facts())
     with held(workdir.root, "evaluation"):
         evaluate(workdir, config, task, models)
     distributed.first(lambda: report.main(["--workdir", str(workdir.root)]))
+
+
+def _for_these_devices(config: ExperimentConfig) -> ExperimentConfig:
+    """The config, without its mesh where that does not fit: a pod's checkpoints are scored on a laptop too."""
+    devices = jax.device_count()
+    if math.prod(mesh_sizes(dataclasses.astuple(config.mesh), devices)) == devices:
+        return config
+    cli.log(f"the mesh on record does not fit the {devices} device(s) here: batches are split over all of them")
+    return dataclasses.replace(config, mesh=MeshConfig())
 
 
 if __name__ == "__main__":

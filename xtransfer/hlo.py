@@ -13,6 +13,8 @@ _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"^([su]32)\[\]\S* constant\((\d+)\)")
+_OPERANDS = re.compile(r"%([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -71,17 +73,41 @@ class Program:
     def turns(self, instruction: Instruction) -> int | None:
         """How often a `while` turns (1 for any other instruction); None where the text does not tell.
 
-        Loops that JAX makes of a known length count up from 0 and compare with a constant.
+        Loops of a known length count up from 0 and compare with a constant. Those of JAX go by 1, as s32; those that
+        the compiler makes, to hide a collective behind a product, go by what their body adds, as u32.
         """
         if instruction.opcode != "while":
             return 1
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.line):
             return int(known[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", instruction.line)
-        lines = self.computations.get(condition[1], ()) if condition else ()
-        limits = [found[1] for line in lines if (found := re.search(r"^s32\[\]\S* constant\((\d+)\)", line.line))]
-        compared = [line for line in lines if line.opcode == "compare" and "direction=LT" in line.line]
-        return int(limits[0]) if len(limits) == len(compared) == 1 else None
+        condition = self._named(instruction, "condition")
+        limits = [(found[1], int(found[2])) for line in condition if (found := _CONSTANT.search(line.line))]
+        compared = [line for line in condition if line.opcode == "compare" and "direction=LT" in line.line]
+        if len(limits) != 1 or len(compared) != 1:
+            return None
+        kind, limit = limits[0]
+        step = 1 if kind == "s32" else self._step(self._named(instruction, "body"), condition)
+        return -(-limit // step) if step else None
+
+    def _named(self, instruction: Instruction, role: str) -> tuple[Instruction, ...]:
+        name = re.search(rf"{role}=%?([\w.\-]+)", instruction.line)
+        return self.computations.get(name[1], ()) if name else ()
+
+    def _step(self, body: tuple[Instruction, ...], condition: tuple[Instruction, ...]) -> int | None:
+        """What a loop's body adds to the one number that its condition looks at; None where that is not plain."""
+        looked_at = [
+            found[1] for line in condition if (found := re.search(r"get-tuple-element\(.*index=(\d+)", line.line))
+        ]
+        if len(looked_at) != 1 or not body or body[-1].opcode != "tuple":
+            return None
+        lines = {line.name: line for line in body}
+        results = _OPERANDS.findall(body[-1].line.partition(" tuple(")[2])
+        added = lines.get(results[int(looked_at[0])]) if int(looked_at[0]) < len(results) else None
+        if added is None or added.opcode != "add":
+            return None
+        operands = [lines.get(name) for name in _OPERANDS.findall(added.line.partition(" add(")[2].partition(")")[0])]
+        steps = [int(found[2]) for line in operands if line and (found := _CONSTANT.search(line.line))]
+        return steps[0] if len(steps) == 1 else None
 
     def run(self) -> Iterator[tuple[Instruction, int]]:
         """What is run in order, and how often: the entry computation and, inside it, loops, calls and all branches."""

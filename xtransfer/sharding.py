@@ -40,14 +40,19 @@ def make_mesh(shape: Sequence[int] | None = None, devices: Sequence[jax.Device] 
     A first size of 0 stands for all devices that the other two leave.
     """
     devices = jax.devices() if devices is None else devices
-    data, *others = (0, 1, 1) if shape is None else shape
-    sizes = (data or max(len(devices) // math.prod(others), 1), *others)
-    if len(sizes) != len(AXES) or math.prod(sizes) != len(devices):
+    sizes = mesh_sizes(shape or (0, 1, 1), len(devices))
+    if math.prod(sizes) != len(devices):
         raise UserError(
             f"config keys mesh.data, mesh.fsdp, mesh.tensor: {'×'.join(map(str, sizes))} does not fit {len(devices)} "
             "devices: their product has to be that; mesh.data = 0 takes what the others leave"
         )
     return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(shape: Sequence[int], devices: int) -> tuple[int, ...]:
+    """Sizes of data, fsdp and tensor, a first one of 0 being what the others leave of so many devices (at least 1)."""
+    data, fsdp, tensor = shape
+    return data or max(devices // (fsdp * tensor), 1), fsdp, tensor
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
