@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.jaxprs import equations, float_types
-from xtransfer.models import encoder
+from xtransfer.models import dropout, encoder
 from xtransfer.models.encoder import Classifier, Encoder, EncoderConfig, MaskedLM
 
 CONFIG = EncoderConfig(
@@ -201,17 +201,6 @@ def test_masked_lm_reads_its_positions_through_the_tied_decoder() -> None:
     np.testing.assert_allclose(following[0], next_sentence, atol=1e-5)
 
 
-def test_dropout_zeroes_at_its_rate_and_keeps_the_expectation() -> None:
-    x = jnp.full((400, 500), 2.0)
-    y = encoder.dropout(x, 0.1, jax.random.key(0))
-    dropped = float(jnp.mean(y == 0))
-    assert abs(dropped - 0.1) < 4 * (0.1 * 0.9 / x.size) ** 0.5
-    np.testing.assert_allclose(y[y != 0], 2.0 / 0.9, rtol=1e-6)
-    assert abs(float(jnp.mean(y)) - 2.0) < 2.0 / 0.9 * 4 * (0.1 * 0.9 / x.size) ** 0.5
-    assert encoder.dropout(x, 0.1, None) is x
-    assert encoder.dropout(x, 0.0, jax.random.key(0)) is x
-
-
 def logits_with(key: jax.Array | None, **rates: Any) -> np.ndarray:
     graphdef, params = classifier(dataclasses.replace(CONFIG, num_layers=1, **rates))
     return np.asarray(forward(graphdef)(params, lay_out(PACKED, 3, examples()), key))
@@ -240,28 +229,34 @@ SITES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 @pytest.mark.parametrize("kind", SITES)
 def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shape, rate and key of every mask; `dropout` draws its own by the same function as attention."""
     sites: list[tuple[tuple[int, ...], float]] = []
     keys: list[jax.Array] = []
+    draw = dropout.keep_mask
 
-    def spy(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    def spy(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
         if rate:
-            sites.append((x.shape, rate))
+            sites.append((shape, rate))
             keys.append(jax.random.key_data(key))
-        return x
+        return draw(key, rate, shape)
 
-    monkeypatch.setattr(encoder, "dropout", spy)
+    monkeypatch.setattr(dropout, "keep_mask", spy)
+    monkeypatch.setattr(encoder, "keep_mask", spy)
     changes, expected = SITES[kind]
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
     graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))
     batch = lay_out(PACKED, 3, examples())
 
     def used(params: nnx.State, key: jax.Array) -> list[jax.Array]:
+        sites.clear(), keys.clear()
         nnx.merge(graphdef, params)(batch, dropout_key=key)
-        return keys
+        return list(keys)
 
     drawn = {np.asarray(key).tobytes() for key in quick_jit(used)(params, jax.random.key(0))}
     assert sites == expected
     assert len(drawn) == len(sites)
+    found = equations(used, params, jax.random.key(0))
+    assert sum(e.primitive.name == "random_bits" for e in found) == len(sites)  # and nothing else draws
 
 
 def test_the_classifiers_rate_falls_back_to_the_hidden_rate() -> None:
@@ -293,29 +288,38 @@ def test_softmax_norms_pooler_and_logits_are_float32_in_a_bfloat16_model() -> No
     products = [tuple(str(v.aval.dtype) for v in (*e.invars, *e.outvars)) for e in found if "dot_general" in str(e)]
     products = [types for types in products if len(types) == 3]
     low, full = "bfloat16", "float32"
-    assert products.count((low, low, full)) == layers and products[-2:] == [(full,) * 3] * 2
+    # Each layer's scores, and its mixtures before they are divided by the sums.
+    assert products.count((low, low, full)) == 2 * layers and products[-2:] == [(full,) * 3] * 2
     assert set(products) == {(low, low, low), (low, low, full), (full, full, full)}
-    # Of what has the scores' shape, only the probabilities are rounded.
-    rows, slots = batch["input_ids"].shape[0], (CONFIG.num_heads, ROW, ROW)
-    rounded = [e.outvars[0].aval for e in found if e.primitive.name == "convert_element_type"]
-    assert sum(x.shape == (rows, *slots) and x.dtype == jnp.bfloat16 for x in rounded) == layers
+    # Of what has the scores' shape, only the exponentials are rounded, and their sums are those of the rounded ones.
+    scores = (batch["input_ids"].shape[0], CONFIG.num_heads, ROW, ROW)
+    rounded = [e for e in found if e.primitive.name == "convert_element_type" and e.outvars[0].aval.shape == scores]
+    assert [str(e.outvars[0].aval.dtype) for e in rounded] == [low, full] * layers
+    sums = [e.invars[0] for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == scores]
+    assert [id(x) for x in sums] == [id(e.outvars[0]) for e in rounded[1::2]]
+    assert [id(e.invars[0]) for e in rounded[1::2]] == [id(e.outvars[0]) for e in rounded[::2]]
 
 
-def test_the_statistics_of_a_bfloat16_layer_norm_are_exact() -> None:
-    norm = encoder._layer_norm(CONFIG, nnx.Rngs(0), jnp.bfloat16)
-    x = jnp.asarray(np.random.default_rng(0).normal(30.0, 1.0, (64, 24)), jnp.bfloat16)
-    exact = np.asarray(x, np.float64)  # the numbers that it is given: rounded, about 30 with steps of 1/8
-    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + CONFIG.layer_norm_eps)
-    found = np.asarray(norm(x), np.float64)
-    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-4)  # half a step of the result's, and no more
+def test_the_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> None:
+    """With dropout: what is exponentiated, and what attention and the norms add up, is float32 backwards too."""
+    rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
+    coarse, params = classifier(dataclasses.replace(CONFIG, **rates), dtype=jnp.bfloat16)
+    batch = lay_out(PACKED, 3, examples())
 
+    def loss(params: nnx.State) -> jax.Array:
+        return jnp.sum(nnx.merge(coarse, params)(batch, dropout_key=jax.random.key(0)))
 
-def test_gelu_is_exact_and_gelu_new_is_not() -> None:
-    # x Φ(x) and its tanh approximation at 1 and -2
-    np.testing.assert_allclose(encoder.ACTIVATIONS["gelu"](jnp.array([1.0, -2.0])), [0.8413447, -0.0455003], atol=1e-6)
-    np.testing.assert_allclose(
-        encoder.ACTIVATIONS["gelu_new"](jnp.array([1.0, -2.0])), [0.8411920, -0.0454023], atol=1e-6
-    )
+    found = equations(jax.grad(loss), params)
+    layers, norms, gelus = CONFIG.num_layers, 1 + 2 * CONFIG.num_layers, CONFIG.num_layers
+    for primitive, sites in (("exp", layers + gelus), ("rsqrt", norms), ("erf", 2 * gelus), ("tanh", 1)):
+        assert float_types(found, primitive) == ["float32"] * 2 * sites, primitive
+    for primitive in ("reduce_max", "square"):
+        assert set(float_types(found, primitive)) <= {"float32"}, primitive
+    rows, heads, size = batch["input_ids"].shape[0], CONFIG.num_heads, CONFIG.hidden_size // CONFIG.num_heads
+    for shape, count in (((rows, heads, ROW, ROW), layers), ((rows, heads, size, ROW), layers)):
+        sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == shape]
+        assert [str(e.invars[0].aval.dtype) for e in sums] == ["float32"] * count
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss), params))} == {"float32"}
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ class PretrainConfig:
 FREE = (
     *("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "platform"),
-    *(f"{role}.{key}" for role in ("teacher", "student") for key in ("accumulation", "remat")),
+    *("teacher.remat", "student.remat"),
 )
 
 

@@ -19,6 +19,7 @@ from xtransfer.data.tasks import get_task
 from xtransfer.data.text import Tokens
 from xtransfer.errors import UserError
 from xtransfer.experiment import Material, gather
+from xtransfer.sharding import mesh_sizes
 from xtransfer.train.reader import Reader, sides
 from xtransfer.transfer.objectives import OBJECTIVES
 
@@ -161,7 +162,8 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
 
 def _shards(mesh: MeshConfig) -> int:
     """Parts that a batch is split into on the mesh of the settings, which need not be one of the devices here."""
-    return mesh.fsdp * (mesh.data or max(jax.device_count() // (mesh.fsdp * mesh.tensor), 1))
+    data, fsdp, _ = mesh_sizes(dataclasses.astuple(mesh), jax.device_count())
+    return data * fsdp
 
 
 def _learnt(

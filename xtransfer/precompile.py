@@ -23,7 +23,7 @@ from xtransfer import cli, compiled, experiment, hlo, storage
 from xtransfer import config as settings
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data import packing
-from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, empty_batch, eval_row_sizes, make_plan
+from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, empty_batch, eval_row_sizes
 from xtransfer.data.tasks import Task, get_task
 from xtransfer.errors import UserError, nearest
 from xtransfer.models import hf
@@ -31,7 +31,7 @@ from xtransfer.models.inference import INPUTS
 from xtransfer.sharding import batch_sharding, data_shards, make_mesh, path_name
 from xtransfer.topology import EXAMPLES, FITTING_LIBTPU, Chip, chip_of, devices_of
 from xtransfer.train.programs import Programs
-from xtransfer.train.reader import Reader
+from xtransfer.train.reader import Reader, checkpoint_of, plan_of
 from xtransfer.transfer.objectives import OBJECTIVES, Objective
 
 STEPS = ("teacher_train", "labelling", "student_train", "evaluation")
@@ -73,13 +73,11 @@ class Role:
 
     def __init__(self, role: str, config: ExperimentConfig, task: Task, mesh: jax.sharding.Mesh, override: Override):
         own: ModelConfig = getattr(config, role)
-        if not own.checkpoint:
-            raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
         if override.row_length:
             own = dataclasses.replace(own, row_length=override.row_length)
         self.settings = dataclasses.replace(own, packed=own.packed and not override.unpacked)
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
-        self.architecture = hf.read_config(hf.resolve(own.checkpoint, only_config=True))
+        self.architecture = hf.read_config(checkpoint_of(role, own, only_config=True))
         self.programs = Programs(self.settings, self.architecture, len(task.labels), mesh)
 
     def train(self, name: str, objective: Objective) -> Step:
@@ -116,14 +114,8 @@ class Role:
         shards = data_shards(self.mesh)
         if self.rows is not None and self.rows % parts:
             raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation {parts}")
-        return make_plan(
-            batch_size if self.rows is None else self.rows * shards,
-            self.settings.row_length or self.settings.max_length,
-            pad_id=self.architecture.pad_id,
-            position_offset=self.architecture.position_offset,
-            multiple_of=shards * parts,
-            packed=self.settings.packed,
-        )
+        batch_size = batch_size if self.rows is None else self.rows * shards
+        return plan_of(self.settings, self.architecture, batch_size, shards * parts)
 
     def _training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
         """The layout of the training's batches and their row counts, which only packing takes the texts for."""

@@ -32,7 +32,7 @@ def attend(
       query: scaled already.
       key: as query.
       value: as query.
-      bias: [R, 1, S, S] float32, added to the scores; symmetric in its last two axes.
+      bias: [R, 1, S, S] float32, added to the scores; symmetric in its last two axes, and taken to be constant.
       keep: [R, N, S (keys), S (queries)] bool, the probabilities that are not dropped; None drops none.
       rate: the share that is dropped; what is kept is divided by 1 - rate.
     """

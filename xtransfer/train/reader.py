@@ -17,6 +17,7 @@ from xtransfer.data.text import Tokens, concatenate, load_tokenizer
 from xtransfer.data.token_cache import TokenCache
 from xtransfer.errors import UserError
 from xtransfer.models import hf
+from xtransfer.models.encoder import EncoderConfig
 
 _MANY_STEPS = 500  # from here on it pays to compile for more sizes of batches, which have less padding
 _MANY = 20_000  # examples whose tokenising takes long enough to be shown
@@ -35,10 +36,8 @@ class Reader:
     """
 
     def __init__(self, role: str, settings: ModelConfig, *, shards: int, token_cache: Path | None):
-        if not settings.checkpoint:
-            raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
         self.role, self.settings, self._shards = role, settings, shards
-        self.directory = hf.resolve(settings.checkpoint)
+        self.directory = checkpoint_of(role, settings)
         self.architecture = hf.read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
         hf.check_tokenizer(self.directory, self.tokenizer)
@@ -81,14 +80,26 @@ class Reader:
             return self.cache.tokens(*sides(examples), on_batch=ticker.advance if ticker else None)
 
     def _plan(self, batch_size: int, parts: int = 1) -> BatchPlan:
-        return make_plan(
-            batch_size,
-            self.settings.row_length or self.settings.max_length,
-            pad_id=self.architecture.pad_id,
-            position_offset=self.architecture.position_offset,
-            multiple_of=self._shards * parts,
-            packed=self.settings.packed,
-        )
+        return plan_of(self.settings, self.architecture, batch_size, self._shards * parts)
+
+
+def checkpoint_of(role: str, settings: ModelConfig, *, only_config: bool = False) -> Path:
+    """The directory of a role's checkpoint; with `only_config` nothing but its config.json need be there."""
+    if not settings.checkpoint:
+        raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
+    return hf.resolve(settings.checkpoint, only_config=only_config)
+
+
+def plan_of(settings: ModelConfig, architecture: EncoderConfig, batch_size: int, multiple_of: int) -> BatchPlan:
+    """How a model's batches are laid out, which its tokenizer has no say in; sizes as in `BatchPlan`."""
+    return make_plan(
+        batch_size,
+        settings.row_length or settings.max_length,
+        pad_id=architecture.pad_id,
+        position_offset=architecture.position_offset,
+        multiple_of=multiple_of,
+        packed=settings.packed,
+    )
 
 
 def sides(examples: Sequence[Example]) -> tuple[list[str], list[str] | None]:
