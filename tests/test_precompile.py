@@ -258,8 +258,8 @@ def test_the_json_is_written_and_what_does_not_fit_is_an_error_after_it(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--topology", "v5x:2x4"], r"--topology v5x:2x4: no such topology, give one like v5e:2x4"),
-        (["--topology", "v5e"], r"--topology v5e: no such topology.*v5e:2x4"),
+        (["--topology", "v5x:2x4"], r"--topology v5x:2x4: no such chip, give one like v5e:2x4"),
+        (["--topology", "v5e"], r"--topology v5e: its sides are missing, as in v5e:2x4"),
         (["--topology", "v5e:2x4", "--steps", "student"], r"--steps student: no such step.*teacher_train, labelling"),
         (["--topology", "v5e:2x4", "--config.studnt.steps=3"], r"studnt.*did you mean 'student'"),
     ],
@@ -274,6 +274,28 @@ def test_rows_that_an_accumulated_gradient_cannot_share(config: ExperimentConfig
         step(with_student(config, accumulation=4), "student_train", Override(rows=6))
     with pytest.raises(UserError, match=r"--row-length 8 is below student\.max_length: give --rows-per-chip too"):
         step(config, "student_train", Override(row_length=8))
+
+
+@pytest.mark.parametrize("flag", ["--rows-per-chip", "--row-length"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1048577", "100000000000"])
+def test_numbers_that_cannot_be(flag: str, value: str, file: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        precompile.main(["--config", str(file), "--topology", "v5e:2x4", f"{flag}={value}"])
+    assert stopped.value.code == 2 and "is not a whole number from 1 to 1,048,576" in capsys.readouterr().err
+
+
+def test_more_tokens_than_positions_are_refused_as_in_a_run(config: ExperimentConfig) -> None:
+    with pytest.raises(UserError, match=r"student\.max_length is 1000, but .* has \d+ positions"):
+        step(with_student(config, max_length=1000), "student_train", Override(rows=1, unpacked=True))
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_compiled(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precompile, "devices_of", lambda name: jax.devices())
+    monkeypatch.setattr(precompile, "measure", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(UserError, match="cannot be written"):
+        precompile.main(["--config", str(file), "--topology", "v5e:2x4", "--json", str(tmp_path)])
 
 
 def test_without_libtpu_it_says_how_to_get_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,11 +32,17 @@ def test_chips_reach_their_published_tflops(name: str, peak: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("v5:2x4", "did you mean 'v5"), ("v5e", ""), ("v4:2x2x1", ""), ("", ""), (":2x4", "")]
+    ("name", "hint"), [("v5:2x4", "did you mean 'v5"), ("V5E:2x4", "did you mean 'v5e'"), ("", "there are v5e, v5p")]
 )
 def test_a_kind_of_chip_that_there_is_not(name: str, hint: str) -> None:
-    with pytest.raises(UserError, match=f"--topology {name}: no such topology, give one like v5e:2x4.*{hint}"):
+    with pytest.raises(UserError, match=f"--topology {name}: no such chip, give one like v5e:2x4.*{hint}"):
         topology.chip_of(name)
+
+
+@pytest.mark.parametrize("shape", ["", ":", ":2", ":0x4", ":2x0", ":2x4x", ":x", ":2x2x2x2", ":2X4", ":02x4"])
+def test_sides_that_libtpu_would_die_of(shape: str) -> None:
+    with pytest.raises(UserError, match="its sides are missing, as in v5e:2x4"):
+        topology.chip_of(f"v5e{shape}")
 
 
 def test_libtpu_is_told_that_there_are_no_tpus_and_a_tpu_machines_values_stay(

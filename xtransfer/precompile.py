@@ -31,11 +31,12 @@ from xtransfer.models.inference import INPUTS
 from xtransfer.sharding import batch_sharding, data_shards, make_mesh, path_name
 from xtransfer.topology import EXAMPLES, FITTING_LIBTPU, Chip, chip_of, devices_of
 from xtransfer.train.programs import Programs
-from xtransfer.train.reader import Reader, checkpoint_of, plan_of
+from xtransfer.train.reader import Reader, check_length, checkpoint_of, plan_of
 from xtransfer.transfer.objectives import OBJECTIVES, Objective
 
 STEPS = ("teacher_train", "labelling", "student_train", "evaluation")
 _GROUPS = 10
+_MOST = 2**20  # rows of a chip, or tokens of a row
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Role:
         self.settings = dataclasses.replace(own, packed=own.packed and not override.unpacked)
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
         self.architecture = hf.read_config(checkpoint_of(role, own, only_config=True))
+        check_length(role, own, self.architecture)
         self.programs = Programs(self.settings, self.architecture, len(task.labels), mesh)
 
     def train(self, name: str, objective: Objective) -> Step:
@@ -254,7 +256,7 @@ def lines(row: Mapping[str, Any], chip: Chip) -> Iterator[str]:
 def main(argv: list[str]) -> None:
     """Parses the flags, compiles the steps, prints and writes what they take."""
     args, overrides = _parser().parse_known_args(argv)
-    names = args.steps.split(",")
+    names = [name.strip() for name in args.steps.split(",")]
     for name in names:
         if name not in STEPS:
             raise UserError(f"--steps {name}: no such step{nearest(name, STEPS)}; there are {', '.join(STEPS)}")
@@ -262,21 +264,28 @@ def main(argv: list[str]) -> None:
     mesh = make_mesh(dataclasses.astuple(config.mesh), devices_of(args.topology))
     sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     cli.log(f"{args.topology}: {mesh.devices.size} chips of {chip.memory:g} GiB · mesh {sizes}")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    _write(
+        args.json, args.topology, mesh, rows
+    )  # a place that cannot be written to is found before anything is compiled
     for step in steps(config, mesh, Override(args.rows_per_chip, args.row_length, args.unpacked), names):
         cli.log(f"{step.name}: compiling, which takes a minute or two for a base encoder …")
         started = time.monotonic()
         rows.append(measure(step, chip, mesh) | {"compile_seconds": round(time.monotonic() - started, 1)})
         for line in lines(rows[-1], chip):
             cli.log(line)
-        if args.json:  # after each step: an interruption costs no more than the one at hand
-            report = {"topology": args.topology, "chips": mesh.devices.size, "steps": rows}
-            storage.write_whole(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        _write(args.json, args.topology, mesh, rows)  # each time: an interruption costs no more than the step at hand
     if large := [row["step"] for row in rows if not row["fits"]]:
         raise UserError(
             f"{', '.join(large)}: more than the {chip.memory:g} GiB of a chip: lower batch_size or "
             "evaluation_batch_size, or set mesh.fsdp, accumulation or remat"
         )
+
+
+def _write(path: Path | None, topology: str, mesh: jax.sharding.Mesh, rows: Sequence[Mapping[str, Any]]) -> None:
+    if path is not None:
+        report = {"topology": topology, "chips": mesh.devices.size, "steps": rows}
+        storage.write_whole(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,8 +308,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {_MOST:,}")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,10 @@ def devices_of(topology: str) -> list[Any]:
 
 def chip_of(topology: str) -> Chip:
     """The kind of chip that a topology's name begins with."""
-    name = topology.partition(":")[0]
-    if name not in CHIPS or ":" not in topology:
-        raise UserError(f"--topology {topology}: no such topology, give one like {EXAMPLES}{nearest(name, CHIPS)}")
+    name, _, shape = topology.partition(":")
+    if name not in CHIPS:
+        hint = nearest(name.lower(), CHIPS) or f"; there are {', '.join(CHIPS)}"
+        raise UserError(f"--topology {topology}: no such chip, give one like {EXAMPLES}{hint}")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise UserError(f"--topology {topology}: its sides are missing, as in {name}:2x4; give one like {EXAMPLES}")
     return CHIPS[name]

@@ -41,11 +41,7 @@ class Reader:
         self.architecture = hf.read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
         hf.check_tokenizer(self.directory, self.tokenizer)
-        positions = self.architecture.max_positions - self.architecture.position_offset
-        if settings.max_length > positions:
-            raise UserError(
-                f"{role}.max_length is {settings.max_length}, but {self.directory} has {positions} positions"
-            )
+        check_length(role, settings, self.architecture)
         self.cache = TokenCache(token_cache, self.tokenizer, settings.max_length)
 
     @property
@@ -88,6 +84,15 @@ def checkpoint_of(role: str, settings: ModelConfig, *, only_config: bool = False
     if not settings.checkpoint:
         raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory or a hub id")
     return hf.resolve(settings.checkpoint, only_config=only_config)
+
+
+def check_length(role: str, settings: ModelConfig, architecture: EncoderConfig) -> None:
+    """Refuses examples with more tokens than the encoder has positions."""
+    positions = architecture.max_positions - architecture.position_offset
+    if settings.max_length > positions:
+        raise UserError(
+            f"{role}.max_length is {settings.max_length}, but {settings.checkpoint} has {positions} positions"
+        )
 
 
 def plan_of(settings: ModelConfig, architecture: EncoderConfig, batch_size: int, multiple_of: int) -> BatchPlan:
