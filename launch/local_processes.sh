@@ -58,14 +58,16 @@ signal_all() { # signal
 }
 
 await() { # all processes; sets $result to the status of the first that failed
-  local index status ended=0 deadline="" next=TERM
+  local index status ended=0 deadline="" next=TERM gone=false
   while [[ $ended -lt $count ]]; do
     if ! read -r -t 1 index status <&3; then # nothing yet, or a signal
       if [[ -n "$deadline" && $SECONDS -ge $deadline ]]; then
         signal_all "$next"
         next=KILL deadline=$((SECONDS + grace))
       fi
-      still_there || return 0
+      still_there && continue
+      ! $gone || break
+      gone=true # but the last may have told its status since: one more look
       continue
     fi
     ended=$((ended + 1))
@@ -78,6 +80,10 @@ await() { # all processes; sets $result to the status of the first that failed
       [[ $index -eq 0 ]] || tail -n 3 "$logs/process-$index.log" >&2
     fi
   done
+  if [[ $ended -lt $count && $result -eq 0 ]]; then
+    result=1
+    say "a process ended without a status (logs: $logs)"
+  fi
 }
 
 still_there() {

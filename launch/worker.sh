@@ -56,9 +56,21 @@ mount_source() {
     "${bucket%%/*}" "$shared"
 }
 
+born() { # pid: prints the boot of this machine and when in it the process started
+  local stat fields
+  stat="$(cat "/proc/$1/stat" 2>/dev/null)" || return 1
+  read -ra fields <<<"${stat##*) }" # from the third field on: the second, a name in brackets, may have spaces
+  printf '%s %s\n' "$(cat /proc/sys/kernel/random/boot_id)" "${fields[19]}"
+}
+
+is_there() { # id: its process, not one that has the same pid after a reboot
+  local pid found
+  pid="$(cat "$runs/$1/pid" 2>/dev/null)" && found="$(born "$pid")" &&
+    [[ "$found" == "$(cat "$runs/$1/born" 2>/dev/null)" ]]
+}
+
 is_running() { # id
-  local pid
-  pid="$(cat "$runs/$1/pid" 2>/dev/null)" && [[ ! -e "$runs/$1/status" ]] && kill -0 "$pid" 2>/dev/null
+  [[ ! -e "$runs/$1/status" ]] && is_there "$1"
 }
 
 current() { # prints the id of the run that is under way
@@ -75,6 +87,7 @@ start() { # id command ...
   # shellcheck disable=SC2016 # the inner shell expands it
   setsid bash -c 'trap : TERM; run="$1"; shift; status=0; "$@" || status=$?; echo "$status" >"$run/status"' \
     xtransfer-run "$runs/$id" "$@" >>"$runs/$id/log" 2>&1 </dev/null &
+  born "$!" >"$runs/$id/born" || true # it may be over
   echo "$!" >"$runs/$id/pid"
   echo "$id" >"$runs/current"
 }
@@ -93,7 +106,11 @@ run() { # id command ...
   else
     say "following the run that was started before; its log from the beginning:"
   fi
-  tail -n +1 -s 0.2 -f --pid="$(cat "$runs/$id/pid")" "$runs/$id/log"
+  if is_there "$id"; then
+    tail -n +1 -s 0.2 -f --pid="$(cat "$runs/$id/pid")" "$runs/$id/log"
+  else
+    cat "$runs/$id/log"
+  fi
   [[ ! -e "$runs/$id/status" ]] || status="$(cat "$runs/$id/status")"
   say "run $asked ended with status $status"
   exit "$status"

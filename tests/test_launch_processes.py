@@ -11,7 +11,7 @@ import pytest
 from tests import tiny_run
 from tests.launching import NASTY, ROOT, Launcher, wait_until
 
-# Records its arguments and environment; process I ends as entry I of $ENDS says: a status, or "waits" for a signal.
+# Records its arguments and environment; process I ends as $ENDS[I] says: a status, "waits" for a signal, "killed".
 PYTHON = r"""
 if ARGV[:1] == ["-c"]:
     leave(said="3.11\n")
@@ -35,10 +35,24 @@ if ARGV[:2] == ["-m", "xtransfer.main"]:
         mains.write(json.dumps([os.environ["XLA_FLAGS"], os.environ["JAX_PLATFORMS"], *ARGV]) + "\n")
     fcntl.flock(lock, fcntl.LOCK_UN)
     print(f"process {index} begins", flush=True)
+    if ending == "killed":
+        os.killpg(0, signal.SIGKILL)
     while not ending.isdigit() or len(open(f"{HERE}/mains").readlines()) < int(value("--processes")):
         time.sleep(0.02)
     print(f"process {index} ends", flush=True)
     sys.exit(int(ending))
+"""
+
+# What bash reads before a script: its first look for a status finds none, and right after that all have ended.
+TOO_EARLY = r"""
+read() {
+  if [[ "$*" == *"-t 1 index status" && -z "${looked:-}" ]]; then
+    looked=true
+    while still_there; do sleep 0.02; done
+    return 142
+  fi
+  builtin read "$@"
+}
 """
 
 # Installs nothing: its .venv is that of the tests.
@@ -94,6 +108,17 @@ def test_when_one_fails_the_others_are_ended(launcher: Launcher, other: str) -> 
     assert "process 1 failed with status 1" in stderr and "process 1 ends" in stderr
     logs = [(launcher.cwd / f"runs/quickstart.logs/process-{index}.log").read_text() for index in (0, 2)]
     assert all(("got 15" in log) == (other == "waits") for log in logs)
+
+
+def test_a_status_that_comes_at_the_last_moment_counts(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "first").write_text(TOO_EARLY)
+    code, _, stderr = launcher.run("local_processes.sh", "2", ENDS="0,3", BASH_ENV=str(tmp_path / "first"))
+    assert code == 3 and "process 1 failed with status 3" in stderr
+
+
+def test_a_process_that_leaves_no_status_has_failed(launcher: Launcher) -> None:
+    code, _, stderr = launcher.run("local_processes.sh", "2", ENDS="0,killed")
+    assert code == 1 and "ended without a status (logs: runs/quickstart.logs)" in stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

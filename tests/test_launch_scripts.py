@@ -1,6 +1,7 @@
 """What holds for all launch scripts: shellcheck has no complaint, they are short, and their README's commands work."""
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -41,12 +42,16 @@ def test_help_is_the_comment_at_the_head(name: str, tmp_path: Path) -> None:
     assert "set -euo" not in stdout
 
 
+def readme_commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "launch/README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if "launch/" in line.partition("#")[0]]
+
+
 def test_the_commands_of_the_readme_are_commands(tmp_path: Path) -> None:
     """Each of them does a dry run, with a line break or an environment variable as it stands there."""
     launcher = Launcher(tmp_path)
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "launch/README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", "").splitlines()
-    commands = [shlex.split(line, comments=True) for line in lines if "launch/" in line.partition("#")[0]]
+    commands = readme_commands()
     commands = [[word for word in command if not re.match(r"[A-Z_]+=", word)] for command in commands]
     commands = [command for command in commands if Path(command[0]).name in FOR_PEOPLE]
     assert {Path(command[0]).name for command in commands} >= set(FOR_PEOPLE)
@@ -57,3 +62,17 @@ def test_the_commands_of_the_readme_are_commands(tmp_path: Path) -> None:
         code, stdout, stderr = launcher.run(Path(name).name, *words[:place], "--dry-run", *words[place:])
         assert code == 0 and stdout, f"{command}: {stderr}"
     assert not (launcher.fakes / "calls").exists()
+
+
+def test_larger_batches_of_the_readme_see_no_more_examples() -> None:
+    """A command that changes a batch size changes the steps too, for as many examples to within one batch."""
+    larger = [command for command in readme_commands() if any(".batch_size=" in word for word in command)]
+    assert larger
+    for command in larger:
+        path = command[command.index("--config") + 1]
+        changed = dict(word[2:].split("=") for word in command if word.startswith("--config."))
+        config = runpy.run_path(str(ROOT / path))["get_config"]()
+        for name in ("teacher", "student"):
+            model = config[name]
+            batch, steps = (int(changed.get(f"config.{name}.{key}", model[key])) for key in ("batch_size", "steps"))
+            assert abs(batch * steps - model.batch_size * model.steps) < batch
