@@ -272,3 +272,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["README.md", "launch/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_no_page_has_a_blank_that_was_to_be_filled_in(name: str) -> None:
+    assert re.findall(r"<<.*?>>|<!-- tpu table -->|TODO|XXX", (ROOT / name).read_text(encoding="utf-8")) == []
