@@ -4,11 +4,12 @@ import errno
 import logging
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from xtransfer import cli
+from xtransfer import cli, distributed
 from xtransfer.errors import UserError
 
 
@@ -54,6 +55,36 @@ def test_what_a_user_can_mend_is_one_line(error, line, capsys):
     said = capsys.readouterr().err
     assert caught.value.code == cli.EXIT_USER_ERROR
     assert said.startswith(line) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("runs/heartbeat: no such file"), OSError(errno.EACCES, "Permission denied", "/Gloo")]
+)
+def test_a_name_is_not_taken_for_a_lost_process(error, monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(error))
+    assert caught.value.code == cli.EXIT_USER_ERROR
+
+
+def test_a_lost_process_is_known_by_what_jax_says(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(RuntimeError("UNAVAILABLE: Gloo: connection closed by peer")))
+    assert caught.value.code == cli.EXIT_LOST and "out of reach (UNAVAILABLE: Gloo" in capsys.readouterr().err
+
+
+def test_a_signal_after_the_last_poll_ends_behind_the_section(monkeypatch):
+    monkeypatch.setattr(cli, "_stop", threading.Event())
+    reached = []
+    with pytest.raises(SystemExit) as caught, cli.deferred_stop():
+        with cli.deferred_stop() as stopping:
+            assert not stopping()
+            cli._terminate(signal.SIGTERM, None)
+        reached.append("the outer section")
+    assert caught.value.code == 143 and reached
+    with pytest.raises(UserError), cli.deferred_stop():
+        raise UserError("what failed comes first")
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), OSError("no file is named")])

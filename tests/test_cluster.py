@@ -72,6 +72,8 @@ def tpu(monkeypatch, tmp_path):
         (SLURM, True),
         (SLURM | {"SLURM_NTASKS": "1"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, False),  # a batch script without srun
+        (SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),  # the shell of an allocation of four
+        (SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, False),  # without TPUs
     ],
 )
@@ -103,6 +105,12 @@ def test_the_metadata_server_names_the_workers_of_a_pod(tpu, monkeypatch):
     assert not cluster.in_cluster({"TPU_SKIP_MDS_QUERY": "1"})
     monkeypatch.setattr(cluster, "_tpu_workers", lambda: "x:0:10.0.0.2")
     assert not cluster.in_cluster({})
+
+
+def test_the_tasks_of_a_step_come_before_those_of_its_job():
+    assert cluster.slurm_tasks(SLURM) == 2
+    assert cluster.slurm_tasks(SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "3"}) == 3
+    assert cluster.slurm_tasks({"SLURM_STEP_NUM_TASKS": "3"}) is None
 
 
 @pytest.mark.parametrize(

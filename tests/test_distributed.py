@@ -1,15 +1,17 @@
 """What processes tell each other, and how they end together; every group here is of real processes."""
 
+import itertools
 import signal
 import time
 
 import pytest
 
 from tests.group import Group
+from xtransfer import distributed
 
 # Each snippet is a binary's `main` after the flags are read and the processes have met.
 BINARY = """
-import argparse, functools, os, sys, time
+import argparse, functools, os, sys, threading, time
 from xtransfer import cli, cluster, distributed
 from xtransfer.errors import UserError
 
@@ -78,6 +80,38 @@ def test_a_defect_keeps_its_trace_and_ends_all(tmp_path):
         assert "Traceback" in two.err(0) and "a defect" in two.err(0) and two.err(1) == ""
 
 
+def test_an_error_ends_those_who_want_to_agree_with_its_process(tmp_path):
+    """It ends before it can say where it is."""
+    body = """
+together(1)
+if me: distributed._LOOK_SECONDS = 100.0  # it looks for no signs any more
+time.sleep(1)
+if me:
+    time.sleep(0.5)
+    raise UserError('no such file here')
+distributed.request_stop()
+time.sleep(100)
+"""
+    with group(tmp_path, body) as two:
+        assert two.statuses(60) == [1, 1], two.said()
+        assert two.err(0) == "error: process 1 has ended: no such file here\n"
+
+
+def test_a_stall_is_seen_where_the_store_has_gone(monkeypatch):
+    class Gone:
+        def key_value_dir_get(self, place):
+            raise RuntimeError("UNAVAILABLE")
+
+    here = distributed._Group(client=Gone(), moved=-1000.0)
+    seen = []
+    monkeypatch.setattr(distributed, "_here", here)
+    monkeypatch.setattr(distributed, "_stalled", lambda seconds: (seen.append(seconds), here.done.set()))
+    looks = itertools.chain([False, False], itertools.repeat(True))
+    monkeypatch.setattr(here.done, "wait", lambda seconds: next(looks))
+    distributed._watch(1.0)
+    assert seen == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("waiting", ["together(1)", "first(lambda: 1)"])
 def test_when_one_is_killed_the_other_ends(tmp_path, killed, waiting):
@@ -134,6 +168,32 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, sent):
         assert two.statuses(60) == [143, 143], two.said()
         assert (tmp_path / "saved0").read_text() == (tmp_path / "saved1").read_text()
         assert two.err(0) == two.err(1) == ""
+
+
+LAST_SAVE = """
+together(1)
+with cli.deferred_stop() as stopping:
+    assert not stopping()
+    if me == {sent}: threading.Timer(1.5, os.kill, (os.getpid(), 15)).start()
+    time.sleep(0.5 if me == {early} else 3)
+    open({place!r} + f"/saved{{me}}", "w").close()
+time.sleep(1.5)
+open({place!r} + f"/went_on{{me}}", "w").close()
+with cli.deferred_stop() as stopping:
+    print("began another section")
+"""
+
+
+@pytest.mark.parametrize(("early", "sent"), [(None, 0), (None, 1), (0, 1), (1, 0), (0, 0)])
+def test_a_signal_after_the_last_question_stops_all_behind_the_section(tmp_path, early, sent):
+    """Also where one has left the section and another still saves: it waits, as process 0 has the store."""
+    body = LAST_SAVE.format(place=str(tmp_path), early=early, sent=sent)
+    with group(tmp_path, body) as two:
+        assert two.statuses(60) == [143, 143], two.said()
+        assert two.said().strip() == "[0] \n\n[1]"
+    assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}
+    late = {f"went_on{i}" for i in (0, 1) if i != early}
+    assert not late & {path.name for path in tmp_path.glob("went_on*")}
 
 
 def test_where_nothing_has_to_be_saved_a_signal_ends_all_at_once(tmp_path):

@@ -120,6 +120,8 @@ def _for_people(error: Exception) -> str | None:
 
 def _is_loss(error: Exception) -> bool:
     """Whether the connection to another process broke: by their texts, as JAX raises no class of its own for it."""
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
+        return False  # they name what users named
     return distributed.count() > 1 and any(sign in str(error) for sign in _LOST)
 
 
@@ -138,7 +140,8 @@ def deferred_stop() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM (preemption) ends nothing by itself: the work polls what this yields, saves, and exits.
 
     Elsewhere SIGTERM exits at once with `EXIT_PREEMPTED`: what is done piece by piece is safe on the disk. Of many
-    processes one signal is enough, and all stop at the same poll; so they all have to poll equally often.
+    processes one signal is enough, and all stop at the same poll; so they all have to poll equally often. What comes
+    after the last poll ends the process behind the section, where all is saved.
     """
     _deferred.append(True)
     distributed.saving(True)
@@ -147,6 +150,10 @@ def deferred_stop() -> Iterator[Callable[[], bool]]:
     finally:
         distributed.saving(False)
         _deferred.pop()
+    if distributed.joined():
+        distributed.leave_if_stopped()
+    elif _stop.is_set() and not _deferred:
+        raise SystemExit(EXIT_PREEMPTED)
 
 
 class Ticker:

@@ -101,7 +101,7 @@ def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
     several hosts, or MEGASCALE_NUM_SLICES, as GKE and Cloud TPU set them; on a machine with TPUs and libtpu, several
     workers by Google's metadata server. A laptop, a single TPU VM, one task of SLURM are none.
     """
-    if all(name in environment for name in _SLURM) and int(environment["SLURM_NTASKS"]) > 1:
+    if slurm_tasks(environment) is not None:
         return True
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms:
@@ -114,6 +114,18 @@ def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
         if name in environment:
             return "," in environment[name]
     return "TPU_SKIP_MDS_QUERY" not in environment and "," in _tpu_workers()
+
+
+def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int | None:
+    """The number of tasks of this step of SLURM, where there are several.
+
+    An interactive step of one task has the SLURM_NTASKS of its job, by which JAX would wait for others.
+    """
+    if not all(name in environment for name in _SLURM):
+        return None
+    key = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+    tasks = int(environment[key])
+    return tasks if tasks > 1 else None
 
 
 def local_devices(environment: Mapping[str, str] = os.environ) -> list[int] | None:

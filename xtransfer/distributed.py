@@ -34,7 +34,7 @@ _FINISH_SECONDS = 600
 _GRACE_SECONDS = 3.0  # for all to see a sign, before the first, in whom the store is, ends
 _ROOM = "xtransfer/"
 _SIGNS, _GONE = f"{_ROOM}sign/", f"{_ROOM}gone/"
-_ENDED, _STOP = f"{_SIGNS}ended", f"{_SIGNS}stop/"
+_ENDED, _STOP, _OUT = f"{_SIGNS}ended", f"{_SIGNS}stop/", f"{_ROOM}out/"
 
 T = TypeVar("T")
 
@@ -48,11 +48,14 @@ class _Group:
     client: Any = None
     moved: float = field(default_factory=time.monotonic)  # when something was last finished here
     calls: Any = field(default_factory=lambda: itertools.count())
-    lock: Any = field(default_factory=threading.Lock)
-    # Under the lock: how often the work asked whether to stop, when it is to, and how many sections have to save.
+    lock: Any = field(default_factory=threading.RLock)
+    # Under the lock: how often the work asked whether to stop, and how many sections have to save; how often it came
+    # into such a section or out of one; the question at which it is to stop, or the border where no question comes.
     asked: int = 0
-    stop_at: int | None = None
     saving: int = 0
+    borders: int = 0
+    stop_at: int | None = None
+    out_at: int = 0
     wanted: Any = field(default_factory=threading.Event)
     leaving: Any = field(default_factory=threading.Event)
     done: Any = field(default_factory=threading.Event)
@@ -107,7 +110,7 @@ def _join(flags: Flags) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     waiting = threading.Timer(flags.start_timeout, _nobody_came, args=(flags,))
     waiting.daemon = True
-    known: dict[str, Any] = {"local_device_ids": cluster.local_devices()}
+    known: dict[str, Any] = {"local_device_ids": cluster.local_devices(), "num_processes": cluster.slurm_tasks()}
     if flags.coordinator:
         _here.index, _here.count = flags.process, flags.processes
         cluster.check_port(flags) if flags.process == 0 else cluster.await_coordinator(flags)
@@ -213,6 +216,17 @@ def saving(entered: bool) -> None:
     """The work comes into a section that has to save before it stops, or out of it."""
     with _here.lock:
         _here.saving += 1 if entered else -1
+        _here.borders += 1
+
+
+def leave_if_stopped() -> None:
+    """Ends this process after a section that all were to stop in and that asked no more; when all are out of it."""
+    with _here.lock:
+        if _here.stop_at is None or _here.saving or _here.borders < _here.out_at:
+            return
+        _here.client.key_value_set(f"{_OUT}{_here.index}", "", allow_overwrite=True)
+        if _of_all(_OUT) is not None:
+            leave(EXIT_PREEMPTED)
 
 
 def stop_requested() -> bool:
@@ -223,34 +237,46 @@ def stop_requested() -> bool:
 
 
 def _agree() -> None:
-    """Finds the place to stop: the first question that no process has asked yet; at once, where none has to save."""
+    """Finds where to stop: at a question that none has asked yet, or behind the section that the foremost is in."""
     with _here.lock:
-        _here.client.key_value_set(f"{_STOP}{_here.index}", json.dumps([_here.asked, _here.saving]))
-        places = []
-        for i in range(_here.count):
-            while (place := _within(f"{_STOP}{i}", 1.0)) is None:
-                if _here.done.is_set():  # too late: the others have ended
-                    return
-            places.append(json.loads(place))
-        _here.stop_at = max(asked for asked, _ in places) + 1
-        if not any(saving for _, saving in places):
+        place = [_here.asked, _here.borders, _here.saving]
+        _here.client.key_value_set(f"{_STOP}{_here.index}", json.dumps(place), allow_overwrite=True)
+        if (found := _of_all(_STOP)) is None:
+            return
+        asked, borders, saving = zip(*map(json.loads, found), strict=True)
+        _here.stop_at, _here.out_at = max(asked) + 1, max(borders)
+        if not any(saving):  # at once
             leave(EXIT_PREEMPTED)
+        leave_if_stopped()  # the work here enters no other section while it waits for those who save
+
+
+def _of_all(room: str) -> list[str] | None:
+    """What each process has said in a room; None where one ends otherwise, or it is too late."""
+    found = []
+    for i in range(_here.count):
+        while (said := _within(f"{room}{i}", 1.0)) is None:
+            if _here.done.is_set() or _within(_ENDED, 0.01) is not None:
+                return None
+            moved()
+        found.append(said)
+    return found
 
 
 def _watch(stall_timeout: float) -> None:
     while not _here.done.wait(_LOOK_SECONDS):
         if _here.client is not None:
-            try:
-                signs = dict(_here.client.key_value_dir_get(_SIGNS))
-            except RuntimeError:  # the first has gone: JAX ends this process
-                continue
-            if _ENDED in signs:
-                _follow(**json.loads(signs[_ENDED]))
-            stopping = _here.wanted.is_set() or any(key.startswith(_STOP) for key in signs)
-            if stopping and _here.stop_at is None:
-                _agree()
+            with contextlib.suppress(RuntimeError):  # the first has gone: JAX ends this process
+                _look()
         if stall_timeout and time.monotonic() - _here.moved > stall_timeout:
             _stalled(stall_timeout)
+
+
+def _look() -> None:
+    signs = dict(_here.client.key_value_dir_get(_SIGNS))
+    if _ENDED in signs:
+        _follow(**json.loads(signs[_ENDED]))
+    elif _here.stop_at is None and (_here.wanted.is_set() or any(key.startswith(_STOP) for key in signs)):
+        _agree()
 
 
 def _stalled(seconds: float) -> None:
