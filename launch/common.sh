@@ -48,6 +48,7 @@ parse_flags() { # "flags with a value" "switches" arguments ...: each sets the v
       [[ $# -ge 2 ]] || die "--$word: a value is missing"
       value="$2" && shift 2
     fi
+    [[ "$value" != --* || ("$word" == *-flag && "$value" != --) ]] || die "--$word: a value is missing before '$value'"
     case "$word" in
       create-flag | sbatch-flag) passed+=("$value") ;;
       *) printf -v "${word//-/_}" %s "$value" ;;
@@ -63,8 +64,21 @@ required() { # names of flags that must have been given
   done
 }
 
-a_number() { # flag and its value, a whole number
-  [[ "$2" =~ ^[0-9]+$ ]] || die "--$1: '$2' is not a whole number"
+a_number() { # flag, its value, and the least that it may be; 08 would be an octal number to bash
+  [[ "$2" =~ ^(0|[1-9][0-9]{0,8})$ && "$2" -ge "$3" ]] ||
+    die "--$1: '$2' is not a number from $3 (at most nine digits, no leading zero)"
+}
+
+main_wants() { # names of flags that must have been given after --
+  local flag value
+  for flag in "$@"; do
+    value="$(flag_of_main "$flag")"
+    [[ -n "$value" && "$value" != --* ]] || die "--$flag is missing among the flags of xtransfer.main, after --"
+  done
+}
+
+is_below() { # folder path
+  [[ "$2" == "$1"/?* && "$2/" != */../* ]]
 }
 
 flag_of_main() { # name: prints the last value of --name in main_flags, nothing where it is not given

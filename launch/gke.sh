@@ -51,14 +51,14 @@ json() { # the arguments as a JSON list, which is YAML too; $ is doubled, as Kub
 
 count_pods() { # sets $pods and $chips_per_pod
   local chips=1 side
-  [[ "$topology" =~ ^[0-9]+(x[0-9]+)+$ ]] || die "--topology '$topology' is not one such as 2x4"
+  [[ "$topology" =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})+$ ]] || die "--topology '$topology' is not one such as 2x4"
   for side in ${topology//x/ }; do chips=$((chips * side)); done
   if [[ -z "$chips_per_pod" ]]; then
     chips_per_pod=4
     if [[ "$accelerator" == *v5-lite* || "$accelerator" == *v6e* ]] && [[ $chips -le 8 ]]; then chips_per_pod=$chips; fi
   fi
-  a_number chips-per-pod "$chips_per_pod"
-  [[ $chips_per_pod -gt 0 && $((chips % chips_per_pod)) -eq 0 ]] ||
+  a_number chips-per-pod "$chips_per_pod" 1
+  [[ $((chips % chips_per_pod)) -eq 0 ]] ||
     die "--topology $topology has $chips chips, which $chips_per_pod to a pod do not divide"
   pods=$((chips / chips_per_pod))
 }
@@ -137,6 +137,8 @@ follow() { # until the JobSet is done; false where it failed
     if ! conditions="$(kube get jobset "$name" "--output=jsonpath=$true_conditions")"; then
       misses=$((misses + 1))
       [[ $misses -le 10 ]] || die "kubectl cannot find the JobSet $name any more (its message is above)"
+    else
+      misses=0
     fi
     case "$conditions" in
       *Completed*) break ;;
@@ -202,6 +204,14 @@ plain() { # flag and its value, which stands in the manifest as it is
   [[ "$2" =~ ^[A-Za-z0-9._/:@-]*$ ]] || die "--$1: '$2' has a character that Kubernetes does not take there"
 }
 
+called() { # flag and its value, a name: what RFC 1123 calls a label; or, of a bucket and a claim, labels with dots
+  local dot=""
+  [[ "$1" != bucket && "$1" != claim && "$1" != service-account ]] || dot="."
+  [[ "$1" != bucket ]] || dot="._"
+  [[ -z "$2" || "$2" =~ ^[a-z0-9]([a-z0-9$dot-]{0,61}[a-z0-9])?$ ]] ||
+    die "--$1: '$2' is not a name that ${3:-Kubernetes} takes: lower-case letters, digits and - (at most 63, the first and last no -)"
+}
+
 main() {
   local command="${1:-}" flag
   case "$command" in
@@ -213,17 +223,21 @@ main() {
     "spot checkpoints delete dry-run" "$@"
   required name
   bucket="${bucket#gs://}"
-  for flag in name accelerator image claim bucket service_account namespace; do plain "${flag//_/-}" "${!flag}"; done
-  a_number restarts "$restarts"
+  for flag in accelerator image; do plain "$flag" "${!flag}"; done
+  for flag in name claim bucket service_account namespace; do called "${flag//_/-}" "${!flag}"; done
+  # The JobSet's pods are called NAME-main-0-PLACE-xxxxx, a label too, which begins with a letter.
+  [[ "$name" == [a-z]* && ${#name} -le 45 ]] || die "--name '$name' must begin with a letter and have at most 45 characters"
+  a_number restarts "$restarts" 0
   workdir="$(flag_of_main workdir)" workdir="${workdir%/}" logs="${logs:-runs/$name.logs}"
   if [[ "$command" != delete ]]; then
     [[ -n "$claim$bucket" && (-z "$claim" || -z "$bucket") ]] || die "where does the workdir lie? Give --claim or --bucket"
-    [[ "$workdir" == "$shared"/* ]] || die "--workdir '$workdir' is not below $shared, where the pods share storage"
+    is_below "$shared" "$workdir" || die "--workdir '$workdir' is not below $shared, where the pods share storage"
   fi
   case "$command" in
     run)
       required accelerator topology image
       count_pods
+      main_wants config
       default_platform tpu
       run
       ;;

@@ -4,7 +4,7 @@
 #   launch/local_processes.sh N [flags]                                    N processes, one device each
 #   launch/local_processes.sh 2 --config configs/quickstart.py --workdir runs/two
 #   XTRANSFER_DEVICES_PER_PROCESS=4 launch/local_processes.sh 2 [flags]    2 × 4 virtual CPU devices
-#   launch/local_processes.sh --dry-run N [flags]                          print the commands, run none
+#   launch/local_processes.sh N --dry-run [flags]                          print the commands, run none
 #
 # Every flag goes to `python -m xtransfer.main` of each process; --config and --workdir default as in launch/local.sh.
 # Process I writes to WORKDIR.logs/process-I.log; what the first says is shown too. When one fails the others are ended.
@@ -95,7 +95,7 @@ still_there() {
 }
 
 whole() { # variable and its value
-  [[ "$2" =~ ^[0-9]+$ ]] || die "$1: '$2' is not a whole number"
+  [[ "$2" =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$1: '$2' is not a number from 0 (at most nine digits, no leading zero)"
 }
 
 add_defaults() { # --config and --workdir as in launch/local.sh
@@ -116,11 +116,15 @@ add_defaults() { # --config and --workdir as in launch/local.sh
 
 main() {
   local index
-  case "${1:-}" in
-    -h | --help) usage && exit 0 ;;
-    --dry-run) dry_run=true && shift ;;
-  esac
-  [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || die "how many processes? '${1:-}' is not a number: launch/local_processes.sh N [flags]"
+  local -a words=()
+  while [[ $# -gt 0 && "$1" != -- ]]; do # --dry-run is for this script wherever it stands
+    if [[ "$1" == --dry-run ]]; then dry_run=true; else words+=("$1"); fi
+    shift
+  done
+  set -- ${words[@]+"${words[@]}"} "$@"
+  case "${1:-}" in -h | --help) usage && exit 0 ;; esac
+  [[ "${1:-}" =~ ^[1-9][0-9]{0,2}$ && "$1" -le 256 ]] ||
+    die "how many processes? '${1:-}' is not a number from 1 to 256: launch/local_processes.sh N [flags]"
   whole XTRANSFER_DEVICES_PER_PROCESS "$devices"
   whole XTRANSFER_GRACE_SECONDS "$grace"
   count=$1

@@ -54,9 +54,11 @@ main() {
   local tasks=1 flag
   local -a flags
   parse_flags "nodes gpus-per-node cpus-per-task time partition sbatch-flag name requeues notice logs" "wait dry-run" "$@"
-  for flag in nodes gpus_per_node requeues notice; do a_number "${flag//_/-}" "${!flag}"; done
+  a_number nodes "$nodes" 1
+  for flag in gpus_per_node requeues notice; do a_number "${flag//_/-}" "${!flag}" 0; done
+  [[ -z "$cpus_per_task" ]] || a_number cpus-per-task "$cpus_per_task" 1
+  main_wants workdir config
   workdir="$(flag_of_main workdir)" workdir="${workdir%/}"
-  [[ -n "$workdir" ]] || die "--workdir is missing among the flags of xtransfer.main, after --"
   logs="${logs:-$workdir.logs}"
   [[ "$logs" == /* ]] || logs="$PWD/$logs"
   if [[ $gpus_per_node -gt 0 ]]; then

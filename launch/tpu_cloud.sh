@@ -4,8 +4,23 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" zone="" project="" type="" runtime_version="" spot=false queued=false retries=30 seen=false
+standing="" # what must be said of the TPU when the script fails: it may cost
 answers="$(mktemp -d)" # gcloud's last words
-trap 'rm -rf "$answers"' EXIT
+trap ending EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+ending() { # whatever the script dies of, who pays for the TPU is told
+  local status=$?
+  rm -rf "$answers"
+  [[ $status -eq 0 || -z "$standing" ]] || say "$name is $standing: mend it and start again, or $(how_to_delete)"
+}
+
+how_to_delete() {
+  local -a flags=(--name "$name" --zone "$zone" ${project:+--project "$project"})
+  ! $queued || flags+=(--queued)
+  printf 'launch/tpu_vm.sh delete%s\n' "$(quoted "${flags[@]}")"
+}
 
 tpus() { # gcloud compute tpus ..., in the zone and the project
   call gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}
@@ -23,7 +38,7 @@ default_runtime() { # the TPU software that Google names for each generation
 
 workers_of_type() { # how many machines a type has: v5e and v6e count chips, the others cores
   local size="${type##*-}"
-  [[ "$type" == *-* && "$size" =~ ^[0-9]+$ ]] || die "--type '$type' is not a TPU type such as v5litepod-8"
+  [[ "$type" =~ ^[a-z0-9]+-[1-9][0-9]{0,5}$ ]] || die "--type '$type' is not a TPU type such as v5litepod-8"
   case "$type" in
     v5litepod-* | v6e-*) echo $((size <= 8 ? 1 : size / 4)) ;;
     *) echo $((size <= 8 ? 1 : size / 8)) ;;
@@ -32,7 +47,8 @@ workers_of_type() { # how many machines a type has: v5e and v6e count chips, the
 
 ask() { # a describe command: prints the state, ABSENT where there is no such thing, UNREACHABLE where gcloud fails
   if tpus "$@" 2>"$answers/describe"; then return; fi
-  if grep -qE 'NOT_FOUND|was not found' "$answers/describe"; then echo ABSENT; else echo UNREACHABLE; fi
+  # A project, a zone or a network that is not found is another matter.
+  if grep -qE "NOT_FOUND: .*/(nodes|queuedResources)/$name([^A-Za-z0-9_-]|\$)" "$answers/describe"; then echo ABSENT; else echo UNREACHABLE; fi
 }
 
 situation() { # prints ready, waiting, absent, gone (taken away, or ended for good), stopped or unreachable
@@ -71,14 +87,16 @@ create() { # asks for the TPU once
 
 obtain() { # asks for the TPU until it is granted; only a lack of capacity is worth another try
   local attempt=1
-  while ! create 2>&1 | tee "$answers/create" >&2; do
+  while standing="perhaps up, and costs then" && ! create 2>&1 | tee "$answers/create" >&2; do
     if grep -qiE 'already exists|ALREADY_EXISTS' "$answers/create"; then return; fi
     if ! grep -qi 'no more capacity' "$answers/create"; then
+      ! grep -qiE 'PERMISSION_DENIED|INVALID_ARGUMENT|NOT_FOUND|quota' "$answers/create" || standing=""
       ! grep -qi 'quota' "$answers/create" ||
         die "the project's quota does not allow $type$($spot && echo ' (spot)') in $zone: ask for more (Cloud console, IAM, Quotas), or take another zone or type"
       grep -qiE 'RESOURCE_EXHAUSTED|UNAVAILABLE|stockout|internal error' "$answers/create" ||
         die "$name could not be created; gcloud's message is above"
     fi
+    standing=""
     [[ $attempt -le $retries ]] || die "no capacity for $type in $zone after $attempt attempts: try another zone, or --queued"
     say "no capacity for $type in $zone now; attempt $attempt of $retries, trying again"
     pause "$attempt"
@@ -106,6 +124,12 @@ bring_up() { # returns when the TPU is ready
     [[ "$now" == "$before" || "$now" == ready ]] || say "$name is $now"
     before="$now"
     [[ "$now" == unreachable ]] || seen=true
+    case "$now" in
+      ready) standing="still up, and costs" ;;
+      waiting) standing="being made, and costs when it is up" ;;
+      unreachable) ;; # as it was
+      *) standing="" ;;
+    esac
     case "$now" in
       ready) return ;;
       waiting) sleep "$poll" && continue ;;

@@ -31,6 +31,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/tpu_cloud.sh"
 
 repository="" revision="" storage="" logs="" fetch="" own_storage=false checkpoints=false delete=false
 shared="/mnt/xtransfer"
+bucket_or_share='^(gs://[a-z0-9][a-z0-9._-]*(/.+)?|(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):/[^/].*)$'
 workers=1 workdir="" id="" verdict="" failed_worker=0 crashes=0
 statuses=() followers=()
 # What an earlier delivery brought goes; .venv, and what runs left, stays.
@@ -38,7 +39,7 @@ unpack='mkdir -p xtransfer && cd xtransfer && if [ -f .copied ]; then tr "\n" "\
 unpack="$unpack && tar -xzf ../xtransfer.tgz && tar -tzf ../xtransfer.tgz >.copied"
 
 where_it_stays() { # a run on many workers, or on spot capacity, wants a workdir that they share and that outlives them
-  if $own_storage || [[ -n "$storage" && "$workdir" == "$shared"/* ]]; then return; fi
+  if $own_storage || { [[ -n "$storage" ]] && is_below "$shared" "$workdir"; }; then return; fi
   [[ -z "$storage" ]] || die "--workdir $workdir is not below $shared, where --storage is mounted"
   [[ "$(workers_of_type)" -eq 1 ]] ||
     die "$type has $(workers_of_type) workers, and they must share --workdir: give --storage and --workdir $shared/…, or --own-storage"
@@ -78,7 +79,10 @@ await() { # the followers; sets statuses
 leave() { # Ctrl-C: the run goes on
   local pid
   for pid in ${followers[@]+"${followers[@]}"}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
-  say "the run goes on on $name: the same command follows it again, 'launch/tpu_vm.sh delete' ends it"
+  if [[ ${#followers[@]} -gt 0 ]]; then
+    say "the run goes on on $name, and costs: the same command follows it again, $(how_to_delete) ends it"
+    standing=""
+  fi
   exit "$1"
 }
 
@@ -211,7 +215,6 @@ run() {
       failed)
         tail -n 3 "$logs/worker-$failed_worker.log" >&2
         say "worker $failed_worker failed with status ${statuses[failed_worker]} (its log: $logs/worker-$failed_worker.log)"
-        say "$name is still up, and costs: mend it and start again, or launch/tpu_vm.sh delete$(quoted --name "$name" --zone "$zone")"
         exit "${statuses[failed_worker]}"
         ;;
     esac
@@ -220,9 +223,12 @@ run() {
     say "$name was lost (the workers' statuses: ${statuses[*]}); coming back, $tries of $retries"
     pause "$tries"
   done
-  trap - INT TERM
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
   [[ -z "$fetch" ]] || fetch_results
-  if $delete; then discard; fi
+  if ! $delete || discard; then return; fi
+  standing="" # said here
+  die "the run is done${fetch:+ and its results are in $fetch}, but $name could not be deleted: it is still up, and costs; $(how_to_delete)"
 }
 
 fetch_results() { # the workdir into $fetch, without checkpoints unless they are asked for
@@ -253,7 +259,10 @@ main() {
   parse_flags "name zone project type runtime-version create-flag storage repository revision logs retries fetch" \
     "spot queued own-storage checkpoints delete dry-run" "$@"
   required name zone
-  a_number retries "$retries"
+  [[ "$name" =~ ^[A-Za-z][A-Za-z0-9_-]{0,62}$ ]] ||
+    die "--name '$name' is not a name for a TPU: a letter, then letters, digits, - and _, at most 63"
+  a_number retries "$retries" 0
+  [[ -z "$storage" || "$storage" =~ $bucket_or_share ]] || die "--storage '$storage' is neither gs://BUCKET[/FOLDER] nor HOST:/SHARE"
   storage="${storage%/}" logs="${logs:-runs/$name.logs}" workdir="$(flag_of_main workdir)"
   workdir="${workdir%/}"
   if [[ "$command" == up || "$command" == run ]]; then
@@ -262,8 +271,9 @@ main() {
     runtime_version="${runtime_version:-$(default_runtime)}"
   fi
   if [[ "$command" == run || "$command" == fetch ]]; then
-    [[ -n "$workdir" ]] || die "--workdir is missing among the flags of xtransfer.main, after --"
+    main_wants workdir
   fi
+  [[ "$command" != run ]] || main_wants config
   [[ -z "$repository" || -n "$revision" ]] || die "--repository wants --revision too: a commit, a tag or origin/BRANCH"
   if ! $dry_run; then command -v gcloud >/dev/null || die "gcloud is missing: https://cloud.google.com/sdk/docs/install"; fi
   case "$command" in

@@ -117,6 +117,12 @@ def test_a_failed_run_is_said_and_stays(launcher: Launcher) -> None:
     assert code == 1 and stderr.splitlines()[-1].startswith("error: the JobSet was not accepted")
 
 
+def test_looks_that_fail_are_counted_anew_after_one_that_does_not(launcher: Launcher) -> None:
+    launcher.will(pods=["a-0 0 Running"], conditions=[*["LOST"] * 6, "", *["LOST"] * 6, "Completed "])
+    code, _, stderr = launcher.run("gke.sh", "run", *POOL, "--topology=2x4", "--claim=d", *MAIN)
+    assert code == 0, stderr
+
+
 def test_ctrl_c_leaves_the_run(launcher: Launcher) -> None:
     launcher.will(pods=["a-0 0 Running"], conditions=[""])
     process = launcher.start("gke.sh", "run", *POOL, "--topology=2x4", "--claim=d", *MAIN)
@@ -163,7 +169,24 @@ def test_a_dry_run_prints_the_manifest(launcher: Launcher) -> None:
         (("run", *POOL, "--claim=c", "--topology=8", *MAIN), "--topology '8' is not one such as 2x4"),
         (("run", *POOL, "--claim=c", "--topology=2x3", "--chips-per-pod=4", *MAIN), "--topology 2x3 has 6 chips"),
         (("run", *POOL, "--claim=c", "--", "--workdir=w"), "--workdir 'w' is not below /mnt/xtransfer"),
-        (("run", *POOL, "--claim=a: b", *MAIN), "--claim: 'a: b' has a character that Kubernetes does not take there"),
+        (("run", *POOL, "--claim=a: b", *MAIN), "--claim: 'a: b' is not a name that Kubernetes takes: lower-case"),
+        (("run", *POOL, "--claim=c", "--topology=0x4", *MAIN), "--topology '0x4' is not one such as 2x4"),
+        (("run", *POOL, "--claim=c", "--topology=2x4", "--restarts=030", *MAIN), "--restarts: '030' is not a number"),
+        (("run", *POOL, "--claim=c", "--topology=2x4", "--chips-per-pod=08", *MAIN), "--chips-per-pod: '08' is not"),
+        (
+            ("run", *POOL, "--claim=Disk", "--topology=2x4", *MAIN),
+            "--claim: 'Disk' is not a name that Kubernetes takes",
+        ),
+        (("run", *POOL, "--claim=c", "--namespace=my.own", "--topology=2x4", *MAIN), "--namespace: 'my.own' is not a"),
+        (("run", *POOL, "--bucket=gs://mine/folder", "--topology=2x4", *MAIN), "--bucket: 'mine/folder' is not a name"),
+        (("delete", "--name=Run_1"), "--name: 'Run_1' is not a name that Kubernetes takes: lower-case letters"),
+        (("delete", "--name=1-run"), "--name '1-run' must begin with a letter and have at most 45 characters"),
+        (("delete", f"--name={'a' * 46}"), f"--name '{'a' * 46}' must begin with a letter and have at most 45"),
+        (
+            ("run", *POOL, "--claim=c", "--topology=2x4", "--", "--config=c", "--workdir=/mnt/xtransfer/../x"),
+            "--workdir '/mnt/xtransfer/../x' is not below /mnt/xtransfer",
+        ),
+        (("run", *POOL, "--claim=c", "--topology=2x4", "--", f"--workdir={MAIN[4]}"), "--config is missing among"),
         (("run", "--name=n", "--claim=c", *MAIN), "--accelerator is missing (see --help)"),
     ],
 )

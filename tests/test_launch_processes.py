@@ -136,17 +136,20 @@ def test_signals_go_to_all_and_the_status_comes_back(launcher: Launcher, number:
     assert f"got {int(number)}" in (launcher.cwd / "runs/quickstart.logs/process-1.log").read_text()
 
 
-def test_a_dry_run_prints_the_commands(launcher: Launcher) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, 5])
+def test_a_dry_run_prints_the_commands(launcher: Launcher, place: int) -> None:
     flags = ("--workdir=w", "--config", "c.py", NASTY)
-    code, stdout, _ = launcher.run("local_processes.sh", "--dry-run", "2", *flags, XTRANSFER_PORT="1")
-    assert code == 0 and not (launcher.fakes / "calls").exists()
+    arguments = ["2", *flags]
+    arguments.insert(place, "--dry-run")
+    code, stdout, _ = launcher.run("local_processes.sh", *arguments, XTRANSFER_PORT="1")
+    assert code == 0 and not (launcher.fakes / "calls").exists() and list(launcher.cwd.iterdir()) == []
     words = shlex.split(stdout)
     assert words.count("env") == 2 and words[-len(flags) :] == list(flags)
     for index in range(2):
         assert words[index * 16 + 6 :][:6] == [*words[6:11], str(index)]
 
 
-@pytest.mark.parametrize("arguments", [(), ("two",), ("0",), ("--config=x",)])
+@pytest.mark.parametrize("arguments", [(), ("two",), ("0",), ("08",), ("257",), ("--config=x",)])
 def test_a_missing_number_is_said(launcher: Launcher, arguments: tuple[str, ...]) -> None:
     code, _, stderr = launcher.run("local_processes.sh", *arguments)
     assert code == 1 and stderr.startswith("error: how many processes?") and stderr.count("\n") == 1

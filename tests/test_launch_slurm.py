@@ -73,12 +73,18 @@ def test_a_dry_run_prints_what_makes_the_same_job(launcher: Launcher) -> None:
     ("arguments", "said"),
     [
         (("--node=2", *MAIN), "unknown flag '--node=2'"),
-        (("--nodes=two", *MAIN), "--nodes: 'two' is not a whole number"),
+        (("--nodes=two", *MAIN), "--nodes: 'two' is not a number from 1 (at most nine digits, no leading zero)"),
+        (("--dry-run", "--gpus-per-node", "08", *MAIN), "--gpus-per-node: '08' is not a number from 0 (at most nine"),
+        (("--nodes=0", *MAIN), "--nodes: '0' is not a number from 1"),
+        (("--notice=99999999999999999999", *MAIN), "--notice: '99999999999999999999' is not a number from 0"),
+        (("--cpus-per-task=0", *MAIN), "--cpus-per-task: '0' is not a number from 1"),
+        (("--partition", "--wait", *MAIN), "--partition: a value is missing before '--wait'"),
+        (("--nodes=2", "--", "--workdir=w"), "--config is missing among the flags of xtransfer.main, after --"),
         (("--nodes=2", "--", "--config=c"), "--workdir is missing among the flags of xtransfer.main"),
         (("2", *MAIN), "unexpected argument '2'"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(launcher: Launcher, arguments: tuple[str, ...], said: str) -> None:
-    code, _, stderr = launcher.run("slurm.sh", *arguments)
-    assert code == 1 and stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
+    code, stdout, stderr = launcher.run("slurm.sh", *arguments)
+    assert code == 1 and stdout == "" and stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
     assert launcher.calls("sbatch") == []

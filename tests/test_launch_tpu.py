@@ -15,12 +15,14 @@ from tests.launching import NASTY, Launcher, wait_until
 GCLOUD = r"""
 import glob, shutil
 NODE = f"{HERE}/node"
+NAMED = {"tpu-vm": "nodes", "queued-resources": "queuedResources"}
 def lost():
     for home in glob.glob(f"{HERE}/worker-*"):
         shutil.rmtree(home)
 def described(kind, exists, state):
     if state == "GONE-FROM-LIST" or not exists:
-        leave(1, f"ERROR: (gcloud.compute.tpus.{kind}.describe) NOT_FOUND: Resource 'x' was not found\n")
+        absent = f"NOT_FOUND: Resource 'projects/p/locations/z/{NAMED[kind]}/tpu' was not found. This command is…"
+        leave(1, f"ERROR: (gcloud.compute.tpus.{kind}.describe) {absent}\n")
     if state == "OFFLINE":
         leave(1, "ERROR: gcloud crashed (TransportError): no network\n")
     leave(said=state + "\n")
@@ -171,7 +173,8 @@ def test_coming_back_ends_somewhere(launcher: Launcher) -> None:
     launcher.will(statuses=[143] * 9)
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--retries", "2", *MAIN)
     assert code == 1 and len(launcher.mains()) == 3
-    assert stderr.splitlines()[-1] == "error: gave up after coming back 2 times; the same command goes on"
+    assert stderr.splitlines()[-2] == "error: gave up after coming back 2 times; the same command goes on"
+    assert stderr.splitlines()[-1].startswith("xtransfer: tpu is still up, and costs: ")
 
 
 @pytest.mark.parametrize("status", [1, 2, 134, 137])
@@ -322,7 +325,7 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(launcher: Launcher) -
         (("up", "--name=n", "--zone"), "--zone: a value is missing"),
         (("up", "--name=n", "--type=v5litepod-8"), "--zone is missing (see --help)"),
         (("up", "--name=n", "--zone=z", "--type=v5e"), "--type 'v5e' is not a TPU type such as v5litepod-8"),
-        (("up", *ONE, "--retries=x"), "--retries: 'x' is not a whole number"),
+        (("up", *ONE, "--retries=x"), "--retries: 'x' is not a number from 0 (at most nine digits, no leading zero)"),
         (("run", *ONE, "--", "--config=c"), "--workdir is missing among the flags of xtransfer.main, after --"),
         (("run", *ONE, "--spot", *MAIN), "a spot VM loses its disk when it is taken away: give --storage"),
         (("run", *POD[:3], *MAIN), "v5litepod-16 has 4 workers, and they must share --workdir: give --storage"),
