@@ -83,10 +83,11 @@ def test_the_gradient_passes_what_was_kept(dtype: jnp.dtype) -> None:
     x, weights = (jnp.asarray(x, dtype) for x in np.random.default_rng(0).standard_normal((2, 6, 9, 10)))
     y, pull = jax.vjp(lambda x: dropout(x, 0.25, KEY), x)
     (gradient,) = pull(weights)
-    kept, scale = mask(0.25, 6, 9, 10), jnp.asarray(1 / 0.75, dtype)
+    kept = mask(0.25, 6, 9, 10)
+    expected = [np.where(kept, (v.astype(jnp.float32) * np.float32(1 / 0.75)).astype(dtype), 0) for v in (x, weights)]
     assert y.dtype == gradient.dtype == dtype
-    np.testing.assert_array_equal(y, np.where(kept, x * scale, 0))
-    np.testing.assert_array_equal(gradient, np.where(kept, weights * scale, 0))
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_array_equal(gradient, expected[1])
 
 
 def test_masks_of_other_keys_have_nothing_to_do_with_each_other() -> None:
