@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from xtransfer import cli, compiled, experiment, hlo, storage
 from xtransfer import config as settings
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data import packing
-from xtransfer.data.pipeline import BatchPlan, Dataset, TrainBatches, empty_batch, eval_row_sizes
+from xtransfer.data.pipeline import BatchPlan, TrainBatches, empty_batch, eval_row_sizes
 from xtransfer.data.tasks import Task, get_task
 from xtransfer.errors import UserError, nearest
 from xtransfer.models import hf
@@ -136,12 +135,8 @@ class Role:
         reader = Reader(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
         material = experiment.gather(self.config, self.task)
         examples = material.everything if objective.data == "all" else material.labelled
-        labels = np.array([example.label for example in examples], np.int32)
-        ids = tuple(example.id for example in examples)
-        tokens = reader.tokens(examples, material.drawn_from)
-        plan = reader.training_plan
-        batches = TrainBatches(Dataset(tokens, labels, None, ids, len(self.task.labels)), plan, 0)
-        return plan, batches.row_sizes
+        dataset, plan = reader.dataset(examples, len(self.task.labels), material.drawn_from), reader.training_plan
+        return plan, TrainBatches(dataset, plan, 0).row_sizes
 
     def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         layout = batch_sharding(self.mesh)

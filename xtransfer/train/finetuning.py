@@ -74,9 +74,7 @@ class Finetuner:
 
     def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
         """The examples with their tokens, which are as of `Reader.tokens`; without a teacher's logits."""
-        tokens = self.reader.tokens(examples, drawn_from)
-        labels = np.array([example.label for example in examples], np.int32)
-        return Dataset(tokens, labels, None, tuple(example.id for example in examples), self.num_classes)
+        return self.reader.dataset(examples, self.num_classes, drawn_from)
 
     def predict(self, params: Any, dataset: Dataset, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Logits [n, K] float32 in the dataset's order; `on_batch(b)` hears of each b examples that are done.

@@ -12,7 +12,7 @@ import numpy as np
 from xtransfer import cli
 from xtransfer.config import ModelConfig
 from xtransfer.data.examples import Example
-from xtransfer.data.pipeline import BatchPlan, make_plan
+from xtransfer.data.pipeline import BatchPlan, Dataset, make_plan
 from xtransfer.data.text import Tokens, concatenate, load_tokenizer
 from xtransfer.data.token_cache import TokenCache
 from xtransfer.errors import UserError
@@ -69,6 +69,14 @@ class Reader:
         splits = {number: self._whole(drawn_from[number]) for number in sorted({number for number, _ in places})}
         runs = itertools.groupby(places, operator.itemgetter(0))
         return concatenate([splits[number].take(np.array([i for _, i in run], np.int64)) for number, run in runs])
+
+    def dataset(
+        self, examples: Sequence[Example], num_classes: int, drawn_from: Sequence[Sequence[Example]] = ()
+    ) -> Dataset:
+        """The examples with their tokens, which are as of `tokens`; without a teacher's logits."""
+        labels = np.array([example.label for example in examples], np.int32)
+        ids = tuple(example.id for example in examples)
+        return Dataset(self.tokens(examples, drawn_from), labels, None, ids, num_classes)
 
     def _whole(self, examples: Sequence[Example]) -> Tokens:
         title, many = f"tokens for the {self.role}", len(examples) >= _MANY
