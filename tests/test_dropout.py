@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xtransfer.models.dropout import _places, _threefry, dropout, keep_mask
+from xtransfer.models.dropout import DropoutKey, _places, _threefry, dropout, keep_mask
 from xtransfer.sharding import BATCH_SPEC, make_mesh
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-KEY = jax.random.key(0)
+KEY = DropoutKey(jax.random.key(0))
 
 
 def mask(rate: float, *shape: int, seed: int = 0) -> np.ndarray:
-    keep = keep_mask(jax.random.key(seed), rate, shape)
+    keep = keep_mask(DropoutKey(jax.random.key(seed)), rate, shape)
     assert keep is not None and keep.shape == shape and keep.dtype == bool
     return np.asarray(keep)
 
@@ -55,7 +55,7 @@ def test_the_rate_is_met(rate: float) -> None:
 def test_an_element_is_kept_where_its_sixteen_bits_say_so() -> None:
     """Worked out from the numbers one by one: the first quarter of the rows takes the upper half of the first word."""
     keep = mask(0.3, 2, 8, 3)
-    words = jax.random.bits(KEY, (2,), jnp.uint32)
+    words = jax.random.bits(KEY.key, (2,), jnp.uint32)
     for row, quarter, column in np.ndindex(2, 2, 3):
         place = quarter * 3 + column
         x, y = (int(w) for w in _threefry(words, jnp.uint32(row), jnp.uint32(place)))
@@ -93,7 +93,7 @@ def test_the_gradient_passes_what_was_kept(dtype: jnp.dtype) -> None:
 def test_masks_of_other_keys_have_nothing_to_do_with_each_other() -> None:
     first = mask(0.5, 8, 64, 128)
     np.testing.assert_array_equal(first, mask(0.5, 8, 64, 128))
-    folded = keep_mask(jax.random.fold_in(KEY, 1), 0.5, (8, 64, 128))
+    folded = keep_mask(KEY.at(1), 0.5, (8, 64, 128))
     for other in (*(mask(0.5, 8, 64, 128, seed=seed) for seed in (1, 2, 2**31)), np.asarray(folded)):
         assert abs(correlation(first, other)) < 4.5
 

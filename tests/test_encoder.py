@@ -234,14 +234,14 @@ def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.
     keys: list[jax.Array] = []
     draw = dropout.keep_mask
 
-    def spy(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
+    def spy(key: dropout.DropoutKey, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
         if rate:
             sites.append((shape, rate))
-            keys.append(jax.random.key_data(key))
+            keys.append(jax.random.key_data(key.key))
         return draw(key, rate, shape)
 
     monkeypatch.setattr(dropout, "keep_mask", spy)
-    monkeypatch.setattr(encoder, "keep_mask", spy)
+    monkeypatch.setattr(encoder, "kept_probabilities", spy)
     changes, expected = SITES[kind]
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
     graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))

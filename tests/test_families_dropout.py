@@ -12,6 +12,7 @@ from flax import nnx
 
 from tests.fixtures.record import FIXTURES
 from xtransfer.models import hf
+from xtransfer.models.dropout import DropoutKey
 
 DRAWS = 6000
 HEAD_KEYS = ("classifier_dropout", "seq_classif_dropout")
@@ -51,7 +52,7 @@ def test_dropout_spreads_the_numbers_as_in_pytorch(part: str, family: str, tmp_p
     if part == "head":
         ours = model(batch | {"cls_index": jnp.zeros((DRAWS, 1), jnp.int32)}, dropout_key=key)[:, 0]
     else:
-        ours = model.encoder(*batch.values(), dropout_key=key)[:, 0]
+        ours = model.encoder(*batch.values(), dropout_key=DropoutKey(key))[:, 0]
     spread = theirs.std(0)
     assert spread.min() > 1e-3
     # Five standard errors: of a mean, and of a deviation of numbers as spread as these (of normal ones 0.046).

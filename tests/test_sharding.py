@@ -98,20 +98,22 @@ def test_the_kernels_of_a_layer_widen_over_tensor_and_narrow_back(name):
 
 
 @pytest.mark.parametrize("frozen", [(), ("word_embeddings",)])
-def test_parameters_and_moments_take_a_quarter_on_each_of_four_devices(frozen):
+def test_parameters_take_a_quarter_on_each_of_four_devices_and_moments_half_of_that(frozen):
     mesh, (shapes, _) = sharding.make_mesh((2, 4, 1)), family("bert")
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     tx = optimizer.adamw(1e-3, weight_decay=0.01, clip_norm=1.0, frozen=frozen)
     made = state.create(params, tx, mesh)
-    sizes = {sharding.path_name(path): leaf.nbytes for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    whole = sum(size for name, size in sizes.items() if name.endswith((".bias", ".scale")) or "token_type" in name)
-    table = sizes["encoder.embeddings.word_embeddings.embedding"] if frozen else 0
-    split = sum(sizes.values()) - whole
-    assert whole < 0.05 * split
+    leaves = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    matrices = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 2}
+    tiny = [name for name in matrices if "token_type" in name]  # two rows: `fsdp` has no share of them
+    vectors = sum(leaf.nbytes for leaf in leaves.values()) - sum(leaf.nbytes for leaf in matrices.values())
+    quarters = {name: leaf.nbytes / (1 if name in tiny else 4) for name, leaf in matrices.items()}
+    eighths = {name: size / (1 if leaves[name].shape[0] % 2 else 2) for name, size in quarters.items()}
+    table = eighths["encoder.embeddings.word_embeddings.embedding"] if frozen else 0
     counters = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(made.opt_state))
     for tree, expected in (
-        (made.params, split / 4 + whole),
-        (made.opt_state, 2 * ((split - table) / 4 + whole) + counters),
+        (made.params, sum(quarters.values()) + vectors),
+        (made.opt_state, 2 * (sum(eighths.values()) - table + vectors) + counters),
     ):
         held = dict.fromkeys(jax.devices(), 0)
         for leaf in jax.tree.leaves(tree):
@@ -127,6 +129,30 @@ def test_published_vocabularies_are_split_by_the_hidden_size(topology, vocabular
     table = {"word_embeddings": {"embedding": jax.ShapeDtypeStruct((vocabulary, size), jnp.float32)}}
     found = sharding.param_shardings(mesh, {"encoder": table})["encoder"]["word_embeddings"]["embedding"]
     assert found.shard_shape((vocabulary, size)) == (vocabulary, size // topology[1])
+
+
+@pytest.mark.parametrize(
+    ("topology", "name", "shape", "part"),
+    [
+        ((8, 1, 1), "layers.0.query.kernel", (768, 768), (96, 768)),
+        ((8, 1, 1), "layers.0.output.kernel", (3072, 768), (384, 768)),
+        ((2, 2, 2), "layers.0.query.kernel", (768, 768), (192, 384)),
+        ((2, 2, 2), "layers.0.output.kernel", (3072, 768), (768, 384)),
+        ((256, 1, 1), "layers.0.query.kernel", (768, 768), (3, 768)),
+        ((8, 1, 1), "layers.0.query.bias", (768,), (768,)),  # a vector costs more to gather than to update
+        ((8, 1, 1), "word_embeddings.embedding", (119547, 768), (119547, 768)),  # 8 does not divide its rows
+        ((2, 4, 1), "word_embeddings.embedding", (119547, 768), (119547, 192)),
+        ((8, 1, 1), "head.kernel", (768, 2), (96, 2)),
+        ((5, 1, 1), "layers.0.query.kernel", (768, 768), (768, 768)),
+    ],
+)
+def test_matrices_are_updated_in_parts_of_their_rows(topology, name, shape, part):
+    mesh = jax.sharding.AbstractMesh(topology, sharding.AXES)
+    tree = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for key in reversed(name.split(".")):
+        tree = {key: tree}
+    (found,) = jax.tree.leaves(sharding.update_shardings(mesh, {"encoder": tree}))
+    assert found.shard_shape(shape) == part
 
 
 def test_constrain_is_about_the_mesh_that_is_traced_for():

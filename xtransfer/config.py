@@ -96,7 +96,7 @@ class ModelConfig:
     row_length: int = setting(0, at_least=0)  # tokens of a packed row; 0 = max_length
     packed: bool = True
     evaluations: int = setting(5, at_least=1)  # checkpoints, evenly spaced, each scored on the source dev split
-    accumulation: int = setting(1, at_least=1)  # parts that a batch is computed in, one after the other: less memory
+    accumulation: int = setting(0, at_least=0)  # parts that a batch is computed in, one after the other; 0 = what suits
     remat: bool = False  # compute each layer again for its gradient and do not keep what it computed: less memory
 
     def check(self, prefix: str = "") -> None:
@@ -192,7 +192,7 @@ class PretrainConfig:
 FREE = (
     *("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "platform"),
-    *("teacher.remat", "student.remat"),
+    *(f"{role}.{key}" for role in ("teacher", "student") for key in ("accumulation", "remat")),
 )
 
 

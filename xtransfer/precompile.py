@@ -120,7 +120,7 @@ class Role:
 
     def _training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
         """The layout of the training's batches and their row counts, which only packing takes the texts for."""
-        plan = self._plan(self.settings.batch_size, self.settings.accumulation)
+        plan = self._plan(self.settings.batch_size, self.settings.accumulation or 1)
         if self.rows is not None or not plan.packed:
             return plan, (packing.round_up(plan.batch_size, plan.multiple_of),)
         if plan.row_length < self.settings.max_length:

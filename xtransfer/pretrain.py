@@ -30,7 +30,7 @@ from xtransfer.errors import UserError
 from xtransfer.models import hf
 from xtransfer.models.encoder import EncoderConfig, MaskedLM
 from xtransfer.train import loop, optimizer, state, steps
-from xtransfer.transfer.objectives import mean
+from xtransfer.transfer.objectives import Pair, mean
 from xtransfer.workdir import as_record, check_unchanged, locked, record
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -110,7 +110,7 @@ def _loss(partner_weight: float) -> steps.LossFn:
     return terms
 
 
-def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[steps.Pair, steps.Pair]:
+def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
     """Cross-entropy and accuracy of finding each half's partner by cosine among all halves that are apart.
 
     pooled [N, H], partner [N] int32, -1 where there is none.

@@ -163,6 +163,26 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
+def update_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Where every leaf of a tree of parameters, or of optimizer state over them, is updated.
+
+    As `param_shardings`, and the rows of a matrix are split over `data` too, if this divides them: what would be the
+    same on all devices of that axis is worked out once (Xu et al., "Automatic Cross-Replica Sharding of Weight Update
+    in Data-Parallel Training", 2020).
+    """
+
+    def split(leaf: Any, layout: NamedSharding) -> NamedSharding:
+        if np.ndim(leaf) < 2:
+            return layout
+        rows, *others = (*layout.spec, None, None)[: np.ndim(leaf)]
+        parts = ("data",) if rows is None else (rows, "data")
+        if np.shape(leaf)[0] % math.prod(mesh.shape[name] for name in parts):
+            return layout
+        return NamedSharding(mesh, PartitionSpec(parts, *others))
+
+    return jax.tree.map(split, tree, param_shardings(mesh, tree))
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """`encoder.layers.0.output.kernel` from the path of a leaf as `jax.tree_util` gives it."""
     keys = [getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))) for entry in path]

@@ -13,6 +13,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from xtransfer.models.dropout import DropoutKey, keep_mask
+from xtransfer.models.rowwise import rowwise
+
 MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly masked row stays finite
 
 
@@ -20,6 +23,16 @@ def segment_bias(segment_ids: jax.Array) -> jax.Array:
     """What is added to the scores, [R, 1, S, S] float32: nothing inside a segment, `MASKED` between two."""
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
     return jnp.where(same, 0.0, MASKED).astype(jnp.float32)
+
+
+def kept_probabilities(key: DropoutKey | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
+    """`keep_mask` for `attend`, [R, N, S, S] bool; None where all is kept."""
+    if key is None or rate == 0.0:
+        return None
+    rows = jnp.arange(shape[0], dtype=jnp.int32) if key.rows is None else key.rows
+    return rowwise(lambda rows_, key_: keep_mask(DropoutKey(key_, rows_), rate, (len(rows_), *shape[1:])))(
+        rows, key.key
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -40,6 +53,10 @@ def attend(
 
 
 def _forward(q, k, v, bias, keep, rate):  # type: ignore[no-untyped-def]
+    return rowwise(partial(_forward_of_rows, rate))(q, k, v, bias, keep)
+
+
+def _forward_of_rows(rate, q, k, v, bias, keep):  # type: ignore[no-untyped-def]
     scores = jnp.einsum("rndq,rndk->rnkq", q, k, preferred_element_type=jnp.float32) + bias  # [R, N, S, S]
     exps = jnp.exp(scores - jnp.max(scores, axis=2, keepdims=True)).astype(q.dtype)  # [R, N, S, S]
     inverse = 1.0 / jnp.sum(exps, axis=2, dtype=jnp.float32)  # [R, N, S]
@@ -50,6 +67,10 @@ def _forward(q, k, v, bias, keep, rate):  # type: ignore[no-untyped-def]
 
 
 def _backward(rate, saved, dout):  # type: ignore[no-untyped-def]
+    return *rowwise(partial(_backward_of_rows, rate))(saved, dout), None, None
+
+
+def _backward_of_rows(rate, saved, dout):  # type: ignore[no-untyped-def]
     q, k, v, exps, inverse, out, keep = saved
     # The sum over keys of p · dp, which dropout leaves as it is: [R, N, S].
     shift = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=2)
@@ -61,7 +82,7 @@ def _backward(rate, saved, dout):  # type: ignore[no-untyped-def]
     dq = jnp.einsum("rnkq,rndk->rndq", dscores, k)  # [R, N, D, S]
     dk = jnp.einsum("rnkq,rndq->rndk", dscores, q)  # [R, N, D, S]
     dv = jnp.einsum("rnkq,rndq->rndk", _kept(exps, keep), scaled)  # [R, N, D, S]
-    return dq, dk, dv, None, None
+    return dq, dk, dv
 
 
 attend.defvjp(_forward, _backward)

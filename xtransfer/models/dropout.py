@@ -1,12 +1,14 @@
 """Dropout whose random bits cost little, and are the same on any number of devices.
 
-A mask is a function of a key and of an element's place in the whole array, so how the array is spread over devices
-changes nothing. Bits come from Threefry-2x32 with 13 rounds, the fewest that pass all tests of randomness
-(Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), and 16 of them decide on one element: a sixth
-of the rounds of `jax.random.bernoulli`, which were a fifth of a whole training step of BERT on a TPU.
+A mask is a function of a key, of a row's number and of an element's place in its row, so neither how the rows are
+spread over devices nor in how many parts they are computed changes anything. Bits come from Threefry-2x32 with 13
+rounds, the fewest that pass all tests of randomness (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
+SC 2011), and 16 of them decide on one element: a sixth of the rounds of `jax.random.bernoulli`, which were a fifth of
+a whole training step of BERT on a TPU.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,18 @@ _PER_CALL = 4  # elements that the 64 bits of one call decide on
 _BITS = 16
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+class DropoutKey(NamedTuple):
+    """What masks are drawn from: a key, and the numbers of the rows, [R] int32, by default 0 to R - 1."""
+
+    key: jax.Array
+    rows: jax.Array | None = None
+
+    def at(self, site: int) -> "DropoutKey":
+        """The key of one of several places that draw masks."""
+        return DropoutKey(jax.random.fold_in(self.key, site), self.rows)
+
+
+def dropout(x: jax.Array, rate: float, key: DropoutKey | None) -> jax.Array:
     """Inverted dropout: zero with probability `rate`, else x / (1 - rate). No key: x itself. x [..., S, D]."""
     keep = keep_mask(key, rate, x.shape)
     if keep is None:
@@ -27,8 +40,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x.astype(jnp.float32) * (1.0 / (1.0 - rate)), 0.0).astype(x.dtype)
 
 
-def keep_mask(key: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
-    """What is not dropped, bool of this shape; None where all is kept: without a key, or with a rate of 0.
+def keep_mask(key: DropoutKey | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
+    """What is not dropped, bool of this shape, [R, ...]; None where all is kept: without a key, or with a rate of 0.
 
     The rate is met to 2**-17. The shape has two axes or more, of which the last but one is not spread over devices.
     """
@@ -36,7 +49,10 @@ def keep_mask(key: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax
         return None
     *leading, length, width = shape
     quarter = -(-length // _PER_CALL)
-    words = _threefry(jax.random.bits(key, (2,), jnp.uint32), *_places((*leading, quarter, width)))
+    row, place = _places((*leading, quarter, width))
+    if key.rows is not None:
+        row = jnp.broadcast_to(key.rows.astype(jnp.uint32).reshape(-1, *[1] * (row.ndim - 1)), row.shape)
+    words = _threefry(jax.random.bits(key.key, (2,), jnp.uint32), row, place)
     threshold = jnp.uint32(round(rate * 2**_BITS) << _BITS)
     halves = [half >= threshold for word in words for half in (word, word << _BITS)]
     # A bit of a number for each quarter of the rows. The numbers are kept for the gradient: to draw them again would
@@ -49,7 +65,7 @@ def keep_mask(key: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax
 
 
 def _places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Two numbers that tell every element of an array: its first index, and its place among those that share that."""
+    """Two numbers that tell every element of an array: its row's, and its place in the row."""
     steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     inner = [
         jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(steps[axis]) for axis in range(1, len(shape))

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import attend, segment_bias
-from xtransfer.models.dropout import dropout, keep_mask
+from xtransfer.models.attention import attend, kept_probabilities, segment_bias
+from xtransfer.models.dropout import DropoutKey, dropout
 from xtransfer.models.parts import ACTIVATIONS, Embed, LayerNorm, Linear
 from xtransfer.sharding import BATCH_SPEC, LOOKUP_IDS, LOOKUP_PARTS, constrain
 
@@ -69,9 +69,9 @@ class EncoderConfig:
         return getattr(self, _INHERITED[field]) if value is None and field in _INHERITED else value
 
 
-def _site(key: jax.Array | None, index: int) -> jax.Array | None:
+def _site(key: DropoutKey | None, index: int) -> DropoutKey | None:
     """Key of one dropout site, or None when there is no dropout."""
-    return None if key is None else jax.random.fold_in(key, index)
+    return None if key is None else key.at(index)
 
 
 class Embeddings(nnx.Module):
@@ -90,7 +90,7 @@ class Embeddings(nnx.Module):
         self.rate = config.hidden_dropout
 
     def __call__(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, key: jax.Array | None
+        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, key: DropoutKey | None
     ) -> jax.Array:
         """Ids, all [R, S] int32 -> [R, S, H]."""
         input_ids, position_ids, token_type_ids = (
@@ -118,7 +118,7 @@ class SelfAttention(nnx.Module):
         self.attention_rate = config.attention_dropout
         self.output_rate = config.hidden_dropout if config.attention_output_dropout else 0.0
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, key: DropoutKey | None) -> jax.Array:
         """x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
         rows, length, size = x.shape
         heads = (rows, self.num_heads, size // self.num_heads, length)
@@ -126,7 +126,8 @@ class SelfAttention(nnx.Module):
         k = self.key.to_columns(x).reshape(heads)  # [R, N, D, S]
         v = self.value.to_columns(x).reshape(heads)  # [R, N, D, S]
         q = q * (heads[2] ** -0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
-        keep = keep_mask(_site(key, 0), self.attention_rate, (rows, self.num_heads, length, length))  # [R, N, S, S]
+        probabilities = (rows, self.num_heads, length, length)
+        keep = kept_probabilities(_site(key, 0), self.attention_rate, probabilities)  # [R, N, S, S]
         mixed = attend(q, k, v, bias, keep, self.attention_rate).reshape(rows, size, length)  # [R, H, S]
         return dropout(self.output.from_columns(mixed), self.output_rate, _site(key, 1))  # [R, S, H]
 
@@ -143,7 +144,7 @@ class Layer(nnx.Module):
         self.act = config.hidden_act
         self.rate = config.hidden_dropout
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, key: DropoutKey | None) -> jax.Array:
         """x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
         x = self.attention_norm(x + self.attention(x, bias, key))  # [R, S, H]
         wide = ACTIVATIONS[self.act](self.intermediate(x))  # [R, S, F]
@@ -159,17 +160,9 @@ class Encoder(nnx.Module):
         self.embeddings = Embeddings(config, rngs=rngs, dtype=dtype)
         self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        position_ids: jax.Array,
-        segment_ids: jax.Array,
-        *,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
+    def __call__(self, *inputs: jax.Array, **options: Any) -> jax.Array:
         """The last of `hidden_states`."""
-        return self.hidden_states(input_ids, token_type_ids, position_ids, segment_ids, dropout_key=dropout_key)[-1]
+        return self.hidden_states(*inputs, **options)[-1]
 
     def hidden_states(
         self,
@@ -178,20 +171,34 @@ class Encoder(nnx.Module):
         position_ids: jax.Array,
         segment_ids: jax.Array,
         *,
-        dropout_key: jax.Array | None = None,
+        dropout_key: DropoutKey | None = None,
+        embedded: jax.Array | None = None,
     ) -> list[jax.Array]:
         """What enters the first layer, then what each layer gives, each [R, S, H] in the compute dtype.
 
         All inputs are [R, S] int32. A token attends to the tokens of its own segment only; tokens of segment 0
         (padding) attend to padding, so that their numbers are finite and reach nobody.
-        Without `dropout_key` the result is deterministic.
+        Without `dropout_key` the result is deterministic. `embedded` [R, S, H] is what `embed` gave, if it was called.
         """
         bias = segment_bias(segment_ids)  # [R, 1, S, S]
-        states = [self.embeddings(input_ids, token_type_ids, position_ids, _site(dropout_key, 0))]  # [R, S, H]
+        if embedded is None:
+            embedded = self.embed(input_ids, token_type_ids, position_ids, dropout_key=dropout_key)
+        states = [embedded]  # [R, S, H]
         run = nnx.remat(Layer.__call__) if self.remat else Layer.__call__
         for index, layer in enumerate(self.layers):
             states.append(run(layer, states[-1], bias, _site(dropout_key, index + 1)))  # [R, S, H]
         return states
+
+    def embed(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        *,
+        dropout_key: DropoutKey | None = None,
+    ) -> jax.Array:
+        """What enters the first layer, [R, S, H]; inputs as of `hidden_states`."""
+        return self.embeddings(input_ids, token_type_ids, position_ids, _site(dropout_key, 0))
 
 
 class Pooler(nnx.Module):
@@ -233,17 +240,24 @@ class Classifier(nnx.Module):
 
     def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Output of the pooler, [R, M, H] float32; finite in empty slots too."""
-        hidden = _encode(self.encoder, batch, _site(dropout_key, 0))  # [R, S, H]
+        key = _dropout_key(batch, dropout_key)
+        hidden = _encode(self.encoder, batch, key)  # [R, S, H]
         if self.pooling == "cls":
             vectors = gather_tokens(hidden, batch["cls_index"])  # [R, M, H]
         else:
             vectors = segment_mean(hidden, batch["segment_ids"], batch["cls_index"].shape[1])  # [R, M, H]
-        return self.pooler(dropout(vectors, self.input_rate, _site(dropout_key, 2)))  # [R, M, H]
+        return self.pooler(dropout(vectors, self.input_rate, _site(key, 2)))  # [R, M, H]
+
+    def embed(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """What enters the encoder's first layer, [R, S, H]: taken from a batch that has it as "embedded"."""
+        key = _site(_dropout_key(batch, dropout_key), 0)
+        ids = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids"))
+        return self.encoder.embed(*ids, dropout_key=key)
 
     def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Logits [R, M, K] float32 of a packed batch: input_ids segment_ids position_ids token_type_ids cls_index."""
         pooled = self.pooled(batch, dropout_key=dropout_key)  # [R, M, H]
-        return self.head(dropout(pooled, self.rate, _site(dropout_key, 1)))  # [R, M, K]
+        return self.head(dropout(pooled, self.rate, _site(_dropout_key(batch, dropout_key), 1)))  # [R, M, K]
 
 
 class MaskedLM(nnx.Module):
@@ -270,7 +284,7 @@ class MaskedLM(nnx.Module):
         self, batch: Batch, *, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Logits of the masked tokens [R, P, V] and the pooled first tokens [R, M, H], both float32."""
-        hidden = _encode(self.encoder, batch, _site(dropout_key, 0))  # [R, S, H]
+        hidden = _encode(self.encoder, batch, _dropout_key(batch, dropout_key))  # [R, S, H]
         masked = gather_tokens(hidden, batch["mlm_positions"])  # [R, P, H]
         masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, H]
         table = self.encoder.embeddings.word_embeddings.embedding[...].astype(masked.dtype)  # [V, H]
@@ -293,10 +307,14 @@ def segment_mean(hidden: jax.Array, segment_ids: jax.Array, slots: int) -> jax.A
     return total / jnp.maximum(count, 1.0)
 
 
-def _encode(encoder: Encoder, batch: Batch, key: jax.Array | None) -> jax.Array:
-    return encoder(
-        batch["input_ids"], batch["token_type_ids"], batch["position_ids"], batch["segment_ids"], dropout_key=key
-    )
+def _dropout_key(batch: Batch, key: jax.Array | None) -> DropoutKey | None:
+    """Rows that are a part of a batch bring their numbers in the whole of it, [R] int32, as "row"."""
+    return None if key is None else DropoutKey(key, batch.get("row"))
+
+
+def _encode(encoder: Encoder, batch: Batch, key: DropoutKey | None) -> jax.Array:
+    ids = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids"))
+    return encoder(*ids, dropout_key=_site(key, 0), embedded=batch.get("embedded"))
 
 
 def _linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Linear:

@@ -17,6 +17,7 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.inference import make_eval_step
 from xtransfer.sharding import param_shardings
 from xtransfer.train import optimizer, state, steps
+from xtransfer.train.accumulation import parts_of
 from xtransfer.transfer.objectives import Objective, loss_terms
 
 
@@ -62,9 +63,17 @@ class Programs:
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
             self._train_steps[objective] = steps.make_train_step(
-                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, accumulation=self._accumulation
+                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, parts_of=self._parts, embed=_embed
             )
         return self._train_steps[objective]
+
+    def _parts(self, batch: Mapping[str, jax.Array]) -> int:
+        rows, length = batch["input_ids"].shape
+        return parts_of(self._accumulation, rows, length, self.mesh)
+
+
+def _embed(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
+    return model.embed(batch, dropout_key=dropout_key)
 
 
 def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -47,7 +47,7 @@ class Reader:
     @property
     def training_plan(self) -> BatchPlan:
         """How the batches of a training are laid out; every part of an accumulated gradient has as many rows."""
-        plan = self._plan(self.settings.batch_size, parts=self.settings.accumulation)
+        plan = self._plan(self.settings.batch_size, parts=self.settings.accumulation or 1)
         return plan if self.settings.steps >= _MANY_STEPS else replace(plan, fitted_sizes=1)
 
     def evaluation_plan(self, rows: int) -> BatchPlan:

@@ -30,7 +30,7 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
     """The sharding of every leaf of a state; `params` may be abstract. Moments lie where their parameter lies."""
     opt_state = jax.eval_shape(optimizer.init, params)
     return TrainState(
-        sharding.replicated(mesh), sharding.param_shardings(mesh, params), sharding.param_shardings(mesh, opt_state)
+        sharding.replicated(mesh), sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, opt_state)
     )
 
 

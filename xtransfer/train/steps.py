@@ -5,19 +5,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from xtransfer import sharding
+from xtransfer.train.accumulation import Terms, TermsFn, gradient_in_parts
 from xtransfer.train.state import TrainState, state_shardings
-from xtransfer.transfer.objectives import Pair, mean
+from xtransfer.transfer.objectives import mean
 
-Terms = dict[str, Pair]
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
-TermsFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]  # of parameters, batch and dropout key
+GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # by terms, of parameters, batch, dropout key
 TrainStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Terms]]
+
+
+def whole_gradient(terms_of: TermsFn, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Terms]:
+    """The gradient of the mean loss of a batch with respect to `params`, and the loss terms."""
+
+    def loss(params_: Any) -> tuple[jax.Array, Terms]:
+        terms = terms_of(params_, batch, key)
+        return mean(terms["loss"]), terms
+
+    return jax.grad(loss, has_aux=True)(params)
 
 
 def train_step(
@@ -28,7 +37,8 @@ def train_step(
     batch: Any,
     key: Any,
     *,
-    split: Callable[[Any], Any] | None = None,
+    gradient_of: GradientFn = whole_gradient,
+    spread: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Terms]:
     """The state after one step on `batch`, and the loss terms of the state before it.
 
@@ -36,63 +46,17 @@ def train_step(
     sum / count over the global batch; the count must not depend on the parameters. Dropout is a pure
     function of `key` and the step's number.
 
-    `split(batch)` gives the batch in parts, arrays [parts, R / parts, ...], to be computed one after the other. The
-    result is that of the whole batch, but for dropout, whose key is then of the part too.
+    `gradient_of` is called as `whole_gradient`, `spread` lays out a tree of parameters as they are updated.
     """
     dropout_key = jax.random.fold_in(key, state.step)
 
     def terms_of(params: Any, examples: Any, key_: jax.Array) -> Terms:
         return loss_fn(nnx.merge(graphdef, params), examples, key_)
 
-    if split is None:
-        gradient, terms = _gradient(terms_of, state.params, batch, dropout_key)
-    else:
-        gradient, terms = _accumulated_gradient(terms_of, state.params, split(batch), dropout_key)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), terms
-
-
-def _gradient(terms_of: TermsFn, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Terms]:
-    def loss(params_: Any) -> tuple[jax.Array, Terms]:
-        terms = terms_of(params_, batch, key)
-        return mean(terms["loss"]), terms
-
-    return jax.grad(loss, has_aux=True)(params)
-
-
-def _accumulated_gradient(terms_of: TermsFn, params: Any, parts: Any, key: jax.Array) -> tuple[Any, Terms]:
-    """The gradient of the sum over parts divided by the count over parts: a mean of means would be another loss."""
-
-    def gradient_of_sum(part: Any, index: jax.Array) -> tuple[Any, Terms]:
-        def loss(params_: Any) -> tuple[jax.Array, Terms]:
-            terms = terms_of(params_, part, jax.random.fold_in(key, index))
-            return terms["loss"][0], terms
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    def add(so_far: Any, part_and_index: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, so_far, gradient_of_sum(*part_and_index)), None
-
-    indices = jnp.arange(len(jax.tree.leaves(parts)[0]))
-    shapes = jax.eval_shape(gradient_of_sum, jax.tree.map(lambda x: x[0], parts), indices[0])
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    (total, terms), _ = jax.lax.scan(add, nothing, (parts, indices))
-    share = mean((jnp.ones(()), terms["loss"][1]))
-    return jax.tree.map(lambda x: x * share, total), terms
-
-
-def split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
-    """The batch's arrays [R, ...] as [parts, R / parts, ...], where row r is in part r % parts.
-
-    So every device has as many rows of each part, and they are rows that it had: nothing is sent.
-    """
-    layout = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH_SPEC))
-
-    def of_array(x: jax.Array) -> jax.Array:
-        by_part = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-        return jax.lax.with_sharding_constraint(by_part, layout)
-
-    return jax.tree.map(of_array, batch)
+    gradient, terms = gradient_of(terms_of, state.params, batch, dropout_key)
+    params = spread(state.params)
+    updates, opt_state = optimizer.update(spread(gradient), state.opt_state, params)
+    return TrainState(state.step + 1, optax.apply_updates(params, updates), opt_state), terms
 
 
 def make_train_step(
@@ -102,7 +66,8 @@ def make_train_step(
     mesh: Mesh,
     params: Any,
     *,
-    accumulation: int = 1,
+    parts_of: Callable[[Any], int] = lambda batch: 1,
+    embed: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
 ) -> TrainStep:
     """`train_step` compiled for `mesh`: state in its shardings and donated, rows of the batch split over devices.
 
@@ -110,16 +75,30 @@ def make_train_step(
       graphdef, loss_fn, optimizer: as of `train_step`.
       mesh: of devices.
       params: may be abstract, only shapes are looked at.
-      accumulation: parts that a batch is computed in, one after the other. It takes the memory of one part and of one
-        gradient more; `sharding.data_shards(mesh)` times this has to divide the rows.
+      parts_of: how many parts a batch is computed in, one after the other, by its shapes. It takes the memory of one
+        part and of one gradient more.
+      embed: of a model, a part's batch and a dropout key, for `gradient_in_parts`.
     """
     states = state_shardings(params, optimizer, mesh)
     whole = sharding.replicated(mesh)
-    split = functools.partial(split_rows, parts=accumulation, mesh=mesh) if accumulation > 1 else None
+    layouts = states.params, sharding.update_shardings(mesh, params)
+
+    def spread(tree: Any) -> Any:
+        # First as the parameters lie: else the compiler takes the split back into the model's own products.
+        return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
+
+    def looked_up(params_: Any, batch: Any, key: jax.Array) -> jax.Array:
+        assert embed is not None
+        return embed(nnx.merge(graphdef, params_), batch, key)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
+        gradient_of: GradientFn = whole_gradient
+        if (parts := parts_of(batch)) > 1:
+            gradient_of = functools.partial(
+                gradient_in_parts, embed=None if embed is None else looked_up, parts=parts, mesh=mesh
+            )
         with sharding.traced_for(mesh):
-            return train_step(graphdef, loss_fn, optimizer, state, batch, key, split=split)
+            return train_step(graphdef, loss_fn, optimizer, state, batch, key, gradient_of=gradient_of, spread=spread)
 
     return jax.jit(
         step,

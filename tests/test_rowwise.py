@@ -1,0 +1,25 @@
+"""Rows under vmap: merged, and the same numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xtransfer.models.rowwise import rowwise
+
+
+def test_the_rows_of_all_are_put_behind_each_other() -> None:
+    shapes = []
+
+    @rowwise
+    def scaled(x: jax.Array, factors: tuple[jax.Array, None], shared: jax.Array) -> dict[str, jax.Array]:
+        shapes.append(x.shape)
+        return {"a": x * factors[0][:, None] + shared, "b": jnp.sum(x, axis=1)}
+
+    x, factor = jnp.arange(24.0).reshape(2, 3, 4), jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    found = jax.vmap(lambda x, factor: scaled(x, (factor, None), jnp.float32(7)))(x, factor)
+    assert shapes[-1] == (6, 4)
+    np.testing.assert_array_equal(found["a"], x * factor[:, :, None] + 7)
+    np.testing.assert_array_equal(found["b"], x.sum(axis=2))
+    alone = scaled(x[1], (factor[1], None), jnp.float32(7))
+    assert shapes[-1] == (3, 4)
+    np.testing.assert_array_equal(alone["a"], found["a"][1])
