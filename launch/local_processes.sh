@@ -8,7 +8,8 @@
 #
 # Every flag goes to `python -m xtransfer.main` of each process; --config and --workdir default as in launch/local.sh.
 # Process I writes to WORKDIR.logs/process-I.log; what the first says is shown too. When one fails the others are ended.
-# Ctrl-C and SIGTERM go to all; the exit status is that of the first process that failed (143: preempted).
+# Ctrl-C and SIGTERM go to all; the exit status is that of the first process that failed (143: preempted,
+# 130: Ctrl-C).
 #
 # XTRANSFER_DEVICES_PER_PROCESS  virtual CPU devices of each process (default: 1)
 # XTRANSFER_PORT                 where process 0 is met (default: a free port)
@@ -72,6 +73,7 @@ await() { # all processes; sets $result to the status of the first that failed
     fi
     ended=$((ended + 1))
     [[ $status -ne 0 && $result -eq 0 ]] || continue
+    [[ "$signalled" != INT ]] || status=130 # Python may make another error of a Ctrl-C that comes while it imports
     # The others notice it, say why, and end by themselves; who does not is ended.
     result=$status
     deadline=$((SECONDS + grace))
@@ -80,10 +82,12 @@ await() { # all processes; sets $result to the status of the first that failed
       [[ $index -eq 0 ]] || tail -n 3 "$logs/process-$index.log" >&2
     fi
   done
-  if [[ $ended -lt $count && $result -eq 0 ]]; then
-    result=1
-    say "a process ended without a status (logs: $logs)"
-  fi
+  [[ $ended -lt $count && $result -eq 0 ]] || return 0
+  case "$signalled" in # one that had hardly begun leaves no status
+    INT) result=130 ;;
+    TERM) result=143 ;;
+    *) result=1 && say "a process ended without a status (logs: $logs)" ;;
+  esac
 }
 
 still_there() {
@@ -141,16 +145,17 @@ main() {
   set_up base
   mkdir -p "$logs"
   say "$count × python -m xtransfer.main --coordinator 127.0.0.1:$port$(quoted "${main_flags[@]}")"
-  trap 'signal_all INT' INT
-  trap 'signal_all TERM' TERM
+  trap 'signalled=INT && signal_all INT' INT
+  trap 'signalled=TERM && signal_all TERM' TERM
   mkfifo "$logs/ended"
   exec 3<>"$logs/ended"
   rm -f "$logs/ended"
   for ((index = 0; index < count; index++)); do start "$index"; done
+  [[ -z "$signalled" ]] || signal_all "$signalled" # it came before all were there
   await
   exit "$result"
 }
 
 devices="${XTRANSFER_DEVICES_PER_PROCESS:-1}" grace="${XTRANSFER_GRACE_SECONDS:-60}"
-count=0 port="" xla_flags="" workdir="" logs="" result=0 pids=()
+count=0 port="" xla_flags="" workdir="" logs="" signalled="" result=0 pids=()
 main "$@"

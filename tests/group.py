@@ -14,6 +14,26 @@ from tests.conftest import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[1]
 MAIN = ("-m", "xtransfer.main")
+# Each snippet is a binary's `main` after the flags are read and the processes have met.
+BINARY = """
+import argparse, functools, os, sys, threading, time
+from xtransfer import cli, cluster, distributed, preemption
+from xtransfer.errors import UserError
+
+def together(x):
+    from jax.experimental import multihost_utils
+    import numpy as np
+    return int(multihost_utils.process_allgather(np.int32(x)).sum())
+
+def main(argv):
+    parser = argparse.ArgumentParser()
+    cluster.add_flags(parser)
+    cli.start(cluster.flags_of(parser.parse_args([*argv, *{flags!r}])))
+    me, first = distributed.index(), distributed.first
+{body}
+
+cli.run(main)
+"""
 
 
 def free_port() -> int:
@@ -30,21 +50,22 @@ class Group:
     Attributes:
       command: what Python runs.
       count: how many processes.
-      devices: of each.
+      devices: of each, or of one after the other.
       log: `<log>.<index>.out` and `.err` take what they say.
     """
 
     command: Sequence[str]
     count: int
-    devices: int
+    devices: int | Sequence[int]
     log: Path
     port: int = field(default_factory=free_port)
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def __enter__(self) -> "Group":
-        flags = f"--xla_force_host_platform_device_count={self.devices} {QUICK_COMPILE}"
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
         for index in range(self.count):
+            devices = self.devices if isinstance(self.devices, int) else self.devices[index]
+            flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
             command = [sys.executable, *self.command]
             if self.count > 1:
                 command += ["--coordinator", f"127.0.0.1:{self.port}"]
@@ -92,3 +113,9 @@ def run(command: Sequence[str], count: int, devices: int, log: Path) -> Group:
     with Group(command, count, devices, log) as group:
         assert group.statuses() == [0] * count, group.said()
     return group
+
+
+def snippet(tmp_path: Path, body: str, *flags: str, count: int = 2, devices: Sequence[int] = ()) -> Group:
+    """Processes that run a few lines, each with one device where nothing else is said."""
+    indented = "\n".join(f"    {line}" for line in body.strip("\n").splitlines())
+    return Group(["-c", BINARY.format(body=indented, flags=list(flags))], count, devices or 1, tmp_path / "log")

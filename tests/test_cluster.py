@@ -114,6 +114,15 @@ def test_the_tasks_of_a_step_come_before_those_of_its_job():
 
 
 @pytest.mark.parametrize(
+    "name", ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID"]
+)
+@pytest.mark.parametrize("value", ["", "2 tasks", "-1", "1.5", "²"])
+def test_what_slurm_would_not_say_is_named(name, value):
+    with pytest.raises(UserError, match=f"^{name} is '{value}', where SLURM gives a number: "):
+        cluster.in_cluster(SLURM | {name: value})
+
+
+@pytest.mark.parametrize(
     ("tasks", "expected"), [("1", [0, 1, 2]), ("1(x4)", [0, 1, 2]), ("3", None), ("3(x4)", None), ("1,2", None)]
 )
 def test_the_only_task_of_a_node_has_all_of_its_gpus(tasks, expected):

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "xtransfer"
 # floor 0 and the binaries are each one room; data/ and models/ share a floor, but not a room.
 FLOORS = {
     **dict.fromkeys(("errors", "storage", "cli", "cluster", "config", "distributed", "sharding", "workdir"), 0),
-    **dict.fromkeys(("compiled", "hlo", "topology"), 0),
+    **dict.fromkeys(("compiled", "hlo", "preemption", "topology"), 0),
     **dict.fromkeys(("data", "models"), 1),
     "transfer": 2,
     "train": 3,

@@ -11,7 +11,8 @@ import pytest
 from tests import tiny_run
 from tests.launching import NASTY, ROOT, Launcher, wait_until
 
-# Records its arguments and environment; process I ends as $ENDS[I] says: a status, "waits" for a signal, "killed".
+# Records its arguments and environment; process I ends as $ENDS[I] says: a status, "waits" for a signal, "imports",
+# "killed".
 PYTHON = r"""
 if ARGV[:1] == ["-c"]:
     leave(said="3.11\n")
@@ -29,6 +30,8 @@ if ARGV[:2] == ["-m", "xtransfer.main"]:
     if "waits" in ending:
         signal.signal(signal.SIGTERM, told)
         signal.signal(signal.SIGINT, told)
+    if ending == "imports":  # as an import that Ctrl-C breaks off and that raises an error of its own
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(1))
     if ending == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with open(f"{HERE}/mains", "a") as mains:
@@ -53,6 +56,12 @@ read() {
   fi
   builtin read "$@"
 }
+"""
+
+# What bash reads before a script: a signal comes when it is about to run a command that begins so.
+SIGNALLED = r"""
+set -T
+trap 'if [[ -n "$BEFORE" && "$BASH_COMMAND" == "$BEFORE"* ]]; then BEFORE="" && kill "-$SIGNAL" $$; fi' DEBUG
 """
 
 # Installs nothing: its .venv is that of the tests.
@@ -134,6 +143,34 @@ def test_signals_go_to_all_and_the_status_comes_back(launcher: Launcher, number:
     assert process.returncode == 128 + number, stderr
     assert f"process 0 got {int(number)}" in stdout and "failed" not in stderr
     assert f"got {int(number)}" in (launcher.cwd / "runs/quickstart.logs/process-1.log").read_text()
+
+
+def test_ctrl_c_while_python_imports_is_no_failure(launcher: Launcher) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = launcher.start("local_processes.sh", "2", ENDS="imports,imports")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_until(lambda: begun(launcher, 2))
+    os.kill(process.pid, signal.SIGINT)
+    stderr = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and "failed" not in stderr, stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("before_command", ["mkfifo", "set +m"])  # before the first is started, and before it is noted
+def test_a_signal_is_not_lost_while_processes_are_started(
+    launcher: Launcher, tmp_path: Path, number: signal.Signals, before_command: str
+) -> None:
+    (tmp_path / "first").write_text(SIGNALLED)
+    name = number.name.removeprefix("SIG")
+    env = {"BASH_ENV": str(tmp_path / "first"), "BEFORE": before_command, "SIGNAL": name, "ENDS": "waits,waits"}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, _, stderr = launcher.run("local_processes.sh", "2", **env)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 128 + number and "failed" not in stderr, stderr
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 5])

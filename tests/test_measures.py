@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_token_cache import make_tokenizer
+from tests.caching import make_tokenizer
 from xtransfer.data import measures
 from xtransfer.data.measures import Filling, Lengths, count_units, filling, measure
 from xtransfer.data.pipeline import make_plan

@@ -63,7 +63,8 @@ def preempted(command, tmp_path_factory):
         two.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
         two.processes[1].send_signal(signal.SIGTERM)
         assert two.statuses(60) == [143, 143], two.said()
-        assert two.err(0) == two.out(1) == two.err(1) == ""
+        assert two.err(0) == "stopping when what is done is saved; the same command goes on from there\n"
+        assert two.out(1) == two.err(1) == ""
     assert not (workdir / "results.jsonl").exists()
     return workdir
 

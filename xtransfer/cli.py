@@ -16,19 +16,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xtransfer import distributed
+from xtransfer import distributed, preemption
 from xtransfer.cluster import Flags
 from xtransfer.errors import UserError
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_LOST = 134  # another process died; also the status of JAX's own abort then
-EXIT_PREEMPTED = distributed.EXIT_PREEMPTED
+EXIT_PREEMPTED = preemption.EXIT_PREEMPTED
 
 console = Console(highlight=False, soft_wrap=True)
 _LOG_EVERY_SECONDS = 15.0
 _stop = threading.Event()
-_deferred: list[bool] = []  # one entry for each `deferred_stop` that is open
+_deferred: list[str] = []  # for each `deferred_stop` that is open what SIGTERM says
 _LOST = ("Gloo", "oordination service", "UNAVAILABLE", "eartbeat")
 
 
@@ -67,7 +67,7 @@ def run(
 
 def start(flags: Flags) -> None:
     """Joins the other processes of a run, where there are any; only the first has a terminal from here on."""
-    distributed.start(flags)
+    distributed.start(flags, preemption.look)
     if not distributed.joined():
         return
     # What the libraries below write to the descriptor itself, of their connections, is nobody's business.
@@ -126,32 +126,36 @@ def _is_loss(error: Exception) -> bool:
 
 
 def _terminate(signum: int, frame: Any) -> None:
+    again = _stop.is_set()
     _stop.set()
     if distributed.joined():
-        distributed.request_stop()
+        preemption.request_stop()
     elif not _deferred:
         # Not sys.exit: an exception that is raised inside a callback of the garbage collector is swallowed.
         sys.stdout.flush()
         os._exit(EXIT_PREEMPTED)
+    elif _deferred[-1] and not again:
+        os.write(2, f"{_deferred[-1]}\n".encode())  # print may be at work right now, and is not to be entered twice
 
 
 @contextmanager
-def deferred_stop() -> Iterator[Callable[[], bool]]:
+def deferred_stop(said: str = preemption.SAVING) -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM (preemption) ends nothing by itself: the work polls what this yields, saves, and exits.
 
     Elsewhere SIGTERM exits at once with `EXIT_PREEMPTED`: what is done piece by piece is safe on the disk. Of many
     processes one signal is enough, and all stop at the same poll; so they all have to poll equally often. What comes
-    after the last poll ends the process behind the section, where all is saved.
+    after the last poll ends the process behind the section, where all is saved. A process that works alone says `said`
+    as soon as the signal comes; many have their own line.
     """
-    _deferred.append(True)
-    distributed.saving(True)
+    _deferred.append(said)
+    preemption.saving(True)
     try:
-        yield distributed.stop_requested if distributed.joined() else _stop.is_set
+        yield preemption.stop_requested if distributed.joined() else _stop.is_set
     finally:
-        distributed.saving(False)
+        preemption.saving(False)
         _deferred.pop()
     if distributed.joined():
-        distributed.leave_if_stopped()
+        preemption.leave_if_stopped()
     elif _stop.is_set() and not _deferred:
         raise SystemExit(EXIT_PREEMPTED)
 

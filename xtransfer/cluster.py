@@ -1,13 +1,16 @@
 """How many processes there are and which one this is: from flags, or from the cluster's own environment."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,13 +122,23 @@ def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
 def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int | None:
     """The number of tasks of this step of SLURM, where there are several.
 
-    An interactive step of one task has the SLURM_NTASKS of its job, by which JAX would wait for others.
+    An interactive step of one task has the SLURM_NTASKS of its job, by which JAX would wait for others. UserError: what
+    JAX reads of SLURM is no number.
     """
     if not all(name in environment for name in _SLURM):
         return None
     key = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
-    tasks = int(environment[key])
+    tasks, *_ = (_number(environment, name) for name in (key, "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"))
     return tasks if tasks > 1 else None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", environment[name]):
+        raise UserError(
+            f"{name} is {environment[name]!r}, where SLURM gives a number: start it with srun, unset the variable, or "
+            "say who takes part with --coordinator, --processes and --process"
+        )
+    return int(environment[name])
 
 
 def local_devices(environment: Mapping[str, str] = os.environ) -> list[int] | None:
@@ -165,6 +178,26 @@ def await_coordinator(flags: Flags) -> None:
                     "through the firewall"
                 ) from error
         time.sleep(_PROBE_SECONDS)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end this process: JAX waits for the others where no handler of Python's is run."""
+    end, wake = socket.socketpair()
+    wake.setblocking(False)
+
+    def listen() -> None:
+        while number := end.recv(1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                os._exit(128 + number[0])
+
+    before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        wake.close()
 
 
 def _tpu_workers() -> str:

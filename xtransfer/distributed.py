@@ -4,8 +4,8 @@ Each process runs the same code on its own devices. Only the first prints and wr
 others by `first`, which all call in the same order, from their main threads. Messages go through the store of JAX's
 coordination service, in process 0, and not through the devices: whoever waits for one may wait for hours.
 
-A thread in each process looks for signs of the others' end, agrees with them where to stop when one is to be preempted,
-and gives up where nothing moves. A process that dies without a sign is missed by JAX after `HEARTBEAT_SECONDS`.
+A thread in each process looks for signs of the others: of their end, and of what else they agree on (`preemption`). It
+gives up where nothing moves. A process that dies without a sign is missed by JAX after `HEARTBEAT_SECONDS`.
 """
 
 import contextlib
@@ -27,14 +27,16 @@ from xtransfer.errors import UserError
 HEARTBEAT_SECONDS = 20
 STALL_SECONDS = 1800.0
 EXIT_STALLED = 124
-EXIT_PREEMPTED = 143
+SIGNS = "sign/"  # where messages begin that all look for
 
 _LOOK_SECONDS = 0.25
 _FINISH_SECONDS = 600
 _GRACE_SECONDS = 3.0  # for all to see a sign, before the first, in whom the store is, ends
+# After all have said that they are gone: one that is kept from its last instruction would see the store go, and JAX
+# would abort it, so that its exit status would be another.
+_LINGER_SECONDS = 1.0
 _ROOM = "xtransfer/"
-_SIGNS, _GONE = f"{_ROOM}sign/", f"{_ROOM}gone/"
-_ENDED, _STOP, _OUT = f"{_SIGNS}ended", f"{_SIGNS}stop/", f"{_ROOM}out/"
+_ENDED, _GONE = f"{_ROOM}{SIGNS}ended", f"{_ROOM}gone/"
 
 T = TypeVar("T")
 
@@ -46,17 +48,9 @@ class _Group:
     index: int = 0
     count: int = 1
     client: Any = None
+    look: Callable[[set[str]], None] = lambda signs: None
     moved: float = field(default_factory=time.monotonic)  # when something was last finished here
     calls: Any = field(default_factory=lambda: itertools.count())
-    lock: Any = field(default_factory=threading.RLock)
-    # Under the lock: how often the work asked whether to stop, and how many sections have to save; how often it came
-    # into such a section or out of one; the question at which it is to stop, or the border where no question comes.
-    asked: int = 0
-    saving: int = 0
-    borders: int = 0
-    stop_at: int | None = None
-    out_at: int = 0
-    wanted: Any = field(default_factory=threading.Event)
     leaving: Any = field(default_factory=threading.Event)
     done: Any = field(default_factory=threading.Event)
     watcher: threading.Thread | None = None
@@ -85,13 +79,17 @@ def joined() -> bool:
     return _here.client is not None
 
 
-def start(flags: Flags) -> None:
+def start(flags: Flags, look: Callable[[set[str]], None]) -> None:
     """Joins the other processes, where there are any; before anything else is asked of JAX.
 
+    From then on `look(signs)` is called again and again, in a thread of its own, with the names under `SIGNS` of which
+    any process has told something.
+
     Raises:
-      UserError: the coordinator's port is taken, or nobody answers there; processes that differ in their number.
+      UserError: the coordinator's port is taken, or nobody answers there; processes that differ in their number, or in
+        the number of their devices.
     """
-    timeout = flags.stall_timeout
+    timeout, _here.look = flags.stall_timeout, look
     if flags.coordinator or cluster.in_cluster():
         _join(flags)
         timeout = STALL_SECONDS if timeout is None else timeout
@@ -99,34 +97,39 @@ def start(flags: Flags) -> None:
         _here.watcher = threading.Thread(target=_watch, args=(timeout or 0.0,), name="watcher", daemon=True)
         moved()
         _here.watcher.start()
-    if _here.client is not None and (wanted := first(count)) != count():
+    if _here.client is None:
+        return
+    if (wanted := first(count)) != count():
         raise UserError(f"--processes is {count()}, but process 0 was started with {wanted}: give all the same")
+    _compare_devices()
 
 
 def _join(flags: Flags) -> None:
     import jax
 
-    # Its own service takes SIGTERM away from us and knows no section that has nothing to save: see `_agree`.
+    # Its own service takes SIGTERM away from us and knows no section that has nothing to save: see `preemption`.
     jax.config.update("jax_enable_preemption_service", False)
     waiting = threading.Timer(flags.start_timeout, _nobody_came, args=(flags,))
     waiting.daemon = True
-    known: dict[str, Any] = {"local_device_ids": cluster.local_devices(), "num_processes": cluster.slurm_tasks()}
     if flags.coordinator:
         _here.index, _here.count = flags.process, flags.processes
         cluster.check_port(flags) if flags.process == 0 else cluster.await_coordinator(flags)
-        known = {
+        known: dict[str, Any] = {
             "coordinator_address": flags.coordinator,
             "num_processes": flags.processes,
             "process_id": flags.process,
             "cluster_detection_method": "deactivate",
         }
+    else:
+        known = {"local_device_ids": cluster.local_devices(), "num_processes": cluster.slurm_tasks()}
     waiting.start()
     try:
-        jax.distributed.initialize(
-            **known,
-            initialization_timeout=int(flags.start_timeout) + 60,  # our own line comes first
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        with cluster.ended_by_signals():
+            jax.distributed.initialize(
+                **known,
+                initialization_timeout=int(flags.start_timeout) + 60,  # our own line comes first
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -143,14 +146,32 @@ def _join(flags: Flags) -> None:
 
 def _nobody_came(flags: Flags) -> None:
     """Says why JAX is about to abort: it waits inside, where nothing can be raised."""
-    where = f" at {flags.coordinator}" if flags.coordinator else ""
+    where, own = (f" at {flags.coordinator}", ", each with a --process of its own") if flags.coordinator else ("", "")
     print(
         f"{prefix()}error: not all of the processes met{where} within {flags.start_timeout:g} s: see their logs, and "
-        "start all of them",
+        f"start all of them{own}",
         file=sys.stderr,
         flush=True,
     )
     os._exit(1)
+
+
+def _compare_devices() -> None:
+    """UserError, in all: one has more devices than another, of which no mesh can be made."""
+    import jax
+
+    def compare() -> None:
+        found = told_by_all("devices/") or []
+        has = {n: [str(i) for i, other in enumerate(found) if other == n] for n in found}
+        if len(has) > 1:
+            said = "; ".join(f"{n} in process {', '.join(who[:4])}{', …' * (len(who) > 4)}" for n, who in has.items())
+            raise UserError(
+                f"the processes have different numbers of devices ({said}): let each see as many, by the devices given "
+                "to it, CUDA_VISIBLE_DEVICES or XLA_FLAGS"
+            )
+
+    tell("devices/", str(jax.local_device_count()))
+    first(compare)
 
 
 def prefix() -> str:
@@ -207,54 +228,16 @@ def moved() -> None:
     _here.moved = time.monotonic()
 
 
-def request_stop() -> None:
-    """This process is to be preempted: all agree on a place to stop, see `stop_requested`."""
-    _here.wanted.set()
+def tell(key: str, value: str) -> None:
+    """Puts a message of this process into the store; what stands there already is replaced."""
+    _here.client.key_value_set(f"{_ROOM}{key}{_here.index}", value, allow_overwrite=True)
 
 
-def saving(entered: bool) -> None:
-    """The work comes into a section that has to save before it stops, or out of it."""
-    with _here.lock:
-        _here.saving += 1 if entered else -1
-        _here.borders += 1
-
-
-def leave_if_stopped() -> None:
-    """Ends this process after a section that all were to stop in and that asked no more; when all are out of it."""
-    with _here.lock:
-        if _here.stop_at is None or _here.saving or _here.borders < _here.out_at:
-            return
-        _here.client.key_value_set(f"{_OUT}{_here.index}", "", allow_overwrite=True)
-        if _of_all(_OUT) is not None:
-            leave(EXIT_PREEMPTED)
-
-
-def stop_requested() -> bool:
-    """Whether to save and stop now. All processes ask equally often, and get the same answers."""
-    with _here.lock:
-        _here.asked += 1
-        return _here.stop_at is not None and _here.asked >= _here.stop_at
-
-
-def _agree() -> None:
-    """Finds where to stop: at a question that none has asked yet, or behind the section that the foremost is in."""
-    with _here.lock:
-        place = [_here.asked, _here.borders, _here.saving]
-        _here.client.key_value_set(f"{_STOP}{_here.index}", json.dumps(place), allow_overwrite=True)
-        if (found := _of_all(_STOP)) is None:
-            return
-        asked, borders, saving = zip(*map(json.loads, found), strict=True)
-        _here.stop_at, _here.out_at = max(asked) + 1, max(borders)
-        if not any(saving):  # at once
-            leave(EXIT_PREEMPTED)
-        leave_if_stopped()  # the work here enters no other section while it waits for those who save
-
-
-def _of_all(room: str) -> list[str] | None:
-    """What each process has said in a room; None where one ends otherwise, or it is too late."""
+def told_by_all(key: str) -> list[str] | None:
+    """What each process has told, in their order, waiting for it; None where one ends, or it is too late."""
     found = []
     for i in range(_here.count):
-        while (said := _within(f"{room}{i}", 1.0)) is None:
+        while (said := _within(f"{_ROOM}{key}{i}", 1.0)) is None:
             if _here.done.is_set() or _within(_ENDED, 0.01) is not None:
                 return None
             moved()
@@ -272,11 +255,11 @@ def _watch(stall_timeout: float) -> None:
 
 
 def _look() -> None:
-    signs = dict(_here.client.key_value_dir_get(_SIGNS))
+    signs = dict(_here.client.key_value_dir_get(f"{_ROOM}{SIGNS}"))
     if _ENDED in signs:
         _follow(**json.loads(signs[_ENDED]))
-    elif _here.stop_at is None and (_here.wanted.is_set() or any(key.startswith(_STOP) for key in signs)):
-        _agree()
+    else:
+        _here.look({key.removeprefix(_ROOM) for key in signs})
 
 
 def _stalled(seconds: float) -> None:
@@ -319,7 +302,7 @@ def end(message: str, status: int) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends this process at once; the first when the others have gone, or soon after."""
+    """Ends this process at once; the first soon after the others have gone."""
     _here.leaving.set()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -327,10 +310,11 @@ def leave(status: int) -> None:
         try:
             if _here.index:
                 _here.client.key_value_set(f"{_GONE}{_here.index}", "")
-            else:
+            elif _here.count > 1:
                 until = time.monotonic() + _GRACE_SECONDS
                 while time.monotonic() < until and len(_here.client.key_value_dir_get(_GONE)) < _here.count - 1:
                     time.sleep(_LOOK_SECONDS / 5)
+                time.sleep(_LINGER_SECONDS)
         except RuntimeError:
             pass
     os._exit(status)

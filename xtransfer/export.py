@@ -55,7 +55,7 @@ def export(chosen: Chosen, output: Path) -> None:
             "without an error and compute other logits; read it with python -m xtransfer.predict only"
         )
     trained.tokenizer.model_max_length = trained.max_length  # so that others cut texts where the training did
-    with cli.deferred_stop():  # a SIGTERM leaves no half of it in a hidden directory
+    with cli.deferred_stop(said=""):  # a SIGTERM leaves no half of it in a hidden directory
         hf.save(
             output,
             trained.architecture,

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     if before is signal.default_int_handler:  # a background job's Ctrl-C stays ignored
         signal.signal(signal.SIGINT, interrupt)
     try:
-        with cli.deferred_stop() as stopping:
+        with cli.deferred_stop(said="") as stopping:
 
             def check() -> None:
                 if interrupted.is_set():
