@@ -5,8 +5,8 @@
     python -m xtransfer.precompile --config configs/tpu_shapes.py:xlmr_large --topology v5e:2x4 \
         --rows-per-chip 16 --row-length 128 --unpacked --config.mesh.fsdp=8
 
-Expected of student_train with libtpu 0.0.52: 154.5 Mcycles and 7.7 GiB a chip for the first, with 32 rows 44.7 and
-3.6; for the second 73.6 and 4.1.
+Expected of student_train with libtpu 0.0.52: 124.5 Mcycles and 4.1 GiB a chip for the first, with 32 rows 38.9 and
+3.3; for the second 73.6 and 4.1.
 
 It is for `xtransfer.precompile` only: there is nothing in it to train.
 """

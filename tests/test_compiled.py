@@ -106,6 +106,7 @@ FUSED = computation(
             "recomputed: mul",
         ),
         (op("%x = f32[8] multiply(%p, %p)", source="jit(step)/mul"), "update: optimizer"),
+        (op("%x = f32[8] add(%p, %p)", source="jit(step)/while/body/closed_call/add"), "update: accumulation"),
         (op("%x = f32[8] exponential(%p)", source="jit(step)/jvp()/exp"), "forward: softmax"),
         (op("%x = f32[8] exponential(%p)", source="jit(step)/jvp(jit(log_softmax))/exp"), "forward: exp"),
         (op("%x = f32[8] multiply(%p, %p)", source="jit(step)/jvp()/erf"), "forward: activation"),
@@ -187,10 +188,13 @@ def test_collectives_are_counted_once_by_their_result() -> None:
         "%r = bf16[64]{0} all-reduce(%p), channel_id=5",
         "ROOT %d = bf16[8]{0} dynamic-slice(%r)",
     )
-    parts = [computation(f"part.{n}", f"ROOT %g.{n} = bf16[16]{{0}} all-gather(%p), channel_id=7") for n in range(3)]
+    other = scatter.replace("scatter.1", "scatter.2")  # of the same channel
+    sent = 'all-gather(%p), channel_id=7, frontend_attributes={chain_id="2"}'
+    parts = [computation(f"part.{n}", f"ROOT %g.{n} = bf16[16]{{0}} {sent}") for n in range(3)]
     found = compiled.collectives(
         program(
             "%m = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1",
+            "%n = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2",
             *(f"%f.{n} = f32[8] fusion(%p), kind=kCustom, calls=%part.{n}" for n in range(3)),
             "%r = (f32[8]{0}, /*index=1*/f32[2]{0}) all-reduce(%p, %q), channel_id=1",
             "%gs = (f32[8]{0}, f32[64]{0}) all-gather-start(%p), channel_id=2",
@@ -198,7 +202,9 @@ def test_collectives_are_counted_once_by_their_result() -> None:
             "%ps = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p), channel_id=3",
             "%pd = f32[8]{0} collective-permute-done(%ps)",
             "%t = f32[4]{0} all-to-all(%p), channel_id=4",
-            before="".join([scatter, *parts, computation("never", "ROOT %n = f32[99]{0} collective-broadcast(%p)")]),
+            before="".join(
+                [scatter, other, *parts, computation("never", "ROOT %n = f32[99]{0} collective-broadcast(%p)")]
+            ),
         )
     )
     assert found == {
@@ -206,5 +212,5 @@ def test_collectives_are_counted_once_by_their_result() -> None:
         "all-reduce": 40,
         "collective-permute": 32,
         "all-to-all": 16,
-        "reduce-scatter": 16,  # an eighth stays here
+        "reduce-scatter": 2 * 16,  # an eighth stays here
     }

@@ -214,7 +214,7 @@ class Broken:
 
 
 def test_a_step_that_the_compiler_cannot_fit_is_a_row_and_not_an_error() -> None:
-    broken = Step("student_train", Broken("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm."), (), (8,), 128, 1)
+    broken = Step("student_train", Broken("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm."), (), (8,), 128, 1, 1)
     row = precompile.measure(broken, CHIP, make_mesh())
     assert (row["fits"], row["hbm_gib"], row["estimated_mcycles"]) == (False, 20.5, None)
     told = "\n".join(precompile.lines(row, CHIP))
@@ -267,6 +267,17 @@ def test_the_json_is_written_and_what_does_not_fit_is_an_error_after_it(
 def test_flags_that_cannot_be(file: Path, flags: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         precompile.main(["--config", str(file), *flags])
+
+
+def test_the_parts_of_a_batch_are_told(config: ExperimentConfig) -> None:
+    row = precompile.measure(
+        step(with_student(config, accumulation=3), "student_train", Override(rows=6, row_length=12)), CHIP, make_mesh()
+    )
+    assert row["parts"] == 3
+    assert next(precompile.lines(row, CHIP)).startswith("student_train: 6 rows of 12 tokens a chip in 3 parts (batches")
+    assert (
+        step(config, "student_train", Override(rows=6)).parts == step(config, "labelling", Override(rows=6)).parts == 1
+    )
 
 
 def test_rows_that_an_accumulated_gradient_cannot_share(config: ExperimentConfig) -> None:

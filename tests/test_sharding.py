@@ -138,12 +138,14 @@ def test_published_vocabularies_are_split_by_the_hidden_size(topology, vocabular
         ((8, 1, 1), "layers.0.output.kernel", (3072, 768), (384, 768)),
         ((2, 2, 2), "layers.0.query.kernel", (768, 768), (192, 384)),
         ((2, 2, 2), "layers.0.output.kernel", (3072, 768), (768, 384)),
-        ((256, 1, 1), "layers.0.query.kernel", (768, 768), (3, 768)),
+        ((256, 1, 1), "layers.0.query.kernel", (768, 768), (96, 768)),  # groups of eight
+        ((12, 1, 1), "layers.0.query.kernel", (768, 768), (192, 768)),  # of four
         ((8, 1, 1), "layers.0.query.bias", (768,), (768,)),  # a vector costs more to gather than to update
         ((8, 1, 1), "word_embeddings.embedding", (119547, 768), (119547, 768)),  # 8 does not divide its rows
         ((2, 4, 1), "word_embeddings.embedding", (119547, 768), (119547, 192)),
         ((8, 1, 1), "head.kernel", (768, 2), (96, 2)),
         ((5, 1, 1), "layers.0.query.kernel", (768, 768), (768, 768)),
+        ((1, 8, 1), "layers.0.query.kernel", (768, 768), (96, 768)),
     ],
 )
 def test_matrices_are_updated_in_parts_of_their_rows(topology, name, shape, part):

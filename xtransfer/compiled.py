@@ -150,7 +150,7 @@ def _phase(op_name: str, trains: bool) -> str:
 
 _KINDS = (
     *("attention matmul", "dense matmul", "kernel", "collective", "dropout bits", "softmax", "layer norm"),
-    *("activation", "embedding", "optimizer"),
+    *("activation", "embedding", "accumulation", "optimizer"),
 )
 _MOVES = frozenset(
     (
@@ -181,7 +181,9 @@ def _kind(line: Instruction, functions: tuple[str, ...], phase: str) -> str:
         return "layer norm"
     if line.opcode in ("gather", "scatter") or any(function.startswith("Embed.") for function in functions):
         return "embedding"
-    return "optimizer" if phase == "update" else ""
+    if phase == "update":
+        return "accumulation" if "while/body" in name else "optimizer"
+    return ""
 
 
 def _has_batch_axis(op_name: str) -> bool:
@@ -204,8 +206,9 @@ def collectives(program: Program) -> dict[str, int]:
             result = line.result
             if kind == "all-reduce" and "all-reduce-scatter" in name:  # how the TPU compiler writes a reduce-scatter
                 kind, result = "reduce-scatter", lines[-1].result
-            channel = re.search(r"channel_id=(\d+)", line.line)  # one that is overlapped stands in several fusions
-            key = (kind, channel[1] if channel else line.name)
+            # What is overlapped stands in several fusions, which share a channel; others may have the same by chance.
+            channel = re.search(r"channel_id=(\d+)", line.line) if "chain_id=" in line.line else None
+            key = (kind, channel[1] if channel else f"{name} {line.name}")
             found[key] = max(found.get(key, 0), size(result) * program.executions[name])
     totals: Counter[str] = Counter()
     for (kind, _), amount in found.items():

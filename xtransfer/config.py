@@ -188,7 +188,7 @@ class PretrainConfig:
 
 
 # What may differ between two starts in one workdir: which stages there are, where the data lie, how many rows are
-# predicted at a time, and on which devices.
+# predicted at a time, and on which devices and in how many parts the same is computed.
 FREE = (
     *("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "platform"),

@@ -57,6 +57,7 @@ class Step:
       arguments: of it, abstract.
       row_sizes: rows of the batches that a run has, ascending; the last is the one in `arguments`.
       row_length: tokens of a row.
+      parts: that a batch is computed in, one after the other.
       flops: of the matrix products, all chips together, by the rule of 6 (training) or 2 for each parameter and token.
     """
 
@@ -65,6 +66,7 @@ class Step:
     arguments: tuple[Any, ...]
     row_sizes: tuple[int, ...]
     row_length: int
+    parts: int
     flops: int
 
 
@@ -87,7 +89,9 @@ class Role:
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
         arguments = (self.programs.abstract_state, batch, key)
-        return self._step(name, self.programs.train_step(objective), arguments, plan, sizes, 6)
+        return self._step(
+            name, self.programs.train_step(objective), arguments, plan, sizes, 6, self.programs.parts(batch)
+        )
 
     def infer(self, name: str) -> Step:
         """The step that labelling and evaluation run."""
@@ -96,13 +100,20 @@ class Role:
         sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
         batch = self._batch(plan, sizes[-1])
         arguments = (self.programs.abstract_params(), {key: batch[key] for key in INPUTS})
-        return self._step(name, self.programs.eval_step, arguments, plan, sizes, 2)
+        return self._step(name, self.programs.eval_step, arguments, plan, sizes, 2, 1)
 
     def _step(
-        self, name: str, function: Any, arguments: tuple[Any, ...], plan: BatchPlan, sizes: tuple[int, ...], times: int
+        self,
+        name: str,
+        function: Any,
+        arguments: tuple[Any, ...],
+        plan: BatchPlan,
+        sizes: tuple[int, ...],
+        times: int,
+        parts: int,
     ) -> Step:
         tokens = sizes[-1] * plan.row_length
-        return Step(name, function, arguments, sizes, plan.row_length, times * tokens * self._parameters)
+        return Step(name, function, arguments, sizes, plan.row_length, parts, times * tokens * self._parameters)
 
     @functools.cached_property
     def _parameters(self) -> int:
@@ -182,6 +193,7 @@ def measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "matmul_limit_mcycles": step.flops / chips / chip.flops_per_cycle / 1e6,
         "collective_bytes": {},
         "mesh": dict(mesh.shape),
+        "parts": step.parts,
         "batch_shapes": len(step.row_sizes),
         "row_sizes": list(step.row_sizes),
     }
@@ -222,6 +234,7 @@ def lines(row: Mapping[str, Any], chip: Chip) -> Iterator[str]:
     sizes = "/".join(map(str, row["row_sizes"]))
     shapes = "1 shape" if row["batch_shapes"] == 1 else f"{row['batch_shapes']} shapes, this is the largest"
     per_chip = f"{row['rows_per_chip']} rows of {row['row_length']} tokens a chip"
+    per_chip += f" in {row['parts']} parts" if row["parts"] > 1 else ""
     yield f"{row['step']}: {per_chip} (batches of {sizes} rows: {shapes})"
     needed = "more" if row["hbm_gib"] is None else f"{row['hbm_gib']:.2f} GiB"
     if "arguments_gib" not in row:

@@ -23,6 +23,9 @@ BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 # then trades parts for whole vectors of its own rows: a table is much larger than what is looked up in it.
 LOOKUP_IDS, LOOKUP_PARTS = PartitionSpec("data"), PartitionSpec("data", None, "fsdp")
 
+# More parts of a matrix of 768 rows would not be whole tiles of a TPU's memory, which reduces and gathers tiles.
+UPDATE_GROUP = 8
+
 # First match wins; the pattern is searched in the dotted path of a parameter. Kernels that widen are
 # split by output over `tensor`, those that narrow by input, so that a layer needs one reduction.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
@@ -166,19 +169,24 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
 def update_shardings(mesh: Mesh, tree: Any) -> Any:
     """Where every leaf of a tree of parameters, or of optimizer state over them, is updated.
 
-    As `param_shardings`, and the rows of a matrix are split over `data` too, if this divides them: what would be the
-    same on all devices of that axis is worked out once (Xu et al., "Automatic Cross-Replica Sharding of Weight Update
-    in Data-Parallel Training", 2020).
+    As `param_shardings`, and the rows of a matrix are split, where they can be, over groups of up to `UPDATE_GROUP`
+    neighbours on `data`: what would be the same on all devices of that axis is worked out once a group (Xu et al.,
+    "Automatic Cross-Replica Sharding of Weight Update in Data-Parallel Training", 2020).
     """
+    group = math.gcd(mesh.shape["data"], UPDATE_GROUP)
+    sizes = (mesh.shape["data"] // group, group, mesh.shape["fsdp"], mesh.shape["tensor"])
+    groups: Any = AbstractMesh(sizes, ("groups", *AXES), axis_types=(AxisType.Auto,) * 4)
+    if isinstance(mesh, Mesh):
+        groups = Mesh(mesh.devices.reshape(sizes), groups.axis_names, axis_types=groups.axis_types)
 
     def split(leaf: Any, layout: NamedSharding) -> NamedSharding:
-        if np.ndim(leaf) < 2:
+        if group == 1 or np.ndim(leaf) < 2:
             return layout
         rows, *others = (*layout.spec, None, None)[: np.ndim(leaf)]
         parts = ("data",) if rows is None else (rows, "data")
-        if np.shape(leaf)[0] % math.prod(mesh.shape[name] for name in parts):
+        if np.shape(leaf)[0] % math.prod(groups.shape[name] for name in parts):
             return layout
-        return NamedSharding(mesh, PartitionSpec(parts, *others))
+        return NamedSharding(groups, PartitionSpec(parts, *others))
 
     return jax.tree.map(split, tree, param_shardings(mesh, tree))
 

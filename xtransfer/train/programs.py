@@ -63,11 +63,12 @@ class Programs:
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
             self._train_steps[objective] = steps.make_train_step(
-                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, parts_of=self._parts, embed=_embed
+                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, parts_of=self.parts, embed=_embed
             )
         return self._train_steps[objective]
 
-    def _parts(self, batch: Mapping[str, jax.Array]) -> int:
+    def parts(self, batch: Mapping[str, Any]) -> int:
+        """How many parts the training step computes a batch of these shapes in."""
         rows, length = batch["input_ids"].shape
         return parts_of(self._accumulation, rows, length, self.mesh)
 
