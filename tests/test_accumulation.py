@@ -135,11 +135,16 @@ def chips(platform, data, fsdp=1):
     ],
 )
 def test_the_parts_that_suit_a_tpu(rows, length, parts):
-    assert parts_of(0, rows, length, chips("tpu", 8)) == parts
-    assert parts_of(0, rows, length, chips("tpu", 2, 4)) == parts
-    assert parts_of(0, rows, length, chips("cpu", 8)) == 1
-    assert parts_of(6, rows, length, chips("cpu", 8)) == parts_of(6, rows, length, chips("tpu", 8)) == 6
+    assert parts_of(0, rows, length, 768, chips("tpu", 8)) == parts
+    assert parts_of(0, rows // 8, length, 768, chips("tpu", 1)) == parts
+    assert parts_of(0, rows, length, 768, chips("cpu", 8)) == 1
+    assert parts_of(6, rows, length, 768, chips("cpu", 8)) == parts_of(6, rows, length, 768, chips("tpu", 8)) == 6
 
 
-def test_a_setting_of_one_part_is_kept():
-    assert parts_of(1, 8 * 128, 128, chips("tpu", 8)) == 1
+def test_who_has_one_part_and_who_has_more():
+    assert parts_of(1, 8 * 128, 128, 768, chips("tpu", 8)) == 1  # as it was set
+    assert parts_of(0, 8 * 128, 128, 768, chips("tpu", 1, 8)) == 1  # what `fsdp` splits would travel for each part
+    assert parts_of(0, 8 * 128, 128, 256, chips("tpu", 8)) == 1  # narrow
+    assert parts_of(0, 8 * 48, 128, 1024, chips("tpu", 8)) == 2  # wide: of 3,072 tokens
+    assert parts_of(0, 8 * 32, 128, 1024, chips("tpu", 8)) == 2
+    assert parts_of(0, 8 * 24, 128, 1024, chips("tpu", 8)) == 1

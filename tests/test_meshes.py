@@ -129,6 +129,12 @@ def test_training_in_parts_that_count_different_numbers(shape: tuple[int, int, i
     assert_same(step(shape, "vanilla", accumulation=parts), step(ONE, "vanilla"))
 
 
+def test_groups_that_share_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four devices each, as larger meshes have of eight."""
+    monkeypatch.setattr(sharding, "UPDATE_GROUP", 4)
+    assert_same(step.__wrapped__((8, 1, 1), "monox_kd", accumulation=2), step(ONE))
+
+
 def test_what_is_computed_again_is_the_same() -> None:
     assert_same(step(ONE, remat=True), step(ONE))
 
@@ -165,7 +171,7 @@ def test_an_experiment_has_the_results_of_one_device(tmp_path: Path) -> None:
     data = tiny.write_task(tmp_path / "data", train=64, other=24)
     checkpoints = tiny.checkpoint(tmp_path / "teacher", seed=1), tiny.checkpoint(tmp_path / "student", seed=2)
     settings = tiny.config_file(tmp_path / "tiny.py", data, *checkpoints)
-    # Unpacked, the batches have as many rows for any number of devices, so that dropout is the same.
+    # Unpacked, a text is in the same row for any number of devices, so that its dropout is the same.
     flags = [f"--config.{role}.{key}" for role in ("teacher", "student") for key in ("packed=False", "steps=16")]
     flags += ["--config.objectives=('vanilla','monox_kd')", "--config.student.accumulation=2"]
 

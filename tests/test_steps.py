@@ -100,6 +100,18 @@ def test_state_is_laid_out_by_the_rules():
         assert [leaf.sharding.spec for leaf in jax.tree.leaves(moments)] == expected
 
 
+def test_what_is_frozen_is_not_gathered():
+    mesh, found = sharding.make_mesh(), {}
+    graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    loss_fn = functools.partial(objective_terms, OBJECTIVES["vanilla"])
+    for frozen in ((), ("encoder",)):
+        tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0, frozen=frozen)
+        step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
+        arguments = state.abstract(params, tx, mesh), batch(), jax.eval_shape(lambda: jax.random.key(0))
+        found[frozen] = step.lower(*arguments).compile().as_text().count(" all-gather(")
+    assert found[()] > 14 > 3 > found["encoder",]  # of two layers, tables and head; of pooler and head
+
+
 def test_a_batch_that_counts_nothing_changes_nothing_and_is_finite():
     mesh = sharding.make_mesh()
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)

@@ -160,6 +160,8 @@ def _compare_devices() -> None:
     """UserError, in all: one has more devices than another, of which no mesh can be made."""
     import jax
 
+    from xtransfer.sharding import check_platform
+
     def compare() -> None:
         found = told_by_all("devices/") or []
         has = {n: [str(i) for i, other in enumerate(found) if other == n] for n in found}
@@ -170,6 +172,7 @@ def _compare_devices() -> None:
                 "to it, CUDA_VISIBLE_DEVICES or XLA_FLAGS"
             )
 
+    check_platform("")  # where JAX finds none at all
     tell("devices/", str(jax.local_device_count()))
     first(compare)
 

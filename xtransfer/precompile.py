@@ -89,9 +89,8 @@ class Role:
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
         arguments = (self.programs.abstract_state, batch, key)
-        return self._step(
-            name, self.programs.train_step(objective), arguments, plan, sizes, 6, self.programs.parts(batch)
-        )
+        function, parts = self.programs.train_step(objective), self.programs.parts(batch)
+        return self._step(name, function, arguments, plan, sizes, flops=6, parts=parts)
 
     def infer(self, name: str) -> Step:
         """The step that labelling and evaluation run."""
@@ -100,7 +99,7 @@ class Role:
         sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
         batch = self._batch(plan, sizes[-1])
         arguments = (self.programs.abstract_params(), {key: batch[key] for key in INPUTS})
-        return self._step(name, self.programs.eval_step, arguments, plan, sizes, 2, 1)
+        return self._step(name, self.programs.eval_step, arguments, plan, sizes, flops=2)
 
     def _step(
         self,
@@ -109,11 +108,12 @@ class Role:
         arguments: tuple[Any, ...],
         plan: BatchPlan,
         sizes: tuple[int, ...],
-        times: int,
-        parts: int,
+        *,
+        flops: int,
+        parts: int = 1,
     ) -> Step:
         tokens = sizes[-1] * plan.row_length
-        return Step(name, function, arguments, sizes, plan.row_length, parts, times * tokens * self._parameters)
+        return Step(name, function, arguments, sizes, plan.row_length, parts, flops * tokens * self._parameters)
 
     @functools.cached_property
     def _parameters(self) -> int:

@@ -2,7 +2,8 @@
 
 One mesh with three axes serves every run, from one CPU to a pod: a batch is split over
 `data × fsdp`, parameters over `fsdp` and `tensor` by the rules below. On a `n×1×1` mesh (the
-default) the rules leave every parameter whole, which is plain data parallelism.
+default) the rules leave every parameter whole, which is data parallelism; the update of matrices
+and the optimizer's state are split over neighbours on `data` all the same, see `update_shardings`.
 """
 
 import contextlib

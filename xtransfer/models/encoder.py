@@ -161,7 +161,7 @@ class Encoder(nnx.Module):
         self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
 
     def __call__(self, *inputs: jax.Array, **options: Any) -> jax.Array:
-        """The last of `hidden_states`."""
+        """The last of `hidden_states`, [R, S, H] in the compute dtype, of the same arguments."""
         return self.hidden_states(*inputs, **options)[-1]
 
     def hidden_states(

@@ -2,7 +2,8 @@
 
 The result is that of the whole batch, dropout included, up to the order of additions: rows keep their numbers, which
 masks depend on. Tokens are looked up once, outside of the loop, since a table is larger than all the rest; and each
-shard of `data` adds up a gradient of its own, so that gradients travel once a step and not once a part.
+shard of `data` adds up a gradient of its own, so that over `data` gradients travel once a step and not once a part.
+What `fsdp` and `tensor` split travels for each part.
 """
 
 import functools
@@ -18,25 +19,28 @@ from xtransfer.transfer.objectives import Pair, mean
 
 Terms = dict[str, Pair]
 TermsFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]  # of parameters, batch and dropout key
-EmbedFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]  # of the same
+EmbedFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]  # of the same, or of a model in their place
 
-# What a TPU's vector memory has room for beside the weights of a layer, by the compiler's estimate for BERT base: a
-# step with 128 rows of 128 tokens takes 152 Mcycles as a whole, 128 in parts of 4,096 tokens.
-PART_TOKENS = 4096
+# Numbers of a part's hidden state for which a TPU's vector memory has room beside the weights of a layer. By the
+# compiler's estimate a step of BERT base (768 wide) with 128 rows of 128 tokens on a v5e takes 152 Mcycles as a whole,
+# and 124 in four parts. Narrower encoders have room enough: for one that is 256 wide parts took more.
+PART_NUMBERS = 4096 * 768
+_NARROWEST = 768
 
 
-def parts_of(wanted: int, rows: int, length: int, mesh: Mesh) -> int:
+def parts_of(wanted: int, rows: int, length: int, size: int, mesh: Mesh) -> int:
     """How many parts to compute `rows` rows of `length` tokens in: `wanted` or, if that is 0, what suits the devices.
 
-    On TPUs that is the fewest parts of `PART_TOKENS` tokens a shard at the most, unless the rows of a shard do not
-    divide into such parts of at least half that size; on other devices it is one.
+    On TPUs that nothing but the batch is split over it is the fewest parts whose hidden state, `size` numbers a token,
+    has at most `PART_NUMBERS` on a device, if the rows of a device divide into such parts of at least half that many
+    numbers. Otherwise it is one.
     """
-    if wanted or mesh.devices.flat[0].platform != "tpu":
+    if wanted or mesh.devices.flat[0].platform != "tpu" or mesh.shape["data"] != mesh.devices.size or size < _NARROWEST:
         return wanted or 1
     own = rows // sharding.data_shards(mesh)
-    fitting = (parts for parts in range(1, own + 1) if own % parts == 0 and own // parts * length <= PART_TOKENS)
-    parts = next(fitting, 1)
-    return parts if 2 * (own // parts) * length >= PART_TOKENS else 1
+    numbers = {parts: own // parts * length * size for parts in range(1, own + 1) if own % parts == 0}
+    parts = next((parts for parts, held in numbers.items() if held <= PART_NUMBERS), 1)
+    return parts if 2 * numbers.get(parts, 0) >= PART_NUMBERS else 1
 
 
 def gradient_in_parts(

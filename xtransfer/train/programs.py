@@ -46,7 +46,7 @@ class Programs:
         self.optimizer = _optimizer(settings)
         self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
         self.eval_step = make_eval_step(self.graphdef, mesh)
-        self._accumulation = settings.accumulation
+        self._accumulation, self._size = settings.accumulation, architecture.hidden_size
         self._train_steps: dict[Objective, steps.TrainStep] = {}
 
     def abstract_params(self) -> Any:
@@ -70,7 +70,7 @@ class Programs:
     def parts(self, batch: Mapping[str, Any]) -> int:
         """How many parts the training step computes a batch of these shapes in."""
         rows, length = batch["input_ids"].shape
-        return parts_of(self._accumulation, rows, length, self.mesh)
+        return parts_of(self._accumulation, rows, length, self._size, self.mesh)
 
 
 def _embed(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> jax.Array:

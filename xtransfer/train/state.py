@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, laid out by `sharding.RULES`; `params` may be donated."""
+    """The state before the first step, laid out as `state_shardings` says; `params` may be donated."""
     shardings = state_shardings(params, optimizer, mesh)
     placed = jax.device_put(params, shardings.params)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
@@ -27,11 +27,23 @@ def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> 
 
 
 def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The sharding of every leaf of a state; `params` may be abstract. Moments lie where their parameter lies."""
+    """The sharding of every leaf of a state; `params` may be abstract. Moments lie where parameters are updated."""
     opt_state = jax.eval_shape(optimizer.init, params)
     return TrainState(
         sharding.replicated(mesh), sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, opt_state)
     )
+
+
+def update_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Where every parameter is updated: with its moments or, if it has none since it is frozen, where it lies."""
+    layouts = (sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, params))
+    state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))
+    names = tuple(f".{sharding.path_name(path)}" for path, _ in state)
+
+    def of_leaf(path: Any, whole: Any, split: Any) -> Any:
+        return split if any(name.endswith(f".{sharding.path_name(path)}") for name in names) else whole
+
+    return jax.tree_util.tree_map_with_path(of_leaf, *layouts)
 
 
 def abstract(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

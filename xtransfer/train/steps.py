@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xtransfer import sharding
-from xtransfer.train.accumulation import Terms, TermsFn, gradient_in_parts
-from xtransfer.train.state import TrainState, state_shardings
+from xtransfer.train.accumulation import EmbedFn, Terms, TermsFn, gradient_in_parts
+from xtransfer.train.state import TrainState, state_shardings, update_shardings
 from xtransfer.transfer.objectives import mean
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
@@ -67,7 +67,7 @@ def make_train_step(
     params: Any,
     *,
     parts_of: Callable[[Any], int] = lambda batch: 1,
-    embed: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
+    embed: EmbedFn | None = None,
 ) -> TrainStep:
     """`train_step` compiled for `mesh`: state in its shardings and donated, rows of the batch split over devices.
 
@@ -76,27 +76,22 @@ def make_train_step(
       mesh: of devices.
       params: may be abstract, only shapes are looked at.
       parts_of: how many parts a batch is computed in, one after the other, by its shapes. It takes the memory of one
-        part and of one gradient more.
-      embed: of a model, a part's batch and a dropout key, for `gradient_in_parts`.
+        part, of one gradient more, and of what `embed` gives and its gradient.
+      embed: of a model, a batch and a dropout key, for `gradient_in_parts`.
     """
     states = state_shardings(params, optimizer, mesh)
     whole = sharding.replicated(mesh)
-    layouts = states.params, sharding.update_shardings(mesh, params)
+    layouts = states.params, update_shardings(params, optimizer, mesh)
 
     def spread(tree: Any) -> Any:
         # First as the parameters lie: else the compiler takes the split back into the model's own products.
         return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
 
-    def looked_up(params_: Any, batch: Any, key: jax.Array) -> jax.Array:
-        assert embed is not None
-        return embed(nnx.merge(graphdef, params_), batch, key)
-
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
         gradient_of: GradientFn = whole_gradient
         if (parts := parts_of(batch)) > 1:
-            gradient_of = functools.partial(
-                gradient_in_parts, embed=None if embed is None else looked_up, parts=parts, mesh=mesh
-            )
+            looked_up = embed and (lambda params_, *of: embed(nnx.merge(graphdef, params_), *of))
+            gradient_of = functools.partial(gradient_in_parts, embed=looked_up, parts=parts, mesh=mesh)
         with sharding.traced_for(mesh):
             return train_step(graphdef, loss_fn, optimizer, state, batch, key, gradient_of=gradient_of, spread=spread)
 
