@@ -88,6 +88,10 @@ def test_mistakes_in_a_file(file, tmp_path):
         ({"teacher_seed": 2**32}, r"teacher_seed is 4294967296"),
         ({"student": {"frozen": ("[",)}}, r"student\.frozen: '\[' is no regular expression"),
         ({"student": {"row_length": 32, "max_length": 64}}, r"student\.row_length is 32.*student\.max_length 64"),
+        (
+            {"student": {"accumulation": 9, "batch_size": 8}},
+            r"student\.accumulation is 9.*student\.batch_size 8 examples",
+        ),
     ],
 )
 def test_parse_is_strict(values, said):

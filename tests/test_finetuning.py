@@ -60,8 +60,9 @@ def test_much_padding_is_warned_of_with_the_keys_to_change(
     assert (WARNING in found) == warned
 
 
-def test_parts_of_a_batch_that_devices_cannot_share_are_padded_and_warned_of(said: Callable[..., str]) -> None:
+@pytest.mark.parametrize("steps", [6, 600])
+def test_parts_that_devices_cannot_share_are_padded_and_warned_of(said: Callable[..., str], steps: int) -> None:
     """Eight rows are one for each device, so two parts have sixteen, half of them empty."""
-    found = said(24, steps=600, accumulation=2)
+    found = said(24, steps=steps, accumulation=2)
     assert "teacher: batches of 16 rows of 24 tokens, 50% of them real" in found
     assert "change teacher.batch_size or teacher.row_length or teacher.accumulation to waste less time" in found

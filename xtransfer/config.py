@@ -106,6 +106,11 @@ class ModelConfig:
                 f"config key {prefix}row_length is {self.row_length}: a row must hold an example of {prefix}max_length "
                 f"{self.max_length} tokens"
             )
+        if self.accumulation > self.batch_size:
+            raise UserError(
+                f"config key {prefix}accumulation is {self.accumulation}: a batch of {prefix}batch_size "
+                f"{self.batch_size} examples has no more parts than that"
+            )
         for pattern in self.frozen:
             try:
                 re.compile(pattern)

@@ -108,8 +108,10 @@ class Finetuner:
         batches = TrainBatches(dataset, plan, seed)
         sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
         cli.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
-        if share < _FULL and plan.fitted_sizes > 1:  # a short training has padding for the sake of fewer programs
-            names = ("batch_size", "row_length", *(("accumulation",) if self.settings.accumulation > 1 else ()))
+        in_parts = self.settings.accumulation > 1
+        # A short training has padding for the sake of fewer programs; but parts have it for nothing.
+        if share < _FULL and (plan.fitted_sizes > 1 or in_parts):
+            names = ("batch_size", "row_length", *(("accumulation",) if in_parts else ()))
             keys = " or ".join(f"{self.role}.{name}" for name in names)
             cli.log(f"warning: {title}: more than a quarter of each batch is padding: change {keys} to waste less time")
         loop.fit(
