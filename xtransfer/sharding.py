@@ -184,10 +184,8 @@ def update_shardings(mesh: Mesh, tree: Any) -> Any:
         if group == 1 or np.ndim(leaf) < 2:
             return layout
         rows, *others = (*layout.spec, None, None)[: np.ndim(leaf)]
-        parts = ("data",) if rows is None else (rows, "data")
-        if np.shape(leaf)[0] % math.prod(groups.shape[name] for name in parts):
-            return layout
-        return NamedSharding(groups, PartitionSpec(parts, *others))
+        spec = PartitionSpec(("data",) if rows is None else (rows, "data"), *others)
+        return NamedSharding(groups, spec) if _fitted(groups, spec, np.shape(leaf)) == spec else layout
 
     return jax.tree.map(split, tree, param_shardings(mesh, tree))
 

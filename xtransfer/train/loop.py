@@ -71,7 +71,8 @@ def fit(
         state = _resumed(checkpoints, start, directory, plan.steps)
         first = int(state.step)
         window: list[Terms] = []
-        batches = prefetch(place_batch(mesh, batch_at(i), own_part(mesh)[1]) for i in range(first, plan.steps))
+        _, parts = own_part(mesh)
+        batches = prefetch(place_batch(mesh, batch_at(i), parts) for i in range(first, plan.steps))
         with closing(batches), cli.ticking(plan.title, plan.steps - first) as ticker:
             for step, batch in enumerate(batches, first + 1):
                 state, terms = train_step(state, batch, key)

@@ -34,7 +34,7 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
     )
 
 
-def update_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def updated_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Where every parameter is updated: with its moments or, if it has none since it is frozen, where it lies."""
     layouts = (sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, params))
     state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from xtransfer import sharding
 from xtransfer.train.accumulation import EmbedFn, Terms, TermsFn, gradient_in_parts
-from xtransfer.train.state import TrainState, state_shardings, update_shardings
+from xtransfer.train.state import TrainState, state_shardings, updated_shardings
 from xtransfer.transfer.objectives import mean
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
@@ -81,7 +81,7 @@ def make_train_step(
     """
     states = state_shardings(params, optimizer, mesh)
     whole = sharding.replicated(mesh)
-    layouts = states.params, update_shardings(params, optimizer, mesh)
+    layouts = states.params, updated_shardings(params, optimizer, mesh)
 
     def spread(tree: Any) -> Any:
         # First as the parameters lie: else the compiler takes the split back into the model's own products.
