@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import tiny
 from tests.conftest import QUICK_COMPILE
+from tests.helpers import tiny
 from xtransfer import config, evaluate, experiment, main
-from xtransfer.data.tasks import get_task
+from xtransfer.data.registry import get_task
 from xtransfer.errors import UserError
+from xtransfer.runs.workdir import Workdir
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.workdir import Workdir
 
 OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
 
@@ -236,15 +236,15 @@ def test_teacher_and_student_with_different_classes(setting, tmp_path):
     """A teacher whose head was trained on other classes cannot teach this task."""
     from flax import nnx
 
-    from xtransfer.data.text import load_tokenizer
-    from xtransfer.models import hf
+    from xtransfer.data.tokens.tokenizer import load_tokenizer
     from xtransfer.models.encoder import Classifier
+    from xtransfer.models.hf import checkpoint as hf_checkpoint
 
     source = Path(loaded(setting).teacher.checkpoint)
-    architecture = hf.read_config(source)
+    architecture = hf_checkpoint.read_config(source)
     params = nnx.state(Classifier(architecture, 3, rngs=nnx.Rngs(0)), nnx.Param)
     labels = ("bad", "good", "soso")
-    hf.save(tmp_path / "three", architecture, params, tokenizer=load_tokenizer(source), labels=labels)
+    hf_checkpoint.save(tmp_path / "three", architecture, params, tokenizer=load_tokenizer(source), labels=labels)
     with pytest.raises(UserError, match=r"head's classes are bad, good, soso, the task's are bad, good"):
         experiment.run(loaded(setting, f"--config.teacher.checkpoint={tmp_path / 'three'}"), tmp_path / "run")
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import jax
 
-from xtransfer import cli, cluster, distributed, report
 from xtransfer.config import ExperimentConfig, MeshConfig
-from xtransfer.data.tasks import get_task
+from xtransfer.data.registry import get_task
 from xtransfer.evaluation.evaluator import evaluate
-from xtransfer.sharding import mesh_sizes
+from xtransfer.report import __main__ as report
+from xtransfer.runs.workdir import Workdir, check_unchanged, held, read_config
+from xtransfer.runtime import cluster, processes, terminal
+from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.finetuning import Models
-from xtransfer.workdir import Workdir, check_unchanged, held, read_config
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of a run of xtransfer.main")
     cluster.add_flags(parser)
     args = parser.parse_args(argv)
-    cli.start(cluster.flags_of(args))
+    terminal.start(cluster.flags_of(args))
     workdir = Workdir(args.workdir)
     config = _for_these_devices(read_config(workdir))
     task = get_task(config.task)
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     check_unchanged(workdir.task, models.facts())
     with held(workdir.root, "evaluation"):
         evaluate(workdir, config, task, models)
-    distributed.first(lambda: report.main(["--workdir", str(workdir.root)]))
+    processes.first(lambda: report.main(["--workdir", str(workdir.root)]))
 
 
 def _for_these_devices(config: ExperimentConfig) -> ExperimentConfig:
@@ -43,9 +44,9 @@ def _for_these_devices(config: ExperimentConfig) -> ExperimentConfig:
     devices = jax.device_count()
     if math.prod(mesh_sizes(dataclasses.astuple(config.mesh), devices)) == devices:
         return config
-    cli.log(f"the mesh on record does not fit the {devices} device(s) here: batches are split over all of them")
+    terminal.log(f"the mesh on record does not fit the {devices} device(s) here: batches are split over all of them")
     return dataclasses.replace(config, mesh=MeshConfig())
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    terminal.run(main)

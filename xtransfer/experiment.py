@@ -11,24 +11,24 @@ from typing import Literal, cast
 import jax
 import numpy as np
 
-from xtransfer import cli, distributed, sharding
-from xtransfer import workdir as workdirs
 from xtransfer.config import ExperimentConfig
-from xtransfer.data.examples import UNLABELLED
-from xtransfer.data.pipeline import Dataset
-from xtransfer.data.tasks import Example, Task, get_task, labelled_subset, unlabelled_examples
-from xtransfer.data.text import tokenizer_fingerprint
+from xtransfer.data.batches.batches import Dataset
+from xtransfer.data.registry import Example, Task, get_task, labelled_subset, unlabelled_examples
+from xtransfer.data.task import UNLABELLED
+from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
+from xtransfer.distillation import objectives
+from xtransfer.distillation.labelling import label, permute_classes
+from xtransfer.distillation.logits_store import LogitsStore, open_store
+from xtransfer.distillation.objectives import OBJECTIVES, Objective
 from xtransfer.errors import UserError, nearest
 from xtransfer.evaluation.evaluator import evaluate, selected_step
-from xtransfer.models import hf
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.runs import workdir as workdirs
+from xtransfer.runs.workdir import Workdir
+from xtransfer.runtime import processes, sharding, terminal
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.loop import CHECKPOINTS
-from xtransfer.transfer import objectives
-from xtransfer.transfer.label import label, permute_classes
-from xtransfer.transfer.logits_store import LogitsStore, open_store
-from xtransfer.transfer.objectives import OBJECTIVES, Objective
-from xtransfer.workdir import Workdir
 
 SHARD_SIZE = 1024  # examples of a logits shard: what an interruption may cost
 
@@ -63,7 +63,7 @@ def run(config: ExperimentConfig, root: Path) -> None:
     """
     sharding.check_platform(config.platform)
     workdir, settings = Workdir(root), workdirs.as_record(config)
-    if (wanted := distributed.first(lambda: settings)) != settings:
+    if (wanted := processes.first(lambda: settings)) != settings:
         keys = ", ".join(key for key in settings if wanted[key] != settings[key])
         raise UserError(f"config keys {keys} are not those of process 0: start all processes with the same settings")
     with workdirs.held(root):
@@ -80,11 +80,11 @@ def run(config: ExperimentConfig, root: Path) -> None:
         workdirs.check_unchanged(workdir.task, facts)
         workdirs.record(workdir.config, settings)
         workdirs.record(workdir.task, facts)
-        cli.log(
+        terminal.log(
             f"{task.name}: {len(material.labelled):,} labelled and {len(material.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {jax.device_count()} "
             f"{jax.devices()[0].platform} device(s)"
-            + (f" of {distributed.count()} processes" if distributed.count() > 1 else "")
+            + (f" of {processes.count()} processes" if processes.count() > 1 else "")
         )
         stages = Stages(workdir, config, models, material)
         stages.train_teacher()
@@ -104,7 +104,7 @@ def gather(config: ExperimentConfig, task: Task) -> Material:
     kind = settings.unlabelled_from if needs_text else "none"
     unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
     if needs_text and not unlabelled:
-        cli.log("warning: no unlabelled text: lower task.labelled (train_rest takes what it leaves), or add some")
+        terminal.log("warning: no unlabelled text: lower task.labelled (train_rest takes what it leaves), or add some")
     drawn_from = [train]
     if unlabelled and kind != "train_rest":
         drawn_from.append(task.load(UNLABELLED, task.source_language))
@@ -149,17 +149,17 @@ class Stages:
         with Checkpoints(run_ / CHECKPOINTS, read_only=True) as checkpoints:
             params = checkpoints.restore_params(selected_step(run_, "source_dev"), model.abstract_params())
         key = {
-            "teacher_fingerprint": hf.fingerprint_params(params),
+            "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
             "tokenizer_fingerprint": tokenizer_fingerprint(model.reader.tokenizer),
             "max_length": model.settings.max_length,
             "data_fingerprint": _fingerprint(examples),
         }
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
-        if not distributed.first(lambda: store.complete):
+        if not processes.first(lambda: store.complete):
             title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
-            missing = sum(len(store.shard_indices(shard)) for shard in distributed.first(store.missing_shards))
-            with cli.ticking(title, missing, unit="examples") as ticker:
+            missing = sum(len(store.shard_indices(shard)) for shard in processes.first(store.missing_shards))
+            with terminal.ticking(title, missing, unit="examples") as ticker:
 
                 def predict(indices: np.ndarray) -> np.ndarray:
                     return model.predict(params, dataset.take(indices), ticker.advance)

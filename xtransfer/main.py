@@ -6,7 +6,9 @@ python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstar
 import argparse
 from pathlib import Path
 
-from xtransfer import cli, cluster, config, distributed, experiment, report
+from xtransfer import config, experiment
+from xtransfer.report import __main__ as report
+from xtransfer.runtime import cluster, processes, terminal
 
 
 def main(argv: list[str]) -> None:
@@ -20,10 +22,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="everything the run writes")
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
-    cli.start(cluster.flags_of(args))
+    terminal.start(cluster.flags_of(args))
     experiment.run(config.load(args.config, overrides), args.workdir)
-    distributed.first(lambda: report.main(["--workdir", str(args.workdir)]))
+    processes.first(lambda: report.main(["--workdir", str(args.workdir)]))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    terminal.run(main)

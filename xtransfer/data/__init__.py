@@ -1,1 +1,1 @@
-"""Tasks, text, packed batches and the input pipeline."""
+"""Tasks: their examples, splits, and labels, and how subsets are sampled."""

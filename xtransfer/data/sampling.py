@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from xtransfer.config import TaskConfig
-from xtransfer.data.examples import UNLABELLED, Example, Task
+from xtransfer.data.task import UNLABELLED, Example, Task
 from xtransfer.errors import UserError
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""Floor 4: scoring checkpoints, choosing among them, comparing objectives."""
+"""Evaluation: the metrics, the evaluator that scores checkpoints, and aggregated results."""

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from xtransfer import cli, distributed, storage
+from xtransfer import storage
 from xtransfer.config import ExperimentConfig
-from xtransfer.data.pipeline import Dataset
-from xtransfer.data.tasks import Example, Task
-from xtransfer.evaluation import metrics, selection, statistics
+from xtransfer.data.batches.batches import Dataset
+from xtransfer.data.registry import Example, Task
+from xtransfer.evaluation import metrics, results
+from xtransfer.runs import selection
+from xtransfer.runs.workdir import Workdir
+from xtransfer.runtime import processes, terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
-from xtransfer.workdir import Workdir
 
-TEACHER = statistics.TEACHER
+TEACHER = results.TEACHER
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
     The teacher is scored in the source language only: it knows no other. Runs that are not finished
     are named and left out. All processes take part, and the first writes.
     """
-    rows = statistics.read_rows(workdir.results) if workdir.results.exists() else []
+    rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_place(row) for row in rows}
     wanted = runs(workdir, config)
 
@@ -54,16 +56,16 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
     for run in wanted:
         is_teacher = run.objective == TEACHER
         if not loop.finished(run.directory, (config.teacher if is_teacher else config.student).steps):
-            cli.log(f"{run.directory}: not finished, left out")
+            terminal.log(f"{run.directory}: not finished, left out")
             continue
         languages = (task.source_language, *(() if is_teacher else task.target_languages))
         jobs = list(_jobs(run, config.evaluation_splits, languages))
-        due = distributed.first(functools.partial(_due, jobs, scored))
+        due = processes.first(functools.partial(_due, jobs, scored))
         if jobs := [job for job, is_due in zip(jobs, due, strict=True) if is_due]:
             model = models.teacher if is_teacher else models.student
             rows += _score(workdir, task, model, run, jobs, dataset)
             # a run's rows are all there, or none
-            distributed.first(functools.partial(storage.write_jsonl, workdir.results, rows))
+            processes.first(functools.partial(storage.write_jsonl, workdir.results, rows))
     keys = {(run.objective, run.seed) for run in wanted}
     return [row for row in rows if (row["objective"], row["seed"]) in keys]
 
@@ -109,7 +111,7 @@ def _score(
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
     with (
-        cli.ticking(title, total, unit="examples") as ticker,
+        terminal.ticking(title, total, unit="examples") as ticker,
         Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints,
     ):
         for step, of_step in itertools.groupby(jobs, lambda job: job.step):
@@ -124,7 +126,7 @@ def _score(
                         yield row | where | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
                 said = _predictions(examples, logits, task.labels)
-                distributed.first(functools.partial(storage.write_jsonl, path, said))
+                processes.first(functools.partial(storage.write_jsonl, path, said))
 
 
 def _scores(
@@ -134,7 +136,7 @@ def _scores(
     scores = metrics.scores(guesses, gold, len(labels))
     warning = metrics.degenerate_warning(guesses, gold, len(labels))
     if warning:
-        cli.log(f"warning: {run.directory} step {job.step} on {job.split} {job.language}: {warning}")
+        terminal.log(f"warning: {run.directory} step {job.step} on {job.split} {job.language}: {warning}")
     return scores
 
 

@@ -1,1 +1,1 @@
-"""The encoder, its checkpoints, and the compiled forward."""
+"""Encoders in Flax NNX, with attention, dropout, and inference. Nothing here knows a Hugging Face name, except `hf`."""

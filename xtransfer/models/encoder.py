@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.attention import attend, kept_probabilities, segment_bias
 from xtransfer.models.dropout import DropoutKey, dropout
-from xtransfer.models.parts import ACTIVATIONS, Embed, LayerNorm, Linear
-from xtransfer.sharding import BATCH_SPEC, LOOKUP_IDS, LOOKUP_PARTS, constrain
+from xtransfer.models.layers import ACTIVATIONS, Embed, LayerNorm, Linear
+from xtransfer.runtime.sharding import BATCH_SPEC, LOOKUP_IDS, LOOKUP_PARTS, constrain
 
 Batch = Mapping[str, jax.Array]
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from xtransfer.sharding import batch_sharding, param_shardings, place_batch, replicated, traced_for
+from xtransfer.runtime.sharding import batch_sharding, param_shardings, place_batch, replicated, traced_for
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "cls_index")
 _IN_FLIGHT = 3  # batches on the device while the host packs the next and reads the last

@@ -1,1 +1,1 @@
-"""The training of one model: its state, its step, its loop, its optimizer, its checkpoints."""
+"""Training of one model: inputs, steps, loop, optimizer, and checkpoints."""

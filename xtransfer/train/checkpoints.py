@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xtransfer.errors import UserError
-from xtransfer.sharding import path_name
+from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
 
 _policies = ocp.checkpoint_managers

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtransfer import cli
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
-from xtransfer.data.pipeline import Dataset, TrainBatches, eval_batches
-from xtransfer.data.prefetch import prefetch
-from xtransfer.data.tasks import Example, Task
+from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
+from xtransfer.data.batches.prefetch import prefetch
+from xtransfer.data.registry import Example, Task
+from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import UserError
-from xtransfer.models import hf
+from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import predict
-from xtransfer.sharding import data_shards, make_mesh, own_part
+from xtransfer.runtime import terminal
+from xtransfer.runtime.sharding import data_shards, make_mesh, own_part
 from xtransfer.train import loop, state
-from xtransfer.train.programs import Programs
-from xtransfer.train.reader import Reader
-from xtransfer.transfer.objectives import Objective
+from xtransfer.train.compiled_steps import Programs
+from xtransfer.train.inputs import Reader
 
 _SAMPLED = 16  # batches by which the share of padding is told
 _FULL = 0.75  # share of real tokens in a batch below which something is worth changing
@@ -58,7 +58,7 @@ class Finetuner:
 
     def fresh_params(self, seed: int) -> Any:
         """The pretrained parameters with a head drawn from `seed` (or the checkpoint's own head)."""
-        return hf.load_classifier(
+        return hf_checkpoint.load_classifier(
             self.reader.directory,
             self.num_classes,
             seed=seed,
@@ -107,13 +107,15 @@ class Finetuner:
         plan = dataclasses.replace(self.reader.training_plan, part=own_part(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
         sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
-        cli.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
+        terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
         in_parts = self.settings.accumulation > 1
         # A short training has padding for the sake of fewer programs; but parts have it for nothing.
         if share < _FULL and (plan.fitted_sizes > 1 or in_parts):
             names = ("batch_size", "row_length", *(("accumulation",) if in_parts else ()))
             keys = " or ".join(f"{self.role}.{name}" for name in names)
-            cli.log(f"warning: {title}: more than a quarter of each batch is padding: change {keys} to waste less time")
+            terminal.log(
+                f"warning: {title}: more than a quarter of each batch is padding: change {keys} to waste less time"
+            )
         loop.fit(
             directory,
             loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
@@ -159,12 +161,12 @@ class Models:
             "source_language": task.source_language,
             "target_languages": list(task.target_languages),
             "data": task.fingerprint(),
-            "teacher_checkpoint": hf.fingerprint_files(self.teacher.reader.directory),
-            "student_checkpoint": hf.fingerprint_files(self.student.reader.directory),
+            "teacher_checkpoint": hf_checkpoint.fingerprint_files(self.teacher.reader.directory),
+            "student_checkpoint": hf_checkpoint.fingerprint_files(self.student.reader.directory),
         }
 
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:
-        cli.log(f"{role}: {settings.checkpoint}")
+        terminal.log(f"{role}: {settings.checkpoint}")
         return Finetuner(
             role,
             settings,

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtransfer import cli, distributed, storage
-from xtransfer.data.prefetch import prefetch
+from xtransfer import storage
+from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.errors import UserError
-from xtransfer.sharding import own_part, place_batch
+from xtransfer.runtime import processes, terminal
+from xtransfer.runtime.sharding import own_part, place_batch
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
@@ -67,17 +68,17 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
-    with Checkpoints(directory / CHECKPOINTS) as checkpoints, cli.deferred_stop() as stop_requested:
+    with Checkpoints(directory / CHECKPOINTS) as checkpoints, terminal.deferred_stop() as stop_requested:
         state = _resumed(checkpoints, start, directory, plan.steps)
         first = int(state.step)
         window: list[Terms] = []
         _, parts = own_part(mesh)
         batches = prefetch(place_batch(mesh, batch_at(i), parts) for i in range(first, plan.steps))
-        with closing(batches), cli.ticking(plan.title, plan.steps - first) as ticker:
+        with closing(batches), terminal.ticking(plan.title, plan.steps - first) as ticker:
             for step, batch in enumerate(batches, first + 1):
                 state, terms = train_step(state, batch, key)
                 window.append(terms)
-                distributed.moved()
+                processes.moved()
                 stop, due = stop_requested(), step in milestones
                 if due or stop or step % _LOG_EVERY == 0:
                     means = _means(window, step, directory)
@@ -89,13 +90,13 @@ def fit(
                     metrics = {} if score is None else score(state.params)
                     # The row comes first: a row without its checkpoint is dropped on resume.
                     row = {"step": step, **means, **metrics}
-                    distributed.first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
+                    processes.first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
                     checkpoints.save(state, score=next(iter(metrics.values()), None))
                 elif stop:
                     checkpoints.save(state, score=None)
                 if stop:
                     checkpoints.wait()
-                    raise SystemExit(cli.EXIT_PREEMPTED)
+                    raise SystemExit(terminal.EXIT_PREEMPTED)
         checkpoints.wait()
     return state
 
@@ -107,11 +108,11 @@ def finished(directory: Path, steps: int) -> bool:
         rows = read_metrics(directory)
         return bool(rows) and rows[-1]["step"] == steps
 
-    if not distributed.first(is_scored):
+    if not processes.first(is_scored):
         return False
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         found = steps in checkpoints.steps()
-        return distributed.first(lambda: found)
+        return processes.first(lambda: found)
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
@@ -148,10 +149,10 @@ def _resumed(checkpoints: Checkpoints, start: Start, directory: Path, last_step:
             )
         return newest
 
-    newest = distributed.first(settle)
+    newest = processes.first(settle)
     if not newest:
         return start.initial()
-    cli.log(f"{directory}: goes on from step {newest:,}")
+    terminal.log(f"{directory}: goes on from step {newest:,}")
     return checkpoints.restore(newest, start.abstract)
 
 

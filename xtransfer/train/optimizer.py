@@ -8,7 +8,7 @@ import jax
 import optax
 
 from xtransfer.errors import UserError
-from xtransfer.sharding import path_name
+from xtransfer.runtime.sharding import path_name
 
 SCHEDULES = ("linear", "cosine")
 

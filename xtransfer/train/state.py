@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from xtransfer import sharding
+from xtransfer.runtime import sharding
 
 
 class TrainState(NamedTuple):

@@ -9,10 +9,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from xtransfer import sharding
-from xtransfer.train.accumulation import EmbedFn, Terms, TermsFn, gradient_in_parts
+from xtransfer.distillation.objectives import mean
+from xtransfer.runtime import sharding
+from xtransfer.train.microbatches import EmbedFn, Terms, TermsFn, gradient_in_parts
 from xtransfer.train.state import TrainState, state_shardings, updated_shardings
-from xtransfer.transfer.objectives import mean
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
 GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # by terms, of parameters, batch, dropout key

@@ -1,0 +1,306 @@
+"""Members of archives and folders: what was packed comes out, and what is not as it should be is refused by name."""
+
+import contextlib
+import gzip
+import random
+import stat
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import raw
+from xtransfer.data.corpora import archives
+from xtransfer.errors import UserError
+
+BIG = {"member_limit": 1 << 20, "total_limit": 1 << 22}
+CONTENTS = {"top/a.tsv": "one\ntwo\n", "top/b/c.tsv": "\u3042" * 1000, "top/empty": "", "top/z.bin": bytes(range(256))}
+LINK, DEVICE = (tarfile.SYMTYPE, tarfile.LNKTYPE), (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+
+
+def read(source: Path, wanted=lambda name: True, **limits) -> dict[str, bytes]:
+    return {name: stream.read() for name, stream in archives.open_members(source, wanted, **(BIG | limits))}
+
+
+def refused(source: Path, **limits) -> str:
+    with pytest.raises(UserError) as caught:
+        read(source, **limits)
+    message = str(caught.value)
+    assert str(source) in message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("kind", raw.WRITERS)
+def test_what_was_packed_comes_out(tmp_path: Path, kind: str):
+    source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
+    assert read(source) == {name: raw.encoded(content) for name, content in CONTENTS.items()}
+    assert read(source, lambda name: name.endswith(".tsv")).keys() == {"top/a.tsv", "top/b/c.tsv"}
+
+
+@pytest.mark.parametrize("kind", raw.WRITERS)
+def test_a_member_that_is_not_read_to_its_end_disturbs_no_other(tmp_path: Path, kind: str):
+    source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
+    seen = []
+    streams = []
+    for name, stream in archives.open_members(source, lambda name: True, **BIG):
+        seen.append((name, stream.read(3)))
+        streams.append(stream)
+    assert seen == [(name, raw.encoded(content)[:3]) for name, content in CONTENTS.items()]
+    assert all(stream.closed for stream in streams)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_the_order_is_that_of_the_archive(tmp_path: Path, kind: str):
+    source = raw.WRITERS[kind](tmp_path / "x", {"z": "1", "a": "2", "./m//n": "3"})
+    assert list(read(source)) == ["z", "a", "m/n"]
+
+
+@pytest.mark.parametrize("kind", raw.WRITERS)
+def test_a_large_member_is_a_stream(tmp_path: Path, kind: str):
+    """The first line can be had without the rest."""
+    source = raw.WRITERS[kind](tmp_path / "x", {"big": b"line\n" * 200_000})
+    with archives.open_member(source, "big", member_limit=1 << 20, total_limit=1 << 21) as (_, stream):
+        assert stream.readline() == b"line\n"
+
+
+@pytest.mark.parametrize("kind", raw.WRITERS)
+def test_the_one_member(tmp_path: Path, kind: str):
+    source = raw.WRITERS[kind](
+        tmp_path / "x", {"t/en/a.tsv": "1", "t/den/a.tsv": "2", "m/._a.tsv": "3", "t/en/xa.tsv": "4"}
+    )
+    with archives.open_member(source, "en/a.tsv", **BIG) as (name, stream):
+        assert (name, stream.read()) == ("t/en/a.tsv", b"1")
+    with (
+        pytest.raises(UserError, match=f"{source}: there is no fr/a.tsv in it"),
+        archives.open_member(source, "fr/a.tsv", **BIG),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match=r"a\.tsv and t/\w+/a\.tsv may both be meant"),
+        archives.open_member(source, "a.tsv", **BIG),
+    ):
+        pass
+
+
+def test_an_error_of_the_reader_stays_what_it_is(tmp_path: Path):
+    source = raw.write_zip(tmp_path / "x", {"a": "1", "b/a": "2"})
+    with pytest.raises(KeyError), archives.open_member(source, "a", **BIG):
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize("name", ["../a.tsv", "top/../../a.tsv", "/etc/a.tsv", "C:\\a.tsv", "..\\a.tsv", "c:a.tsv"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_a_name_that_leads_out_is_refused(tmp_path: Path, kind: str, name: str):
+    source = raw.WRITERS[kind](tmp_path / "x", {name: "x"})
+    message = refused(source)
+    assert "leads out of the archive" in message and repr(name) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("kind", [*LINK, *DEVICE])
+@pytest.mark.parametrize("packed", [False, True])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, packed: bool):
+    extra = (raw.special("top/a.tsv", kind, "/etc/passwd"),)
+    source = raw.write_tar(tmp_path / "x.tar", {"top/b.tsv": "x"}, packed=packed, extra=extra)
+    assert "top/a.tsv is a link, device or sparse file: refused" in refused(source)
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        member = zipfile.ZipInfo("top/a.tsv")
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "/etc/passwd")
+    assert "top/a.tsv is a link or device: refused" in refused(tmp_path / "x.zip")
+
+
+def test_links_in_a_folder_may_only_lead_within_it(tmp_path: Path):
+    folder = raw.write_folder(tmp_path / "data", {"real.tsv": "x"})
+    (folder / "inner.tsv").symlink_to("real.tsv")
+    assert read(folder) == {"inner.tsv": b"x", "real.tsv": b"x"}
+    (tmp_path / "secret").write_text("s")
+    (folder / "outer.tsv").symlink_to(tmp_path / "secret")
+    assert "outer.tsv is a link that leads out of the folder" in refused(folder)
+    assert read(folder, lambda name: name != "outer.tsv").keys() == {"inner.tsv", "real.tsv"}
+    (folder / "outer.tsv").unlink()
+    (folder / "dangling.tsv").symlink_to("nothing")
+    assert "dangling.tsv is no plain file" in refused(folder)
+
+
+@pytest.mark.parametrize("kind", raw.WRITERS)
+def test_members_beyond_a_limit_are_refused(tmp_path: Path, kind: str):
+    source = raw.WRITERS[kind](tmp_path / "x", {"a": b"\0" * 1000, "b": b"\0" * 1001})
+    assert len(read(source, member_limit=1001, total_limit=2001)) == 2
+    assert "b: over 1,000 bytes" in refused(source, member_limit=1000)
+    assert "b: over 2,000 bytes together" in refused(source, total_limit=2000)
+
+
+def test_a_file_that_grows_while_it_is_read_stays_within_its_limit(tmp_path: Path):
+    folder = raw.write_folder(tmp_path / "data", {"a": b"x" * 1000})
+    members = archives.open_members(folder, lambda name: True, member_limit=1000, total_limit=1000)
+    _, stream = next(members)
+    with (folder / "a").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="a: over 1,000 bytes: refused"):
+        stream.read()
+
+
+def test_the_members_of_an_archive_are_bounded_wanted_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for kind in ("zip", "tar.gz"):
+        source = raw.WRITERS[kind](tmp_path / kind, {"bomb": b"\0" * (1 << 21), "a": "x"})
+        with pytest.raises(UserError, match="bomb: over 1,048,576 bytes together"):
+            read(source, lambda name: name == "a", total_limit=1 << 20)
+    monkeypatch.setattr(archives, "_MEMBERS", 3)
+    for kind in raw.WRITERS:
+        assert len(read(raw.WRITERS[kind](tmp_path / f"3{kind}", dict.fromkeys("abc", "")))) == 3
+        assert "over 3 " in refused(raw.WRITERS[kind](tmp_path / f"4{kind}", dict.fromkeys("abcd", "")))
+
+
+def test_a_zip_that_lies_about_a_size_is_refused(tmp_path: Path):
+    """It says 10 bytes where there are a million."""
+    path = raw.write_zip(tmp_path / "x.zip", {"a": b"\0" * 1_000_000})
+    data = path.read_bytes()
+    assert data.count(struct.pack("<I", 1_000_000)) == 2, "in the local and in the central header"
+    path.write_bytes(data.replace(struct.pack("<I", 1_000_000), struct.pack("<I", 10)))
+    assert "x.zip: a: the archive is truncated or corrupt" in refused(path, member_limit=100)
+
+
+def test_a_tar_gz_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The bytes behind the last member belong to none."""
+    monkeypatch.setattr(archives, "_HEADERS", 1 << 14)
+    raw.write_tar(tmp_path / "x.tar", {"a": "x"})
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes() + b"\0" * (1 << 22)))
+    assert "over 1,000 bytes when unpacked" in refused(path, total_limit=1000)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_a_truncated_archive_is_never_read_in_silence(tmp_path: Path, kind: str):
+    contents = {f"{i}.tsv": bytes((i * j) % 251 for j in range(700)) for i in range(1, 5)}
+    source = raw.WRITERS[kind](tmp_path / "x", contents)
+    data = source.read_bytes()
+    end = len(data.rstrip(b"\0")) if kind == "tar" else len(data)
+    for length in {*range(1, end, max(1, end // 60)), end - 1, *(range(512, end, 512) if kind == "tar" else ())}:
+        source.write_bytes(data[:length])
+        refused(source)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path, kind: str):
+    contents = {f"{i}.tsv": bytes((i * j) % 251 for j in range(700)) for i in range(1, 4)}
+    source = raw.WRITERS[kind](tmp_path / "x", contents)
+    data = source.read_bytes()
+    caught = 0
+    for place in range(0, len(data), max(1, len(data) // 80)):
+        source.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            found = read(source)
+        except UserError:
+            caught += 1
+        else:  # a name, a date or another field that no checksum of a zip covers
+            assert set(found.values()) <= set(contents.values())
+    assert caught > 40
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, data: bytes):
+    path = tmp_path_factory.getbasetemp() / "any"
+    for head in (b"", b"PK\x03\x04", b"\x1f\x8b\x08\x00"):
+        path.write_bytes(head + data)
+        with contextlib.suppress(UserError):
+            read(path)
+
+
+def test_what_is_no_archive(tmp_path: Path):
+    path = tmp_path / "x.zip"
+    assert f"{path}: no such file or folder" in refused(path)
+    path.write_text("<!DOCTYPE html><title>Sign in</title>")
+    assert "neither a zip, tar or tar.gz archive nor a folder; it looks like a web page" in refused(path)
+    path.write_bytes(b"")
+    assert "neither a zip" in refused(path)
+    path.write_bytes(gzip.compress(b"just text, no tar"))
+    assert "truncated or corrupt" in refused(path)
+
+
+def flipped(source: Path, word: bytes) -> None:
+    data = source.read_bytes()
+    assert data.count(word) == 1
+    source.write_bytes(data.replace(word, word[:-1] + b"X"))
+
+
+def stored(tmp_path: Path, kind: str) -> Path:
+    """Two members, whose bytes stand in the archive as they are."""
+    contents = {"t/a.tsv": "first\nsecond\nthird\n" + "x" * 100_000, "t/b.tsv": "other\n"}
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_STORED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return tmp_path / "x"
+    tar = raw.write_tar(tmp_path / "x.tar", contents)
+    (tmp_path / "x").write_bytes(gzip.compress(tar.read_bytes(), compresslevel=0))
+    return tmp_path / "x"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("reader", ["in time", "stops", "complains"])
+def test_a_flipped_byte_is_the_archives_fault(tmp_path: Path, kind: str, reader: str):
+    """Whoever reads the member sees no checksum, which stands at the end."""
+    source = stored(tmp_path, kind)
+
+    def look() -> None:
+        with archives.open_member(source, "a.tsv", **BIG) as (_, stream):
+            lines = stream.readlines() if reader == "in time" else [stream.readline(), stream.readline()]
+            if reader == "complains":
+                raise UserError(f"a.tsv:2: {lines[1]!r} is no label")
+
+    if reader == "complains":
+        with pytest.raises(UserError, match=r"a\.tsv:2: b'second\\n' is no label"):
+            look()
+    else:
+        look()
+    flipped(source, b"second")
+    with pytest.raises(archives.DamagedError, match=f"{source}: .*truncated or corrupt .*: get it again"):
+        look()
+
+
+def test_a_member_not_too_far_below(tmp_path: Path):
+    source = raw.write_tar_gz(tmp_path / "x", {"top/en/a": "1", "top/de/trans/en/a": "2"})
+    with archives.open_member(source, "en/a", **BIG, below=1) as (name, _):
+        assert name == "top/en/a"
+    with pytest.raises(UserError, match="no en/a in it"), archives.open_member(source, "en/a", **BIG, below=0):
+        pass
+
+
+def test_an_encrypted_zip_is_refused(tmp_path: Path):
+    path = raw.write_zip(tmp_path / "x.zip", {"a": "x"})
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(bytes(data))
+    assert "encrypted" in refused(path)
+
+
+def test_files_below(tmp_path: Path):
+    raw.write_folder(tmp_path, {"b/c": "", "a": "", "b-": ""})
+    assert archives.files_below(tmp_path) == ["a", "b-", "b/c"]
+    assert archives.files_below(tmp_path, but=tmp_path / "b") == ["a", "b-"]
+
+
+def test_the_name_without_the_ending_of_an_archive():
+    names = ("a.zip", "b-1.0.tar.gz", "c.tgz", "d.tar", "e/f.tsv")
+    assert list(map(archives.unpacked_name, names)) == ["a", "b-1.0", "c", "d", "e/f.tsv"]
+
+
+def test_damage_in_lzma_is_told_as_that_of_the_archive(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as made:
+        made.writestr("a.txt", random.Random(0).randbytes(5000))
+    data = bytearray(path.read_bytes())
+    data[1000:1020] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(archives.DamagedError, match="a.zip"):
+        for _, stream in archives.open_members(path, lambda name: True, member_limit=1 << 20, total_limit=1 << 20):
+            stream.read()

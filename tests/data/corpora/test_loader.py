@@ -1,0 +1,324 @@
+"""A corpus of our own: each language is written once, read as it stands in its files, and what is wrong is named."""
+
+import dataclasses
+import functools
+import logging
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import raw
+from tests.helpers.our_corpus import CORPUS, FIRST, ONE, TWO, bring, rows
+from xtransfer.data.corpora import downloads, loader
+from xtransfer.data.corpora.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.task import Example
+from xtransfer.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    return functools.partial(dataclasses.replace, bring(tmp_path))
+
+
+@pytest.fixture
+def data(config) -> Path:
+    return Path(config().data_dir)
+
+
+def cached(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "cache").iterdir()}
+
+
+def test_examples_are_those_of_the_files(config, tmp_path: Path, caplog):
+    task = loader.task(CORPUS, config())
+    assert (task.name, task.labels, task.source_language, task.target_languages) == (
+        "ours/small", ("good", "bad"), "en", ("de", "fr"),
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        found = task.load("test", "en")
+    assert found == [
+        Example("ours/small/test/en/2", "\u304a\u3044\u3057\u3044", None, 0, "en"),
+        Example("ours/small/test/en/4", " bad ", None, 1, "en"),
+    ]
+    assert "ours/small/en: 2 rows of test left out (label '-'), the first at top/en/test.tsv:3" in caplog.text
+    assert task.load("test", "de") == [Example("ours/small/test/de/2", "gut", None, 0, "de")]
+    assert [(e.text, e.label) for e in task.load("unlabelled", "en")] == [("who knows", -1), ("not me", -1)]
+    assert task.pretraining("en") == {"en": ["who knows", "not me"]} and task.pretraining("de") == {"de": []}
+    assert task.parallel("en", "de") == [] and not task.synthetic
+    assert len(cached(tmp_path)) == 1
+
+
+def test_dev_is_held_out_of_train(config):
+    task = loader.task(CORPUS, config())
+    train, dev = task.load("train", "en"), task.load("dev", "en")
+    assert [len(train), len(dev)] == [36, 4] and sum(e.label for e in dev) == 2
+    assert sorted(e.text for e in train + dev) == sorted(f"text {i}" for i in range(40))
+    assert {e.id.rsplit("/", 1)[0] for e in dev} == {"ours/small/dev/en"}
+    assert len(loader.task(CORPUS, config(held_out_dev=8)).load("dev", "en")) == 8
+
+
+def test_a_second_start_reads_what_the_first_one_wrote(config, data: Path, tmp_path: Path, monkeypatch):
+    first = loader.task(CORPUS, config())
+    before = [first.load("test", "en"), first.load("train", "en"), first.fingerprint()]
+
+    def never(*args: object) -> Iterator[Row]:
+        raise AssertionError("parsed again")
+
+    again = loader.task(dataclasses.replace(CORPUS, rows=never), config())
+    assert [again.load("test", "en"), again.load("train", "en"), again.fingerprint()] == before
+    assert loader.task(CORPUS, config(target_languages=("de",))).fingerprint() != before[2]
+    assert loader.task(CORPUS, config(held_out_seed=1)).fingerprint() != before[2]
+
+
+def test_other_files_are_read_anew(config, data: Path, tmp_path: Path):
+    before = loader.task(CORPUS, config()).fingerprint()
+    raw.touch(data / "one.zip")
+    assert loader.task(CORPUS, config()).fingerprint() == before, "the fingerprint is of the rows"
+    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nschlecht\tgood\n"})
+    task = loader.task(CORPUS, config())
+    assert [e.text for e in task.load("test", "de")] == ["schlecht"] and task.fingerprint() != before
+    newer = dataclasses.replace(CORPUS, version="1.0.1")
+    loader.task(newer, config()).load("test", "de")
+    assert len(cached(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("layout", ["archives", "unpacked", "unpacked by archive", "mixed", "one archive"])
+def test_what_a_user_may_bring(config, tmp_path: Path, data: Path, layout: str):
+    fingerprint = loader.task(CORPUS, config(target_languages=("de",))).fingerprint()
+    brought = tmp_path / "brought"
+    brought.mkdir()
+    if layout == "unpacked":
+        raw.write_folder(brought, ONE | TWO)
+    elif layout == "unpacked by archive":
+        raw.write_folder(brought / "one", ONE)
+        raw.write_folder(brought / "two", TWO)
+        raw.write_folder(brought / "old", ONE)  # elsewhere, so it is not meant
+    elif layout == "mixed":
+        raw.write_folder(brought / "two", TWO)
+        raw.write_tar(brought / "one.zip", ONE)  # named as the download, whatever it is
+    else:
+        raw.write_zip(brought / "one.zip", ONE)
+        raw.write_tar_gz(brought / "two.tar.gz", TWO)
+    if layout == "one archive":
+        task = loader.task(CORPUS, config(data_dir=str(brought / "one.zip")))
+        assert len(task.load("test", "fr")) == 1
+        with pytest.raises(UserError, match=r"two\.tar\.gz is missing; set task\.data_dir to a folder with"):
+            task.load("unlabelled", "en")
+    else:
+        task = loader.task(CORPUS, config(data_dir=str(brought), target_languages=("de",)))
+        assert task.fingerprint() == fingerprint
+
+
+def test_what_a_user_brings_must_be_there(config, tmp_path: Path):
+    with pytest.raises(UserError, match="task.data_dir /nowhere: no such file or folder"):
+        loader.task(CORPUS, config(data_dir="/nowhere")).load("test", "en")
+    (tmp_path / "other.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"other\.zip: expected a folder with one\.zip, two\.tar\.gz or their contents"):
+        loader.task(CORPUS, config(data_dir=str(tmp_path / "other.zip"))).load("test", "en")
+
+
+def test_a_missing_language_is_an_error(config, data: Path):
+    raw.write_zip(data / "one.zip", {name: content for name, content in ONE.items() if "/fr/" not in name})
+    task = loader.task(CORPUS, config())
+    with pytest.raises(UserError, match=r"one\.zip: there is no fr/test\.tsv in it"):
+        task.load("test", "fr")
+    with pytest.raises(UserError, match=r"there is no fr/test\.tsv"):
+        task.fingerprint()
+    with pytest.raises(UserError, match="task.target_languages: no data of 'it'; there is en, de, fr"):
+        loader.task(CORPUS, config(target_languages=("it",)))
+    with pytest.raises(UserError, match="no language 'fr' here; there is en, de"):
+        loader.task(CORPUS, config(target_languages=("de",))).load("test", "fr")
+    with pytest.raises(UserError, match="task.source_language 'de': set it to 'en'; ours/small has train in en"):
+        loader.task(CORPUS, config(source_language="de"))
+
+
+def test_a_missing_split_is_an_error(config):
+    task = loader.task(CORPUS, config())
+    with pytest.raises(UserError, match="ours/small has no dev split in de, only test"):
+        task.load("dev", "de")
+    with pytest.raises(UserError, match="no unlabelled split in de, only test; set task.unlabelled_from to"):
+        task.load("unlabelled", "de")
+    with pytest.raises(ValueError, match="split 'validation' is not one of"):
+        task.load("validation", "en")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ok\tgood\nodd\tgoood\n", "de/test.tsv:3: label 'goood' is not one of good, bad; did you mean 'good'"),
+        ("ok\tgood\nodd\t\n", "de/test.tsv:3: the row has no label"),
+        ("ok\tgood\n \tgood\n", "de/test.tsv:3: a text is empty; mend it, or set task.empty_text to 'skip'"),
+        ("ok\tgood\nodd\n", "de/test.tsv:3: 1 column, expected 2"),
+        ("no\t-\n", "ours/small: no rows of test in de"),
+        ("", "ours/small: no rows of test in de"),
+    ],
+)
+def test_malformed_rows_are_named(config, data: Path, tmp_path: Path, content: str, message: str):
+    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": f"text\tlabel\n{content}"})
+    for _ in range(2):  # nothing half-written is taken for whole
+        with pytest.raises(UserError) as caught:
+            loader.task(CORPUS, config()).load("test", "de")
+        assert message in str(caught.value)
+    raw.write_zip(data / "one.zip", ONE)
+    assert len(loader.task(CORPUS, config()).load("test", "de")) == 1
+
+
+def test_empty_text_may_be_skipped_and_is_counted(config, data: Path, caplog):
+    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n"})
+    with caplog.at_level(logging.WARNING):
+        found = loader.task(CORPUS, config(empty_text="skip")).load("test", "de")
+    assert len(found) == 1 and "1 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
+
+
+def odd(row: Row) -> Corpus:
+    def two(sources: Sources, language: str, split: str) -> Iterator[Row]:
+        yield Row("1", "text", None, "good", "m:1")
+        yield row
+
+    return dataclasses.replace(CORPUS, rows=two)
+
+
+def test_ids_are_unique_and_texts_are_text(config, monkeypatch: pytest.MonkeyPatch):
+    cases = {
+        "m:2: id '1' is there twice in test of de": Row("1", "other", None, "bad", "m:2"),
+        "m:2: half of a surrogate pair": Row("2", "\ud800", None, "bad", "m:2"),
+    }
+    for message, row in cases.items():
+        with pytest.raises(UserError, match=message):
+            loader.task(odd(row), config()).load("test", "de")
+    with pytest.raises(ValueError, match="has_pairs is False"):
+        loader.task(odd(Row("2", "a", "b", "bad", "m:2")), config()).load("test", "de")
+
+
+def test_pairs(config):
+    def pairs(sources: Sources, language: str, split: str) -> Iterator[Row]:
+        yield Row("x1", "one", "two", "bad", "m:1")
+
+    task = loader.task(dataclasses.replace(CORPUS, rows=pairs, has_pairs=True), config())
+    assert task.load("test", "de") == [Example("ours/small/test/de/x1", "one", "two", 1, "de")]
+
+
+def test_without_data_dir_the_files_are_fetched(config, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fetched = []
+
+    def fetch(download: Download, directory: Path) -> Path:
+        fetched.append((download.filename, directory))
+        return data / download.filename
+
+    monkeypatch.setattr(downloads, "fetch", fetch)
+    task = loader.task(CORPUS, config(data_dir=""))
+    assert [e.text for e in task.load("test", "de")] == ["gut"] and len(task.load("train", "en")) == 36
+    folder = tmp_path / "cache" / "downloads" / "ours"
+    assert fetched == [("one.zip", folder), ("one.zip", folder), ("two.tar.gz", folder)]
+    loader.task(CORPUS, config(data_dir="")).load("test", "de")
+    assert len(fetched) == 3, "what is prepared needs no download"
+
+
+def test_files_that_are_no_archives_are_read_where_they_were_fetched(config, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "cache" / "downloads" / "ours"
+    raw.write_folder(folder, {"de/test.tsv": "text\tlabel\nhallo\tgood\n"})
+    monkeypatch.setattr(downloads, "fetch", lambda download, directory: directory / download.filename)
+    plain = Download("https://example.org/de/test.tsv", "de/test.tsv")
+
+    def plain_rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+        return rows(Sources({FIRST.filename: sources.path("de/test.tsv")}), language, split)
+
+    corpus = dataclasses.replace(CORPUS, downloads=lambda language: (plain,), rows=plain_rows)
+    assert [e.text for e in loader.task(corpus, config(data_dir="")).load("test", "de")] == ["hallo"]
+    (tmp_path / "cache" / "ours-small").mkdir()
+    found = loader.task(corpus, config(data_dir=str(folder))).load("test", "de")
+    assert [e.text for e in found] == ["hallo"]
+
+
+def test_a_cache_that_cannot_be_written(config, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}/file/ours-small-.* cannot be written"):
+        loader.task(CORPUS, config(cache_dir=str(tmp_path / "file"))).load("test", "de")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "metadata", "info"])
+def test_a_damaged_cache_is_named_and_never_read(config, tmp_path: Path, damage: str):
+    loader.task(CORPUS, config()).load("test", "en")
+    (root,) = (tmp_path / "cache").iterdir()
+    name = {"metadata": "metadata.json", "info": "dataset_info.json"}.get(damage, "*train.array_record*")
+    (path,) = root.rglob(name)
+    data = path.read_bytes()
+    if damage == "flip":
+        place = data.index(b"text 7")  # small records are not packed
+        path.write_bytes(data[:place] + b"T" + data[place + 1 :])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=f"{root}: the prepared data are damaged .*: delete that folder"):
+        task = loader.task(CORPUS, config())
+        task.fingerprint()
+        task.load("train", "en")
+    shutil.rmtree(root)
+    assert len(loader.task(CORPUS, config()).load("train", "en")) == 36
+
+
+def test_what_else_lies_in_the_folder_changes_nothing(config, tmp_path: Path):
+    """The cache may be there too, and workdirs."""
+    folder = raw.write_folder(tmp_path / "unpacked", ONE | TWO)
+    inside = config(data_dir=str(folder), cache_dir=str(folder / "cache"))
+    for number in range(2):
+        assert [e.text for e in loader.task(CORPUS, inside).load("test", "de")] == ["gut"]
+        raw.write_folder(folder, {f"run/{number}/results.jsonl": "{}", "README.tsv": "", f"den/test.tsv.{number}": ""})
+        raw.write_folder(folder / "cache", {"downloads/ours/en/test.tsv": f"{number}"})
+    assert len(list((folder / "cache").glob("ours-small-*"))) == 1
+    raw.touch(folder / "top" / "de" / "test.tsv")
+    shutil.rmtree(folder / "cache" / "downloads")
+    loader.task(CORPUS, inside).load("test", "de")
+    assert len(list((folder / "cache").glob("ours-small-*"))) == 2
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_a_web_page_in_place_of_an_archive_is_named(config, data: Path, monkeypatch, fetched: bool):
+    (data / "one.zip").write_text("<!DOCTYPE html><title>Sign in</title>")
+    monkeypatch.setattr(downloads, "fetch", lambda download, directory: data / download.filename)
+    with pytest.raises(UserError, match=r"one\.zip: neither a zip, .* it looks like a web page"):
+        loader.task(CORPUS, config(data_dir="" if fetched else str(data))).load("test", "de")
+
+
+def test_what_helps_where_a_download_fails_is_said(config, monkeypatch: pytest.MonkeyPatch):
+    def fetch(download: Download, directory: Path) -> Path:
+        raise UserError("HTTP 403")
+
+    monkeypatch.setattr(downloads, "fetch", fetch)
+    corpus = dataclasses.replace(CORPUS, notes="Ask for it first.")
+    with pytest.raises(UserError, match=r"^HTTP 403\. Ask for it first\.$"):
+        loader.task(corpus, config(data_dir="")).load("test", "de")
+    with pytest.raises(UserError, match=r"^HTTP 403$"):
+        loader.task(CORPUS, config(data_dir="")).load("test", "de")
+
+
+@pytest.mark.parametrize("language", ["en", "de", "xx"])
+def test_the_source_language_to_choose_is_named(config, language: str):
+    corpus = dataclasses.replace(
+        CORPUS,
+        source_language="fr",
+        splits=lambda language: ("train", "test") if language in ("en", "fr") else ("test",),
+    )
+    if language == "en":
+        assert loader.task(corpus, config(source_language=language)).target_languages == ("de", "fr")
+    else:
+        with pytest.raises(UserError, match=f"task.source_language '{language}': set it to 'fr'; .* train in fr, en$"):
+            loader.task(corpus, config(source_language=language))
+
+
+def test_a_damaged_archive_is_not_blamed_on_its_rows(config, data: Path):
+    """The label is wrong because a byte is, which the checksum says only at the end."""
+    with zipfile.ZipFile(data / "one.zip", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("de/test.tsv", "text\tlabel\ngut\tgood\nnein\tbad\nodd\tworse\n" + "gut\tgood\n" * 10_000)
+    with pytest.raises(UserError, match=r"de/test\.tsv:4: label 'worse' is not one of"):
+        loader.task(CORPUS, config()).load("test", "de")
+    whole = (data / "one.zip").read_bytes()
+    (data / "one.zip").write_bytes(whole.replace(b"nein\tbad", b"nein\tbax"))
+    with pytest.raises(
+        UserError, match=r"one\.zip: de/test\.tsv: the archive is truncated or corrupt .*: get it again"
+    ):
+        loader.task(CORPUS, config()).load("test", "de")

@@ -1,0 +1,144 @@
+"""SIB-200: its quoting, its columns, its layout; read from files written as pandas writes them."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import raw
+from xtransfer.config import TaskConfig
+from xtransfer.data.corpora import loader, sib200
+from xtransfer.data.corpora.corpus import Row
+from xtransfer.data.task import Example
+from xtransfer.errors import UserError
+
+(SIB,) = sib200.CORPORA
+
+# As in the real files, a cell with a quote in it stands in quotes, and its quotes are doubled.
+ENGLISH = (
+    "index_id\tcategory\ttext\n"
+    "431\tgeography\tThe lake lies between two hills, and a road leads around it.\n"
+    '1239\tentertainment\t"""It was a song for my sister,"" the singer said."\n'
+    '76\tpolitics\t"He spoke of the ""settled"" matter."\n'
+    "9\tscience/technology\tA cell's wall keeps water in.\n"
+)
+GERMAN = (
+    "index_id\tcategory\ttext\r\n"
+    "431\tgeography\tDer See liegt zwischen zwei Hügeln, und eine Straße führt um ihn herum.\r\n"
+    "1239\tentertainment\t„Es war ein Lied für meine Schwester“, sagte die Sängerin.\r\n"
+)
+cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), max_size=20)
+
+
+def parse(content: str | bytes) -> list[Row]:
+    return list(sib200.parse(io.BytesIO(raw.encoded(content)), "eng_Latn/test.tsv"))
+
+
+def refused(content: str | bytes) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(content)
+    return str(caught.value)
+
+
+def test_cells_with_quotes():
+    assert [(row.id, row.label, row.text) for row in parse(ENGLISH)] == [
+        ("431", "geography", "The lake lies between two hills, and a road leads around it."),
+        ("1239", "entertainment", '"It was a song for my sister," the singer said.'),
+        ("76", "politics", 'He spoke of the "settled" matter.'),
+        ("9", "science/technology", "A cell's wall keeps water in."),
+    ]
+    assert [row.where for row in parse(ENGLISH)] == [f"eng_Latn/test.tsv:{line}" for line in range(2, 6)]
+    assert [row.text[-7:] for row in parse("\ufeff" + GERMAN)] == [" herum.", "ngerin."]
+
+
+@given(st.lists(st.tuples(cells, cells, cells)))
+def test_what_pandas_writes_is_read_back(rows):
+    out = io.StringIO()
+    csv.writer(out, delimiter="\t", quoting=csv.QUOTE_MINIMAL, lineterminator="\n").writerows([sib200.COLUMNS, *rows])
+    assert [(row.id, row.label, row.text) for row in parse(out.getvalue())] == rows
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused_in_one_line(data):
+    try:
+        parse(b"index_id\tcategory\ttext\n" + data)
+    except UserError as error:
+        assert str(error).startswith("eng_Latn/test.tsv:") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("index_id\ttext\tcategory\n", "test.tsv:1: the columns are index_id, text, category, expected index_id, cat"),
+        (ENGLISH + "7\ttravel\n", "test.tsv:6: 2 columns, expected 3"),
+        (ENGLISH + "7\ttravel\ta\tb\n", "test.tsv:6: 4 columns, expected 3"),
+        (ENGLISH + "\n", "test.tsv:6: 0 columns, expected 3"),
+        (ENGLISH + '7\ttravel\t"not closed\n8\ttravel\tnext"\n', "test.tsv:6: malformed TSV"),
+        (ENGLISH + '7\ttravel\t"closed" early\n', "test.tsv:6: malformed TSV"),
+        (ENGLISH.encode() + b"7\ttravel\t\xe9\n", "test.tsv:6: byte 0xe9 is not UTF-8"),
+    ],
+)
+def test_malformed_files_name_the_line(content, message):
+    assert message in refused(content)
+
+
+def files(**changes: str) -> dict[str, str]:
+    contents = {
+        f"{language}/{split}.tsv": content
+        for language, content in (("eng_Latn", ENGLISH), ("deu_Latn", GERMAN))
+        for split in sib200.SPLITS
+    }
+    return contents | changes
+
+
+@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("top", ["", "sib-200-main/data/annotated/"])
+def test_the_task_of_an_archive_or_folder(tmp_path: Path, kind: str, top: str):
+    source = raw.WRITERS[kind](tmp_path / "brought", {top + name: content for name, content in files().items()})
+    config = TaskConfig(
+        name="sib200",
+        data_dir=str(source),
+        cache_dir=str(tmp_path / "cache"),
+        source_language="eng_Latn",
+        target_languages=("deu_Latn",),
+    )
+    task = loader.task(SIB, config)
+    text = "„Es war ein Lied für meine Schwester“, sagte die Sängerin."
+    label = task.labels.index("entertainment")
+    assert task.load("test", "deu_Latn")[1] == Example("sib200/test/deu_Latn/1239", text, None, label, "deu_Latn")
+    assert [len(task.load(split, "eng_Latn")) for split in sib200.SPLITS] == [4, 4, 4]
+
+
+def test_an_unknown_category_and_a_double_id(tmp_path: Path):
+    for extra, message in (
+        ("7\tgeographie\tx\n", r"deu_Latn/test\.tsv:4: label 'geographie' is not one of .*; did you mean 'geography'"),
+        ("431\tgeography\tx\n", r"deu_Latn/test\.tsv:4: id '431' is there twice in test of deu_Latn"),
+    ):
+        raw.write_folder(tmp_path / "brought", files(**{"deu_Latn/test.tsv": GERMAN + extra}))
+        config = TaskConfig(
+            name="sib200",
+            data_dir=str(tmp_path / "brought"),
+            cache_dir=str(tmp_path / "cache"),
+            source_language="eng_Latn",
+        )
+        with pytest.raises(UserError, match=message):
+            loader.task(SIB, config).load("test", "deu_Latn")
+
+
+def test_the_declaration():
+    assert len(set(sib200.LANGUAGES)) == 205 and list(sib200.LANGUAGES) == sorted(sib200.LANGUAGES)
+    assert len(sib200.LABELS) == 7
+    scripts = {tag.partition("_")[2] for tag in sib200.LANGUAGES}
+    assert all(len(tag.partition("_")[0]) == 3 for tag in sib200.LANGUAGES) and all(len(name) == 4 for name in scripts)
+    assert [download.filename for download in SIB.downloads("jpn_Jpan")] == [
+        "jpn_Jpan/train.tsv", "jpn_Jpan/dev.tsv", "jpn_Jpan/test.tsv",
+    ]  # fmt: skip
+    for asked, meant in {"en": "eng_Latn", "deu": "deu_Latn", "English": "eng_Latn"}.items():
+        message = (
+            f"source_language '{asked}': set it to '{meant}'; sib200 has train in eng_Latn, ace_Arab, .* and 185 more"
+        )
+        with pytest.raises(UserError, match=message):
+            loader.task(SIB, TaskConfig(name="sib200", source_language=asked))

@@ -1,0 +1,340 @@
+"""XNLI and MultiNLI: every pair comes back from files in the exact format, or an error names member and line."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import raw
+from xtransfer.config import TaskConfig
+from xtransfer.data.corpora import loader, xnli
+from xtransfer.data.corpora.corpus import Row, Skipped, Sources
+from xtransfer.data.corpora.tfds_builder import checked_rows
+from xtransfer.errors import UserError
+
+XNLI_HEADER = (
+    "language\tgold_label\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\t"
+    "sentence2\tpromptID\tpairID\tgenre\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tsentence1_tokenized\t"
+    "sentence2_tokenized\tmatch"
+)
+MULTINLI_HEADER = (
+    "gold_label\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\t"
+    "promptID\tpairID\tgenre\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5"
+)
+
+Pair = tuple[str, str, str, str]  # language, label, premise, hypothesis
+
+
+def xnli_tsv(*pairs: Pair) -> bytes:
+    """Each language counts its pairs from 1; there are no parses."""
+    lines, counts = [XNLI_HEADER], dict.fromkeys(xnli.LANGUAGES, 0)
+    for language, label, first, second in pairs:
+        counts[language] = number = counts.get(language, 0) + 1
+        votes = "\t".join([label] * 5)
+        lines.append(
+            f"{language}\t{label}\t\t\t\t\t{first}\t{second}\t{(number + 2) // 3}\t{number}\tfacetoface\t{votes}\t"
+            f"{first}\t{second}\tTrue"
+        )
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def xnli_jsonl(*pairs: Pair) -> bytes:
+    rows = [line.split("\t") for line in xnli_tsv(*pairs).decode().split("\n")[:-1]]
+    return jsonl(*(dict(zip(rows[0], row, strict=True)) for row in rows[1:]))
+
+
+def jsonl(*rows: dict) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def multinli_txt(*pairs: tuple[str, str, str], votes: str = "\t\t\t\t") -> bytes:
+    """Train pairs have one vote, and in the original four empty cells behind it."""
+    lines = [MULTINLI_HEADER]
+    for number, (label, first, second) in enumerate(pairs):
+        parses = f"( {first} )\t( {second} )\t(ROOT {first})\t(ROOT {second})"
+        lines.append(f"{label}\t{parses}\t{first}\t{second}\t{number}\t{number}n\tfiction\t{label}{votes}")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def multinli_jsonl(*pairs: tuple[str, str, str]) -> bytes:
+    rows = []
+    for number, (label, first, second) in enumerate(pairs):
+        row = {"annotator_labels": [label], "genre": "fiction", "gold_label": label}
+        row |= {"pairID": f"{number}n", "promptID": f"{number}"}
+        row |= {"sentence1": first, "sentence1_binary_parse": f"( {first} )", "sentence1_parse": f"(ROOT {first})"}
+        row |= {"sentence2": second, "sentence2_binary_parse": f"( {second} )", "sentence2_parse": f"(ROOT {second})"}
+        rows.append(row)
+    return jsonl(*rows)
+
+
+def parse(data: bytes, language: str = "", member: str = "a.tsv") -> list[Row | Skipped]:
+    stream = io.BytesIO(data)
+    return list(xnli.parse_xnli(stream, member, language) if language else xnli.parse_multinli(stream, member))
+
+
+def pairs_of(found: list[Row | Skipped]) -> list[tuple[str, str, str, str]]:
+    return [(row.id, row.label, row.text, row.text_pair) for row in found if isinstance(row, Row)]
+
+
+def refused(data: bytes, language: str = "", member: str = "a.tsv") -> str:
+    with pytest.raises(UserError) as caught:
+        parse(data, language, member)
+    message = str(caught.value)
+    assert message.startswith(member) and "\n" not in message
+    return message.removeprefix(member)
+
+
+# What a cell cannot hold is what ends it.
+cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=10)
+sentences = cells.filter(str.strip)
+labels = st.sampled_from(["entailment", "neutral", "contradiction", "-"])
+pairs = st.lists(st.tuples(st.sampled_from(["en", "sw", "zh"]), labels, sentences, sentences), min_size=1, max_size=8)
+
+
+def expected_of(rows: list[Pair], language: str) -> list[tuple[str, str, str, str]]:
+    own = [(label, first, second) for tag, label, first, second in rows if tag == language]
+    return [(str(number), label, first, second) for number, (label, first, second) in enumerate(own, 1) if label != "-"]
+
+
+@given(pairs, st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_xnli_round_trip(rows, bom, newline):
+    tsv = xnli_tsv(*rows).replace(b"\n", newline.encode())
+    tsv = b"\xef\xbb\xbf" + tsv if bom else tsv
+    for language in {row[0] for row in rows}:
+        found = parse(tsv, language)
+        assert pairs_of(found) == expected_of(rows, language)
+        undecided = sum(row[:2] == (language, "-") for row in rows)
+        assert sum(isinstance(row, Skipped) for row in found) == undecided
+        assert pairs_of(parse(xnli_jsonl(*rows), language, "a.jsonl")) == expected_of(rows, language)
+
+
+@given(st.lists(st.tuples(labels, sentences, sentences), min_size=1, max_size=8), st.integers(0, 4))
+def test_multinli_round_trip(rows, empty_cells):
+    expected = [
+        (str(number), label, first, second) for number, (label, first, second) in enumerate(rows) if label != "-"
+    ]
+    for data, member in [
+        (multinli_txt(*rows, votes="\t" * empty_cells), "a.txt"),
+        (multinli_jsonl(*rows), "a.jsonl"),
+    ]:
+        found = parse(data, member=member)
+        assert pairs_of(found) == expected and len(found) == len(rows)
+
+
+@given(st.binary(max_size=60) | cells.map(str.encode), st.sampled_from(["a.tsv", "a.txt", "a.jsonl"]), st.booleans())
+def test_any_bytes_are_read_or_refused_in_one_line(content, member, whole):
+    row = (
+        multinli_jsonl(("neutral", "@", "b")) if member == "a.jsonl" else multinli_txt(("neutral", "@", "b"))
+    ).replace(b"@", content)
+    try:
+        found = parse(row if whole else row[: len(row) * 2 // 3] + content, member=member)
+    except UserError as error:
+        assert str(error).startswith(member) and "\n" not in str(error)
+    else:
+        assert found or not whole
+
+
+def test_quotes_are_characters():
+    rows = [("en", "neutral", '"Half a quote', 'no "end'), ("en", "entailment", '""', "'")]
+    assert pairs_of(parse(xnli_tsv(*rows), "en")) == [
+        ("1", "neutral", '"Half a quote', 'no "end'),
+        ("2", "entailment", '""', "'"),
+    ]
+    txt = multinli_txt(("neutral", '"a', 'b"'), ("entailment", 'c"', '"d'))
+    assert [row[2:] for row in pairs_of(parse(txt, member="a.txt"))] == [('"a', 'b"'), ('c"', '"d')]
+
+
+def test_only_a_line_feed_ends_a_line():
+    odd = "a\u2028b\u0085c\x0bd"
+    assert pairs_of(parse(xnli_tsv(("en", "neutral", odd, odd)), "en")) == [("1", "neutral", odd, odd)]
+
+
+def checked(tmp_path: Path, member: str, data: bytes, language: str = "en", *, empty_text: str = "error") -> list:
+    """The rows of a folder with one file, as the builder takes them."""
+    (tmp_path / member).write_bytes(data)
+    sources = Sources(dict.fromkeys(["XNLI-1.0.zip", "multinli_1.0.zip"], tmp_path))
+    split = member.split(".")[1] if member.startswith("xnli") else "train"
+    return list(checked_rows(xnli.CORPORA[0], sources, language, split, empty_text))
+
+
+def test_labels_go_by_name(tmp_path):
+    """Three orders of the classes are in use, so a number says nothing."""
+    assert xnli.CORPORA[0].labels == ("entailment", "neutral", "contradiction")
+    for label in ("0", "2", "entails", "Neutral", "", "contradicton"):
+        data = xnli_tsv(("de", "neutral", "a", "b"), ("de", label, "a", "b"))
+        with pytest.raises(UserError) as caught:
+            checked(tmp_path, "xnli.dev.tsv", data, "de")
+        assert str(caught.value).startswith(f"xnli.dev.tsv:3: label {label!r} is not one of entailment, neutral, contr")
+    number = multinli_jsonl(("neutral", "a", "b")).replace(b'"gold_label": "neutral"', b'"gold_label": 1')
+    assert refused(number, member="a.jsonl") == ":1: column 'gold_label' is a number, expected text"
+
+
+def test_empty_sentences_and_double_ids_are_named(tmp_path):
+    for first, second in [("a", ""), (" \u3000", "b")]:
+        with pytest.raises(UserError, match="xnli.test.tsv:3: a text is empty"):
+            rows = [("sw", "neutral", "a", "b"), ("sw", "neutral", first, second)]
+            checked(tmp_path, "xnli.test.tsv", xnli_tsv(*rows), "sw")
+    data = multinli_jsonl(("neutral", "a", " "), ("-", "b", "c"), ("entailment", "d", "e"))
+    found = checked(tmp_path, "multinli_1.0_train.jsonl", data, empty_text="skip")
+    assert [row.where.rpartition(":")[2] for row in found if isinstance(row, Skipped)] == ["1", "2"]
+    assert pairs_of(found) == [("2", "entailment", "d", "e")]
+    twice = xnli_tsv(("en", "neutral", "a", "b"), ("fr", "neutral", "a", "b")).replace(b"fr\t", b"en\t")
+    with pytest.raises(UserError, match="xnli.dev.tsv:3: id '1' is there twice in dev of en"):
+        checked(tmp_path, "xnli.dev.tsv", twice)
+
+
+def test_undecided_pairs_are_skipped_by_one_reason():
+    rows = [("en", "-", "a", "b"), ("fr", "-", "c", "d"), ("en", "neutral", "e", "f"), ("en", "-", "g", "h")]
+    first, row, last = parse(xnli_tsv(*rows), "en")
+    assert first == Skipped("a.tsv:2", "label '-', as the annotators disagree")
+    assert last == Skipped("a.tsv:5", first.reason)
+    assert row == Row("2", "e", "f", "neutral", "a.tsv:4")
+
+
+def test_languages_are_told_apart_and_share_their_ids():
+    rows = [(language, "neutral", f"{language} {i}", "x") for language in xnli.LANGUAGES for i in range(3)]
+    for language in xnli.LANGUAGES:
+        assert [row[::2] for row in pairs_of(parse(xnli_tsv(*rows), language))] == [
+            (str(i + 1), f"{language} {i}") for i in range(3)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (xnli_tsv(("eng", "neutral", "a", "b")), ":2: language 'eng' is not one of ar, bg, de, el, en, es,"),
+        (xnli_tsv(("en", "neutral", "a\tb", "c")), ":2: 21 columns, expected 19"),
+        (xnli_tsv(("en", "neutral", "a", "b"))[:-6], ":2: 18 columns, expected 19"),
+        (xnli_tsv(("en", "neutral", "caf\xe9", "b")).decode().encode("latin-1"), ":2: byte 0xe9 is not UTF-8"),
+        (xnli_tsv(("en", "neutral", "a", "b")).replace(b"sentence2\t", b"hypothesis\t"), ":2: no column 'sentence2'"),
+        (b"<html>\n<body>404</body>\n", ":2: no column 'language' among '<html>'"),
+    ],
+)
+def test_malformed_xnli(data, message):
+    assert refused(data, "en").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "member", "message"),
+    [
+        (multinli_jsonl(("neutral", "a", "b"))[:-40], "a.jsonl", ":1: malformed JSON: Expecting value"),
+        (multinli_jsonl(("neutral", "a", "b")) + b"\n", "a.jsonl", ":2: malformed JSON: Expecting value"),
+        (multinli_jsonl(("neutral", "a", "b")).replace(b"pairID", b"genre"), "a.jsonl", ":1: malformed JSON: the key"),
+        (multinli_jsonl(("neutral", "@", "b")).replace(b"@", b"\\ud800"), "a.jsonl", ":1: column 'sentence1' has half"),
+        (jsonl({"gold_label": "neutral", "sentence1": "a"}), "a.jsonl", ":1: no column 'sentence2'"),
+        (multinli_txt(("neutral", "a", "b"))[:-20], "a.txt", ":2: 10 columns, expected 15"),
+        (multinli_txt(("neutral", "a", "b"), votes="\t" * 5), "a.txt", ":2: 16 columns, expected 15"),
+    ],
+)
+def test_malformed_multinli(data, member, message):
+    assert refused(data, member=member).startswith(message)
+
+
+def test_multinli_counts_all_rows():
+    rows = [("neutral", "a", "b"), ("-", "b", "c"), ("entailment", "d", "e")]
+    assert parse(multinli_jsonl(*rows), member="a.jsonl") == [
+        Row("0", "a", "b", "neutral", "a.jsonl:1"),
+        Skipped("a.jsonl:2", "label '-', as the annotators disagree"),
+        Row("2", "d", "e", "entailment", "a.jsonl:3"),
+    ]
+
+
+MULTINLI_ROWS = [("neutral", "train a", "b"), ("-", "c", "d"), ("contradiction", "train e", "f")]
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    """With what macOS adds: the name of each file, and bytes that are not its."""
+    extra = ["__MACOSX/{0}/._{2}".format(*name.rpartition("/")) for name in members]
+    return raw.write_zip(path, members | dict.fromkeys(extra, b"\x00\x05\x16\x07"))
+
+
+def xnli_members(split: str, *, only: str = "") -> dict[str, bytes]:
+    rows = [(language, "neutral", f"{split} {language}", "x") for language in xnli.LANGUAGES]
+    both = {
+        f"XNLI-1.0/xnli.{split}.jsonl": xnli_jsonl(*rows),
+        f"XNLI-1.0/xnli.{split}.tsv": xnli_tsv(*rows),
+    }
+    return {name: data for name, data in both.items() if name.endswith(only)}
+
+
+def multinli_members(only: str = "") -> dict[str, bytes]:
+    both = {
+        "multinli_1.0/multinli_1.0_train.txt": multinli_txt(*MULTINLI_ROWS),
+        "multinli_1.0/multinli_1.0_dev_matched.txt": multinli_txt(("neutral", "never", "read")),
+        "multinli_1.0/multinli_1.0_dev_matched.jsonl": multinli_jsonl(("neutral", "never", "read")),
+        "multinli_1.0/multinli_1.0_train.jsonl": multinli_jsonl(*MULTINLI_ROWS),
+    }
+    return {name: data for name, data in both.items() if name.endswith(only)}
+
+
+def check_corpus(sources: Sources) -> None:
+    (corpus,) = xnli.CORPORA
+    for language in corpus.languages:
+        for split in ("dev", "test"):
+            (row,) = corpus.rows(sources, language, split)
+            assert isinstance(row, Row)
+            assert (row.id, row.label, row.text, row.text_pair) == ("1", "neutral", f"{split} {language}", "x")
+    assert pairs_of(list(corpus.rows(sources, "en", "train"))) == [
+        ("0", "neutral", "train a", "b"),
+        ("2", "contradiction", "train e", "f"),
+    ]
+
+
+@pytest.mark.parametrize(("of_xnli", "of_multinli"), [("", ""), ("jsonl", "jsonl"), ("tsv", "txt")])
+def test_archives_with_both_formats_or_one(tmp_path, of_xnli, of_multinli):
+    members = xnli_members("dev", only=of_xnli) | xnli_members("test", only=of_xnli)
+    first = write_zip(tmp_path / "first.zip", {"XNLI-1.0/README.md": b"x", **members})
+    second = write_zip(tmp_path / "second.zip", multinli_members(of_multinli))
+    check_corpus(Sources({"XNLI-1.0.zip": first, "multinli_1.0.zip": second}))
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_unpacked_folders(tmp_path, top):
+    members = xnli_members("dev") | xnli_members("test") | multinli_members()
+    raw.write_folder(tmp_path, {name if top else name.rpartition("/")[2]: data for name, data in members.items()})
+    check_corpus(Sources({"XNLI-1.0.zip": tmp_path, "multinli_1.0.zip": tmp_path}))
+
+
+def test_missing_and_double_members_are_named(tmp_path):
+    members = xnli_members("dev")
+    archive = write_zip(tmp_path / "XNLI-1.0.zip", members | {f"copy/{name}": data for name, data in members.items()})
+    sources = Sources({"XNLI-1.0.zip": archive})
+    with pytest.raises(UserError, match="XNLI-1.0.zip: no xnli.test.tsv or xnli.test.jsonl in it"):
+        list(xnli.CORPORA[0].rows(sources, "en", "test"))
+    with pytest.raises(UserError, match="XNLI-1.0/xnli.dev.tsv and copy/XNLI-1.0/xnli.dev.tsv are in it"):
+        list(xnli.CORPORA[0].rows(sources, "en", "dev"))
+    with pytest.raises(UserError, match="multinli_1.0.zip is missing"):
+        list(xnli.CORPORA[0].rows(sources, "en", "train"))
+
+
+def test_the_declaration():
+    (corpus,) = xnli.CORPORA
+    assert " ".join(corpus.languages) == "ar bg de el en es fr hi ru sw th tr ur vi zh"
+    splits = {language: corpus.splits(language) for language in corpus.languages}
+    assert splits.pop("en") == ("train", "dev", "test") and set(splits.values()) == {("dev", "test")}
+    assert [download.filename for download in corpus.downloads("en")] == ["multinli_1.0.zip", "XNLI-1.0.zip"]
+    assert [download.filename for download in corpus.downloads("sw")] == ["XNLI-1.0.zip"]
+
+
+def test_the_task_from_the_users_archives(tmp_path):
+    members = xnli_members("dev") | xnli_members("test")
+    members["XNLI-1.0/xnli.test.tsv"] = xnli_tsv(
+        ("en", "neutral", "test en", "x"), ("th", "contradiction", "a", '"b'), ("th", "-", "c", "d")
+    )
+    write_zip(tmp_path / "XNLI-1.0.zip", members)
+    write_zip(tmp_path / "multinli_1.0.zip", multinli_members())
+    config = TaskConfig(
+        name="xnli", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"), target_languages=("th", "ar")
+    )
+    task = loader.task(xnli.CORPORA[0], config)
+    assert [(row.id, row.label, row.text_pair) for row in task.load("train", "en")] == [
+        ("xnli/train/en/0", 1, "b"),
+        ("xnli/train/en/2", 2, "f"),
+    ]
+    assert [(row.id, row.text, row.label) for row in task.load("dev", "en")] == [("xnli/dev/en/1", "dev en", 1)]
+    assert [(row.id, row.text_pair, row.label) for row in task.load("test", "th")] == [("xnli/test/th/1", '"b', 2)]
+    with pytest.raises(UserError, match="no rows of test in ar"):
+        task.load("test", "ar")

@@ -1,0 +1,281 @@
+"""The user's own files: what they hold is read as the settings say, and what does not fit is named."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xtransfer.config import TaskConfig
+from xtransfer.data import user_files
+from xtransfer.data.task import Example
+from xtransfer.errors import UserError
+
+Config = Callable[..., TaskConfig]
+
+
+def write(root: Path, language: str, split: str, *rows: str, header: str = "text\tlabel") -> None:
+    folder = root / language
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.tsv").write_text("\n".join([header, *rows]) + "\n")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Files of a source language `en`, with unlabelled text, and of `de` and `fr`."""
+    for split in ("train", "dev", "test"):
+        write(tmp_path, "en", split, "nice\tgood", "poor\tbad", "great\tgood")
+    write(tmp_path, "en", "unlabelled", "so so", "never mind", header="text")
+    for language in ("de", "fr"):
+        write(tmp_path, language, "test", "gut\tgood", "schlecht\tbad")
+
+    def make(**changes) -> TaskConfig:
+        return replace(TaskConfig(name="files", data_dir=str(tmp_path), source_language="en"), **changes)
+
+    return make
+
+
+def test_files_task(config: Config):
+    task = user_files.task(config())
+    assert task == replace(
+        task, name="files", labels=("bad", "good"), source_language="en", target_languages=("de", "fr")
+    )
+    assert task.load("train", "en") == [
+        Example("files/train/en/0", "nice", None, 1, "en"),
+        Example("files/train/en/1", "poor", None, 0, "en"),
+        Example("files/train/en/2", "great", None, 1, "en"),
+    ]
+    assert [e.label for e in task.load("unlabelled", "en")] == [-1, -1]
+    assert [e.id for e in task.load("test", "de")] == ["files/test/de/0", "files/test/de/1"]
+    assert not task.synthetic
+
+
+def test_files_task_reads_the_named_columns(config: Config, tmp_path: Path):
+    for language in ("en", "de"):
+        for split in ("train", "dev", "test"):
+            write(tmp_path, language, split, "a7\tone\ttwo\tyes", "a8\tx\ty\tno", header="uid\tp\th\tgold")
+    names = {"text_column": "p", "pair_column": "h", "label_column": "gold", "id_column": "uid"}
+    task = user_files.task(config(target_languages=("de",), labels=("yes", "no"), **names))
+    assert task.target_languages == ("de",)
+    assert task.load("dev", "de")[0] == Example("files/dev/de/a7", "one", "two", 0, "de")
+
+
+def test_files_by_pattern(config: Config, tmp_path: Path):
+    for language in ("en", "pt-BR"):
+        for split in ("train", "dev", "test"):
+            (tmp_path / f"[x]-{language}.{split}.{language}.csv").write_text("text,label\na,u\nb,v\n")
+    task = user_files.task(config(path="./[x]-{language}.{split}.{language}.csv"))
+    assert task.target_languages == ("pt-BR",) and len(task.load("test", "pt-BR")) == 2
+
+
+def test_files_that_are_missing(config: Config, tmp_path: Path):
+    with pytest.raises(UserError, match="task.target_languages: no data of 'ger'; there is de, en, fr"):
+        user_files.task(config(target_languages=("ger",)))
+    with pytest.raises(UserError, match="task.source_language: no data of 'eng'; .*did you mean 'en'"):
+        user_files.task(config(source_language="eng"))
+    with pytest.raises(UserError, match=r"en/unlabelled\.tsv: no such file; .*'train_rest'"):
+        (tmp_path / "en" / "unlabelled.tsv").unlink()
+        user_files.task(config()).load("unlabelled", "en")
+    with pytest.raises(
+        UserError, match=r"/de/dev\.tsv: no such file; task\.path says that split 'dev' of 'de' is there"
+    ):
+        user_files.task(config()).load("dev", "de")
+    with pytest.raises(UserError, match=r"en/train\.tsv: no such file; .* split 'train' of 'en'"):
+        (tmp_path / "en" / "train.tsv").unlink()
+        user_files.task(config())
+    with pytest.raises(UserError, match="no file of split 'test' is so named below"):
+        user_files.task(config(path="{language}-{split}.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_dir": ""}, "task.data_dir is empty"),
+        ({"data_dir": "/nowhere/at/all"}, "task.data_dir /nowhere/at/all: no such directory"),
+        ({"path": "{language}.tsv"}, "expected {language} and {split}"),
+        ({"path": "{split}.tsv"}, "where a file has all languages, name the column in task.language_column"),
+        ({"language_column": "lang"}, "expected {split} in it and no other {}, as the languages stand in task.lang"),
+        ({"language_column": "lang", "path": "all.tsv"}, "expected {split} in it and no other {}"),
+        ({"path": "{lang}/{split}.tsv"}, "expected {language} and {split}"),
+        ({"path": "/data/{language}/{split}.tsv"}, "expected a path below task.data_dir"),
+        ({"path": "../{language}/{split}.tsv"}, "expected a path below task.data_dir"),
+        ({"target_languages": ("de", "en")}, "each once, and not the source language en"),
+        ({"target_languages": ("de", "de")}, "each once"),
+        ({"labels": ("good",)}, "task.labels 'good': expected two or more different names"),
+        ({"labels": ("good", "bad", "good")}, "expected two or more different names"),
+        ({"label_column": "lable"}, "no column 'lable' among 'text', 'label'; did you mean 'label'"),
+    ],
+)
+def test_bad_settings(config: Config, changes: dict, message: str):
+    with pytest.raises(UserError) as caught:
+        user_files.task(config(**changes))
+    assert message in str(caught.value)
+
+
+def test_unknown_labels_name_the_line_and_the_allowed_ones(config: Config, tmp_path: Path):
+    write(tmp_path, "de", "test", "gut\tgood", "schlecht\tbadd")
+    with pytest.raises(UserError, match=r"de/test\.tsv:3: label 'badd' is not one of bad, good; did you mean 'bad'"):
+        user_files.task(config()).load("test", "de")
+    with pytest.raises(UserError, match=r"en/train\.tsv:3: label 'bad' is not one of good, awful"):
+        user_files.task(config(labels=("good", "awful"))).load("train", "en")
+
+
+def test_requests_beyond_the_task(config: Config):
+    task = user_files.task(config(target_languages=("de",)))
+    with pytest.raises(UserError, match="no language 'fr' here; there is en, de"):
+        task.load("test", "fr")
+    with pytest.raises(ValueError, match="split 'validation' is not one of"):
+        task.load("validation", "en")
+
+
+def test_skipped_rows_are_counted(config: Config, tmp_path: Path, caplog):
+    write(tmp_path, "de", "test", "gut\tgood", " \tbad", "\tbad")
+    with pytest.raises(UserError, match=r"de/test\.tsv:3: column 'text' is empty"):
+        user_files.task(config()).load("test", "de")
+    with caplog.at_level(logging.WARNING):
+        assert len(user_files.task(config(empty_text="skip")).load("test", "de")) == 1
+    assert "2 rows without text were skipped" in caplog.text and "test.tsv" in caplog.text
+
+
+def test_files_fingerprint_is_of_bytes_and_columns(config: Config, tmp_path: Path):
+    def fingerprint(**changes) -> str:
+        return user_files.task(config(**changes)).fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before and fingerprint(labels=("bad", "good")) == before
+    assert len({before, fingerprint(labels=("good", "bad")), fingerprint(target_languages=("de",))}) == 3
+    write(tmp_path, "de", "dev", "gut\tgood")
+    with_dev = fingerprint()
+    (tmp_path / "en" / "unlabelled.tsv").write_text("text\nanother\n")
+    assert len({before, with_dev, fingerprint()}) == 3
+    assert fingerprint(target_languages=("de", "fr")) == fingerprint()
+
+
+def test_without_a_dev_file_dev_is_held_out_of_train(config: Config, tmp_path: Path, caplog):
+    write(tmp_path, "en", "train", *(f"text {i}\t{('good', 'bad')[i % 2]}" for i in range(40)))
+    with_dev = user_files.task(config()).fingerprint()
+    (tmp_path / "en" / "dev.tsv").unlink()
+    with caplog.at_level(logging.WARNING):
+        task = user_files.task(config())
+    assert "no dev file of en: a tenth of train is held out" in caplog.text
+    train, dev = task.load("train", "en"), task.load("dev", "en")
+    assert Counter(e.label for e in dev) == {0: 2, 1: 2} and len(train) == 36
+    assert {e.text for e in train} | {e.text for e in dev} == {f"text {i}" for i in range(40)}
+    assert {e.id.split("/")[1] for e in dev} == {"dev"}
+    larger = user_files.task(config(held_out_dev=10))
+    assert len(larger.load("dev", "en")) == 10 and len(larger.load("train", "en")) == 30
+    assert len({with_dev, task.fingerprint(), larger.fingerprint()}) == 3
+    assert {e.text for e in user_files.task(config(held_out_seed=1)).load("dev", "en")} != {e.text for e in dev}
+    assert len(user_files.task(config()).load("test", "de")) == 2
+
+
+def with_file(config: TaskConfig):
+    return user_files.with_unlabelled_file(user_files.task(config), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("u.tsv", "text\nnew\nmore\n"), ("u.csv", "text\nnew\nmore\n"), ("u.jsonl", "")]
+)
+def test_a_file_of_unlabelled_text(config: Config, tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(content or '{"text": "new"}\n{"text": "more", "label": "whatever"}\n')
+    settings = config(unlabelled_from="file", unlabelled_file=str(tmp_path / name))
+    task = with_file(settings)
+    assert task.load("unlabelled", "en") == [
+        Example("files/unlabelled/en/0", "new", None, -1, "en"),
+        Example("files/unlabelled/en/1", "more", None, -1, "en"),
+    ]
+    assert task.load("train", "en") == user_files.task(settings).load("train", "en")
+    before = task.fingerprint()
+    assert before != user_files.task(settings).fingerprint()
+    (tmp_path / name).write_text(content or '{"text": "new"}\n')
+    assert (with_file(settings).fingerprint() == before) == bool(content)
+
+
+def test_a_file_of_unlabelled_text_that_does_not_fit(config: Config, tmp_path: Path):
+    settings = config(unlabelled_from="file", unlabelled_file=str(tmp_path / "u.tsv"))
+    with pytest.raises(UserError, match=r"task.unlabelled_file .*u\.tsv: no such file"):
+        with_file(settings)
+    (tmp_path / "u.tsv").write_text("body\nnew\n")
+    with pytest.raises(UserError, match=r"u\.tsv:2: no column 'text' among 'body'"):
+        with_file(settings).load("unlabelled", "en")
+    (tmp_path / "u.tsv").write_text("text\tother\na\tb\n")
+    for language in ("en", "de", "fr"):
+        for split in ("train", "dev", "test"):
+            write(tmp_path, language, split, "a\tb\tgood", "c\td\tbad", header="text\tother\tlabel")
+    pairs = replace(settings, pair_column="other")
+    assert with_file(pairs).load("unlabelled", "en") == [Example("files/unlabelled/en/0", "a", "b", -1, "en")]
+    for made_of, read_with, wanted in ((pairs, settings, "name the column"), (settings, pairs, "leave it empty")):
+        task = user_files.with_unlabelled_file(user_files.task(made_of), read_with)
+        with pytest.raises(UserError, match=f"task.pair_column .*u.tsv is read by: .*{wanted}"):
+            task.load("unlabelled", "en")
+
+
+def test_a_language_with_other_splits_and_no_test_is_not_left_out(config: Config, tmp_path: Path):
+    write(tmp_path, "es", "dev", "bien\tgood")
+    with pytest.raises(UserError) as caught:
+        user_files.task(config())
+    assert str(caught.value).startswith(
+        f"{tmp_path}/es/dev.tsv: 'es' has dev, but no test: add it to {tmp_path}/es/test.tsv, or name those that are "
+        "meant in task.target_languages"
+    )
+    assert user_files.task(config(target_languages=("de", "fr"))).target_languages == ("de", "fr")
+    with pytest.raises(UserError, match=r"es/dev\.tsv: 'es' has dev, but no test: add it to .*/es/test\.tsv"):
+        user_files.task(config(target_languages=("de", "es")))
+    (tmp_path / "es" / "dev.tsv").unlink()
+    (tmp_path / "en" / "test.tsv").unlink()
+    with pytest.raises(UserError, match=r"en/train\.tsv: 'en' has train, but no test: add it to .*/en/test\.tsv"):
+        user_files.task(config(target_languages=("de",)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "rare"),
+    [
+        ({"bad": 2, "god": 1, "good": 2}, "'god'"),
+        ({"bad": 150, "god": 2, "good": 200, "goood": 1}, "'god', 'goood'"),
+        ({"bad": 150, "god": 3, "good": 200}, ""),
+        ({"bad": 2, "good": 2}, ""),
+    ],
+)
+def test_a_rare_class_is_warned_of(config: Config, tmp_path: Path, caplog, counts: dict[str, int], rare: str):
+    write(tmp_path, "en", "train", *(f"text\t{name}" for name, count in counts.items() for _ in range(count)))
+    with caplog.at_level(logging.WARNING):
+        assert user_files.task(config()).labels == tuple(counts)
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+    wanted = f"train.tsv: is {rare} misspelt? as task.labels is empty, the classes are: {shown}"
+    assert [m.rpartition("/")[2] for m in caplog.messages] == ([wanted] if rare else [])
+    caplog.clear()
+    user_files.task(config(labels=tuple(counts)))
+    assert caplog.messages == []
+
+
+def test_a_label_that_train_lacks(config: Config, tmp_path: Path):
+    write(tmp_path, "en", "dev", "a\tgood", "b\tgod")
+    with pytest.raises(UserError, match=r"en/dev\.tsv:3: label 'god' is not one of bad, good; did you mean 'good'"):
+        user_files.task(config()).load("dev", "en")
+
+
+def test_a_class_without_an_example_in_train(config: Config, tmp_path: Path):
+    task = user_files.task(config(labels=("good", "so-so", "bad", "dull")))
+    with pytest.raises(UserError, match=r"en/train\.tsv: no example of 'so-so', 'dull' of task\.labels; add some, or"):
+        task.load("train", "en")
+    assert len(task.load("test", "de")) == 2
+    write(tmp_path, "en", "train", *(f"text {i}\tgood" for i in range(9)), "x\tbad")
+    (tmp_path / "en" / "dev.tsv").unlink()
+    held_out = user_files.task(config(held_out_seed=0))
+    assert len(held_out.load("train", "en")) == 9, "a class may be held out as a whole, if train has it"
+
+
+def test_what_no_path_or_column_can_be_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="task.data_dir ~nosuchuser/d: no such directory"):
+        user_files.task(TaskConfig(name="files", data_dir="~nosuchuser/d"))
+    with pytest.raises(UserError, match="task.label_column is empty: name the column of the labels"):
+        user_files.task(TaskConfig(name="files", data_dir=str(tmp_path), label_column=""))
+    folder = os.fsencode(tmp_path) + b"/\xff\xfe"
+    os.makedirs(folder)
+    with open(folder + b"/test.tsv", "w") as file:
+        file.write("text\tlabel\na\tb\n")
+    with pytest.raises(UserError, match="is no name of a language: rename it"):
+        user_files.task(TaskConfig(name="files", data_dir=str(tmp_path)))

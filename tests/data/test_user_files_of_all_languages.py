@@ -1,0 +1,134 @@
+"""The task `files` with one file of all languages for each split."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from xtransfer.config import TaskConfig
+from xtransfer.data import user_files
+from xtransfer.data.task import Example
+from xtransfer.errors import UserError
+
+Config = Callable[..., TaskConfig]
+
+ROWS = {
+    "train": [("1", "nice", "en", "good"), ("2", "poor", "en", "bad"), ("1", "gut", "de", "good")],
+    "dev": [("1", "fine", "en", "good"), ("1", "schlecht", "de", "bad")],
+    "test": [
+        ("1", "great", "en", "good"),
+        ("1", "toll", "de", "good"),
+        ("2", "mies", "de", "bad"),
+        ("1", "bon", "fr", "good"),
+    ],
+    "unlabelled": [("1", "so so", "en", ""), ("1", "na ja", "de", "")],
+}
+
+
+@pytest.fixture(params=["tsv", "parquet"])
+def with_languages(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """One file for each split, with the languages in a column; `rows` replaces those of some splits."""
+
+    def make(rows: dict | None = None, **changes) -> TaskConfig:
+        names = ("id", "text", "lang", "label")
+        for split, content in {**ROWS, **(rows or {})}.items():
+            path = tmp_path / f"all-{split}.{request.param}"
+            if request.param == "tsv":
+                path.write_text("\n".join("\t".join(row) for row in (names, *content)) + "\n")
+            else:
+                pq.write_table(pa.table(dict(zip(names, map(list, zip(*content, strict=True)), strict=True))), path)
+        named = {"language_column": "lang", "id_column": "id", "path": f"all-{{split}}.{request.param}"}
+        return replace(TaskConfig(name="files", data_dir=str(tmp_path), source_language="en"), **named | changes)
+
+    return make
+
+
+def test_one_file_of_all_languages(with_languages: Config):
+    task = user_files.task(with_languages())
+    assert task.target_languages == ("de", "fr") and task.labels == ("bad", "good")
+    assert task.load("train", "en") == [
+        Example("files/train/en/1", "nice", None, 1, "en"),
+        Example("files/train/en/2", "poor", None, 0, "en"),
+    ]
+    assert [(e.id, e.text) for e in task.load("test", "de")] == [
+        ("files/test/de/1", "toll"),
+        ("files/test/de/2", "mies"),
+    ]
+    assert task.load("test", "fr") == [Example("files/test/fr/1", "bon", None, 1, "fr")]
+    assert task.load("unlabelled", "en") == [Example("files/unlabelled/en/1", "so so", None, -1, "en")]
+    with pytest.raises(UserError, match=r"all-dev\.\w+: no row with text whose column 'lang' is 'fr'; there is de, en"):
+        task.load("dev", "fr")
+
+
+def test_languages_of_one_file_that_are_missing(with_languages: Config, caplog):
+    with pytest.raises(
+        UserError, match="task.target_languages: no data of 'deu'; there is de, en, fr; did you mean 'de'"
+    ):
+        user_files.task(with_languages(target_languages=("deu",)))
+    typo = {"dev": [*ROWS["dev"], ("2", "na", "dee", "bad")]}
+    with pytest.raises(UserError, match=r"all-dev\.\w+: 'dee' has dev, but no test: add it to .*did you mean 'de'"):
+        user_files.task(with_languages(typo))
+    with caplog.at_level(logging.WARNING):
+        task = user_files.task(with_languages(typo, target_languages=("de",)))
+    assert task.target_languages == ("de",)
+    left_out = [m.partition("all-")[2] for m in caplog.messages if "left out, as task.target_languages" in m]
+    assert [(m.partition(".")[0], m.rpartition(": ")[2]) for m in left_out] == [("dev", "dee 1"), ("test", "fr 1")]
+    with pytest.raises(UserError, match=r"all-train\.\w+: 'de' has train, but no test"):
+        user_files.task(with_languages({"test": [ROWS["test"][0]]}, target_languages=("de",)))
+    with pytest.raises(
+        UserError, match="no column 'language' among 'id', 'text', 'lang', 'label'; did you mean 'lang'"
+    ):
+        user_files.task(with_languages(language_column="language"))
+    with pytest.raises(UserError, match=r"all-test\.\w+:\d: column 'lang' is empty"):
+        user_files.task(with_languages({"test": [*ROWS["test"], ("9", "x", "", "bad")]}))
+
+
+def test_dev_of_a_language_in_one_file_is_held_out_where_it_has_none(with_languages: Config):
+    train = [(str(i), f"text {i}", "en", ("good", "bad")[i % 2]) for i in range(20)]
+    task = user_files.task(with_languages({"train": train, "dev": ROWS["dev"][1:]}))
+    assert len(task.load("dev", "en")) == 2 and len(task.load("train", "en")) == 18
+    assert [e.text for e in task.load("dev", "de")] == ["schlecht"]
+
+
+def test_the_fingerprint_covers_one_file_of_all_languages(with_languages: Config):
+    def fingerprint(rows: dict | None = None, **changes) -> str:
+        return user_files.task(with_languages(rows, **changes)).fingerprint()
+
+    before = fingerprint()
+    moved = {"test": [*ROWS["test"][:3], ("3", "bon", "de", "good"), ("1", "bon", "fr", "good")]}
+    dev = {"dev": [*ROWS["dev"], ("2", "x", "en", "bad")]}
+    others = [fingerprint(moved), fingerprint(dev), fingerprint(id_column=""), fingerprint(target_languages=("de",))]
+    assert fingerprint() == before and len({before, *others}) == 5
+
+
+def test_a_file_of_all_languages_is_read_once_for_all_of_them(with_languages: Config, monkeypatch: pytest.MonkeyPatch):
+    read, seen = user_files.files.read_records, []
+    monkeypatch.setattr(
+        user_files.files,
+        "read_records",
+        lambda path, *rest, **more: seen.append(path.stem) or read(path, *rest, **more),
+    )
+    task = user_files.task(with_languages())
+    for language in ("en", "de", "fr"):
+        assert task.load("test", language)
+    assert seen == ["all-train", "all-test"]
+
+
+def texts(settings: TaskConfig) -> list[str]:
+    task = user_files.with_unlabelled_file(user_files.task(settings), settings)
+    return [example.text for example in task.load("unlabelled", "en")]
+
+
+def test_an_unlabelled_file_of_several_languages_gives_those_of_the_source(with_languages: Config, tmp_path: Path):
+    (tmp_path / "u.tsv").write_text("id\ttext\tlang\n1\tnew\ten\n1\tneu\tde\n")
+    settings = with_languages(unlabelled_from="file", unlabelled_file=str(tmp_path / "u.tsv"))
+    assert texts(settings) == ["new"]
+    (tmp_path / "u.tsv").write_text("id\ttext\n1\tnew\n2\tmore\n")
+    assert texts(settings) == ["new", "more"]
+    (tmp_path / "u.tsv").write_text("id\ttext\tlang\n1\tneu\tde\n")
+    with pytest.raises(UserError, match=r"u\.tsv: no row with text whose column 'lang' is 'en'; there is de"):
+        texts(settings)

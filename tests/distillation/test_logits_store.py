@@ -1,0 +1,189 @@
+"""The logits store: keys, whole shards, and what it refuses."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from xtransfer.distillation.logits_store import open_store, store_key
+from xtransfer.errors import UserError
+
+FIELDS = {"teacher_fingerprint": "t1", "tokenizer_fingerprint": "k1", "max_length": 64, "data_fingerprint": "d1"}
+IDS = tuple(f"reviews/train/en/{i}" for i in range(7))
+CLASSES = ("negative", "neutral", "positive")
+LOGITS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+
+
+def opened(root, **changes):
+    settings = {"classes": CLASSES, "ids": IDS, "shard_size": 3} | changes
+    return open_store(root, FIELDS, **settings)
+
+
+def filled(root):
+    store = opened(root)
+    for shard in store.missing_shards():
+        store.write_shard(shard, LOGITS[store.shard_indices(shard)])
+    return store
+
+
+def test_key_is_stable_and_differs_with_every_field():
+    assert (
+        store_key(**FIELDS) == store_key(**dict(reversed(FIELDS.items()))) == "dbc2d5bc6ddc9f87"
+    )  # sha256sum of the canonical JSON
+    others = {store_key(**FIELDS | {name: 65 if name == "max_length" else "other"}) for name in FIELDS}
+    assert len(others | {store_key(**FIELDS)}) == 5
+
+
+def test_what_was_written_is_read_by_id(tmp_path):
+    store = opened(tmp_path)
+    assert (store.num_shards, store.missing_shards(), store.complete) == (3, [0, 1, 2], False)
+    store.write_shard(1, LOGITS[3:6])
+    assert opened(tmp_path).missing_shards() == [0, 2]
+    store = filled(tmp_path)
+    assert store.complete
+    order = [6, 0, 3, 3]
+    result = opened(tmp_path).read([IDS[i] for i in order])
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, LOGITS[order])
+    assert store.read([]).shape == (0, 3)
+
+
+def test_files_on_disk_are_plain(tmp_path):
+    store = filled(tmp_path)
+    assert sorted(p.name for p in store.directory.iterdir()) == [
+        "ids.txt",
+        "manifest.json",
+        "shard-00000.npy",
+        "shard-00001.npy",
+        "shard-00002.npy",
+    ]
+    assert store.directory == tmp_path / store_key(**FIELDS)
+    assert (store.directory / "ids.txt").read_text().split("\n") == [*IDS, ""]
+    manifest = json.loads((store.directory / "manifest.json").read_text())
+    assert manifest["classes"] == list(CLASSES)
+    assert (manifest["count"], manifest["shard_size"], manifest["key"]) == (7, 3, FIELDS)
+    np.testing.assert_array_equal(np.load(store.directory / "shard-00002.npy", allow_pickle=False), LOGITS[6:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": CLASSES[::-1]}, "classes: .*'negative', 'neutral', 'positive'.*'positive', 'neutral', 'negative'"),
+        ({"ids": IDS[::-1]}, "ids_sha256"),
+        ({"ids": IDS[:-1]}, "count: 7 in the store, 6 asked for"),
+        ({"shard_size": 4}, "shard_size: 3 in the store, 4 asked for"),
+    ],
+)
+def test_a_store_of_something_else_is_refused_with_the_difference(tmp_path, changes, words):
+    filled(tmp_path)
+    with pytest.raises(UserError, match=words):
+        opened(tmp_path, **changes)
+
+
+def test_another_teacher_meets_an_empty_store(tmp_path):
+    filled(tmp_path)
+    for name in FIELDS:
+        changed = FIELDS | {name: 65 if name == "max_length" else "other"}
+        store = open_store(tmp_path, changed, classes=CLASSES, ids=IDS, shard_size=3)
+        assert store.missing_shards() == [0, 1, 2]
+        with pytest.raises(UserError, match="missing"):
+            store.read(IDS)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "", '{"format": 0}', '{"format": 1, "format": 1}', "\xff"])
+def test_broken_manifest_is_refused(tmp_path, content):
+    store = filled(tmp_path)
+    (store.directory / "manifest.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match="manifest.json.*label anew"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+        lambda path: np.save(path, LOGITS[:3].astype(np.float64)),
+        lambda path: np.save(path, LOGITS[:3].T),
+        lambda path: np.save(path, LOGITS[:2]),
+    ],
+)
+def test_damaged_shard_is_missing_and_not_read(tmp_path, damage):
+    store = filled(tmp_path)
+    path = store.directory / "shard-00000.npy"
+    whole = path.read_bytes()
+    damage(path)
+    store = opened(tmp_path)
+    assert store.missing_shards() == [0]
+    with pytest.raises(UserError, match="shard-00000.npy.*1 of 3"):
+        store.read([IDS[6]])
+    store.write_shard(0, LOGITS[:3])
+    assert path.read_bytes() == whole
+    assert store.complete
+
+
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [
+        (LOGITS[:2], "shape"),
+        (LOGITS[:3, :2], "shape"),
+        (LOGITS[:3].astype(np.float64), "float64"),
+        (np.where(np.arange(9).reshape(3, 3) == 4, np.nan, LOGITS[:3]).astype(np.float32), "reviews/train/en/1"),
+        (np.full((3, 3), np.inf, np.float32), "3 examples"),
+    ],
+)
+def test_bad_logits_are_not_written(tmp_path, logits, words):
+    store = opened(tmp_path)
+    with pytest.raises(UserError, match=words):
+        store.write_shard(0, logits)
+    assert store.missing_shards() == [0, 1, 2]
+
+
+def test_unknown_id_is_named(tmp_path):
+    with pytest.raises(UserError, match="'elsewhere/9'.*1 ids"):
+        filled(tmp_path).read([IDS[0], "elsewhere/9"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ids": ()}, "no examples"),
+        ({"ids": ("a", "b", "a")}, "'a' occurs twice"),
+        ({"ids": ("a", "b\nc")}, "one non-empty line"),
+        ({"ids": ("a", "")}, "one non-empty line"),
+        ({"ids": ("a", "\ud800")}, "Unicode"),
+        ({"classes": ("yes",)}, "classes"),
+        ({"classes": ("yes", "yes")}, "classes"),
+        ({"shard_size": 0}, "shard_size"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        opened(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shard_number_out_of_range(tmp_path):
+    with pytest.raises(IndexError):
+        opened(tmp_path).write_shard(3, LOGITS[:1])
+
+
+def test_a_failing_disk_is_one_line_that_names_the_path(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="ids.txt cannot be written"):
+        opened(tmp_path / "file")
+
+
+def test_interrupted_replace_leaves_the_old_state(tmp_path, monkeypatch):
+    store = opened(tmp_path)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="shard-00000.npy cannot be written: No space left on device"):
+        store.write_shard(0, LOGITS[:3])
+    monkeypatch.undo()
+    assert store.missing_shards() == [0, 1, 2]
+    filled(tmp_path)
+    assert not list(store.directory.glob(".*"))

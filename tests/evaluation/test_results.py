@@ -1,0 +1,191 @@
+"""Rows of results, and the table they make."""
+
+import json
+
+import pytest
+
+from xtransfer.errors import UserError
+from xtransfer.evaluation.results import Summary, aggregate, read_rows
+
+VALUES = {  # objective -> seed -> en, de, ja
+    "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
+    "vanilla": {0: (0.70, 0.60, 0.60), 1: (0.74, 0.66, 0.56)},
+}
+
+
+def make_rows(values=VALUES, languages=("en", "de", "ja"), **changes):
+    return [
+        {
+            "task": "reviews",
+            "objective": objective,
+            "seed": seed,
+            "step": 100 + seed,
+            "selection": "source_dev",
+            "split": "test",
+            "language": language,
+            "metric": "accuracy",
+            "value": value,
+            "count": 1000,
+        }
+        | changes
+        for objective, by_seed in values.items()
+        for seed, row in by_seed.items()
+        for language, value in zip(languages, row, strict=False)
+    ]
+
+
+def table(rows, **settings):
+    return aggregate(rows, **{"source_language": "en"} | settings)
+
+
+def test_summary_by_hand():
+    # mean (1 + 2 + 6)/3 = 3, deviations −2, −1, 3: sd = √(14/2) = 2.6457513
+    summary = Summary({0: 1.0, 1: 2.0, 2: 6.0})
+    assert summary.mean == 3
+    assert summary.sd == pytest.approx(2.6457513110645907, rel=1e-12)
+    assert Summary({5: 0.25}).mean == 0.25
+    assert Summary({5: 0.25}).sd is None
+
+
+def test_table_by_hand():
+    result = table(make_rows())
+    assert (result.task, result.source_language, result.target_languages) == ("reviews", "en", ("de", "ja"))
+    assert result.counts == {"en": 1000, "de": 1000, "ja": 1000}
+    vanilla, kd = result.lines
+    assert (vanilla.objective, kd.objective) == ("vanilla", "monox_kd")
+    assert vanilla.seeds == kd.seeds == (0, 1)
+    # German of monox_kd: 0.70, 0.72: mean 0.71, sd 0.02/√2
+    assert kd.languages["de"].mean == pytest.approx(0.71)
+    assert kd.languages["de"].sd == pytest.approx(0.01414213562)
+    # Averages without English: vanilla 0.60 and 0.61, monox_kd 0.68 and 0.66
+    assert vanilla.average.by_seed == pytest.approx({0: 0.60, 1: 0.61})
+    assert kd.average.by_seed == pytest.approx({0: 0.68, 1: 0.66})
+    # Gains of the same seed: 0.08 and 0.05: mean 0.065, sd 0.03/√2. Unpaired, the sd would be another one.
+    assert kd.gain.by_seed == pytest.approx({0: 0.08, 1: 0.05})
+    assert kd.gain.sd == pytest.approx(0.02121320344)
+    assert vanilla.gain is None
+
+
+def test_other_rows_do_not_count():
+    others = make_rows(split="dev") + make_rows(metric="macro_f1") + make_rows(selection="last", step=7)
+    others = [row | {"value": 0.0} for row in others]
+    assert table(make_rows() + others) == table(make_rows())
+    assert table(others, metric="macro_f1").lines[0].average.mean == 0
+
+
+@pytest.mark.parametrize(("objective", "seed", "language"), [("monox_kd", 1, "ja"), ("vanilla", 0, "en")])
+def test_a_missing_language_is_an_error_that_names_run_and_language(objective, seed, language):
+    rows = [r for r in make_rows() if (r["objective"], r["seed"], r["language"]) != (objective, seed, language)]
+    with pytest.raises(UserError, match=f"{objective} seed {seed} has no test accuracy in {language}"):
+        table(rows)
+
+
+def test_a_language_that_no_run_has_is_missed_when_it_was_asked_for():
+    with pytest.raises(UserError, match="has no test accuracy in fr"):
+        table(make_rows(), target_languages=("de", "fr"))
+    assert table(make_rows(), target_languages=("ja",)).lines[0].average.by_seed == {0: 0.60, 1: 0.56}
+
+
+def test_gain_is_over_common_seeds_only():
+    values = {"vanilla": {0: VALUES["vanilla"][0]}, "monox_kd": VALUES["monox_kd"]}
+    kd = table(make_rows(values)).lines[1]
+    assert kd.gain.by_seed == pytest.approx({0: 0.08})
+    assert kd.gain.sd is None
+    values = {"vanilla": {9: VALUES["vanilla"][0]}, "monox_kd": VALUES["monox_kd"]}
+    assert table(make_rows(values)).lines[1].gain is None
+    assert table(make_rows({"monox_kd": VALUES["monox_kd"]})).lines[0].gain is None
+
+
+def test_teacher_needs_the_source_language_only_and_stands_first():
+    rows = make_rows() + make_rows({"teacher": {0: (0.9,)}, "another": {0: (0.5, 0.5, 0.5)}})
+    lines = table(rows).lines
+    assert [line.objective for line in lines] == ["teacher", "vanilla", "monox_kd", "another"]
+    assert lines[0].languages == {"en": Summary({0: 0.9})}
+    assert lines[0].average is None and lines[0].gain is None
+
+
+def test_repeated_rows_are_one_and_contradictions_are_refused():
+    assert table(make_rows() * 2) == table(make_rows())
+    with pytest.raises(UserError, match="vanilla seed 1 has two different results.*in ja"):
+        table([*make_rows(), make_rows()[-1] | {"value": 0.5}])
+    with pytest.raises(UserError, match="steps 101 and 102"):
+        table([*make_rows(), make_rows()[-1] | {"step": 102}])
+    with pytest.raises(UserError, match="999 items in ja, other runs on 1000"):
+        table([*make_rows()[:-1], make_rows()[-1] | {"count": 999}])
+    with pytest.raises(UserError, match="news, reviews"):
+        table(make_rows() + make_rows(task="news"))
+
+
+def test_nothing_to_show_is_an_error():
+    with pytest.raises(UserError, match="no results: accuracy on split dev, .*; there are none of anything yet"):
+        table([], split="dev")
+    with pytest.raises(UserError, match="no test results in any language but"):
+        table([row for row in make_rows() if row["language"] == "en"])
+
+
+def test_what_is_not_there_lists_what_is():
+    rows = make_rows() + make_rows(selection="last", step=7) + make_rows(metric="majority_share", value=0.5)
+    with pytest.raises(UserError) as caught:
+        table(rows, selection="target_dev_oracle")
+    assert str(caught.value) == (
+        "no results: accuracy on split test, checkpoints selected by target_dev_oracle; "
+        "there are results of metric accuracy; split test; selection last, source_dev"
+    )
+
+
+def test_the_share_of_the_most_frequent_class_is_of_the_language_and_split():
+    shares = make_rows({"vanilla": {0: (0.5, 0.6, 0.7)}}, metric="majority_share")
+    other = make_rows({"vanilla": {0: (0.1, 0.1, 0.1)}}, metric="majority_share", split="dev")
+    assert table(make_rows() + shares + other).majority == {"en": 0.5, "de": 0.6, "ja": 0.7}
+    assert table(make_rows()).majority == {}
+
+
+def written(tmp_path, content):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def lines(rows):
+    return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+
+
+def test_rows_are_read_as_written_and_u2028_ends_no_line(tmp_path):
+    rows = make_rows(task="a\u2028b")
+    assert read_rows(written(tmp_path, "".join(lines(rows)))) == rows
+    assert read_rows(written(tmp_path, "")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "not strict JSON"),
+        ("", "not strict JSON"),
+        ("[]", "found list"),
+        (lines(make_rows(value=float("nan")))[0], "NaN"),
+        (lines(make_rows(value=float("-inf")))[0], "-Infinity"),
+        (lines(make_rows())[0].replace("0.82", "1e999"), "not strict JSON: 1e999 is too large"),
+        (lines(make_rows())[0].replace("0.82", "1" + "0" * 400), "expected 0 to 1"),
+        (lines(make_rows(value=-0.1))[0], "value = -0.1, expected 0 to 1"),
+        ("[" * 100_000, "not strict JSON: nested too deeply"),
+        (lines(make_rows())[0].replace("{", '{"seed": 0, ', 1), "twice"),
+        (lines(make_rows(extra=1))[0], "extra"),
+        (lines(make_rows(seed="0"))[0], "seed = '0', expected int"),
+        (lines(make_rows(seed=True))[0], "seed = True"),
+        (lines(make_rows(value=None))[0], "value = None"),
+        ('{"seed": 1}', "keys"),
+        (b"\xff", "not strict JSON"),
+    ],
+)
+def test_malformed_rows_are_named_by_file_and_line(tmp_path, line, words):
+    line = line if isinstance(line, bytes) else line.encode()
+    content = lines(make_rows())[0].encode() + line.rstrip(b"\n") + b"\n"
+    with pytest.raises(UserError, match=rf"results\.jsonl:2: .*{words}"):
+        read_rows(written(tmp_path, content))
+
+
+def test_a_cut_off_last_line_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"results\.jsonl:12: the last line is cut off"):
+        read_rows(written(tmp_path, "".join(lines(make_rows()))[:-3]))
+    with pytest.raises(UserError, match=r"absent\.jsonl: No such file.*evaluate"):
+        read_rows(tmp_path / "absent.jsonl")

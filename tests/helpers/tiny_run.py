@@ -1,0 +1,71 @@
+"""A workdir as a finished experiment leaves it, without the training: random weights, made-up scores."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from tests.helpers import tiny
+from xtransfer import config as settings
+from xtransfer import storage
+from xtransfer.config import ExperimentConfig, ModelConfig
+from xtransfer.data.registry import get_task
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.runs import workdir as workdirs
+from xtransfer.runs.workdir import Workdir
+from xtransfer.runtime import sharding
+from xtransfer.train import state
+from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.finetuning import Models
+
+SCORES = {2: 0.75, 6: 0.5}  # step -> accuracy on the source dev split: 2 is the best, 6 the last
+BEST, STEPS = min(SCORES), max(SCORES)
+
+
+def setting(root: Path) -> Path:
+    """The data, two base checkpoints and the config file of an experiment; returns that file."""
+    data = tiny.write_task(root / "data", train=24, other=8)
+    teacher, student = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2, hidden=8)
+    return tiny.config_file(root / "tiny.py", data, teacher, student, pooling="cls", max_length=9, steps=STEPS)
+
+
+def workdir(config_file: Path, root: Path, *flags: str) -> Workdir:
+    """The workdir of a config's experiment, with the checkpoints and the records of every run that it asks for."""
+    experiment: ExperimentConfig = settings.load(str(config_file), [f"--config.teacher.steps={STEPS}", *flags])
+    found, task = Workdir(root), get_task(experiment.task)
+    workdirs.record(found.config, workdirs.as_record(experiment))
+    workdirs.record(found.task, Models(experiment, task).facts())
+    run(found.teacher, experiment.teacher, task.labels, seed=experiment.teacher_seed)
+    for objective in experiment.objectives:
+        for seed in experiment.seeds:
+            run(found.student(objective, seed), experiment.student, task.labels, seed=seed)
+    return found
+
+
+def run(directory: Path, model: ModelConfig, labels: tuple[str, ...], *, seed: int) -> None:
+    """One run's checkpoints and metrics.jsonl; the weights differ from step to step."""
+    base, mesh = hf_checkpoint.resolve(model.checkpoint), sharding.make_mesh()
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        for step, score in SCORES.items():
+            _, params = hf_checkpoint.load_classifier(
+                base, len(labels), seed=1000 * seed + step, pooling=model.pooling, mesh=mesh
+            )
+            counter = {"count": jnp.asarray(step, jnp.int32)}
+            checkpoints.save(state.TrainState(np.int32(step), params, counter), score=score)
+    for step, score in SCORES.items():
+        storage.append_jsonl(directory / "metrics.jsonl", {"step": step, "loss": 0.5, "dev_accuracy": score})
+
+
+def rows(found: Workdir, objective: str, seed: int, values: dict[str, float], **changes: object) -> list[dict]:
+    """Rows of results for language -> accuracy, for both protocols; the step is that which each chooses."""
+    task = json.loads(found.task.read_text())["name"]
+    made = []
+    for selection, step in (("source_dev", BEST), ("last", STEPS)):
+        for language, value in values.items():
+            row = {"task": task, "objective": objective, "seed": seed, "step": step, "selection": selection}
+            row |= {"split": "test", "language": language, "metric": "accuracy", "value": value, "count": 200}
+            made.append(row | changes)
+            made.append(row | {"metric": "macro_f1", "value": value - 0.125} | changes)
+            made.append(row | {"metric": "majority_share", "value": 0.5} | changes)
+    return made

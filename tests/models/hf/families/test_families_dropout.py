@@ -1,0 +1,60 @@
+"""Every family drops where its original drops, at its rates: the same spread over many draws."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.fixtures.record import FIXTURES
+from xtransfer.models.dropout import DropoutKey
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+
+DRAWS = 6000
+HEAD_KEYS = ("classifier_dropout", "seq_classif_dropout")
+ENCODER_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("part", ["encoder", "head"])
+def test_dropout_spreads_the_numbers_as_in_pytorch(part: str, family: str, tmp_path: Path) -> None:
+    """Mean and deviation over many draws: a site that is missing, doubled or elsewhere changes one of them."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForSequenceClassification
+
+    directory = FIXTURES / f"{family}_classifier"
+    rates = {
+        **dict.fromkeys(ENCODER_KEYS, 0.4 * (part == "encoder")),
+        **dict.fromkeys(HEAD_KEYS, 0.5 * (part == "head")),
+    }
+    raw = json.loads((directory / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: rates.get(key, value) for key, value in raw.items()}))
+    shutil.copy(directory / "model.safetensors", tmp_path)
+    ids = np.array([[7, 30, 12, 25, 9, 18]])
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").train()
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(np.repeat(ids, DRAWS, 0)), output_hidden_states=True)
+    theirs = (outputs.logits if part == "head" else outputs.hidden_states[-1][:, 0]).numpy()
+    config = hf_checkpoint.read_config(tmp_path)
+    model = nnx.merge(*hf_checkpoint.load_classifier(tmp_path, 3, seed=0))
+    batch = {
+        "input_ids": jnp.tile(jnp.asarray(ids), (DRAWS, 1)),
+        "token_type_ids": jnp.zeros((DRAWS, 6), jnp.int32),
+        "position_ids": jnp.tile(jnp.arange(6) + config.position_offset, (DRAWS, 1)),
+        "segment_ids": jnp.ones((DRAWS, 6), jnp.int32),
+    }
+    key = jax.random.key(0)
+    if part == "head":
+        ours = model(batch | {"cls_index": jnp.zeros((DRAWS, 1), jnp.int32)}, dropout_key=key)[:, 0]
+    else:
+        ours = model.encoder(*batch.values(), dropout_key=DropoutKey(key))[:, 0]
+    spread = theirs.std(0)
+    assert spread.min() > 1e-3
+    # Five standard errors: of a mean, and of a deviation of numbers as spread as these (of normal ones 0.046).
+    np.testing.assert_allclose((np.mean(ours, 0) - theirs.mean(0)) / spread, 0, atol=5 * (2 / DRAWS) ** 0.5)
+    np.testing.assert_allclose(np.std(ours, 0) / spread, 1, atol=0.06)

@@ -1,0 +1,16 @@
+"""Encoder-only, masked-LM and pretraining checkpoints of every family are the same encoder as the original, live."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.record import CASES, record
+from tests.helpers.against_pytorch import check
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.is_classifier])
+def test_live_activations_of_pytorch_are_met(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    found = check(tmp_path, record(CASES[name], tmp_path, seed=1))
+    print(name, {key: f"{value:.1e}" for key, value in sorted(found.items())})
+    assert set(found) - {"layer_2", "pooled"} == {"embeddings", "layer_1"}

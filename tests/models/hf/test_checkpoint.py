@@ -1,0 +1,300 @@
+"""Parity of the pretraining heads with PyTorch's, saving, labels, names of checkpoints, fingerprints."""
+
+import json
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from tests.fixtures.record import CASES, FIXTURES, RECORDED, record
+from tests.helpers import tiny
+from xtransfer.data.tokens.tokenizer import load_tokenizer
+from xtransfer.errors import UserError
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.parity import activations, reference
+from xtransfer.runtime.sharding import make_mesh, param_shardings
+
+CLASSIFIER = FIXTURES / "bert_classifier"
+LABELS = ("negative", "neutral", "positive")
+
+
+def check_pretraining(directory: Path) -> None:
+    """The encoder, the pooler and both pretraining heads, against what is recorded beside the checkpoint."""
+    recorded = reference.load(directory / reference.FILE, directory)
+    batch = activations.batch_of(recorded.inputs, hf_checkpoint.read_config(directory))
+    rows, length = batch["input_ids"].shape
+    batch["mlm_positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    graphdef, params = hf_checkpoint.load_masked_lm(directory, seed=0)
+    masked, following = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))(params, batch)
+    ours = activations.activations(directory, recorded.inputs)
+    ours["prediction_logits"] = np.asarray(masked)[batch["segment_ids"] == 1]
+    ours["seq_relationship_logits"] = np.asarray(following)[:, 0]
+    found = activations.compare(ours, recorded.activations)
+    assert [row.name for row in found][-3:] == ["pooled", "prediction_logits", "seq_relationship_logits"]
+    assert max(row.maximum for row in found) <= activations.TOLERANCE, found
+
+
+def test_recorded_outputs_of_the_pretraining_heads_are_met() -> None:
+    check_pretraining(FIXTURES / "bert_pretraining")
+
+
+@pytest.mark.parametrize("name", ["bert_pretraining", "bert_pretraining_one_head"])
+def test_live_outputs_of_the_pretraining_heads_are_met(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    record(CASES[name], tmp_path / "model", seed=1)
+    check_pretraining(tmp_path / "model")
+
+
+def test_saved_pretraining_heads_are_the_same_to_transformers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import BertForPreTraining
+
+    directory = FIXTURES / "bert_pretraining"
+    hf_checkpoint.save(
+        tmp_path / "saved", hf_checkpoint.read_config(directory), hf_checkpoint.load_masked_lm(directory, seed=0)[1]
+    )
+    first, second = (BertForPreTraining.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
+    assert first.config.architectures == second.config.architectures
+    for (key, one), (other_key, other) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert key == other_key and torch.equal(one, other), key
+
+
+def equal(one: nnx.State, other: nnx.State) -> bool:
+    return jax.tree.structure(one) == jax.tree.structure(other) and all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_saved_classifier_comes_back_bit_for_bit(pooling: str, tmp_path: Path) -> None:
+    config = hf_checkpoint.read_config(CLASSIFIER)
+    _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
+    hf_checkpoint.save(tmp_path / "new" / "saved", config, params, labels=LABELS, pooling=pooling)
+    assert hf_checkpoint.read_config(tmp_path / "new" / "saved") == config
+    assert hf_checkpoint.read_labels(tmp_path / "new" / "saved") == LABELS
+    assert hf_checkpoint.read_pooling(tmp_path / "new" / "saved") == pooling
+    _, again = hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=pooling, labels=LABELS)
+    assert equal(params, again)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["saved"]
+    other = {"cls": "mean", "mean": "cls"}[pooling]
+    with pytest.raises(UserError, match=f"trained with pooling {pooling}, not {other}"):
+        hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=other, labels=LABELS)
+
+
+def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path: Path) -> None:
+    config = hf_checkpoint.read_config(FIXTURES / "bert_pretraining")
+    _, params = hf_checkpoint.load_masked_lm(FIXTURES / "bert_pretraining", seed=0)
+    for dtype, tolerance in (("float16", 1e-3), ("bfloat16", 8e-3)):
+        hf_checkpoint.save(tmp_path / dtype, config, params, dtype=dtype)
+        size = (tmp_path / dtype / "model.safetensors").stat().st_size
+        assert size < 0.56 * (FIXTURES / "bert_pretraining" / "model.safetensors").stat().st_size
+        _, again = hf_checkpoint.load_masked_lm(tmp_path / dtype, seed=0)
+        for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+            assert other.dtype == jnp.float32
+            np.testing.assert_allclose(one, other, atol=tolerance)
+
+
+def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
+    _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
+    config = hf_checkpoint.read_config(CLASSIFIER)
+
+    class Broken:
+        def save_pretrained(self, directory: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="model: cannot be written: No space left on device"):
+        hf_checkpoint.save(tmp_path / "model", config, params, tokenizer=Broken())
+    assert not list(tmp_path.iterdir())
+    params["head"]["bias"].set_value(jnp.array([0.0, jnp.nan, 0.0]))
+    with pytest.raises(UserError, match=r"classifier\.bias has NaN"):
+        hf_checkpoint.save(tmp_path / "model", config, params)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="exists already"):
+        hf_checkpoint.save(tmp_path / "model", config, params)
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(UserError, match="cannot be written"):
+        hf_checkpoint.save(tmp_path / "file" / "model", config, params)
+
+
+def test_labels_in_another_order_are_permuted_by_name() -> None:
+    order = ("positive", "negative", "neutral")
+    _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0, labels=LABELS)
+    _, permuted = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0, labels=order)
+    for leaf in ("kernel", "bias"):
+        found = dict(zip(order, np.moveaxis(np.asarray(permuted["head"][leaf][...]), -1, 0), strict=True))
+        for index, label in enumerate(LABELS):
+            np.testing.assert_array_equal(found[label], params["head"][leaf][...][..., index])
+    assert equal(params["encoder"], permuted["encoder"]) and equal(params["pooler"], permuted["pooler"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "message"),
+    [
+        (
+            3,
+            ("negative", "neutral", "good"),
+            "classes are negative, neutral, positive, the task's are negative, neutral, good: if they are the same, "
+            "give them the task's names in id2label; else set `checkpoint` to the encoder that this classifier was",
+        ),
+        (
+            2,
+            ("negative", "positive"),
+            "classes are negative, neutral, positive, the task's are negative, positive: set `checkpoint` to the enc",
+        ),
+        (2, None, r"3 classes \(negative, neutral, positive\), wanted 2: .*; no setting leaves a trained head out$"),
+    ],
+)
+def test_a_head_of_other_classes_is_refused(classes: int, labels: tuple[str, ...] | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        hf_checkpoint.load_classifier(CLASSIFIER, classes, seed=0, labels=labels)
+
+
+def test_an_encoder_whose_decoder_is_not_tied_makes_a_classifier(tmp_path: Path) -> None:
+    """The decoder has no place in a classifier; where pretraining goes on, it would be lost."""
+    directory = Path(shutil.copytree(FIXTURES / "bert_pretraining", tmp_path / "model"))
+    path, weights = directory / "config.json", directory / "model.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    tensors = load_file(weights)
+    decoder = tensors["bert.embeddings.word_embeddings.weight"][::-1].copy()
+    save_file(tensors | {"cls.predictions.decoder.weight": decoder}, weights, metadata={"format": "pt"})
+    _, params = hf_checkpoint.load_classifier(directory, 2, seed=0)
+    _, expected = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 2, seed=0)
+    assert equal(params, expected)
+    with pytest.raises(UserError, match=r"config\.json: tie_word_embeddings is False: only True is supported"):
+        hf_checkpoint.load_masked_lm(directory, seed=0)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_full_disk_is_one_line_that_names_the_directory(file: str, tmp_path: Path) -> None:
+    """Each of the three writers tells of it in an exception of its own."""
+    directory = tiny.checkpoint(tmp_path / "tiny")
+    (_, params), config = hf_checkpoint.load_masked_lm(directory, seed=0), hf_checkpoint.read_config(directory)
+    tokenizer = load_tokenizer(hf_checkpoint.EMBEDDED / "mini-bert-en")  # larger than these weights
+    limit = {"config.json": 300, "model.safetensors": 5000, "tokenizer.json": 40_000}[file]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(UserError, match=f"^{tmp_path}/made/out: cannot be written: .*File too large") as caught:
+            hf_checkpoint.save(tmp_path / "made" / "out", config, params, tokenizer=tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "made").iterdir())
+
+
+def test_remote_code_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    shutil.copytree(CLASSIFIER, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_own.Own"}}))
+    (tmp_path / "model" / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for load in (
+        lambda: hf_checkpoint.load_classifier(path.parent, 3, seed=0),
+        lambda: hf_checkpoint.load_masked_lm(path.parent, seed=0),
+    ):
+        with pytest.raises(UserError, match=r"config\.json: auto_map asks for remote code, which is never run"):
+            load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_labels_that_do_not_fit_the_weights_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(CLASSIFIER, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "a", "1": "b"}}))
+    with pytest.raises(UserError, match=r"config\.json: id2label names 2 classes, but the head in the weights has 3"):
+        hf_checkpoint.load_classifier(tmp_path / "model", 2, seed=0, labels=("a", "b"))
+
+
+def test_embedded_names_and_directories_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(CLASSIFIER, tmp_path / "checkpoints" / "tiny-bert")
+    monkeypatch.setattr(hf_checkpoint, "EMBEDDED", tmp_path / "checkpoints")
+    assert hf_checkpoint.resolve("tiny-bert") == tmp_path / "checkpoints" / "tiny-bert"
+    assert hf_checkpoint.resolve(str(CLASSIFIER)) == CLASSIFIER
+    for name in ("./nowhere", "/no/such/directory", "a/b/c", "../tiny-bert", str(CLASSIFIER / "config.json"), ""):
+        with pytest.raises(UserError, match=r"not a directory, a hub id, or an embedded checkpoint \(tiny-bert\)"):
+            hf_checkpoint.resolve(name)
+
+
+def test_of_two_revisions_one_has_to_be_taken_back() -> None:
+    with pytest.raises(UserError, match=r"two revisions, v1\.2 and main: give one"):
+        hf_checkpoint.resolve("someone/some-bert@v1.2", "main")
+
+
+def test_the_embedded_checkpoints_are_found_by_their_names_without_the_hub() -> None:
+    for name in ("mini-bert-en", "mini-bert-multilingual"):
+        assert hf_checkpoint.resolve(name) == hf_checkpoint.EMBEDDED / name
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith("bert")])
+def test_pretraining_goes_on_from_bert_only(name: str) -> None:
+    family = name.partition("_")[0]
+    with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: pretraining goes on from bert"):
+        hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("name", ["bert_pretraining", "electra_classifier"])
+def test_on_a_mesh_every_parameter_is_the_same_and_lies_in_its_place(name: str, shape: tuple[int, ...]) -> None:
+    mesh = make_mesh(shape)
+    if CASES[name].is_classifier:
+        order = ("positive", "negative", "neutral")
+        _, here = hf_checkpoint.load_classifier(FIXTURES / name, 3, seed=0, labels=order)
+        _, spread = hf_checkpoint.load_classifier(FIXTURES / name, 3, seed=0, labels=order, mesh=mesh)
+    else:
+        _, here = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
+        _, spread = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0, mesh=mesh)
+    assert equal(here, spread)
+    layout = param_shardings(mesh, here)
+    assert jax.tree.map(lambda leaf: leaf.sharding, spread) == layout
+    for leaf, placed in zip(jax.tree.leaves(spread), jax.tree.leaves(jax.device_put(spread, layout)), strict=True):
+        assert placed is leaf  # nothing is left to move
+
+
+def test_a_new_head_is_the_same_on_a_mesh() -> None:
+    mesh = make_mesh((1, 4, 2))
+    _, here = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7)
+    _, spread = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7, mesh=mesh)
+    assert equal(here, spread) and not spread["head"]["kernel"][...].sharding.is_fully_replicated
+
+
+def test_a_fingerprint_sees_every_number_and_name() -> None:
+    _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
+    _, same = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=5)
+    before = hf_checkpoint.fingerprint_params(params)
+    assert before == hf_checkpoint.fingerprint_params(same) and len(before) == 64
+    bias = same["encoder"]["layers"][1]["output"]["bias"]
+    bias.set_value(bias[...].at[3].add(1e-6))
+    assert hf_checkpoint.fingerprint_params(same) != before
+    swapped = nnx.from_flat_state([((*path[:-1], path[-1] + "_"), leaf) for path, leaf in nnx.to_flat_state(params)])
+    assert hf_checkpoint.fingerprint_params(swapped) != before
+
+
+def test_the_fingerprint_of_a_directory_is_that_of_the_files_that_are_read(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(hf_checkpoint.EMBEDDED / "mini-bert-en", tmp_path / "model"))
+    before = hf_checkpoint.fingerprint_files(directory)
+    for name in ("README.md", "model.fp16.safetensors", "pytorch_model.bin", "reference.safetensors"):
+        (directory / name).write_text("other")
+    assert hf_checkpoint.fingerprint_files(directory) == before
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (directory / name).write_bytes((directory / name).read_bytes() + b" ")
+        assert hf_checkpoint.fingerprint_files(directory) != before
+        before = hf_checkpoint.fingerprint_files(directory)
+
+
+def test_a_saved_model_says_the_special_ids_of_its_tokenizer(tmp_path: Path) -> None:
+    directory = tiny.checkpoint(tmp_path / "tiny")
+    said = json.loads((directory / "config.json").read_text())
+    assert {key: value for key, value in said.items() if key.endswith("token_id")} == {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    }

@@ -1,0 +1,187 @@
+"""Whose tokenizer it is: what is refused, what is only said, what belongs together."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.hf.test_config import copy_of, edit
+from xtransfer.data.tokens import tokenizer as tokenization
+from xtransfer.errors import UserError
+from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf import tokenizer as hf_tokenizer
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory with a config.json that may be changed; it has one token type."""
+    return copy_of("bert", tmp_path)
+
+
+BERTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTAS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def bert_tokenizer(size: int = 40, special: Sequence[str] = BERTS, **options: Any) -> Any:
+    from transformers import BertTokenizer
+
+    words = [*special, *(f"w{i}" for i in range(size - len(special)))]
+    return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, name_or_path="some-tokenizer", **options)
+
+
+def roberta_tokenizer(size: int = 40, special: Sequence[str] = ROBERTAS) -> Any:
+    from transformers import RobertaTokenizer
+
+    words = [*special, *(f"w{i}" for i in range(size - len(special)))]
+    vocab = {word: i for i, word in enumerate(words)}
+    return RobertaTokenizer(vocab=vocab, merges=[], name_or_path="some-tokenizer")
+
+
+def typed_from_one() -> Any:
+    """A tokenizer whose texts begin with another type than 0."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = bert_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS]:0 $A:2", pair="[CLS]:0 $A:2 $B:2", special_tokens=[("[CLS]", 2)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("size", [36, 40])
+def test_a_models_own_tokenizer_is_accepted(
+    size: int, directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that is a tenth smaller: embeddings are rounded up."""
+    edit(directory, type_vocab_size=2)
+    hf_tokenizer.check_tokenizer(directory, bert_tokenizer(size))
+    edit(copy_of("roberta", tmp_path), pad_token_id=1)
+    hf_tokenizer.check_tokenizer(tmp_path, roberta_tokenizer(size))
+    edit(copy_of("distilbert", tmp_path), pad_token_id=0)  # it has no token types, so a pair's are not looked at
+    hf_tokenizer.check_tokenizer(tmp_path, bert_tokenizer(size))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "changes", "message"),
+    [
+        (lambda: bert_tokenizer(41), {}, "token ids up to 40, but the model embeds 40"),
+        (lambda: bert_tokenizer(19), {}, "19 tokens, but the model embeds 40"),
+        (lambda: roberta_tokenizer(), {"eos_token_id": 3}, "eos id 2, but the model's is 3"),
+        (lambda: bert_tokenizer(bos_token="[CLS]"), {"bos_token_id": 0}, "bos id 2, but the model's is 0"),
+        (lambda: bert_tokenizer(eos_token="[SEP]"), {"eos_token_id": [2, 4]}, r"eos id 3, but the model's is \[2, 4\]"),
+        (lambda: typed_from_one(), {}, "3 token types, but the model's type_vocab_size is 2"),
+    ],
+)
+def test_the_tokenizer_of_another_model_is_refused(
+    tokenizer: Callable[[], Any], changes: dict[str, Any], message: str, directory: Path
+) -> None:
+    edit(directory, **({"type_vocab_size": 2} | changes))
+    with pytest.raises(UserError, match=f"^some-tokenizer: {message}") as caught:
+        hf_tokenizer.check_tokenizer(directory, tokenizer())
+    assert f"({directory}/config.json): another model's tokenizer?" in str(caught.value)
+
+
+def test_a_tokenizer_without_a_special_token_at_the_front_is_refused(directory: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    edit(directory, type_vocab_size=2)
+    for template, tokens in (("$A", "$A $B:1"), ("$A [SEP]", "$A [SEP] $B:1 [SEP]:1")):
+        tokenizer = bert_tokenizer()
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=template, pair=tokens, special_tokens=[("[SEP]", 3)]
+        )
+        with pytest.raises(UserError, match="some-tokenizer: no special token stands first"):
+            hf_tokenizer.check_tokenizer(directory, tokenizer)
+
+
+def test_another_familys_tokenizer_is_accepted_where_config_names_its_class(directory: Path) -> None:
+    """As multilingual-e5-small: bert with XLM-R's tokenizer, whose special ids its config.json does not know."""
+    edit(directory, bos_token_id=5, eos_token_id=6)
+    with pytest.raises(UserError, match="bos id 0, but the model's is 5"):
+        hf_tokenizer.check_tokenizer(directory, roberta_tokenizer())
+    edit(directory, tokenizer_class="XLMRobertaTokenizer")
+    hf_tokenizer.check_tokenizer(directory, roberta_tokenizer())
+    with pytest.raises(UserError, match="19 tokens, but the model embeds 40"):
+        hf_tokenizer.check_tokenizer(directory, roberta_tokenizer(19))
+
+
+def test_another_pad_id_is_said_once_where_positions_do_not_follow_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As paraphrase-multilingual-MiniLM-L12-v2: bert with XLM-R's tokenizer, which its config.json does not name."""
+    sizes = {"vocab_size": 250_037, "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12}
+    sizes |= {"intermediate_size": 1536, "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0}
+    said = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | said | {"position_embedding_type": "absolute"}))
+    tokenizer = roberta_tokenizer(250_002)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            hf_tokenizer.check_tokenizer(tmp_path, tokenizer)
+    [line] = caplog.messages
+    assert line.startswith("some-tokenizer: pad id 1, and the model's is 0 (") and "no number changes" in line
+
+
+def test_an_embedding_far_larger_than_the_vocabulary_is_said(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As indobert-base-p1, which embeds 50,000 and has 30,521 tokens."""
+    edit(directory, type_vocab_size=2)
+    for size, lines in ((36, 0), (35, 1), (20, 2)):
+        hf_tokenizer.check_tokenizer(directory, bert_tokenizer(size))
+        assert len(caplog.messages) == lines
+    assert caplog.messages[0].startswith("some-tokenizer: only 35 tokens, and the model embeds 40 (")
+
+
+def test_one_token_type_is_enough_for_single_texts(directory: Path) -> None:
+    """As klue/roberta-base and guwenbert: one type, and BERT's tokenizer, whose pairs have two."""
+    tokenizer = bert_tokenizer()
+    hf_tokenizer.check_tokenizer(directory, tokenizer)  # its type_vocab_size is 1
+    assert not tokenization.tokenize(tokenizer, ["w1"], None, 8).token_type_ids.any()
+    with pytest.raises(
+        UserError, match="^some-tokenizer: pairs have 2 token types, but the model's type_vocab_size is 1"
+    ):
+        tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8)
+    edit(directory, type_vocab_size=2)
+    hf_tokenizer.check_tokenizer(directory, tokenizer)
+    assert tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8).token_type_ids.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_types_that_the_model_is_not_fed_with_do_not_matter(directory: Path) -> None:
+    tokenizer = bert_tokenizer(model_input_names=["input_ids", "attention_mask"])
+    hf_tokenizer.check_tokenizer(directory, tokenizer)  # its type_vocab_size is 1
+    assert tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8).token_type_ids.tolist() == [0] * 5
+
+
+def test_where_positions_follow_the_pad_id_it_has_to_be_the_tokenizers(tmp_path: Path) -> None:
+    edit(copy_of("roberta", tmp_path), tokenizer_class="RobertaTokenizer")
+    with pytest.raises(UserError, match="pad id 1, but the model's is 2"):
+        hf_tokenizer.check_tokenizer(tmp_path, roberta_tokenizer())
+
+
+def test_special_ids_are_those_that_the_tokenizer_has() -> None:
+    assert hf_tokenizer.special_ids(bert_tokenizer()) == {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+    assert hf_tokenizer.special_ids(roberta_tokenizer()) == {
+        **{"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+        **{"cls_token_id": 0, "sep_token_id": 2},
+    }
+    assert hf_tokenizer.special_ids(None) == {}
+
+
+def test_an_export_with_another_familys_tokenizer_accepts_it_again(directory: Path, tmp_path: Path) -> None:
+    edit(directory, tokenizer_class="XLMRobertaTokenizer")
+    config, tokenizer = hf_config.read_config(directory), roberta_tokenizer()
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    ids = hf_tokenizer.special_ids(tokenizer)
+    hf_config.write_config(exported / "config.json", config, frozenset({"head.kernel"}), ("a", "b"), "cls", ids)
+    hf_tokenizer.check_tokenizer(exported, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["mini-bert-en", "mini-bert-multilingual"])
+def test_the_embedded_checkpoints_are_accepted_with_their_tokenizers(name: str) -> None:
+    from transformers import AutoTokenizer
+
+    directory = Path(hf_config.__file__).parents[2] / "pretrained" / name
+    hf_tokenizer.check_tokenizer(directory, AutoTokenizer.from_pretrained(str(directory), local_files_only=True))

@@ -1,0 +1,241 @@
+"""The name tables: one rule a name, and the inverse."""
+
+import ast
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtransfer.models import encoder
+from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.hf import families, weight_map
+from xtransfer.models.hf.families import FAMILIES
+from xtransfer.models.hf.families.bert import BERT
+from xtransfer.models.hf.weight_map import Rule
+
+CONFIG = EncoderConfig(
+    vocab_size=9, hidden_size=4, num_layers=11, num_heads=2, intermediate_size=6, max_positions=8, type_vocab_size=1
+)
+MODELS: dict[str, Callable[[EncoderConfig], Any]] = {
+    "classifier": lambda config: Classifier(config, 2, rngs=nnx.Rngs(0)),
+    "masked_lm": lambda config: MaskedLM(config, rngs=nnx.Rngs(0)),
+}
+
+
+@cache
+def targets(model: str, family: str = "bert") -> list[str]:
+    config = dataclasses.replace(CONFIG, **dict(FAMILIES[family].defaults))
+    state = nnx.state(nnx.eval_shape(lambda: MODELS[model](config)))
+    return [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+
+
+@pytest.mark.parametrize(("family", "model"), [*((name, "classifier") for name in FAMILIES), ("bert", "masked_lm")])
+def test_every_leaf_has_one_name_and_every_name_one_leaf(family: str, model: str) -> None:
+    check_names(FAMILIES[family], targets(model, family))
+
+
+def check_names(family: weight_map.Family, paths: list[str]) -> None:
+    names = [family.source(path) for path in paths]
+    assert len({name for name, _ in names}) == len(paths)
+    assert [family.target(name) for name, _ in names] == [
+        (path, transform) for path, (_, transform) in zip(paths, names, strict=True)
+    ]
+    for path, (_, transform) in zip(paths, names, strict=True):
+        assert (transform == weight_map.TRANSPOSE) == ("kernel" in path)
+
+
+def test_the_registry_has_every_family_under_its_name() -> None:
+    assert {model_type: family.name for model_type, family in FAMILIES.items()} == {name: name for name in FAMILIES}
+    assert set(FAMILIES) == {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_a_family_speaks_of_fields_that_there_are(family: weight_map.Family) -> None:
+    fields = {field.name for field in dataclasses.fields(EncoderConfig)}
+    assert {field for field, _ in family.defaults} | {field for _, field in family.config_keys} <= fields
+    assert set(family.required) <= {key for key, _ in family.config_keys}
+
+
+@given(st.integers(0, 10**6))
+def test_layer_numbers_survive(layer: int) -> None:
+    target = f"encoder.layers.{layer}.attention.query.kernel"
+    assert BERT.source(target) == (f"bert.encoder.layer.{layer}.attention.self.query.weight", "transpose")
+    assert BERT.target(f"bert.encoder.layer.{layer}.attention.self.query.weight") == (target, "transpose")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.encoder.layer.01.output.dense.bias",  # would be a second name for layer 1
+        "bert.encoder.layer.x.output.dense.bias",
+        "bert.encoder.layer.1.output.dense.bias.extra",
+        "bert.encoder.layer.1.output.denseXbias",
+        "roberta.embeddings.word_embeddings.weight",
+    ],
+)
+def test_other_names_match_nothing(name: str) -> None:
+    assert BERT.target(BERT.canonical(name)) is None
+    assert not BERT.is_ignorable(BERT.canonical(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
+        ("bert.encoder.layer.3.output.LayerNorm.beta", "bert.encoder.layer.3.output.LayerNorm.bias"),
+        ("pooler.dense.bias", "bert.pooler.dense.bias"),
+        ("classifier.weight", "classifier.weight"),
+        ("cls.seq_relationship.bias", "cls.seq_relationship.bias"),
+    ],
+)
+def test_older_and_bare_names_are_the_same_tensors(name: str, canonical: str) -> None:
+    assert BERT.canonical(name) == canonical
+    assert BERT.canonical(canonical) == canonical
+    assert BERT.target(canonical) is not None
+
+
+# What the published files hold beside the encoder, each with and without the prefix where that is the family's.
+LEFT_IN_THE_FILE = {
+    "roberta": [
+        "roberta.embeddings.position_ids",
+        "roberta.pooler.dense.weight",
+        "pooler.dense.bias",
+        "lm_head.bias",
+        "lm_head.dense.weight",
+        "lm_head.layer_norm.weight",
+        "lm_head.layer_norm.gamma",
+        "lm_head.decoder.weight",
+    ],
+    "distilbert": [
+        "distilbert.embeddings.position_ids",
+        "embeddings.position_ids",
+        "vocab_transform.weight",
+        "vocab_layer_norm.bias",
+        "vocab_projector.weight",
+    ],
+    "electra": [
+        "electra.embeddings.position_ids",
+        "embeddings.token_type_ids",
+        "discriminator_predictions.dense.weight",
+        "discriminator_predictions.dense_prediction.bias",
+        "generator_predictions.LayerNorm.weight",
+        "generator_predictions.LayerNorm.beta",
+        "generator_predictions.dense.bias",
+        "generator_lm_head.bias",
+        "generator_lm_head.weight",
+    ],
+}
+LEFT_IN_THE_FILE |= dict.fromkeys(("xlm-roberta", "camembert"), LEFT_IN_THE_FILE["roberta"])
+
+
+@pytest.mark.parametrize("family", LEFT_IN_THE_FILE)
+def test_other_heads_and_buffers_are_left_in_the_file(family: str) -> None:
+    table = FAMILIES[family]
+    for name in map(table.canonical, LEFT_IN_THE_FILE[family]):
+        assert table.is_ignorable(name) and table.target(name) is None and table.copy_of(name) is None
+    for name in ("lm_head.extra", "pooler.extra.weight", "vocab_transform.extra", "generator_lm_head.extra.weight"):
+        assert not table.is_ignorable(table.canonical(name))
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "target"),
+    [
+        ("roberta", "classifier.dense.weight", "pooler.dense.kernel"),
+        ("camembert", "classifier.out_proj.bias", "head.bias"),
+        ("xlm-roberta", "encoder.layer.7.attention.self.key.bias", "encoder.layers.7.attention.key.bias"),
+        ("xlm-roberta", "roberta.embeddings.LayerNorm.gamma", "encoder.embeddings.norm.scale"),
+        ("distilbert", "pre_classifier.bias", "pooler.dense.bias"),
+        ("distilbert", "classifier.weight", "head.kernel"),
+        ("distilbert", "transformer.layer.3.ffn.lin1.weight", "encoder.layers.3.intermediate.kernel"),
+        ("distilbert", "distilbert.transformer.layer.3.sa_layer_norm.beta", "encoder.layers.3.attention_norm.bias"),
+        ("distilbert", "transformer.layer.0.output_layer_norm.gamma", "encoder.layers.0.output_norm.scale"),
+        ("electra", "embeddings_project.weight", "encoder.embeddings.project.kernel"),
+        ("electra", "classifier.dense.bias", "pooler.dense.bias"),
+        ("electra", "classifier.out_proj.weight", "head.kernel"),
+        ("electra", "electra.encoder.layer.1.output.LayerNorm.gamma", "encoder.layers.1.output_norm.scale"),
+    ],
+)
+def test_the_families_own_names(family: str, name: str, target: str) -> None:
+    found = FAMILIES[family].target(FAMILIES[family].canonical(name))
+    assert found is not None and found[0] == target
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
+def test_another_familys_head_has_no_place(family: str) -> None:
+    foreign = "classifier.out_proj.weight" if family == "distilbert" else "classifier.weight"
+    assert FAMILIES[family].target(foreign) is None and not FAMILIES[family].is_ignorable(foreign)
+
+
+def test_copies_and_ignorable_names() -> None:
+    words = "bert.embeddings.word_embeddings.weight"
+    assert BERT.copy_of("cls.predictions.decoder.weight") == (words, "decoder_bias")
+    assert BERT.copy_of("cls.predictions.bias") is None
+    assert BERT.is_ignorable(BERT.canonical("embeddings.position_ids"))
+    assert not BERT.is_ignorable("bert.embeddings.position_embeddings.weight")
+
+
+def test_heads_are_all_that_lies_outside_the_encoder() -> None:
+    for family, model in [*((name, "classifier") for name in FAMILIES), ("bert", "masked_lm")]:
+        assert [path for path in targets(model, family) if not FAMILIES[family].is_head(path)] == [
+            path for path in targets(model, family) if path.startswith("encoder.")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture"), [("classifier", "BertForSequenceClassification"), ("masked_lm", "BertForPreTraining")]
+)
+def test_leaves_tell_the_architecture(model: str, architecture: str) -> None:
+    assert BERT.architecture(frozenset(targets(model))) == architecture
+    assert BERT.architecture(frozenset({"encoder.embeddings.norm.bias"})) == "BertModel"
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [
+        ("roberta", "Roberta"),
+        ("xlm-roberta", "XLMRoberta"),
+        ("camembert", "Camembert"),
+        ("distilbert", "DistilBert"),
+        ("electra", "Electra"),
+    ],
+)
+def test_classifiers_have_their_familys_class(family: str, prefix: str) -> None:
+    assert FAMILIES[family].architecture(frozenset({"head.kernel"})) == f"{prefix}ForSequenceClassification"
+    assert FAMILIES[family].architecture(frozenset()) == f"{prefix}Model"
+
+
+def test_an_ambiguous_table_is_a_fault() -> None:
+    twice = dataclasses.replace(BERT, rules=(*BERT.rules, Rule("classifier.bias", "other")))
+    with pytest.raises(ValueError, match=r"classifier\.bias matches 2 rules"):
+        twice.target("classifier.bias")
+
+
+def test_a_leaf_without_a_name_is_a_fault() -> None:
+    with pytest.raises(KeyError, match="adapter"):
+        BERT.source("encoder.adapter.kernel")
+
+
+def test_the_tables_know_no_arrays() -> None:
+    for file in (Path(weight_map.__file__), *Path(families.__file__).parent.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        others = {name for name in imported if not name.startswith("xtransfer.models.families.")}
+        assert others <= {"re", "dataclasses", "functools", "xtransfer.models.weight_maps"}
+
+
+def test_the_encoder_knows_no_name_of_a_checkpoint() -> None:
+    text = Path(encoder.__file__).read_text(encoding="utf-8")
+    for word in ("lin1", "out_proj", "pre_classifier", "LayerNorm.", ".weight", "model_type", "roberta", "distilbert"):
+        assert word not in text
+
+
+def test_what_a_table_has_is_told_by_its_rules() -> None:
+    assert [name for name, family in FAMILIES.items() if family.pretrains] == ["bert"]
+    assert [name for name, family in FAMILIES.items() if family.pools_in_encoder] == ["bert"]

@@ -1,0 +1,348 @@
+"""The encoder: segments, packing, pooling, dropout, dtypes. Its numbers against PyTorch's: test_families."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers.jaxprs import equations, float_types
+from xtransfer.models import dropout, encoder
+from xtransfer.models.encoder import Classifier, Encoder, EncoderConfig, MaskedLM
+
+CONFIG = EncoderConfig(
+    vocab_size=50,
+    hidden_size=24,
+    num_layers=2,
+    num_heads=3,
+    intermediate_size=40,
+    max_positions=16,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
+# These tests run each program once or twice, so what counts is the time to compile it.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+LENGTHS = (5, 3, 7, 1)
+ROW = 16
+
+
+def build(make: Callable[[], Any], seed: int = 0) -> tuple[Any, nnx.State]:
+    """(graphdef, params), every parameter random: at BERT's initial values the logits hardly depend on the input."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        centre = 1.0 if "'scale'" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(centre + 0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return graphdef, jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def classifier(config: EncoderConfig = CONFIG, **options: Any) -> tuple[Any, nnx.State]:
+    return build(lambda: Classifier(config, 3, rngs=nnx.Rngs(0), **options))
+
+
+@cache
+def forward(graphdef: Any) -> Callable[..., Any]:
+    """The model as a compiled function of (params, batch, key)."""
+    return quick_jit(lambda params, batch, key=None: nnx.merge(graphdef, params)(batch, dropout_key=key))
+
+
+def examples(seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, CONFIG.vocab_size, length) for length in LENGTHS]
+
+
+def lay_out(rows: list[list[int]], slots: int, texts: list[np.ndarray]) -> dict[str, jax.Array]:
+    """A batch with the examples `rows[r]` in row r; an empty list gives a row of padding."""
+    batch = {name: np.zeros((len(rows), ROW), np.int32) for name in ("input_ids", "segment_ids", "position_ids")}
+    batch["token_type_ids"] = np.zeros((len(rows), ROW), np.int32)
+    batch["cls_index"] = np.zeros((len(rows), slots), np.int32)
+    for row, members in enumerate(rows):
+        start = 0
+        for slot, member in enumerate(members):
+            end = start + len(texts[member])
+            batch["input_ids"][row, start:end] = texts[member]
+            batch["segment_ids"][row, start:end] = slot + 1
+            batch["position_ids"][row, start:end] = np.arange(end - start)
+            batch["token_type_ids"][row, (start + end) // 2 : end] = 1
+            batch["cls_index"][row, slot] = start
+            start = end
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+PACKED = [[0, 1, 2], [3], []]
+PADDED = [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("pooling", encoder.POOLINGS)
+def test_packed_examples_have_the_logits_and_gradients_of_padded_ones(pooling: str) -> None:
+    """Also where the packed batch has empty slots and an empty row, whose logits are finite."""
+    graphdef, params = classifier(pooling=pooling)
+    target = jnp.arange(12.0).reshape(4, 3) / 10
+
+    def loss(params: nnx.State, batch: dict[str, jax.Array], packed: bool) -> tuple[jax.Array, Any]:
+        every = nnx.merge(graphdef, params)(batch)
+        logits = jnp.concatenate([every[0], every[1, :1]]) if packed else every[:, 0]
+        return jnp.sum((logits - target) ** 2), (logits, every)
+
+    step = quick_jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
+    (_, (packed, every)), packed_grads = step(params, lay_out(PACKED, 3, examples()), True)
+    (_, (padded, _)), padded_grads = step(params, lay_out(PADDED, 1, examples()), False)
+    assert every.shape == (3, 3, 3) and np.isfinite(every).all()
+    assert float(jnp.std(padded[:, 0])) > 0.05
+    np.testing.assert_allclose(packed, padded, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(padded_grads), strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
+
+
+def test_no_token_sees_another_segment_or_padding() -> None:
+    graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    batch = lay_out([[0, 1]], 2, examples())
+
+    @quick_jit
+    def hidden(ids: jax.Array) -> jax.Array:
+        model = nnx.merge(graphdef, params)
+        return model(ids, batch["token_type_ids"], batch["position_ids"], batch["segment_ids"])[0]
+
+    before = hidden(batch["input_ids"])
+    after = hidden(batch["input_ids"].at[0, 5:].set(7))  # the second example and the padding become other tokens
+    np.testing.assert_array_equal(before[:5], after[:5])
+    assert float(jnp.abs(before[5:8] - after[5:8]).max()) > 1e-2
+
+
+def test_hidden_states_are_the_input_of_the_first_layer_and_the_output_of_each() -> None:
+    graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    batch = lay_out([[0, 1]], 2, examples())
+    inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]
+
+    @quick_jit
+    def run(params: nnx.State) -> tuple[list[jax.Array], list[jax.Array]]:
+        model = nnx.merge(graphdef, params)
+        same = inputs[3][:, None, :, None] == inputs[3][:, None, None, :]
+        steps = [model.embeddings(*inputs[:3], None)]
+        for layer in model.layers:
+            steps.append(layer(steps[-1], jnp.where(same, 0.0, -jnp.inf), None))
+        return model.hidden_states(*inputs), [*steps, model(*inputs)]
+
+    states, steps = run(params)
+    assert len(states) == CONFIG.num_layers + 1
+    for state, step in zip([*states, states[-1]], steps, strict=True):
+        np.testing.assert_allclose(state, step, atol=1e-5)
+    assert np.abs(states[0] - states[1]).max() > 0.1 < np.abs(states[1] - states[2]).max()
+
+
+def test_embeddings_of_another_size_and_without_token_types() -> None:
+    """Computed by hand: (word + position), LayerNorm at the embedding's size, then the projection."""
+    config = dataclasses.replace(CONFIG, embedding_size=10, type_vocab_size=0)
+    graphdef, params = build(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+    table = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params["embeddings"])}
+    assert set(table) == {
+        *("word_embeddings.embedding", "position_embeddings.embedding", "norm.scale", "norm.bias"),
+        *("project.kernel", "project.bias"),
+    }
+    ids, positions = np.array([[3, 1, 4]]), np.array([[2, 3, 4]])
+    x = table["word_embeddings.embedding"][ids] + table["position_embeddings.embedding"][positions]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_eps)
+    x = (x * table["norm.scale"] + table["norm.bias"]) @ table["project.kernel"] + table["project.bias"]
+    found = nnx.merge(graphdef, params).embeddings(jnp.asarray(ids), jnp.full((1, 3), 7), jnp.asarray(positions), None)
+    assert found.shape == (1, 3, CONFIG.hidden_size)
+    np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0)), ("silu", lambda x: x / (1 + np.exp(-x)))],
+)
+def test_the_heads_activation_is_its_own(act: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+    config = dataclasses.replace(CONFIG, head_act=act, hidden_act="relu")
+    pooler = nnx.merge(*build(lambda: encoder.Pooler(config, rngs=nnx.Rngs(0))))
+    x = np.random.default_rng(0).standard_normal((1, 2, CONFIG.hidden_size)).astype(np.float32)
+    dense = x @ np.asarray(pooler.dense.kernel[...]) + np.asarray(pooler.dense.bias[...])
+    np.testing.assert_allclose(pooler(jnp.asarray(x)), expected(dense), atol=1e-5)
+
+
+def test_mean_pooling_is_the_mean_over_each_segment() -> None:
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((1, 6, 4)).astype(np.float32)
+    segments = jnp.array([[1, 1, 1, 2, 2, 0]])
+    means = encoder.segment_mean(jnp.asarray(hidden), segments, 3)[0]
+    np.testing.assert_allclose(means[0], hidden[0, :3].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(means[1], hidden[0, 3:5].mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(means[2], np.zeros(4))
+
+
+def test_masked_lm_reads_its_positions_through_the_tied_decoder() -> None:
+    graphdef, params = build(lambda: MaskedLM(CONFIG, rngs=nnx.Rngs(0)))
+    batch = lay_out([[0, 1]], 2, examples()) | {"mlm_positions": jnp.array([[6, 1, 0]])}
+    logits, following = forward(graphdef)(params, batch)
+    assert logits.shape == (1, 3, CONFIG.vocab_size) and following.shape == (1, 2, 2)
+    assert logits.dtype == following.dtype == jnp.float32
+
+    @quick_jit
+    def expected(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, params)
+        keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
+        hidden = model.encoder(*(batch[key] for key in keys))[0]
+        moved = model.transform_norm(jax.nn.gelu(model.transform(hidden), approximate=False))
+        decoded = moved @ model.encoder.embeddings.word_embeddings.embedding[...].T + model.decoder_bias[...]
+        return decoded[jnp.array([6, 1, 0])], model.next_sentence(
+            jnp.tanh(model.pooler.dense(hidden[jnp.array([0, 5])]))
+        )
+
+    decoded, next_sentence = expected(params)
+    np.testing.assert_allclose(logits[0], decoded, atol=1e-4)
+    np.testing.assert_allclose(following[0], next_sentence, atol=1e-5)
+
+
+def logits_with(key: jax.Array | None, **rates: Any) -> np.ndarray:
+    graphdef, params = classifier(dataclasses.replace(CONFIG, num_layers=1, **rates))
+    return np.asarray(forward(graphdef)(params, lay_out(PACKED, 3, examples()), key))
+
+
+def test_without_a_key_there_is_no_dropout() -> None:
+    np.testing.assert_array_equal(logits_with(None, hidden_dropout=0.5, attention_dropout=0.5), logits_with(None))
+    np.testing.assert_array_equal(logits_with(jax.random.key(0), classifier_dropout=0.0), logits_with(None))
+
+
+@pytest.mark.parametrize("rates", [{"hidden_dropout": 0.3}, {"attention_dropout": 0.3}, {"classifier_dropout": 0.3}])
+def test_dropout_is_a_function_of_its_key(rates: dict[str, float]) -> None:
+    first = logits_with(jax.random.key(0), **rates)
+    np.testing.assert_array_equal(first, logits_with(jax.random.key(0), **rates))
+    assert np.abs(first - logits_with(jax.random.key(1), **rates)).max() > 1e-3
+    assert np.abs(first - logits_with(None, **rates)).max() > 1e-3
+
+
+HIDDEN, PROBS, HEAD = ((3, ROW, 24), 0.1), ((3, 3, ROW, ROW), 0.2), ((3, 3, 24), 0.3)
+SITES: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "bert": ({}, [HIDDEN, *([PROBS, HIDDEN, HIDDEN] * 2), HEAD]),
+    "head_input": ({"head_input_dropout": True}, [HIDDEN, *([PROBS, HIDDEN, HIDDEN] * 2), HEAD, HEAD]),
+    "no_attention_output": ({"attention_output_dropout": False}, [HIDDEN, *([PROBS, HIDDEN] * 2), HEAD]),
+}
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shape, rate and key of every mask; `dropout` draws its own by the same function as attention."""
+    sites: list[tuple[tuple[int, ...], float]] = []
+    keys: list[jax.Array] = []
+    draw = dropout.keep_mask
+
+    def spy(key: dropout.DropoutKey, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
+        if rate:
+            sites.append((shape, rate))
+            keys.append(jax.random.key_data(key.key))
+        return draw(key, rate, shape)
+
+    monkeypatch.setattr(dropout, "keep_mask", spy)
+    monkeypatch.setattr(encoder, "kept_probabilities", spy)
+    changes, expected = SITES[kind]
+    rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
+    graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))
+    batch = lay_out(PACKED, 3, examples())
+
+    def used(params: nnx.State, key: jax.Array) -> list[jax.Array]:
+        sites.clear(), keys.clear()
+        nnx.merge(graphdef, params)(batch, dropout_key=key)
+        return list(keys)
+
+    drawn = {np.asarray(key).tobytes() for key in quick_jit(used)(params, jax.random.key(0))}
+    assert sites == expected
+    assert len(drawn) == len(sites)
+    found = equations(used, params, jax.random.key(0))
+    assert sum(e.primitive.name == "random_bits" for e in found) == len(sites)  # and nothing else draws
+
+
+def test_the_classifiers_rate_falls_back_to_the_hidden_rate() -> None:
+    rates = {"hidden_dropout": 0.25, "classifier_dropout": None}
+    assert nnx.merge(*classifier(dataclasses.replace(CONFIG, **rates))).rate == 0.25
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits() -> None:
+    batch = lay_out(PACKED, 3, examples())
+    (exact, params), (coarse, coarse_params) = classifier(), classifier(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(coarse_params)} == {jnp.dtype("float32")}
+    ids = jax.ShapeDtypeStruct((2, ROW), jnp.int32)
+    hidden = jax.eval_shape(lambda p, x: nnx.merge(coarse, p).encoder(x, x, x, x), coarse_params, ids)
+    assert hidden.dtype == jnp.bfloat16
+    logits = forward(coarse)(coarse_params, batch)
+    assert logits.dtype == jnp.float32
+    assert 0 < float(jnp.abs(logits - forward(exact)(params, batch)).max()) < 0.1
+
+
+def test_softmax_norms_pooler_and_logits_are_float32_in_a_bfloat16_model() -> None:
+    coarse, params = classifier(dtype=jnp.bfloat16)
+    batch = lay_out(PACKED, 3, examples())
+    found = equations(lambda p, b: nnx.merge(coarse, p)(b), params, batch)
+    layers, norms = CONFIG.num_layers, 1 + 2 * CONFIG.num_layers
+    for primitive, sites in (("exp", layers), ("rsqrt", norms), ("tanh", 1)):
+        assert float_types(found, primitive) == ["float32"] * 2 * sites, primitive
+    for primitive in ("reduce_sum", "reduce_max", "square"):
+        assert set(float_types(found, primitive)) <= {"float32"}, primitive
+    products = [tuple(str(v.aval.dtype) for v in (*e.invars, *e.outvars)) for e in found if "dot_general" in str(e)]
+    products = [types for types in products if len(types) == 3]
+    low, full = "bfloat16", "float32"
+    # Each layer's scores, and its mixtures before they are divided by the sums.
+    assert products.count((low, low, full)) == 2 * layers and products[-2:] == [(full,) * 3] * 2
+    assert set(products) == {(low, low, low), (low, low, full), (full, full, full)}
+    # Of what has the scores' shape, only the exponentials are rounded, and their sums are those of the rounded ones.
+    scores = (batch["input_ids"].shape[0], CONFIG.num_heads, ROW, ROW)
+    rounded = [e for e in found if e.primitive.name == "convert_element_type" and e.outvars[0].aval.shape == scores]
+    assert [str(e.outvars[0].aval.dtype) for e in rounded] == [low, full] * layers
+    sums = [e.invars[0] for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == scores]
+    assert [id(x) for x in sums] == [id(e.outvars[0]) for e in rounded[1::2]]
+    assert [id(e.invars[0]) for e in rounded[1::2]] == [id(e.outvars[0]) for e in rounded[::2]]
+
+
+def test_the_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> None:
+    """With dropout: what is exponentiated, and what attention and the norms add up, is float32 backwards too."""
+    rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
+    coarse, params = classifier(dataclasses.replace(CONFIG, **rates), dtype=jnp.bfloat16)
+    batch = lay_out(PACKED, 3, examples())
+
+    def loss(params: nnx.State) -> jax.Array:
+        return jnp.sum(nnx.merge(coarse, params)(batch, dropout_key=jax.random.key(0)))
+
+    found = equations(jax.grad(loss), params)
+    layers, norms, gelus = CONFIG.num_layers, 1 + 2 * CONFIG.num_layers, CONFIG.num_layers
+    for primitive, sites in (("exp", layers + gelus), ("rsqrt", norms), ("erf", 2 * gelus), ("tanh", 1)):
+        assert float_types(found, primitive) == ["float32"] * 2 * sites, primitive
+    for primitive in ("reduce_max", "square"):
+        assert set(float_types(found, primitive)) <= {"float32"}, primitive
+    rows, heads, size = batch["input_ids"].shape[0], CONFIG.num_heads, CONFIG.hidden_size // CONFIG.num_heads
+    for shape, count in (((rows, heads, ROW, ROW), layers), ((rows, heads, size, ROW), layers)):
+        sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == shape]
+        assert [str(e.invars[0].aval.dtype) for e in sums] == ["float32"] * count
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss), params))} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    "model", [lambda rngs: Classifier(CONFIG, 3, rngs=rngs), lambda rngs: MaskedLM(CONFIG, rngs=rngs)]
+)
+def test_the_state_is_parameters_only_with_berts_initial_values(model: Callable[[nnx.Rngs], Any]) -> None:
+    rest = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[2]
+    assert not jax.tree.leaves(rest)
+    params = quick_jit(lambda: nnx.state(model(nnx.Rngs(0))))()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if "'kernel'" in name or "'embedding'" in name:
+            assert abs(float(jnp.std(leaf)) - 0.02) < 4 * 0.02 / (2 * leaf.size) ** 0.5
+        else:
+            np.testing.assert_array_equal(leaf, 1.0 if "'scale'" in name else 0.0)
+
+
+@pytest.mark.parametrize("change", [{"num_heads": 5}, {"hidden_act": "mish"}, {"head_act": "sine"}])
+def test_impossible_configs_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+        Encoder(dataclasses.replace(CONFIG, **change), rngs=nnx.Rngs(0))
+
+
+def test_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match="max"):
+        Classifier(CONFIG, 2, rngs=nnx.Rngs(0), pooling="max")

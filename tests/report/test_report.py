@@ -1,0 +1,276 @@
+"""What the report says, and the files it leaves."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from xtransfer.config import ExperimentConfig, TaskConfig
+from xtransfer.errors import UserError
+from xtransfer.evaluation.results import aggregate
+from xtransfer.report import __main__ as report
+from xtransfer.runs.find import TaskRecord
+
+REPOSITORY = Path(__file__).parents[2]
+VALUES = {  # objective -> seed -> en, de, ja
+    "teacher": {0: (0.9,)},
+    "vanilla": {0: (0.70, 0.60, 0.60), 1: (0.74, 0.66, 0.56)},
+    "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
+}
+FACTS = TaskRecord("reviews", ("negative", "positive"), False, "en", ("de", "ja"), "abc", "def")
+SYNTHETIC = dataclasses.replace(FACTS, synthetic=True)
+RECORD = json.loads(json.dumps(dataclasses.asdict(SYNTHETIC)))
+ONE_SEED = {name: {0: by_seed[0]} for name, by_seed in VALUES.items()}
+
+
+def make_rows(values=VALUES, **changes):
+    return [
+        {
+            "task": "reviews",
+            "objective": objective,
+            "seed": seed,
+            "step": 100,
+            "selection": "source_dev",
+            "split": "test",
+            "language": language,
+            "metric": "accuracy",
+            "value": value,
+            "count": 1000,
+        }
+        | changes
+        for objective, by_seed in values.items()
+        for seed, row in by_seed.items()
+        for language, value in zip(("en", "de", "ja"), row, strict=False)
+    ]
+
+
+def table(*rows, **settings):
+    return aggregate(list(rows) or make_rows(), **{"source_language": "en"} | settings)
+
+
+def with_majority(rows, share=0.5):
+    """Rows of accuracy, and those that say the share of the most frequent class."""
+    return [*rows, *({**row, "metric": "majority_share", "value": share} for row in rows)]
+
+
+def printed(rows, width=200, facts=FACTS):
+    stream = io.StringIO()
+    report.show(table(*rows), Console(file=stream, width=width, highlight=False, soft_wrap=True), facts)
+    return stream.getvalue()
+
+
+def test_cells_by_hand():
+    # English of vanilla: 70, 74: sd 4/√2 = 2.8. Its averages 60 and 61: sd 0.7; monox_kd's 68 and 66: sd 1.4.
+    # Gains 8 and 5: mean 6.5, sd 3/√2 = 2.1.
+    header, lines = report.cells(table())
+    assert header == ["objective", "en (source)", "de", "ja", "avg of targets", "gain over vanilla"]
+    assert lines == [
+        ["teacher", "90.0", "–", "–", "–", "–"],
+        ["vanilla", "72.0 ± 2.8", "63.0 ± 4.2", "58.0 ± 2.8", "60.5 ± 0.7", "–"],
+        ["monox_kd", "81.0 ± 1.4", "71.0 ± 1.4", "63.0 ± 4.2", "67.0 ± 1.4", "+6.5 ± 2.1"],
+    ]
+
+
+def test_one_seed_has_no_sd_and_says_so():
+    text = report.markdown(table(*make_rows(ONE_SEED)), FACTS)
+    assert "| monox_kd | 82.0 | 70.0 | 66.0 | 68.0 | +8.0 |" in text
+    assert "±" not in text
+    assert "1 seed (0), one run each, spread unknown." in text
+    assert "All seeds share" not in text
+
+
+def test_caption_says_what_was_measured():
+    text = "\n".join(report.caption(table(), FACTS))
+    for words in (
+        "accuracy in % on the test split of reviews, 2 classes, 1,000 items per language.",
+        "best on the source language's dev split (source_dev)",
+        "teacher: 1 seed (0)",
+        "vanilla, monox_kd: 2 seeds (0, 1), mean ± sample standard deviation",
+        "mean over de, ja, without the source language en",
+        "vanilla with the same seed",
+        "All seeds share one labelled and one unlabelled sample and one monolingual teacher",
+    ):
+        assert words in text
+    oracle = table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle")
+    assert "not zero-shot" in "\n".join(report.caption(oracle, FACTS))
+
+
+def test_different_counts_and_no_baseline():
+    rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows()]
+    assert "items: en 1,000, de 1,000, ja 500" in report.caption(table(*rows), FACTS)[0]
+    alone = table(*make_rows({"monox_kd": VALUES["monox_kd"]}))
+    assert report.cells(alone)[0][-1] == "avg of targets"
+    assert "Gain" not in "\n".join(report.caption(alone, FACTS))
+
+
+def test_synthetic_text_is_called_synthetic_wherever_it_is_named():
+    text = report.markdown(table(), SYNTHETIC)
+    assert text.count("reviews") == text.count("reviews (synthetic)") == 2
+    assert "synthetic" not in report.markdown(table(), FACTS)
+
+
+def test_results_at_chance_are_named():
+    values = {"vanilla": {0: (0.7, 0.51, 0.6), 1: (0.7, 0.6, 0.48)}}
+    rows = with_majority(make_rows(values))
+    chance = report.warnings(table(*rows))
+    assert chance == [
+        "Warning: cannot be told from always answering the most frequent class: "
+        "vanilla seed 0 in de (51.0%, always the same: 50.0%); vanilla seed 1 in ja (48.0%, always the same: 50.0%)."
+    ]
+    assert f"**{chance[0]}**" in report.markdown(table(*rows), FACTS)
+    assert chance[0] in printed(rows)
+    assert report.warnings(table(*with_majority(make_rows(values), share=0.25))) == []
+    assert report.warnings(table(*make_rows(values))) == []
+    assert report.warnings(table(*with_majority(make_rows()))) == []
+    assert report.warnings(table(*with_majority(make_rows(), share=0.9)))[0].count("seed") == 13
+
+
+def test_all_labels_equal_is_loud_in_the_report():
+    """A model that learnt one class only: exactly the share of that class, everywhere."""
+    rows = with_majority(make_rows({"vanilla": {0: (0.6, 0.6, 0.6)}}), share=0.6)
+    assert report.warnings(table(*rows))[0].count("60.0%, always the same: 60.0%") == 3
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_printed_table_loses_no_digit_on_a_narrow_terminal(width):
+    text = printed(make_rows(), width)
+    for line in report.cells(table())[1]:
+        words = " ".join(line)
+        assert any(" ".join(found.split()) == words for found in text.splitlines()), words
+    assert "…" not in text
+
+
+def test_square_brackets_are_no_markup_and_bars_no_columns():
+    rows = make_rows(task="[red]x[/red]") + make_rows({"a|b": VALUES["vanilla"]}, task="[red]x[/red]")
+    assert "[red]x[/red]: accuracy on test" in printed(rows)
+    assert "| a\\|b | " in report.markdown(table(*rows), FACTS)
+
+
+def test_missing_language_reaches_the_user():
+    with pytest.raises(UserError, match="monox_kd seed 1 has no test accuracy in ja"):
+        printed(make_rows()[:-1])
+
+
+@pytest.mark.parametrize("values", [VALUES, ONE_SEED])
+def test_plot_is_a_readable_png_and_the_same_twice(values):
+    from matplotlib.image import imread
+
+    picture = report.plot(table(*make_rows(values)), FACTS)
+    image = imread(io.BytesIO(picture))[..., :3]
+    assert image.shape[0] >= 600 and image.shape[1] >= 1000
+    for colour in ("#999999", "#0072B2", "#333333"):  # baseline, first objective and teacher are all drawn
+        rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (abs(image - rgb).max(axis=-1) < 0.02).sum() > 1000, colour
+    assert report.plot(table(*make_rows(values)), FACTS) == picture
+    assert report.plot(table(*with_majority(make_rows(values))), FACTS) != picture, "a line at the majority's share"
+
+
+def make_workdir(root, rows, splits=("test",), targets=("de", "ja")):
+    root.mkdir(parents=True)
+    config = dataclasses.replace(ExperimentConfig(), task=TaskConfig(), evaluation_splits=splits)
+    (root / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    (root / "task.json").write_text(json.dumps(RECORD | {"target_languages": list(targets)}))
+    (root / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_the_binary_reports_every_workdir(tmp_path):
+    first = make_workdir(tmp_path / "a", make_rows())
+    second = make_workdir(tmp_path / "b", make_rows(ONE_SEED))
+    command = [sys.executable, "-m", "xtransfer.report", "--workdir", str(first), str(second)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "+6.5 ± 2.1" in done.stdout and "+8.0" in done.stdout
+    for root, gain in ((first, "+6.5 ± 2.1"), (second, "+8.0")):
+        assert gain in (root / "report" / "results.md").read_text()
+        assert "reviews (synthetic), 2 classes" in (root / "report" / "results.md").read_text()
+        assert (root / "report" / "results.png").read_bytes().startswith(b"\x89PNG")
+        assert sorted(path.name for path in (root / "report").iterdir()) == ["results.md", "results.png"]
+
+
+def test_the_binary_fails_with_one_line(tmp_path):
+    root = make_workdir(tmp_path / "a", make_rows())
+    with (root / "results.jsonl").open("a") as file:
+        file.write('{"value": NaN}\n')
+    command = [sys.executable, "-m", "xtransfer.report", "--workdir", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "results.jsonl:14: not strict JSON: NaN" in done.stderr
+    assert not (root / "report").exists()
+
+
+def test_options_choose_rows(tmp_path, capsys):
+    other = [row | {"value": 0.25} for row in make_rows(metric="macro_f1", split="dev", selection="last")]
+    root = make_workdir(tmp_path / "a", make_rows() + other)
+    report.main(["--workdir", str(root), "--metric", "macro_f1", "--split", "dev", "--selection", "last"])
+    text = (root / "report" / "results.md").read_text()
+    assert "macro_f1 in % on the dev split" in text and "last checkpoint (last)" in text
+    assert "| vanilla | 25.0 ± 0.0 |" in text
+
+
+def test_a_target_language_that_no_run_has_is_an_error_too(tmp_path):
+    root = make_workdir(tmp_path / "a", make_rows(), targets=("de", "fr"))
+    with pytest.raises(UserError, match="vanilla seed 0 has no test accuracy in fr"):
+        report.main(["--workdir", str(root)])
+
+
+def test_a_workdir_without_results_says_what_to_run(tmp_path):
+    root = make_workdir(tmp_path / "a", [])
+    with pytest.raises(UserError, match="no results"):
+        report.main(["--workdir", str(root)])
+    (root / "results.jsonl").unlink()
+    with pytest.raises(UserError, match="run python -m xtransfer.evaluate first"):
+        report.main(["--workdir", str(root)])
+
+
+@pytest.mark.parametrize(("splits", "expected"), [(("dev", "test"), "test"), (("dev",), "dev"), (("test",), "test")])
+def test_the_split_is_test_where_that_was_evaluated(tmp_path, splits, expected):
+    rows = [row for split in splits for row in make_rows(split=split)]
+    root = make_workdir(tmp_path / "a", rows, splits=splits)
+    report.main(["--workdir", str(root)])
+    assert f"accuracy in % on the {expected} split" in (root / "report" / "results.md").read_text()
+
+
+def test_a_protocol_without_rows_says_which_there_are(tmp_path):
+    root = make_workdir(tmp_path / "a", make_rows() + make_rows(selection="last"))
+    with pytest.raises(UserError, match=r"selected by target_dev_oracle; .* split test; selection last, source_dev$"):
+        report.main(["--workdir", str(root), "--selection", "target_dev_oracle"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file: start the experiment again with python -m xtransfer.main"),
+        ("{", "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("[]", "expected a JSON object, found list"),
+        (RECORD | {"labels": ["a"]}, "expected two or more labels"),
+        (RECORD | {"labels": "ab"}, "labels = 'ab', expected a list of names"),
+        (RECORD | {"labels": ["a", 1]}, "labels = "),
+        (RECORD | {"target_languages": "de"}, "target_languages = 'de', expected a list of names"),
+        (RECORD | {"synthetic": None}, "expected two or more labels, and synthetic as true or false"),
+        (RECORD | {"synthetic": 1}, "expected two or more labels, and synthetic as true or false"),
+    ],
+)
+def test_a_missing_or_broken_record_of_the_task_is_one_line(tmp_path, content, words):
+    root = make_workdir(tmp_path / "a", make_rows())
+    if content is None:
+        (root / "task.json").unlink()
+    else:
+        text = json.dumps(content) if isinstance(content, dict) else content
+        (root / "task.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=f"task.json: {words}") as caught:
+        report.main(["--workdir", str(root)])
+    assert "\n" not in str(caught.value) and not (root / "report").exists()
+
+
+def test_an_unwritable_report_directory_is_named(tmp_path):
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(UserError, match="report/results.md cannot be written"):
+        report.write(table(), tmp_path / "report", FACTS)

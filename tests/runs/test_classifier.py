@@ -1,0 +1,222 @@
+"""Trained models are found, checked and opened: runs of a workdir and Hugging Face classifiers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from tests.helpers import tiny_run
+from xtransfer.runtime import sharding
+from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
+from xtransfer.errors import UserError
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.encoder import Classifier
+from xtransfer.models.hf.weights import Source
+from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.runs.classifier import Trained, open_run, open_trained
+from xtransfer.runs.workdir import Workdir
+
+LABELS = ("bad", "good")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Where two tiny base checkpoints, `teacher` and `student`, and the workdir `run` lie."""
+    root = tmp_path_factory.mktemp("root")
+    tiny_run.workdir(tiny_run.setting(root), root / "run", "--config.objectives=('vanilla',)")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    """A finished workdir: a teacher, and one vanilla student."""
+    return root / "run"
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the workdir, to break."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def classifier(root):
+    """A Hugging Face classifier with a head and label names."""
+    return write_classifier(root / "classifier", root / "student", labels=("no", "perhaps", "yes"))
+
+
+def write_classifier(directory, base, *, labels, seed=5, **options):
+    config = hf_checkpoint.read_config(base)
+    params = nnx.state(Classifier(config, len(labels), rngs=nnx.Rngs(seed)), nnx.Param)
+    hf_checkpoint.save(directory, config, params, tokenizer=load_tokenizer(base), labels=labels, **options)
+    return directory
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def arrays(params):
+    return {sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "base", "pooling", "length"), [("teacher", "teacher", "mean", 12), ("vanilla", "student", "cls", 9)]
+)
+@pytest.mark.parametrize("selection", ["source_dev", "last"])
+def test_a_run_is_opened_by_its_directory(run, root, mesh, objective, base, pooling, length, selection):
+    directory = run / ("teacher" if objective == "teacher" else "students/vanilla/seed-0")
+    found = open_trained(directory, mesh, selection=selection)
+    assert (found.source, found.directory) == (directory, root / base)
+    assert (found.labels, found.pooling, found.max_length, found.dtype) == (LABELS, pooling, length, "float32")
+    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+        expected = checkpoints.restore_arrays(tiny_run.BEST if selection == "source_dev" else tiny_run.STEPS)
+    same = arrays(found.params)
+    assert same.keys() == expected.keys() and len(same) > 10
+    for name in same:
+        np.testing.assert_array_equal(same[name], expected[name], err_msg=name)
+
+
+def test_the_parameters_lie_on_the_mesh(run, classifier):
+    mesh = sharding.make_mesh((1, 4, 2))
+    for directory in (run / "teacher", classifier):
+        params = open_trained(directory, mesh).params
+        kernel = params["encoder"]["layers"][0]["attention"]["query"]["kernel"][...]
+        assert kernel.sharding.mesh == mesh and kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+
+
+def test_a_run_is_opened_without_reading_the_base_weights(run, mesh, monkeypatch):
+    monkeypatch.setattr(Source, "fill", lambda *_, **__: pytest.fail("pretrained weights were read"))
+    assert isinstance(open_run(Workdir(run), "vanilla", 0, "last", mesh), Trained)
+
+
+def test_a_run_is_found_through_a_link(run, mesh, tmp_path):
+    (tmp_path / "best").symlink_to(run / "students" / "vanilla" / "seed-0")
+    assert open_trained(tmp_path / "best", mesh).max_length == 9
+    # A workdir whose students lie on another disk.
+    other = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("students"))
+    (other / "students").symlink_to(run / "students")
+    assert open_trained(other / "students" / "vanilla" / "seed-0", mesh).max_length == 9
+
+
+def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
+    monkeypatch.chdir(run / "teacher")
+    assert open_trained(Path("."), mesh).max_length == 12
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        (".", "a workdir"),
+        ("students", "no run of the workdir"),
+        ("students/vanilla", "no run of the workdir"),
+        ("students/vanilla/seed-0/checkpoints", "no run of the workdir"),
+        ("logits", "no run of the workdir"),
+    ],
+)
+def test_another_directory_of_a_workdir_names_its_runs(copy, mesh, place, what):
+    (copy / place).mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=f"{what}.*there is teacher, students/vanilla/seed-0$"):
+        open_trained(copy / place, mesh)
+
+
+@pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
+def test_an_unknown_protocol(run, mesh, selection):
+    with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
+        open_trained(run / "teacher", mesh, selection=selection)
+
+
+def test_a_run_that_is_not_finished(copy, mesh):
+    metrics = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"seed-0: this run has not come to its end \(step 6\)"):
+        open_trained(metrics.parent, mesh)
+
+
+def test_a_base_checkpoint_that_has_changed(copy, root, mesh, tmp_path):
+    base = shutil.copytree(root / "student", tmp_path / "student")
+    config = json.loads((copy / "config.json").read_text())
+    config["student"]["checkpoint"] = str(base)
+    (copy / "config.json").write_text(json.dumps(config))
+    assert open_trained(copy / "students" / "vanilla" / "seed-0", mesh).directory == base
+    tensors = load_file(base / "model.safetensors")
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{base}: no longer the checkpoint that .* put the old files back"):
+        open_trained(copy / "students" / "vanilla" / "seed-0", mesh)
+
+
+def test_a_hugging_face_classifier(classifier, mesh):
+    found = open_trained(classifier, mesh)
+    assert (found.source, found.directory, found.pooling) == (classifier, classifier, "cls")
+    assert (found.labels, found.max_length, found.dtype) == (("no", "perhaps", "yes"), 32, "float32")
+    expected = load_file(classifier / "model.safetensors")
+    np.testing.assert_array_equal(np.asarray(found.params["head"]["kernel"][...]), expected["classifier.weight"].T)
+    tokens = tokenize(found.tokenizer, ["the film is good"], None, found.max_length)
+    assert len(tokens.input_ids) == 6
+    model = nnx.merge(found.graphdef, found.params)
+    ids = tokens.input_ids[None]
+    batch = {"input_ids": ids, "segment_ids": np.ones_like(ids), "position_ids": np.arange(6, dtype=np.int32)[None]}
+    batch |= {"token_type_ids": np.zeros_like(ids), "cls_index": np.zeros((1, 1), np.int32)}
+    assert model(batch).shape == (1, 1, 3)
+
+
+def test_a_classifier_inside_a_workdir_is_one(copy, classifier, mesh):
+    inside = shutil.copytree(classifier, copy / "exported" / "model")
+    assert open_trained(inside, mesh).labels == ("no", "perhaps", "yes")
+
+
+def test_a_classifier_without_label_names(classifier, mesh, tmp_path):
+    directory = shutil.copytree(classifier, tmp_path / "model")
+    values = json.loads((directory / "config.json").read_text())
+    del values["id2label"], values["label2id"]
+    (directory / "config.json").write_text(json.dumps(values))
+    assert open_trained(directory, mesh).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_a_mean_pooled_classifier(root, mesh, tmp_path):
+    directory = write_classifier(tmp_path / "model", root / "student", labels=LABELS, pooling="mean")
+    assert open_trained(directory, mesh).pooling == "mean"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(20, 20), (1000, 32), (int(1e30), 32)])
+def test_the_tokenizers_own_limit_holds(classifier, mesh, tmp_path, limit, expected):
+    directory = shutil.copytree(classifier, tmp_path / "model")
+    change(directory / "tokenizer_config.json", model_max_length=limit)
+    assert open_trained(directory, mesh).max_length == expected
+
+
+def test_an_encoder_without_a_head_is_refused(root, mesh):
+    with pytest.raises(UserError, match="no trained classification head, so there is nothing to predict with"):
+        open_trained(root / "student", mesh)
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_a_head_of_another_kind_is_refused(classifier, mesh, tmp_path, kind):
+    directory = shutil.copytree(classifier, tmp_path / "model")
+    change(directory / "config.json", problem_type=kind)
+    with pytest.raises(UserError, match=f"problem_type is '{kind}'"):
+        open_trained(directory, mesh)
+
+
+def test_a_head_with_one_output_is_refused(root, mesh, tmp_path):
+    directory = write_classifier(tmp_path / "model", root / "student", labels=("score",))
+    with pytest.raises(UserError, match=r"classifier\.weight has shape \[1, 8\]: no classes to choose among"):
+        open_trained(directory, mesh)
+
+
+def test_neither_kind(mesh, tmp_path):
+    with pytest.raises(UserError, match=r"neither a run of a workdir nor a Hugging Face directory"):
+        open_trained(tmp_path, mesh)
+    with pytest.raises(UserError, match=r"there/is/none: not a directory, a hub id"):
+        open_trained(Path("there/is/none"), mesh)

@@ -1,0 +1,120 @@
+"""A finished run and its step are found by objective, seed and protocol, or what is wrong is said in one line."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.helpers import tiny_run
+from xtransfer.errors import UserError
+from xtransfer.runs.find import find_run, read_task, run_of, there_is
+from xtransfer.runs.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished workdir: a teacher, and one vanilla student."""
+    root = tmp_path_factory.mktemp("root")
+    tiny_run.workdir(tiny_run.setting(root), root / "run", "--config.objectives=('vanilla',)")
+    return root / "run"
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the workdir, to break."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_student(run):
+    chosen = find_run(Workdir(run), "vanilla", 0, "last")
+    assert (chosen.directory, chosen.step, chosen.selection) == (run / "students/vanilla/seed-0", 6, "last")
+    assert (chosen.is_teacher, chosen.languages, chosen.settings.max_length) == (False, ("en", "de"), 9)
+    assert chosen.fingerprint == json.loads((run / "task.json").read_text())["student_checkpoint"]
+
+
+def test_the_teacher_needs_no_seed_and_knows_one_language(run):
+    chosen = find_run(Workdir(run), "teacher", None, "source_dev")
+    assert (chosen.directory, chosen.seed, chosen.step) == (run / "teacher", 0, 2)
+    assert (chosen.is_teacher, chosen.languages, chosen.settings.max_length) == (True, ("en",), 12)
+    assert chosen.fingerprint == json.loads((run / "task.json").read_text())["teacher_checkpoint"]
+
+
+def test_the_record_of_the_task(run):
+    task = read_task(Workdir(run))
+    assert (task.name, task.labels, task.synthetic) == ("files", ("bad", "good"), False)
+    assert (task.source_language, task.target_languages) == ("en", ("de",))
+
+
+def test_every_run_that_was_begun_is_known(copy):
+    """Whatever the config asks for now: objectives and seeds may change between two starts."""
+    for name in ("students/monox_kd/seed-10", "students/monox_kd/seed-2", "students/monox_kd/seed-x"):
+        (copy / name).mkdir(parents=True)
+    known = "teacher, students/monox_kd/seed-2, students/monox_kd/seed-10, students/vanilla/seed-0"
+    assert there_is(Workdir(copy)) == known
+    assert run_of(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
+    assert run_of(Workdir(copy), copy / "students/monox_kd/seed-x") is None
+    assert there_is(Workdir(copy / "nothing")) == "no run yet"
+
+
+@pytest.mark.parametrize(
+    ("objective", "seed", "said"),
+    [
+        ("vanila", 0, r"no run of 'vanila'; did you mean 'vanilla'\?; there is teacher, students/vanilla/seed-0"),
+        ("vanilla", 7, "no run of vanilla with seed 7; there is teacher, students/vanilla/seed-0"),
+        ("vanilla", None, "vanilla has a run for each seed: name one; there is teacher, students/vanilla/seed-0"),
+        ("teacher", 3, "the teacher's seed is 0, not 3"),
+        ("../students/vanilla", 0, "no run of '../students/vanilla'"),
+    ],
+)
+def test_a_run_that_is_not_there(run, objective, seed, said):
+    with pytest.raises(UserError, match=said):
+        find_run(Workdir(run), objective, seed, "last")
+
+
+def test_the_step_is_the_protocols(copy):
+    rows = [{"step": 2, "dev_accuracy": 0.9}, {"step": 4, "dev_accuracy": 0.9}, {"step": 6, "dev_accuracy": 0.1}]
+    path = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert find_run(Workdir(copy), "vanilla", 0, "source_dev").step == 2
+    assert find_run(Workdir(copy), "vanilla", 0, "last").step == 6
+
+
+@pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
+def test_an_unknown_protocol(run, selection):
+    with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
+        find_run(Workdir(run), "teacher", None, selection)
+
+
+def test_a_teacher_that_was_never_begun(copy):
+    shutil.rmtree(copy / "teacher")
+    with pytest.raises(UserError, match="teacher: this run has not come to its end"):
+        find_run(Workdir(copy), "teacher", None, "last")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"labels": ["bad"]}, "expected two or more labels"),
+        ({"labels": "bad"}, "labels = 'bad', expected a list of names"),
+        ({"target_languages": [1]}, r"target_languages = \[1\], expected a list of names"),
+        ({"student_checkpoint": None}, "student_checkpoint = None, expected text"),
+        ({"synthetic": 1}, "expected two or more labels, and synthetic as true or false"),
+    ],
+)
+def test_a_broken_record_of_the_task(copy, values, said):
+    change(copy / "task.json", **values)
+    with pytest.raises(UserError, match=f"task.json: {said}.*start the experiment again"):
+        find_run(Workdir(copy), "teacher", None, "last")
+
+
+def test_a_workdir_without_its_record(copy):
+    (copy / "task.json").unlink()
+    with pytest.raises(UserError, match=r"task\.json: no such file: start the experiment again"):
+        find_run(Workdir(copy), "teacher", None, "last")
+    (copy / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json, so no experiment has been started"):
+        find_run(Workdir(copy), "teacher", None, "last")

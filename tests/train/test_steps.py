@@ -1,0 +1,137 @@
+"""The training step: its gradient by hand, its dropout, and the same numbers on every mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers.jaxprs import equations, float_types
+from xtransfer.distillation.objectives import OBJECTIVES, loss_terms
+from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.runtime import sharding
+from xtransfer.train import optimizer, state, steps
+
+CONFIG = EncoderConfig(vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=16)
+ROWS, LENGTH, SLOTS, CLASSES = 8, 16, 2, 3
+
+
+def batch(seed=0, empty_rows=0):
+    """Two examples of eight tokens a row, labels and teacher logits for all; the last rows are empty."""
+    rng = np.random.default_rng(seed)
+    used = np.arange(ROWS)[:, None] < ROWS - empty_rows
+    return {
+        "input_ids": rng.integers(1, 32, (ROWS, LENGTH)).astype(np.int32) * used,
+        "segment_ids": np.broadcast_to(np.repeat([1, 2], 8), (ROWS, LENGTH)).astype(np.int32) * used,
+        "position_ids": np.broadcast_to(np.tile(np.arange(8), 2), (ROWS, LENGTH)).astype(np.int32) * used,
+        "token_type_ids": np.zeros((ROWS, LENGTH), np.int32),
+        "cls_index": np.broadcast_to([0, 8], (ROWS, SLOTS)).astype(np.int32) * used,
+        "label": np.where(used, rng.integers(-1, CLASSES, (ROWS, SLOTS)), -1).astype(np.int32),
+        "teacher_logits": rng.normal(size=(ROWS, SLOTS, CLASSES)).astype(np.float32) * used[..., None],
+        "weight": np.broadcast_to(used, (ROWS, SLOTS)).astype(np.float32),
+    }
+
+
+def objective_terms(objective, model, examples, key):
+    logits = model(examples, dropout_key=key)
+    return loss_terms(objective, logits, examples["teacher_logits"], examples["label"], examples["weight"])
+
+
+def trained(mesh_shape, objective="monox_kd", count=3, devices=None):
+    """Parameters and losses after a few steps on a mesh."""
+    mesh = sharding.make_mesh(mesh_shape, devices)
+    graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    tx = optimizer.adamw(1e-2, weight_decay=0.01, clip_norm=1.0)
+    loss_fn = functools.partial(objective_terms, OBJECTIVES[objective])
+    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
+    now, losses = state.create(params, tx, mesh), []
+    for i in range(count):
+        now, terms = step(now, sharding.place_batch(mesh, batch(i, empty_rows=3)), jax.random.key(7))
+        losses.append({name: float(total) / max(float(n), 1) for name, (total, n) in terms.items()})
+    assert int(now.step) == count
+    return jax.device_get(now.params), losses
+
+
+@pytest.mark.parametrize("objective", ["vanilla", "monox_kd", "monox_pl"])
+def test_eight_devices_are_one_device(objective):
+    single, single_losses = trained((1, 1, 1), objective, devices=jax.devices()[:1])
+    for shape in ((8, 1, 1), (2, 2, 2)):
+        spread, losses = trained(shape, objective)
+        for one, other in zip(single_losses, losses, strict=True):
+            assert other == pytest.approx(one, abs=1e-5)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), spread, single)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradient_are_float32_under_bfloat16_compute(objective):
+    graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0), dtype=jnp.bfloat16), nnx.Param)
+
+    def loss(params, examples):
+        terms = objective_terms(OBJECTIVES[objective], nnx.merge(graphdef, params), examples, jax.random.key(0))
+        return terms["loss"][0], terms
+
+    (total, terms), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves((total, terms, gradient))} == {jnp.dtype("float32")}
+    found = equations(loss, params, batch())
+    assert "bfloat16" in float_types(found, "dot_general")
+    for primitive in ("exp", "log", "reduce_sum", "reduce_max"):
+        assert set(float_types(found, primitive)) == {"float32"}, primitive
+    # Nothing that has the logits' shape, or that of one number an example, is ever rounded.
+    shapes = {(ROWS, SLOTS, CLASSES), (ROWS, SLOTS)}
+    rounded = [v.aval for e in found for v in e.outvars if v.aval.dtype == jnp.bfloat16]
+    assert not [value for value in rounded if value.shape in shapes]
+
+
+def test_state_is_laid_out_by_the_rules():
+    mesh = sharding.make_mesh((2, 2, 2))
+    _, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    made = state.create(params, optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0), mesh)
+    split = [leaf for leaf in jax.tree.leaves(made.params) if not leaf.sharding.is_fully_replicated]
+    assert len(split) > 10
+    assert all("data" not in str(leaf.sharding.spec) for leaf in split)
+    expected = [layout.spec for layout in jax.tree.leaves(sharding.update_shardings(mesh, params))]
+    assert sum("data" in str(spec) for spec in expected) >= len(split)
+    (adam,) = [
+        part for part in jax.tree.leaves(made.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
+    ]
+    for moments in (adam.mu, adam.nu):
+        assert [leaf.sharding.spec for leaf in jax.tree.leaves(moments)] == expected
+
+
+def test_what_is_frozen_is_not_gathered():
+    mesh, found = sharding.make_mesh(), {}
+    graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    loss_fn = functools.partial(objective_terms, OBJECTIVES["vanilla"])
+    for frozen in ((), ("encoder",)):
+        tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0, frozen=frozen)
+        step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
+        arguments = state.abstract(params, tx, mesh), batch(), jax.eval_shape(lambda: jax.random.key(0))
+        found[frozen] = step.lower(*arguments).compile().as_text().count(" all-gather(")
+    assert found[()] > 14 > 3 > found["encoder",]  # of two layers, tables and head; of pooler and head
+
+
+def test_a_batch_that_counts_nothing_changes_nothing_and_is_finite():
+    mesh = sharding.make_mesh()
+    graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    before = jax.tree.map(np.array, params)
+    tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=1.0)
+    step = steps.make_train_step(graphdef, functools.partial(objective_terms, OBJECTIVES["monox_kd"]), tx, mesh, params)
+    now, terms = step(
+        state.create(params, tx, mesh), sharding.place_batch(mesh, batch(empty_rows=ROWS)), jax.random.key(0)
+    )
+    assert [float(x) for x in terms["loss"]] == [0.0, 0.0]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(now.params), before)
+
+
+def test_dropout_is_a_function_of_key_and_step():
+    first, _ = trained((8, 1, 1))
+    again, _ = trained((8, 1, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+
+    def logits(step):
+        model = Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0))
+        return np.asarray(model(batch(), dropout_key=jax.random.fold_in(jax.random.key(7), step)))
+
+    assert np.abs(logits(1) - logits(2)).max() > 1e-3

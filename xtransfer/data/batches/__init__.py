@@ -1,0 +1,1 @@
+"""Batches: packing, order, prefetching, and how full they are."""

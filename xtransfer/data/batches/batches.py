@@ -1,0 +1,317 @@
+"""From tokens to batches: random access for training, every example once for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xtransfer.data.batches import packing
+from xtransfer.data.tokens.tokenizer import Tokens
+
+if TYPE_CHECKING:
+    import grain
+
+Batch = dict[str, np.ndarray]
+
+_TOKENS_PER_SLOT = 8  # a row has a slot for every so many tokens: examples are seldom shorter
+_SHORTEST_ROW = 128  # tokens; shorter rows cost less attention, but texts fill them badly
+_EVAL_WINDOW = 4096  # examples packed together in evaluation: first fit is quadratic
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """n tokenised examples with what is known of them.
+
+    Attributes:
+      tokens: token ids of the n examples.
+      labels: [n] int32, −1 where there is none.
+      teacher_logits: [n, num_classes] float32, or None.
+      ids: n example ids.
+      num_classes: K.
+
+    Raises:
+      ValueError: the parts differ in length, or a label is not below num_classes.
+    """
+
+    tokens: Tokens
+    labels: np.ndarray
+    teacher_logits: np.ndarray | None
+    ids: tuple[str, ...]
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        """Checks the shapes once, so that no batch has to."""
+        n = len(self.tokens)
+        if self.labels.shape != (n,) or len(self.ids) != n:
+            raise ValueError(f"{n} token lists, labels of shape {self.labels.shape}, {len(self.ids)} ids")
+        if n and not -1 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            raise ValueError(f"labels {self.labels.min()}..{self.labels.max()} with {self.num_classes} classes")
+        if self.teacher_logits is not None and self.teacher_logits.shape != (n, self.num_classes):
+            raise ValueError(
+                f"teacher logits {self.teacher_logits.shape} for {n} examples × {self.num_classes} classes"
+            )
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.tokens)
+
+    def take(self, indices: np.ndarray) -> "Dataset":
+        """The examples `indices` [m] as a data set, in that order."""
+        logits = None if self.teacher_logits is None else self.teacher_logits[indices]
+        ids = tuple(self.ids[i] for i in indices)
+        return Dataset(self.tokens.take(indices), self.labels[indices], logits, ids, self.num_classes)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How batches are laid out.
+
+    Attributes:
+      batch_size: training: examples of a batch; evaluation: rows of a full batch, which take the same memory.
+      row_length: tokens of a row (S).
+      slots: examples of a row at most (M).
+      pad_id: input id of the padding.
+      position_offset: position id of an example's first token.
+      multiple_of: the number of rows is a multiple of this.
+      packed: False for one example per row.
+      part: (p, n): of every batch only the p-th of n equal runs of rows is made, for process p of n. The batch itself
+        is the same for any n, which has to divide `multiple_of`.
+      fitted_sizes: training: as in `packing.row_sizes`.
+    """
+
+    batch_size: int
+    row_length: int
+    slots: int
+    pad_id: int
+    position_offset: int
+    multiple_of: int
+    packed: bool = True
+    part: tuple[int, int] = (0, 1)
+    fitted_sizes: int = packing.FITTED_SIZES
+
+    def __post_init__(self) -> None:
+        """ValueError for rows that cannot be shared out."""
+        part, parts = self.part
+        if not 0 <= part < parts or self.multiple_of % parts:
+            raise ValueError(f"part {part} of {parts} of batches with a multiple of {self.multiple_of} rows")
+
+
+def make_plan(
+    batch_size: int, row_length: int, *, pad_id: int, position_offset: int, multiple_of: int, packed: bool = True
+) -> BatchPlan:
+    """A `BatchPlan` of these settings, with as many slots in a row as its length is good for (one unpacked)."""
+    return BatchPlan(
+        batch_size=batch_size,
+        row_length=row_length,
+        slots=max(1, row_length // _TOKENS_PER_SLOT) if packed else 1,
+        pad_id=pad_id,
+        position_offset=position_offset,
+        multiple_of=multiple_of,
+        packed=packed,
+    )
+
+
+class TrainBatches:
+    """Endless training batches by random access: batch i depends on (dataset, plan, seed, i) and nothing else.
+
+    Every epoch is a new order. Batches run over the epochs' ends, so each has exactly `batch_size` examples.
+    """
+
+    def __init__(self, dataset: Dataset, plan: BatchPlan, seed: int) -> None:
+        """Plans the batches; raises ValueError for an empty data set or a seed outside 0..2**32-1."""
+        self._dataset = dataset
+        self._plan = plan
+        self._seed = seed
+        self._lengths = dataset.tokens.lengths
+        self.row_sizes = packing.row_sizes(
+            self._lengths,
+            plan.batch_size,
+            plan.row_length,
+            plan.slots,
+            plan.multiple_of,
+            packed=plan.packed,
+            fitted_sizes=plan.fitted_sizes,
+        )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed} is outside 0..2**32-1")
+
+    def __call__(self, i: int) -> Batch:
+        """Batch i with the eight keys of a batch: [R, S], [R, M] and [R, M, K], R one of `row_sizes`."""
+        indices = self.indices(i)
+        placed = packing.place(
+            self._lengths[indices], self._plan.row_length, self._plan.slots, packed=self._plan.packed
+        )
+        needed = packing.rows_used(placed)
+        rows = next(size for size in self.row_sizes if size >= needed)
+        return _assemble(self._dataset, self._plan, indices, placed, rows)[1]
+
+    def indices(self, i: int) -> np.ndarray:
+        """[batch_size] int64, the examples of batch i."""
+        return np.asarray(self._order[i], np.int64)
+
+    def real_share(self, batches: int) -> float:
+        """How much of the first batches is tokens of examples, and not padding."""
+        real = total = 0
+        for i in range(batches):
+            lengths = self._lengths[self.indices(i)]
+            needed = packing.rows_needed(lengths, self._plan.row_length, self._plan.slots, packed=self._plan.packed)
+            real += int(lengths.sum())
+            total += next(size for size in self.row_sizes if size >= needed) * self._plan.row_length
+        return real / total
+
+    @cached_property
+    def _order(self) -> "grain.MapDataset[np.ndarray]":
+        import grain
+
+        numbers = grain.MapDataset.source(range(len(self._dataset)))
+        return numbers.seed(self._seed).shuffle().repeat().batch(self._plan.batch_size)
+
+
+def eval_batches(dataset: Dataset, plan: BatchPlan) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example exactly once, in batches of two shapes: full ones, and a smaller one for a short last batch.
+
+    The whole data set is packed at once, so batches hold as many examples as fit, not a fixed number. The shapes
+    follow from the plan alone: all data sets of a plan share their compiled programs.
+
+    Yields:
+      ([n] int64 indices, batch). The order of the indices is that of the filled slots, row by row: index j belongs to
+      `logits[batch["weight"] > 0][j]`.
+    """
+    indices, placed = _place_all(dataset, plan)
+    yield from _cut(dataset, plan, indices, placed)
+
+
+def eval_row_sizes(plan: BatchPlan) -> tuple[int, int]:
+    """Rows of the two shapes of `eval_batches`: a full batch, and a smaller one for a short last batch."""
+    full = packing.round_up(plan.batch_size, plan.multiple_of)
+    return full, packing.round_up(-(-full // 4), plan.multiple_of)
+
+
+def empty_batch(plan: BatchPlan, rows: int, num_classes: int) -> Batch:
+    """A batch of the plan without an example in it: the shapes and dtypes that any of `rows` rows has."""
+    nothing = Tokens(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int64))
+    dataset = Dataset(nothing, np.zeros(0, np.int32), None, (), num_classes)
+    return _assemble(dataset, plan, np.zeros(0, np.int64), np.zeros((0, 2), np.int32), rows)[1]
+
+
+def make_plans(
+    batch_size: int, max_length: int, *, pad_id: int, position_offset: int, multiple_of: int
+) -> tuple[BatchPlan, ...]:
+    """Plans of 128, 256, 512, … up to max_length tokens a row, whose batches all have the tokens of batch_size × 128.
+
+    Short texts in short rows: what attention costs grows with the row.
+    """
+    row_lengths = [_SHORTEST_ROW]
+    while row_lengths[-1] * 2 < max_length:
+        row_lengths.append(row_lengths[-1] * 2)
+    row_lengths = [length for length in row_lengths if length < 0.75 * max_length] + [max_length]
+    return tuple(
+        make_plan(
+            max(1, round(batch_size * _SHORTEST_ROW / row_length)),
+            row_length,
+            pad_id=pad_id,
+            position_offset=position_offset,
+            multiple_of=multiple_of,
+        )
+        for row_length in row_lengths
+    )
+
+
+def batches_by_length(
+    tokens: Tokens, num_classes: int, plans: Sequence[BatchPlan]
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example exactly once, each in a row of the shortest plan that holds it, or of a longer one.
+
+    Rows that do not fill a batch go on into the next longer plan that has examples of its own, so at most one batch
+    is not full.
+
+    Args:
+      tokens: n examples; none is longer than the last plan's rows.
+      num_classes: K.
+      plans: row lengths ascending.
+
+    Yields:
+      (indices, batch) as `eval_batches`.
+
+    Raises:
+      ValueError: an example is longer than all rows.
+    """
+    n, lengths = len(tokens), tokens.lengths
+    if n and lengths.max() > plans[-1].row_length:
+        raise ValueError(f"an example of {lengths.max()} tokens for rows of up to {plans[-1].row_length}")
+    dataset = Dataset(tokens, np.full(n, -1, np.int32), None, tuple(map(str, range(n))), num_classes)
+    own = np.searchsorted([plan.row_length for plan in plans], lengths)  # [n], the plan of each example
+    used = np.unique(own)
+    left = np.zeros(0, np.int64)
+    for i in used:
+        plan = plans[i]
+        indices, placed = _place(lengths, np.concatenate([np.flatnonzero(own == i), left]), plan)
+        if i != used[-1]:
+            full = packing.round_up(plan.batch_size, plan.multiple_of)
+            whole = int(np.searchsorted(placed[:, 0], packing.rows_used(placed) // full * full))
+            indices, placed, left = indices[:whole], placed[:whole], indices[whole:]
+        yield from _cut(dataset, plan, indices, placed)
+
+
+def _place_all(dataset: Dataset, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+    """All examples and their (row, slot), in the order of rows and slots; rows are numbered over the data set."""
+    lengths = dataset.tokens.lengths
+    windows = max(1, -(-len(dataset) // _EVAL_WINDOW)) if plan.packed else 1
+    by_length = np.argsort(-lengths, kind="stable") if plan.packed else np.arange(len(dataset))
+    parts, base = [], 0
+    for window in range(windows):
+        # each window sees all lengths
+        chosen, placed = _place(lengths, by_length[window::windows], plan)
+        parts.append((chosen, placed + np.asarray([base, 0], np.int32)))
+        base += packing.rows_used(placed)
+    return np.concatenate([chosen for chosen, _ in parts]), np.concatenate([placed for _, placed in parts])
+
+
+def _place(lengths: np.ndarray, chosen: np.ndarray, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the examples and their (row, slot), in the order of rows and slots."""
+    placed = packing.place(lengths[chosen], plan.row_length, plan.slots, packed=plan.packed)
+    order = np.lexsort((placed[:, 1], placed[:, 0]))
+    return chosen[order], placed[order]
+
+
+def _cut(
+    dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches of the plan's two sizes from examples in the order of rows and slots."""
+    full, short = eval_row_sizes(plan)
+    for start in range(0, packing.rows_used(placed), full):
+        here = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
+        local = placed[here] - np.asarray([start, 0], np.int32)
+        rows = short if packing.rows_used(local) <= short else full
+        yield _assemble(dataset, plan, indices[here], local, rows)
+
+
+def _assemble(
+    dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray, rows: int
+) -> tuple[np.ndarray, Batch]:
+    """The plan's part of a batch of `rows` rows, and the examples in it in the order of `indices`."""
+    part, parts = plan.part
+    own_rows = rows // parts
+    own = placed[:, 0] // own_rows == part
+    indices, placed = indices[own], placed[own] - np.asarray([part * own_rows, 0], np.int32)
+    batch = packing.lay_out(
+        dataset.tokens,
+        indices,
+        placed,
+        row_length=plan.row_length,
+        rows=own_rows,
+        slots=plan.slots,
+        pad_id=plan.pad_id,
+        position_offset=plan.position_offset,
+    )
+    row, slot = placed[:, 0], placed[:, 1]
+    label = np.full((own_rows, plan.slots), -1, np.int32)
+    label[row, slot] = dataset.labels[indices]
+    logits = np.zeros((own_rows, plan.slots, dataset.num_classes), np.float32)
+    if dataset.teacher_logits is not None:
+        logits[row, slot] = dataset.teacher_logits[indices]
+    weight = np.zeros((own_rows, plan.slots), np.float32)
+    weight[row, slot] = 1.0
+    return indices, batch | {"label": label, "teacher_logits": logits, "weight": weight}

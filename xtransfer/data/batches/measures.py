@@ -1,0 +1,145 @@
+"""Measures of tokenised text: lengths, what truncation cuts, tokens per word, and how full packed batches are."""
+
+import functools
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xtransfer.data.batches.batches import BatchPlan, Dataset, TrainBatches
+from xtransfer.data.tokens.cache import TokenCache
+from xtransfer.data.tokens.tokenizer import Tokens, character_limit, tokenize_batches
+
+PERCENTILES = (50, 90, 99, 100)
+LONGEST = 1 << 16  # tokens after which a text is not measured any further
+
+# Thai, Lao, Tibetan, Burmese, Khmer, kana, Han: scripts that put no space between words.
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What a tokenizer makes of n texts or pairs of texts.
+
+    Attributes:
+      examples: n.
+      percentiles: tokens of an example before truncation, special ones included, at `PERCENTILES`; each is the length
+        of an example.
+      truncated: examples of which something is cut.
+      tokens: before truncation, special ones left out.
+      units: words, or characters that are no spaces: see `unit`.
+      unit: "character" where half of the characters or more are of scripts without spaces between words, else "word".
+      unknown: share of unknown tokens after truncation, special ones left out.
+    """
+
+    examples: int
+    percentiles: tuple[int, ...]
+    truncated: int
+    tokens: int
+    units: int
+    unit: str
+    unknown: float
+
+    @property
+    def fertility(self) -> float:
+        """Tokens per word, or per character; 0 where there is neither."""
+        return self.tokens / self.units if self.units else 0.0
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How full some training batches are.
+
+    Attributes:
+      rows: (rows of a batch, how many batches have as many), fewest rows first.
+      real: share of real tokens in these batches.
+      unpacked: the share if each of the examples were alone in a row.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    real: float
+    unpacked: float
+
+
+def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling:
+    """Makes the first `batches` training batches of these examples and measures them.
+
+    Raises:
+      ValueError: there are no examples or no batches, or one of `TrainBatches`.
+    """
+    if batches < 1:
+        raise ValueError(f"{batches} batches to measure")
+    n = len(tokens)
+    train = TrainBatches(Dataset(tokens, np.full(n, -1, np.int32), None, tuple(map(str, range(n))), 1), plan, seed)
+    rows, real = Counter[int](), 0
+    for i in range(batches):
+        segments = train(i)["segment_ids"]  # [R, S]
+        rows[len(segments)] += 1
+        real += int((segments > 0).sum())
+    return Filling(
+        rows=tuple(sorted(rows.items())),
+        real=real / (sum(size * count for size, count in rows.items()) * plan.row_length),
+        unpacked=float(tokens.lengths.mean()) / plan.row_length,
+    )
+
+
+def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None, tokens: Tokens) -> Lengths:
+    """Measures texts, or pairs of texts, of which `tokens` are what `cache` gives.
+
+    Only what may have been cut is tokenised again, in whole (but for what is beyond 65,536 tokens).
+
+    Raises:
+      ValueError: there are no texts.
+    """
+    if not len(texts):
+        raise ValueError("no texts to measure")
+    sides = [texts] if pairs is None else [texts, pairs]
+    limit, lengths = character_limit(cache.max_length), tokens.lengths
+    clipped = np.array([any(len(text) > limit for text in example) for example in zip(*sides, strict=True)])
+    again = np.flatnonzero((lengths >= cache.max_length) | clipped)
+    whole = [[side[int(i)] for i in again] for side in sides]
+    parts = tokenize_batches(cache.tokenizer, whole[0], whole[1] if len(whole) > 1 else None, LONGEST)
+    lengths[again] = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
+    special = cache.tokenizer.num_special_tokens_to_add(pair=pairs is not None) * len(texts)
+    unknown = cache.tokenizer.unk_token_id
+    units, unit = count_units([text for side in sides for text in side])
+    return Lengths(
+        examples=len(texts),
+        percentiles=tuple(int(x) for x in np.percentile(lengths, PERCENTILES, method="inverted_cdf")),
+        truncated=int(((lengths > cache.max_length) | clipped).sum()),
+        tokens=int(lengths.sum()) - special,
+        units=units,
+        unit=unit,
+        unknown=float((tokens.input_ids == (-1 if unknown is None else unknown)).sum())
+        / max(1, len(tokens.input_ids) - special),
+    )
+
+
+def count_units(texts: Iterable[str]) -> tuple[int, str]:
+    """(how many, "word" or "character"): what there is one of in the texts, and that their script sets apart.
+
+    Words are counted nearly as by the word boundaries of Unicode's UAX 29: runs of letters, marks and digits, joined
+    by what stands inside a word ("don't") or a number ("1,000.5").
+    """
+    words = characters = unspaced = 0
+    pattern = _word()
+    for text in texts:
+        words += sum(1 for _ in pattern.finditer(text))
+        characters += sum(map(len, text.split()))
+        unspaced += sum(1 for _ in _UNSPACED.finditer(text))
+    return (characters, "character") if unspaced and 2 * unspaced >= characters else (words, "word")
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    # \w has no combining marks, which Indic scripts write their vowels with, nor the joiners between letters.
+    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
+    run = rf"[\w{marks}\u200c\u200d]+"
+    between = r"(?<=[^\W\d_])['’.](?=[^\W\d_])|(?<=\d)[.,;'’،٫٬](?=\d)"
+    return re.compile(rf"{run}(?:(?:{between}){run})*")

@@ -1,1 +1,0 @@
-"""TFDS builders of the tasks that the project brings along."""

@@ -1,0 +1,164 @@
+"""Files from their publishers: checked against their sha256, and in place only when they are whole."""
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from xtransfer import storage
+from xtransfer.data.corpora.archives import is_web_page, unpacked_name
+from xtransfer.data.corpora.corpus import Download
+from xtransfer.errors import UserError
+from xtransfer.runtime import terminal
+
+_CHUNK = _MIB = 1 << 20
+_TIMEOUT = 60.0  # seconds without a byte
+_WAITS = (1.0, 4.0, 16.0)  # seconds before each further attempt
+_BUSY = (429, 500, 502, 503, 504)
+_PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_UNKNOWN_SIZE = 4 << 30  # bytes that a file of unknown size may have
+
+_log = logging.getLogger(__name__)
+
+
+class _TryAgain(Exception):
+    """What may be gone at the next attempt."""
+
+
+def fetch(download: Download, directory: Path) -> Path:
+    """The file of a download below `directory`, fetched unless it is there.
+
+    It appears under its name only when all of it has come and its sha256 is right. Where the sha256 is not known, the
+    one of the first time is kept beside the file and compared ever after. TFDS's download manager is not used: it knows
+    no bound of the size, does not try again, and leaves what it refused on the disk.
+
+    Args:
+      download: what to fetch; its file name may have folders.
+      directory: where it is kept.
+
+    Raises:
+      UserError: the file cannot be had, is not the one that was meant, or cannot be written; it says where to get it by
+        hand.
+    """
+    path = directory / download.filename
+    record = path.with_name(f"{path.name}.sha256")
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        expected = download.sha256 or (record.read_text(encoding="utf-8").strip() if record.is_file() else "")
+        if path.is_file():
+            found = _sha256(path)
+            if expected and found != expected:
+                raise UserError(f"{path}: its sha256 is {found}, expected {expected}: delete it to fetch it again")
+        else:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                found = _fetch(download, temporary)
+                if not expected and unpacked_name(path.name) != path.name and is_web_page(temporary):
+                    raise UserError(f"{download.url}: it is a web page, no archive: refused; {_by_hand(download)}")
+                if expected and found != expected:
+                    raise UserError(
+                        f"{download.url}: its sha256 is {found}, expected {expected}: refused; {_by_hand(download)}"
+                    )
+                os.replace(temporary, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+        if not expected:
+            first = next(directory.rglob("*.sha256"), None) is None  # a corpus may have hundreds of such files
+            _log.log(
+                logging.WARNING if first else logging.INFO,
+                "%s: no sha256 of it is known; from now on it is %s (so with all files there: *.sha256)",
+                path,
+                found,
+            )
+            storage.write_whole(record, f"{found}\n")
+    return path
+
+
+def _fetch(download: Download, path: Path) -> str:
+    """Writes the file, trying again after what may pass; returns its sha256."""
+    for wait in (*_WAITS, None):
+        try:
+            return _attempt(download, path)
+        except (_TryAgain, *_PASSING) as error:
+            reason = _reason(error)
+        except requests.RequestException as error:
+            raise UserError(f"{download.url}: {_reason(error)}; {_by_hand(download)}") from None
+        if wait is None:
+            break
+        _log.warning("%s: %s; trying again in %.0f s", download.url, reason, wait)
+        time.sleep(wait)
+    raise UserError(f"{download.url}: {reason} (attempt {len(_WAITS) + 1}); {_by_hand(download)}")
+
+
+def _attempt(download: Download, path: Path) -> str:
+    digest, size = hashlib.sha256(), 0
+    with requests.get(download.url, stream=True, timeout=_TIMEOUT) as response:
+        if response.status_code in _BUSY:
+            raise _TryAgain(f"HTTP {response.status_code} {response.reason}")
+        if response.status_code != 200:
+            raise UserError(f"{download.url}: HTTP {response.status_code} {response.reason}; {_by_hand(download)}")
+        announced = _announced(response)
+        limit = download.size or _UNKNOWN_SIZE
+        total = math.ceil((download.size or announced or limit) / _MIB)
+        with (
+            terminal.ticking(f"fetching {Path(download.filename).name}", total, unit="MiB") as ticker,
+            path.open("wb") as file,
+        ):
+            for chunk in response.iter_content(_CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise UserError(f"{download.url}: over {limit:,} bytes: refused; {_by_hand(download)}")
+                digest.update(chunk)
+                file.write(chunk)
+                ticker.advance(len(chunk) / _MIB)
+            file.flush()
+            os.fsync(file.fileno())
+    if announced and size != announced:  # which older versions of urllib3 do not notice
+        raise _TryAgain(f"{size:,} of {announced:,} bytes came")
+    return digest.hexdigest()
+
+
+def _announced(response: requests.Response) -> int:
+    """Bytes that the server says will come, 0 where it says nothing of what is written here."""
+    length = response.headers.get("Content-Length", "")
+    encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+    return int(length) if length.isdecimal() and not encoded else 0
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _by_hand(download: Download) -> str:
+    name = download.filename
+    return f"try again later, or get it by hand, keep it as {name} in a folder, and set task.data_dir to that folder"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.Timeout):
+        return f"nothing came for {_TIMEOUT:.0f} s"
+    if isinstance(error, _PASSING):
+        return "the connection failed"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except requests.RequestException:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

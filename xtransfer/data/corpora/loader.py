@@ -1,0 +1,252 @@
+"""The task of a corpus: finds or fetches its files, writes each language once with TFDS, reads it by random access."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from xtransfer.config import TaskConfig, cache_dir, user_path
+from xtransfer.data import sampling
+from xtransfer.data.corpora import archives, downloads
+from xtransfer.data.corpora.corpus import Corpus, Download, Sources
+from xtransfer.data.corpora.quiet import quiet
+from xtransfer.data.corpora.tfds_prepare import prepared, write
+from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
+from xtransfer.errors import UserError
+from xtransfer.runtime import terminal
+
+_SHOWN = 20  # languages in an error
+
+_log = logging.getLogger(__name__)
+
+
+def task(corpus: Corpus, config: TaskConfig) -> Task:
+    """The task of a corpus. Each language is written once below the cache directory, and read from there.
+
+    Raises:
+      UserError: a language or split that there is not; when loaded, for data that are missing or malformed.
+    """
+    _check_source(corpus, config)
+    targets = target_languages(config, corpus.languages)
+    languages = Prepared(corpus, config)
+
+    def load(split: str, language: str) -> list[Example]:
+        check_request(split, language, config, targets)
+        there = corpus.splits(language)
+        holds_out = "train" in there and "dev" not in there
+        if split in ("train", "dev") and holds_out:
+            return sampling.train_and_dev(languages.read(language, "train"), config)[split == "dev"]
+        if split not in there:
+            instead = "; set task.unlabelled_from to 'train_rest', 'file' or 'none'" if split == UNLABELLED else ""
+            raise UserError(f"{corpus.name} has no {split} split in {language}, only {', '.join(there)}{instead}")
+        return languages.read(language, split)
+
+    def fingerprint() -> str:
+        whole: list[Any] = [corpus.name, corpus.labels]
+        for language in (config.source_language, *targets):
+            whole.append([language, languages.digests(language)])
+        if "dev" not in corpus.splits(config.source_language):
+            whole.append([config.held_out_dev, config.held_out_seed])
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+    def pretraining(language: str) -> dict[str, list[str]]:
+        there = corpus.splits(language)
+        split = UNLABELLED if UNLABELLED in there else "train"
+        found = load(split, language) if split in there else []
+        return {language: [text for example in found for text in (example.text, example.text_pair) if text]}
+
+    return Task(
+        name=config.name,
+        labels=corpus.labels,
+        source_language=config.source_language,
+        target_languages=targets,
+        load=load,
+        fingerprint=fingerprint,
+        synthetic=False,
+        pretraining=pretraining,
+        parallel=lambda first, second: [],
+    )
+
+
+def _check_source(corpus: Corpus, config: TaskConfig) -> None:
+    """Refuses a source language without labelled text; the corpus's own is named first."""
+    asked = config.source_language
+    if asked in corpus.languages and "train" in corpus.splits(asked):
+        return
+    with_train = (language for language in corpus.languages if "train" in corpus.splits(language))
+    able = list(dict.fromkeys([corpus.source_language, *with_train]))
+    meant = next((language for language in able if language.startswith(asked)), corpus.source_language)
+    shown = ", ".join(able[:_SHOWN]) + (f" and {len(able) - _SHOWN} more" if len(able) > _SHOWN else "")
+    raise UserError(f"task.source_language {asked!r}: set it to {meant!r}; {corpus.name} has train in {shown}")
+
+
+class Prepared:
+    """The languages of a corpus below the cache directory; what is not there yet is written when it is asked for."""
+
+    def __init__(self, corpus: Corpus, config: TaskConfig) -> None:
+        """Reads nothing yet."""
+        self._corpus, self._config = corpus, config
+        self._builders: dict[str, Any] = {}
+
+    def read(self, language: str, split: str) -> list[Example]:
+        """The examples of a split in the order of the corpus's files."""
+        from xtransfer.data.corpora import tfds_builder  # TFDS takes a second to import
+
+        builder = self._builder(language)
+        with self._undamaged():
+            return [
+                Example(
+                    id=example_id(self._config.name, split, language, number),
+                    text=text,
+                    text_pair=pair if self._corpus.has_pairs else None,
+                    label=label,
+                    language=language,
+                )
+                for number, text, pair, label in tfds_builder.read(builder, split)
+            ]
+
+    def digests(self, language: str) -> dict[str, str]:
+        """sha256 over the rows of each split."""
+        builder = self._builder(language)
+        with self._undamaged():
+            return {split: builder.info.metadata[split]["digest"] for split in self._corpus.splits(language)}
+
+    def _builder(self, language: str) -> Any:
+        """The TFDS builder of a language, its data written; safe beside other processes and after a killed one."""
+        if language not in self._builders:
+            find, write_ = functools.partial(self._find, language), functools.partial(self._write, language)
+            self._builders[language] = prepared(self._root, language, find, write_)
+        return self._builders[language]
+
+    def _find(self, language: str) -> Any:
+        from xtransfer.data.corpora.tfds_builder import XtransferCorpus
+
+        with self._undamaged(), quiet():
+            builder = XtransferCorpus(self._corpus, language, self._root)
+            return builder if builder.is_prepared() else None
+
+    def _write(self, language: str) -> Any:
+        from xtransfer.data.corpora.tfds_builder import XtransferCorpus
+
+        corpus, config, root = self._corpus, self._config, self._root
+        sources = find_sources(corpus, config, language)
+        terminal.log(f"{corpus.name}/{language}: preparing, once, in {root}")
+
+        def new(say: Callable[[str], None]) -> XtransferCorpus:
+            return XtransferCorpus(corpus, language, root, sources=sources, empty_text=config.empty_text, say=say)
+
+        write(new, root)
+        builder = self._find(language)  # so that the first use reads what every later one reads
+        with self._undamaged():
+            self._report(language, builder.info)
+        return builder
+
+    def _report(self, language: str, info: Any) -> None:
+        """Says how many examples there are, and what was left out."""
+        name, splits = self._corpus.name, self._corpus.splits(language)
+        for split in splits:
+            for reason, count, where in info.metadata[split]["skipped"]:
+                _log.warning(
+                    "%s/%s: %d rows of %s left out (%s), the first at %s", name, language, count, split, reason, where
+                )
+        counts = ", ".join(f"{split} {info.splits[split].num_examples:,}" for split in splits)
+        terminal.log(f"{name}/{language}: {counts} examples")
+
+    @contextlib.contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # whatever TFDS and array_record raise where a file is not as they wrote it
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self._root}: the prepared data are damaged ({reason}): delete that folder and start again"
+            ) from error
+
+    @functools.cached_property
+    def _root(self) -> Path:
+        # What is in the path keeps what another version, or another copy of the files, gave from being read as this.
+        corpus, config = self._corpus, self._config
+        if config.data_dir:
+            paths = _user_paths(user_path(config.data_dir), _all_downloads(corpus))
+            origin: Any = [stamp for path in dict.fromkeys(paths.values()) for stamp in _stamps(corpus, config, path)]
+        else:
+            origin = [astuple(download) for download in _all_downloads(corpus)]
+        whole = [corpus.name, corpus.version, corpus.labels, config.empty_text, origin]
+        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        return cache_dir(config) / f"{corpus.name.replace('/', '-')}-{key[:12]}"
+
+
+def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
+    """The files of a language: the user's where `task.data_dir` is set, else fetched from their publisher.
+
+    Raises:
+      UserError: there is no such file or folder, or a download fails.
+    """
+    wanted = corpus.downloads(language)
+    if config.data_dir:
+        return Sources(_user_paths(user_path(config.data_dir), wanted))
+    folder = cache_dir(config) / "downloads" / corpus.name.partition("/")[0]
+    paths = {}
+    for download in wanted:
+        try:
+            fetched = downloads.fetch(download, folder)
+        except UserError as error:
+            raise UserError(f"{error}. {corpus.notes}" if corpus.notes else str(error)) from error
+        paths[download.filename] = fetched if _is_packed(download.filename) else folder
+    return Sources(paths)
+
+
+def _user_paths(data_dir: Path, wanted: Sequence[Download]) -> dict[str, Path]:
+    """Where the contents of each download are in what the user brought."""
+    if data_dir.is_dir():
+        return {download.filename: _user_path(data_dir, download.filename) for download in wanted}
+    if not data_dir.is_file():
+        raise UserError(f"task.data_dir {data_dir}: no such file or folder")
+    names = [download.filename for download in wanted]
+    if data_dir.name in names:
+        return {data_dir.name: data_dir}
+    if len(names) > 1 and any(map(_is_packed, names)):  # files that are no archives may all be in this one
+        raise UserError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents in it")
+    return dict.fromkeys(names, data_dir)
+
+
+def _user_path(folder: Path, filename: str) -> Path:
+    """The archive of that name in the folder, or a folder of its contents, or the folder itself."""
+    file, unpacked = folder / filename, folder / archives.unpacked_name(filename)
+    if file.is_file():
+        return file if _is_packed(filename) else folder
+    return unpacked if unpacked.is_dir() else folder
+
+
+def _is_packed(filename: str) -> bool:
+    """Whether a download is an archive; another file is read as a member of the folder that it lies in."""
+    return archives.unpacked_name(filename) != filename
+
+
+def _all_downloads(corpus: Corpus) -> list[Download]:
+    return list(dict.fromkeys(download for language in corpus.languages for download in corpus.downloads(language)))
+
+
+def _stamps(corpus: Corpus, config: TaskConfig, path: Path) -> list[list[Any]]:
+    """What tells whether the files that a corpus may read are the same as before: name, size, time of change."""
+    members = {member for language in corpus.languages for member in corpus.members(language)}
+
+    def is_read(name: str) -> bool:
+        parts = name.split("/")
+        return any("/".join(parts[start:]) in members for start in range(len(parts)))
+
+    names = list(filter(is_read, archives.files_below(path, but=cache_dir(config)))) if path.is_dir() else [""]
+    found: list[list[Any]] = []
+    for name in names:
+        file = path / name
+        with contextlib.suppress(FileNotFoundError):  # a link to nothing
+            facts = file.stat()
+            found.append([str(file.resolve()), facts.st_size, facts.st_mtime_ns])
+    return found

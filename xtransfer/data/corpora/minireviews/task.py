@@ -1,0 +1,54 @@
+"""The task `minireviews`: the embedded synthetic reviews, written below the cache directory at their first use."""
+
+from typing import Any
+
+from xtransfer.config import TaskConfig, cache_dir
+from xtransfer.data.corpora import minireviews
+from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
+
+
+def task(config: TaskConfig) -> Task:
+    """The task of a config.
+
+    Raises:
+      UserError: a language that there is not.
+    """
+
+    def load(split: str, language: str) -> list[Example]:
+        check_request(split, language, config, targets)
+        return [
+            Example(
+                id=example_id(config.name, split, language, row["id"]),
+                text=row["text"],
+                text_pair=None,
+                label=-1 if split == UNLABELLED else int(row["label"]),
+                language=language,
+            )
+            for row in prepared(language, split)
+        ]
+
+    def pretraining(language: str) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for row in prepared(f"{language}-pretraining", "pretraining"):
+            groups.setdefault(f"{language}/{row['domain']}", []).append(row["text"])
+        return groups
+
+    def parallel(first: str, second: str) -> list[tuple[str, str]]:
+        return [(row["text"], row["text_pair"]) for row in prepared(f"{first}-{second}", "parallel")]
+
+    def prepared(name: str, split: str) -> list[dict[str, Any]]:
+        minireviews.prepare(name, cache_dir(config))
+        return minireviews.read(name, split, cache_dir(config))
+
+    targets = target_languages(config, minireviews.LANGUAGES)
+    return Task(
+        name=config.name,
+        labels=tuple(minireviews.LABELS),
+        source_language=config.source_language,
+        target_languages=targets,
+        load=load,
+        fingerprint=minireviews.fingerprint,
+        synthetic=True,
+        pretraining=pretraining,
+        parallel=parallel,
+    )

@@ -1,0 +1,1 @@
+"""File formats: bytes in, rows with file and line out."""

@@ -1,0 +1,131 @@
+"""Rows of a parquet file, a few at a time; numbers of rows, from 1, stand where other formats have lines."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import types
+
+from xtransfer.data.formats.lines import Row
+from xtransfer.errors import UserError, nearest
+
+_BUFFER = 1 << 20  # bytes of each column that are read ahead
+_BATCH_BYTES = 16 << 20  # of text, about
+_BATCH_ROWS = 512
+
+
+def names(path: Path) -> tuple[str, ...]:
+    """The names of the columns, in the file's order; none where there are no rows.
+
+    Raises:
+      UserError: as `rows`.
+    """
+    with _open(path) as file:
+        return tuple(file.schema_arrow.names) if file.metadata.num_rows else ()
+
+
+def rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
+    """The rows of a file with their numbers, from 1; of a row the columns that are wanted.
+
+    Columns are of text, numbers or truth values, and may be dictionary-encoded. A few rows are held at a time, whatever
+    the size of the row groups.
+
+    Raises:
+      UserError: path, or path:row, and what is wrong there: a column that is missing, or of another type; text that
+        is not UTF-8; a file that is damaged, or no parquet.
+    """
+    number = 0
+    with _open(path) as file:
+        columns = _columns(file.schema_arrow, wanted, path) if file.metadata.num_rows else []
+        batches = file.iter_batches(_batch_rows(file.metadata, columns), columns=columns, use_threads=False)
+        while batch := _next(batches, path, number):
+            table = {name: _values(batch.column(name), name, path, number) for name in columns}
+            for cells in zip(*table.values(), strict=True):
+                number += 1
+                yield number, dict(zip(columns, cells, strict=True))
+        if number != file.metadata.num_rows:
+            raise UserError(f"{path}: has {number} rows and says {file.metadata.num_rows}: it is damaged")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        path.open("rb").close()  # its errors say more than Arrow's
+        file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None)
+        if reason:
+            raise UserError(f"{path}: cannot be read: {reason}") from None
+        raise UserError(f"{path}: damaged, or no parquet file: {_first_line(error)}") from None
+    with file:
+        yield file
+
+
+def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.RecordBatch | None:
+    try:
+        # Empty ones are not the end.
+        return next((batch for batch in batches if batch.num_rows), None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged after row {number}: {_first_line(error)}") from None
+
+
+def _columns(schema: pa.Schema, wanted: Collection[str], path: Path) -> list[str]:
+    """The wanted columns, each once, in the file's order."""
+    for name in wanted:
+        if name not in schema.names:
+            shown = ", ".join(map(repr, schema.names))
+            raise UserError(f"{path}: no column {name!r} among {shown}{nearest(name, schema.names)}")
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path}: column {name!r} occurs twice")
+        type_ = schema.field(name).type
+        inner = type_.value_type if types.is_dictionary(type_) else type_
+        if not any(fits(inner) for fits in _READABLE):
+            raise UserError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
+    return [name for name in schema.names if name in wanted]
+
+
+# What else there is has no counterpart in the other formats. A column of type null has no value, which is an error of
+# its first row.
+_READABLE = (
+    types.is_string,
+    types.is_large_string,
+    types.is_string_view,
+    types.is_integer,
+    types.is_float32,
+    types.is_float64,
+    types.is_boolean,
+    types.is_null,
+)
+
+
+def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
+    """As many rows as are read at once."""
+    largest = 1  # bytes of a row, on an average of its row group
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        chunks = [group.column(j) for j in range(group.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        largest = max(largest, size // max(group.num_rows, 1))
+    return min(max(_BATCH_BYTES // largest, 1), _BATCH_ROWS)
+
+
+def _values(column: pa.Array, name: str, path: Path, before: int) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        for i, cell in enumerate(column, before + 1):
+            try:
+                cell.as_py()
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{error.object[error.start]:02x}"
+                raise UserError(f"{path}:{i}: column {name!r}: {byte} is not UTF-8") from None
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

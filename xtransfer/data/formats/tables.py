@@ -1,0 +1,266 @@
+"""Strict readers of TSV, CSV, JSONL and parquet: a row is read as it stands, or an error names its file and line."""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from xtransfer.data.formats import lines, parquet
+from xtransfer.data.formats.lines import READERS, Row, kind_of
+from xtransfer.errors import UserError, nearest
+
+_PARQUET = ".parquet"
+ENDINGS = (*READERS, _PARQUET)
+_OPTIONAL = {"pair": "text_pair", "id": "id"}  # columns that are read where the first row has them
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read; "" = there is none."""
+
+    text: str
+    pair: str = ""
+    label: str = ""
+    id: str = ""
+    language: str = ""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names there are."""
+        return tuple(filter(None, astuple(self)))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a file.
+
+    Attributes:
+      line: where it starts, from 1; of parquet the number of the row, from 1.
+      id: of the id column, else the number of the data row, from 0.
+      text: never empty.
+      text_pair: never empty, or None without a pair column.
+      label: name of the class, or None without a label column.
+      language: "" without a language column.
+    """
+
+    line: int
+    id: str
+    text: str
+    text_pair: str | None
+    label: str | None
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, and what is read of it.
+
+    Attributes:
+      path: ends in .tsv, .csv, .jsonl or .parquet.
+      columns: names of the columns; "" for no pairs, or no ids.
+      undeclared: columns that no row may have, for the first row lacks them and nobody has named them.
+      skip_empty: whether rows without text are left out, or an error.
+    """
+
+    path: Path
+    columns: Columns
+    undeclared: tuple[str, ...]
+    skip_empty: bool
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row: its line (of parquet its number, from 1), its id as given (else its number, from 0), its text or texts."""
+
+    line: int
+    id: Any
+    text: str
+    text_pair: str | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no text, or no second text of a pair."""
+        return not self.text.strip() or (self.text_pair is not None and not self.text_pair.strip())
+
+
+def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> tuple[list[Record], int]:
+    """Reads a file whose ending is one of `ENDINGS`.
+
+    Text is UTF-8, with or without a byte-order mark; see `lines.rows` and `parquet.rows` for the formats.
+
+    Args:
+      path: the file.
+      columns: what to read; other columns are ignored.
+      empty_text: "error", or "skip" to leave rows without text out.
+
+    Returns:
+      The records in the order of the file, and the number of rows that were left out.
+
+    Raises:
+      UserError: file:line and what is wrong there. An id stands once in the file, or once of each language.
+    """
+    records: list[Record] = []
+    lines_by_id: dict[tuple[str, str], int] = {}
+    skipped = 0
+    for number, (line, values) in enumerate(read_rows(path, columns.named)):
+        where = f"{path}:{line}"
+        record = Record(
+            line=line,
+            id=_name(values, columns.id, where) if columns.id else str(number),
+            text=text_of(values, columns.text, where),
+            text_pair=text_of(values, columns.pair, where) if columns.pair else None,
+            label=_name(values, columns.label, where) if columns.label else None,
+            language=_name(values, columns.language, where) if columns.language else "",
+        )
+        key = (record.language, record.id)
+        first = lines_by_id.get(key)
+        lines_by_id.setdefault(key, line)
+        if first is not None:  # perhaps on the same line, of CSV
+            of = f" of {record.language!r}" if columns.language else ""
+            raise UserError(f"{where}: id {record.id!r}{of} already stands in {_unit(path)} {first}")
+        if record.text.strip() and (record.text_pair is None or record.text_pair.strip()):
+            records.append(record)
+        elif empty_text == "skip":
+            skipped += 1
+        else:
+            column = columns.pair if record.text.strip() else columns.text
+            raise UserError(f"{where}: column {column!r} is empty; mend it, or set task.empty_text to 'skip'")
+    if not records:
+        raise UserError(f"{path}: no rows with text")
+    return records, skipped
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """The names of the columns that the first row has; none where there is no row.
+
+    Raises:
+      UserError: as `read_rows`.
+    """
+    if path.suffix.lower() == _PARQUET:
+        return parquet.names(path)
+    return tuple(next(read_rows(path), (0, {}))[1])
+
+
+def column_values(path: Path, column: str) -> Iterator[str]:
+    """The values in a column of names (labels, languages), row by row.
+
+    Raises:
+      UserError: file:line and what is wrong there; for all that needs no other column.
+    """
+    for line, values in read_rows(path, (column,)):
+        yield _name(values, column, f"{path}:{line}")
+
+
+def look_at(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> Source:
+    """What to read of a file: the columns that are named ("" for none), else those that its first row has.
+
+    Raises:
+      UserError: there is no row.
+    """
+    if not path.is_file() and path.exists():
+        raise UserError(f"{path}: not a file")
+    names = column_names(path)
+    if not names:
+        raise UserError(f"{path}: no rows with text")
+    named = {"pair": pair, "id": id_}
+    missing = {key: name for key, name in _OPTIONAL.items() if named[key] is None and name not in names}
+    found = {key: "" if key in missing else named[key] or "" for key in _OPTIONAL}
+    found |= {key: name for key, name in _OPTIONAL.items() if named[key] is None and key not in missing}
+    return Source(path, Columns(text, **found), tuple(missing.values()), skip_empty)
+
+
+def read_texts(source: Source) -> Iterator[Text]:
+    """The rows of a file one by one, those without text too where they are to be skipped.
+
+    Raises:
+      UserError: file:line and what is wrong there.
+    """
+    columns = source.columns
+    for number, (line, values) in enumerate(read_rows(source.path, columns.named)):
+        where = f"{source.path}:{line}"
+        for name in source.undeclared:
+            if name in values:
+                raise UserError(f"{where}: column {name!r} is not in the first row; give it to all rows, or to none")
+        row = Text(
+            line=line,
+            id=_id(values, columns.id, where) if columns.id else number,
+            text=text_of(values, columns.text, where),
+            text_pair=text_of(values, columns.pair, where) if columns.pair else None,
+        )
+        if row.empty and not source.skip_empty:
+            column = columns.pair if row.text.strip() else columns.text
+            raise UserError(f"{where}: column {column!r} is empty; mend it, or give --empty-text skip")
+        yield row
+
+
+def _id(values: dict[str, Any], column: str, where: str) -> Any:
+    value = value_of(values, column, where)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: column {column!r} is {value}, expected text or a number")
+    return value
+
+
+def read_rows(path: Path, wanted: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of a file by the reader of its ending, with the line (of parquet: the row) that each starts on.
+
+    It holds no more than a row at a time, of parquet a few, so a file may be larger than the memory.
+
+    Args:
+      path: the file.
+      wanted: columns to read of parquet, which must have them; None for all. Rows of other formats have all columns.
+
+    Raises:
+      UserError: as `read_records`, for all that needs no column names; a line (of CSV: a row) of over 256 MiB.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
+    if ending == _PARQUET:
+        yield from parquet.rows(path, parquet.names(path) if wanted is None else wanted)
+        return
+    try:
+        with path.open("rb") as file:
+            yield from lines.rows(file, str(path), ending)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _unit(path: Path) -> str:
+    return "row" if path.suffix.lower() == _PARQUET else "line"
+
+
+def value_of(values: dict[str, Any], column: str, where: str) -> Any:
+    """The value in a column of the row at `where`; UserError without that column, or with half a surrogate pair."""
+    if column not in values:
+        near = nearest(column, values)
+        raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
+    value = values[column]
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: column {column!r} has half of a surrogate pair (\\ud800..\\udfff)") from None
+    return value
+
+
+def text_of(values: dict[str, Any], column: str, where: str) -> str:
+    """The text in a column, perhaps empty; UserError as `value_of`, or where it is no text."""
+    value = value_of(values, column, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text")
+    return value
+
+
+def _name(values: dict[str, Any], column: str, where: str) -> str:
+    """The value of a label or id column, for which JSON may have an integer."""
+    value = value_of(values, column, where)
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or an integer")
+    if value == "":
+        raise UserError(f"{where}: column {column!r} is empty")
+    return str(value)

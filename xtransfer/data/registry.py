@@ -1,0 +1,38 @@
+"""The registry of tasks.
+
+A new task is a factory `TaskConfig -> Task` and its line in `TASKS`; of a published corpus a `Corpus` in a file of its
+own below builders/, and its line.
+"""
+
+import functools
+from collections.abc import Callable
+
+from xtransfer.config import TaskConfig
+from xtransfer.data import user_files
+from xtransfer.data.corpora import loader, massive, paws_x, sib200, webis_cls, xnli
+from xtransfer.data.corpora.minireviews import task as minireviews
+from xtransfer.data.sampling import labelled_subset, unlabelled_examples, without_labels
+from xtransfer.data.task import Example, Task
+from xtransfer.errors import UserError, nearest
+
+__all__ = ["TASKS", "Example", "Task", "get_task", "labelled_subset", "unlabelled_examples", "without_labels"]
+
+CORPORA = (*xnli.CORPORA, *webis_cls.CORPORA, *paws_x.CORPORA, *sib200.CORPORA, *massive.CORPORA)
+
+TASKS: dict[str, Callable[[TaskConfig], Task]] = {
+    "minireviews": minireviews.task,
+    "files": user_files.task,
+    **{found.name: functools.partial(loader.task, found) for found in CORPORA},
+}
+
+
+def get_task(config: TaskConfig) -> Task:
+    """The task that a config names.
+
+    Raises:
+      UserError: there is no such task, or it cannot be made of this config.
+    """
+    if config.name not in TASKS:
+        raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
+    task = TASKS[config.name](config)
+    return user_files.with_unlabelled_file(task, config) if config.unlabelled_from == "file" else task

@@ -1,0 +1,1 @@
+"""Tokenization and its cache on disk."""

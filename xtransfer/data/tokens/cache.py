@@ -1,0 +1,253 @@
+"""Token ids on disk, so that texts are tokenised once: ragged arrays, memory-mapped when they are read.
+
+    <directory>/<key>/manifest.json        what the tokens are, and the size and sha256 of each array's file
+                      input_ids.npy        [total] int32
+                      token_type_ids.npy   [total] uint8
+                      offsets.npy          [n + 1] int64
+
+The key hashes whatever decides the tokens, so an entry is never stale, and any may be deleted. An entry is there as a
+whole or not at all; what is damaged is made again.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xtransfer import storage
+from xtransfer.data.tokens import tokenizer as tokenization
+from xtransfer.data.tokens.tokenizer import Tokens
+from xtransfer.errors import UserError
+from xtransfer.runs.workdir import locked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FORMAT = 1
+ARRAYS: dict[str, np.dtype[Any]] = {
+    "input_ids": np.dtype("<i4"),
+    "token_type_ids": np.dtype("u1"),
+    "offsets": np.dtype("<i8"),
+}
+
+_log = logging.getLogger(__name__)
+
+# Tokenising this much takes no longer than the fsyncs of an entry, and a cache of single sentences helps no one.
+_WORTH_KEEPING = 20_000  # characters
+_HASHED_TOGETHER = 1000  # texts per update of the hash
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """The tokens of one tokenizer at one length.
+
+    Attributes:
+      directory: where entries are kept, of this and of any other tokenizer and length; None keeps nothing.
+      tokenizer: from `load_tokenizer`; not to be changed afterwards.
+      max_length: tokens of an example at most, special tokens included.
+    """
+
+    directory: Path | None
+    tokenizer: "PreTrainedTokenizerFast"
+    max_length: int
+
+    def tokens(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, *, on_batch: Callable[[int], None] | None = None
+    ) -> Tokens:
+        """The tokens that `tokenize` gives, from the disk where they lie there, else tokenised and kept.
+
+        Memory does not grow with the number of examples: the arrays are written batch by batch and come back as
+        read-only maps of the files. A second process waits for the one that is tokenising, and reads what it wrote.
+
+        Args:
+          texts: n texts.
+          pairs: n second texts, or None.
+          on_batch: hears of each b examples that are tokenised; of none where all lie on the disk.
+
+        Raises:
+          UserError: as `tokenize_batches`, or the directory cannot be written (a full disk), with its path.
+          ValueError: texts and pairs differ in number.
+        """
+        characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
+        if self.directory is None or characters < _WORTH_KEEPING:
+            found = tokenization.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
+        else:
+            found = self._kept(self.directory, texts, pairs, on_batch)
+        tokenization.warn_of_clipped(found.clipped, len(found), self.max_length)
+        return found
+
+    def _kept(
+        self,
+        directory: Path,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        on_batch: Callable[[int], None] | None,
+    ) -> Tokens:
+        key = self._key(texts, pairs)
+        entry = directory / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        found = _read(entry, key)
+        if found is None:
+            # One lock for all entries, as tokenising takes all cores: whoever holds it knows that nobody is writing.
+            with locked(directory, "tokenising", wait=True):
+                found = _read(entry, key, warn=True)
+                if found is None:
+                    self._write(entry, key, texts, pairs, on_batch)
+                    found = _read(entry, key, warn=True)
+            if found is None:
+                raise UserError(f"{entry}: what was written there cannot be read again: the disk is failing")
+        return found
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return tokenization.tokenizer_fingerprint(self.tokenizer)  # a second's work for a large vocabulary
+
+    def _key(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "tokenizer": self._fingerprint,
+            "tokenizers": importlib.metadata.version("tokenizers"),  # the same files, but perhaps other ids
+            "max_length": self.max_length,
+            "character_limit": tokenization.character_limit(self.max_length),
+            "texts": texts_fingerprint(texts, pairs),
+        }
+
+    def _write(
+        self,
+        entry: Path,
+        key: dict[str, Any],
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        on_batch: Callable[[int], None] | None,
+    ) -> None:
+        """Tokenises into a temporary directory, which takes the entry's place when all of it is on the disk."""
+        temporary = entry.with_name(f".{entry.name}.tmp")
+        with _disk(entry):
+            for rubbish in entry.parent.glob(".*.tmp"):  # a killed process left it: this one holds the lock
+                shutil.rmtree(rubbish)
+            temporary.mkdir()
+        try:
+            clipped = 0
+            with contextlib.ExitStack() as files:
+                with _disk(entry):
+                    arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
+                    arrays["offsets"].append(np.zeros(1, np.int64))
+                for batch in tokenization.tokenize_batches(self.tokenizer, texts, pairs, self.max_length):
+                    with _disk(entry):
+                        arrays["offsets"].append(batch.offsets[1:] + arrays["input_ids"].length)
+                        arrays["input_ids"].append(batch.input_ids)
+                        arrays["token_type_ids"].append(batch.token_type_ids)
+                    clipped += batch.clipped
+                    if on_batch is not None:
+                        on_batch(len(batch))
+                with _disk(entry):
+                    for array in arrays.values():
+                        array.finish()
+            _publish(temporary, entry, key, clipped)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def texts_fingerprint(texts: Sequence[str], pairs: Sequence[str] | None) -> str:
+    """sha256 of texts, or of pairs of texts, in their order."""
+    sides = [texts] if pairs is None else [texts, pairs]
+    digest = hashlib.sha256(f"{len(sides)} {len(texts)}".encode())
+    for side in sides:
+        for start in range(0, len(side), _HASHED_TOGETHER):
+            # A lone surrogate is the tokenizer's to refuse, with the example's number.
+            encoded = [each.encode("utf-8", "surrogatepass") for each in side[start : start + _HASHED_TOGETHER]]
+            digest.update(np.asarray([len(each) for each in encoded], "<i8").tobytes())
+            digest.update(b"".join(encoded))
+    return digest.hexdigest()
+
+
+class _GrowingArray:
+    """A one-dimensional .npy file that is written piece by piece."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        # Without a buffer, so that closing it after a failed write does not write, and fail, again.
+        self._file = (directory / f"{name}.npy").open("wb", buffering=0)
+        self._dtype, self.length = ARRAYS[name], 0
+        self._write_header()
+
+    def __enter__(self) -> "_GrowingArray":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def append(self, values: np.ndarray) -> None:
+        rest = memoryview(values.astype(self._dtype).tobytes())
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self.length += len(values)
+
+    def finish(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        os.fsync(self._file.fileno())
+
+    def _write_header(self) -> None:
+        # numpy leaves room in it for any length of the first axis, so that it can be written over.
+        shape = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, shape)
+
+
+def _publish(temporary: Path, entry: Path, key: dict[str, Any], clipped: int) -> None:
+    """Adds the manifest to finished arrays and moves them to their place."""
+    with _disk(entry):
+        files = {name: _facts(temporary, name) for name in ARRAYS}
+    manifest = {"key": key, "clipped": clipped, "files": files}
+    storage.write_whole(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    with _disk(entry):
+        if entry.exists():  # it is damaged, or it would have been read
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        os.rename(temporary, entry)  # not synced: if it is lost, the texts are tokenised once more
+
+
+def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | None:
+    """The tokens of an entry; None where there is none, or where it is damaged."""
+    if not entry.exists():
+        return None
+    try:
+        manifest = storage.read_json((entry / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["key"] != key:
+            raise ValueError("the manifest is of other tokens")
+        for name in ARRAYS:
+            size = (entry / f"{name}.npy").stat().st_size
+            if size != manifest["files"][name]["size"]:  # before the slower look at all of its bytes
+                raise ValueError(f"{name}.npy has {size} bytes, not {manifest['files'][name]['size']}")
+            if _facts(entry, name) != manifest["files"][name]:
+                raise ValueError(f"{name}.npy has other bytes than were written")
+        arrays = {
+            name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in ARRAYS
+        }
+        return Tokens(**arrays, clipped=manifest["clipped"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if warn:
+            _log.warning("%s: damaged, so the texts are tokenised again: %s", entry, error)
+        return None
+
+
+def _facts(entry: Path, name: str) -> dict[str, Any]:
+    with (entry / f"{name}.npy").open("rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@contextlib.contextmanager
+def _disk(entry: Path) -> Iterator[None]:
+    """What the disk cannot do is a `UserError` that names the entry."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{entry}: the tokens cannot be written: {error.strerror or error}; make room") from error

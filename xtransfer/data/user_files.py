@@ -1,0 +1,302 @@
+"""The task `files`: the user's own files, for each split one, with a language column, or one of each language.
+
+And the user's file of unlabelled text, for any task.
+"""
+
+import dataclasses
+import functools
+import glob
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from xtransfer.config import TaskConfig, user_path
+from xtransfer.data import sampling
+from xtransfer.data.formats import tables
+from xtransfer.data.formats.tables import Record
+from xtransfer.data.task import (
+    SPLITS,
+    UNLABELLED,
+    Example,
+    Task,
+    check_request,
+    example_id,
+    label_index,
+    target_languages,
+)
+from xtransfer.errors import UserError, nearest
+
+Found = Mapping[str, Mapping[str, int]]  # split -> language -> rows; 0 where they are not counted
+Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
+
+_RARE = 100  # a class with so many times fewer examples than the largest one may be a slip of the pen
+_READ_AT_ONCE = 2  # files of all languages, which are not read anew for each language
+
+_log = logging.getLogger(__name__)
+
+
+def task(config: TaskConfig) -> Task:
+    """The task of the files that a config names.
+
+    A language with train and without dev gets a dev split that is held out of train.
+
+    Raises:
+      UserError: a file that is needed is missing, or a setting does not fit. When loaded: a malformed file; a label
+        that is not one of the task's; a class without an example in the source language's train.
+    """
+    _check_pattern(config)
+    source = config.source_language
+    found = {split: _languages(config, split) for split in SPLITS}
+    targets = _targets(config, found)
+    for split, language in [("train", source), ("test", source), *(("test", language) for language in targets)]:
+        _existing_file(config, split, language)
+    read = _reader(config)
+    labels = config.labels or _labels_found(config, read)
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UserError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
+    held_out = {language for language in found["train"] if language not in found["dev"]}
+    if source in held_out:
+        _log.warning("no dev file of %s: %s of train is held out for it", source, config.held_out_dev or "a tenth")
+
+    def examples(split: str, language: str) -> list[Example]:
+        return _examples(config, read(split, language), _file(config, split, language), labels, split, language)
+
+    def load(split: str, language: str) -> list[Example]:
+        check_request(split, language, config, targets)
+        if split == "dev" and language in held_out:
+            return sampling.train_and_dev(examples("train", language), config)[1]
+        loaded = examples(split, language)
+        if split == "train" and language == source:
+            _check_classes(loaded, labels, _file(config, split, language))
+        return sampling.train_and_dev(loaded, config)[0] if split == "train" and language in held_out else loaded
+
+    return Task(
+        name=config.name,
+        labels=labels,
+        source_language=source,
+        target_languages=targets,
+        load=load,
+        fingerprint=lambda: _hash_files(config, labels, (source, *targets), held_out),
+        synthetic=False,
+        pretraining=lambda language: {language: [example.text for example in load(UNLABELLED, language)]},
+        parallel=lambda first, second: [],
+    )
+
+
+def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
+    """The task with the rows of `config.unlabelled_file` as the unlabelled split of its source language.
+
+    Where the file has a column `config.language_column`, they are those of the source language.
+
+    Raises:
+      UserError: when made, for a missing file; when loaded, for a malformed one, or one that has single texts for a
+        task of pairs or the other way round.
+    """
+    path = user_path(config.unlabelled_file)
+    if not path.is_file():
+        raise UserError(f"task.unlabelled_file {path}: no such file")
+    columns = _columns(config, labelled=False)
+
+    def load(split: str, language: str) -> list[Example]:
+        if (split, language) != (UNLABELLED, task.source_language):
+            return task.load(split, language)
+        has_pairs = any(example.text_pair is not None for example in task.load("test", language)[:1])
+        if has_pairs != bool(config.pair_column):
+            wanted = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
+            raise UserError(f"task.pair_column {config.pair_column!r}, which {path} is read by: {wanted}")
+        with_language = bool(config.language_column) and config.language_column in tables.column_names(path)
+        named = dataclasses.replace(columns, language=config.language_column if with_language else "")
+        records = _records(config, path, named)
+        if with_language:
+            records = _of_language(records, language, path, named)
+        return _examples(config, records, path, (), split, language)
+
+    def fingerprint() -> str:
+        whole = json.dumps([task.fingerprint(), _digest(path), dataclasses.astuple(columns), config.empty_text])
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    return dataclasses.replace(task, load=load, fingerprint=fingerprint)
+
+
+def _reader(config: TaskConfig) -> Read:
+    """Reads the rows of a split and language; a file of all languages is not read anew for each of them."""
+
+    def of_file(split: str, language: str) -> list[Record]:
+        path = _existing_file(config, split, language)
+        return _records(config, path, _columns(config, labelled=split != UNLABELLED))
+
+    @functools.lru_cache(_READ_AT_ONCE)
+    def of_split(split: str) -> list[Record]:
+        return of_file(split, "")
+
+    def of_column(split: str, language: str) -> list[Record]:
+        columns = _columns(config, labelled=split != UNLABELLED)
+        _existing_file(config, split, language)
+        return _of_language(of_split(split), language, _file(config, split, language), columns)
+
+    return of_column if config.language_column else of_file
+
+
+def _records(config: TaskConfig, path: Path, columns: tables.Columns) -> list[Record]:
+    records, skipped = tables.read_records(path, columns, empty_text=config.empty_text)
+    if skipped:
+        _log.warning("%s: %d rows without text were skipped", path, skipped)
+    return records
+
+
+def _of_language(records: Sequence[Record], language: str, path: Path, columns: tables.Columns) -> list[Record]:
+    rows = [record for record in records if record.language == language]
+    if not rows:
+        known = sorted({record.language for record in records})
+        near = nearest(language, known)
+        raise UserError(
+            f"{path}: no row with text whose column {columns.language!r} is {language!r}; there is "
+            f"{', '.join(known)}{near}"
+        )
+    return rows
+
+
+def _examples(
+    config: TaskConfig, records: Iterable[Record], path: Path, labels: Sequence[str], split: str, language: str
+) -> list[Example]:
+    return [
+        Example(
+            id=example_id(config.name, split, language, record.id),
+            text=record.text,
+            text_pair=record.text_pair,
+            label=-1 if record.label is None else label_index(record.label, labels, f"{path}:{record.line}"),
+            language=language,
+        )
+        for record in records
+    ]
+
+
+def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) -> None:
+    """Refuses a class that cannot be learnt."""
+    there = {example.label for example in train}
+    missing = [repr(name) for i, name in enumerate(labels) if i not in there]
+    if missing:
+        raise UserError(f"{path}: no example of {', '.join(missing)} of task.labels; add some, or mend task.labels")
+
+
+def _check_pattern(config: TaskConfig) -> None:
+    if not config.data_dir:
+        raise UserError("task.data_dir is empty: give the directory that task.path starts from")
+    if not user_path(config.data_dir).is_dir():
+        raise UserError(f"task.data_dir {config.data_dir}: no such directory")
+    if not config.label_column:
+        raise UserError("task.label_column is empty: name the column of the labels")
+    fields = sorted(set(re.findall(r"{(.*?)}", config.path)))
+    if config.language_column and fields != ["split"]:
+        raise UserError(
+            f"task.path {config.path!r}: expected {{split}} in it and no other {{}}, as the languages stand in "
+            f"task.language_column {config.language_column!r}"
+        )
+    if not config.language_column and fields != ["language", "split"]:
+        raise UserError(
+            f"task.path {config.path!r}: expected {{language}} and {{split}} in it, and no other {{}}; where a file "
+            "has all languages, name the column in task.language_column"
+        )
+    if Path(config.path).is_absolute() or ".." in Path(config.path).parts:
+        raise UserError(f"task.path {config.path!r}: expected a path below task.data_dir, without '..'")
+
+
+def _file(config: TaskConfig, split: str, language: str) -> Path:
+    path = config.path.replace("{language}", language).replace("{split}", split)
+    return user_path(config.data_dir) / path
+
+
+def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
+    path = _file(config, split, language)
+    if path.is_file():
+        return path
+    if split == UNLABELLED:
+        raise UserError(f"{path}: no such file; without one, set task.unlabelled_from to 'train_rest' or 'none'")
+    raise UserError(f"{path}: no such file; task.path says that split {split!r} of {language!r} is there")
+
+
+def _languages(config: TaskConfig, split: str) -> dict[str, int]:
+    """The languages that have the split, sorted, with their numbers of rows, or 0 where each has a file."""
+    if config.language_column:
+        path = _file(config, split, "")
+        rows = Counter(tables.column_values(path, config.language_column)) if path.is_file() else {}
+        return dict(sorted(rows.items()))
+    root = user_path(config.data_dir)
+    parts = PurePosixPath(config.path).as_posix().replace("{split}", split).split("{language}")
+    before, *others = map(re.escape, parts)
+    pattern = re.compile(f"{before}(?P<language>[^/]+){'(?P=language)'.join(others)}")
+    found = root.glob("*".join(map(glob.escape, parts)))
+    matches = [pattern.fullmatch(path.relative_to(root).as_posix()) for path in found]
+    for match in filter(None, matches):
+        if not match["language"].isprintable():  # so are half surrogates, which stand for what is not UTF-8
+            raise UserError(f"{root}: {match['language']!a} is no name of a language: rename it")
+    return dict.fromkeys(sorted(match["language"] for match in matches if match), 0)
+
+
+def _targets(config: TaskConfig, found: Found) -> tuple[str, ...]:
+    """The target languages; a language that is asked for, or of which there is anything, must have test."""
+    known = tuple(found["test"])
+    if not known:
+        raise UserError(f"task.path {config.path!r}: no file of split 'test' is so named below {config.data_dir}")
+    asked = {config.source_language, *config.target_languages}
+    for split in SPLITS:
+        for language in found[split]:
+            if language not in known and (language in asked or not config.target_languages):
+                path, test = (_file(config, name, language) for name in (split, "test"))
+                remedy = "" if language in asked else ", or name those that are meant in task.target_languages"
+                remedy += nearest(language, known)
+                raise UserError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
+    targets = target_languages(config, known)
+    for split in SPLITS if config.language_column else ():
+        shown = {*asked, *targets} if split == "test" else {*asked, *known}  # each left out once, but for misspelt ones
+        others = {language: rows for language, rows in found[split].items() if language not in shown}
+        if others:
+            path = _file(config, split, "")
+            _log.warning("%s: left out, as task.target_languages does not name them: %s", path, _counts(others))
+    return targets
+
+
+def _columns(config: TaskConfig, *, labelled: bool) -> tables.Columns:
+    label = config.label_column if labelled else ""
+    return tables.Columns(config.text_column, config.pair_column, label, config.id_column, config.language_column)
+
+
+def _labels_found(config: TaskConfig, read: Read) -> tuple[str, ...]:
+    """The classes of train, sorted. All are logged where one is rare, for a misspelt one is a class of its own."""
+    records = read("train", config.source_language)
+    counts = dict(sorted(Counter(record.label for record in records if record.label is not None).items()))
+    most = max(counts.values())
+    rare = [name for name, count in counts.items() if count == 1 or count * _RARE <= most]
+    if rare:
+        path = _file(config, "train", config.source_language)
+        shown = ", ".join(map(repr, rare))
+        _log.warning("%s: is %s misspelt? as task.labels is empty, the classes are: %s", path, shown, _counts(counts))
+    return tuple(counts)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[str], held_out: set[str]) -> str:
+    """sha256 over the bytes of all files there are, and over how they are read."""
+    columns = dataclasses.astuple(_columns(config, labelled=True))
+    whole = hashlib.sha256(json.dumps([columns, list(labels), config.empty_text]).encode())
+    digest = functools.cache(_digest)  # one file may have all languages
+    for language in languages:
+        for split in SPLITS:
+            path = _file(config, split, language)
+            if path.is_file():
+                whole.update(json.dumps([split, language, digest(path)]).encode())
+        if language in held_out:
+            whole.update(json.dumps([language, config.held_out_dev, config.held_out_seed]).encode())
+    return whole.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

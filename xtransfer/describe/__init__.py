@@ -1,0 +1,1 @@
+"""Command: describes a task before training."""

@@ -1,0 +1,1 @@
+"""Distillation: objectives, the transfer set, labelling with a teacher, and the logits store."""

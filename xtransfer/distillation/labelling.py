@@ -1,0 +1,61 @@
+"""The teacher labels the transfer set: fills a logits store, shard by shard, and can be interrupted."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from xtransfer.distillation.logits_store import LogitsStore
+from xtransfer.errors import UserError
+from xtransfer.runtime import processes
+
+
+def label(
+    store: LogitsStore,
+    predict: Callable[[np.ndarray], np.ndarray],
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Computes the missing shards of the store, in order; all processes take part, and the first writes.
+
+    Args:
+      store: whole shards in it are left as they are, truncated ones are written anew.
+      predict: from positions in `store.ids`, np.int64 [n], to raw logits, np.float32 [n, K].
+      progress: told the number of examples of each shard that is finished.
+
+    Returns:
+      How many examples were computed: 0 where the store was complete.
+
+    Raises:
+      UserError: logits of another shape, or not finite.
+    """
+    computed = 0
+    for shard in processes.first(store.missing_shards):
+        indices = store.shard_indices(shard)
+        logits = predict(indices)
+        processes.first(functools.partial(store.write_shard, shard, logits))
+        computed += len(indices)
+        if progress is not None:
+            progress(len(indices))
+    return computed
+
+
+def permute_classes(logits: np.ndarray, teacher_classes: Sequence[str], student_classes: Sequence[str]) -> np.ndarray:
+    """The teacher's logits with their columns in the student's order of classes, matched by name.
+
+    Args:
+      logits: [..., K], columns as in `teacher_classes`.
+      teacher_classes: K different names.
+      student_classes: the same names in any order.
+
+    Returns:
+      [..., K], columns as in `student_classes`; the dtype of `logits`.
+
+    Raises:
+      UserError: the two do not name the same classes, each once.
+    """
+    teacher, student = list(teacher_classes), list(student_classes)
+    if sorted(teacher) != sorted(student) or len(set(teacher)) != len(teacher):
+        raise UserError(f"teacher and student differ in classes: the teacher has {teacher}, the student has {student}")
+    if logits.shape[-1] != len(teacher):
+        raise UserError(f"logits of shape {logits.shape} for the {len(teacher)} classes {teacher}")
+    return logits[..., [teacher.index(name) for name in student]]

@@ -1,0 +1,210 @@
+"""The teacher's logits on disk: one float32 row per example id, raw, in shards.
+
+    <root>/<key>/manifest.json      what the rows are; never changed once written
+                 ids.txt            the example ids in row order, one per line
+                 shard-00000.npy    rows 0 .. shard_size − 1, and so on
+
+Raw logits, so any temperature, threshold or loss works without another run of the teacher. The
+key hashes whatever decides them, so a store of another teacher or of other data is never met.
+A shard is there as a whole or not at all. One writer at a time, the first process: the workdir is locked
+above.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xtransfer import storage
+from xtransfer.errors import UserError
+from xtransfer.runtime import processes
+
+FORMAT = 1
+_AGAIN = "the same command labels what is missing"
+
+
+def store_key(*, teacher_fingerprint: str, tokenizer_fingerprint: str, max_length: int, data_fingerprint: str) -> str:
+    """The store's directory name: 16 hex digits that differ where any of the four differs."""
+    fields = {
+        "teacher_fingerprint": teacher_fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "max_length": max_length,
+        "data_fingerprint": data_fingerprint,
+    }
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsStore:
+    """An opened store; made by `open_store`. Holds no logits: shards are read when asked for."""
+
+    directory: Path
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the whole store has."""
+        return -(-len(self.ids) // self.shard_size)
+
+    def shard_indices(self, shard: int) -> np.ndarray:
+        """The rows that a shard holds, as positions in `ids`: np.int64 [n_i]."""
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"shard {shard} of {self.num_shards}")
+        return np.arange(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.ids)))
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are absent, truncated or of another size, in ascending order."""
+        return [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there and whole."""
+        return not self.missing_shards()
+
+    def write_shard(self, shard: int, logits: np.ndarray) -> None:
+        """Writes a shard, whole or not at all; on the disk when this returns.
+
+        Args:
+          shard: from `missing_shards`.
+          logits: np.float32 [n_i, K], rows as in `shard_indices`, columns as in `classes`.
+
+        Raises:
+          UserError: another shape or dtype, a value that is not finite, or a failing disk.
+        """
+        indices = self.shard_indices(shard)
+        wanted = (len(indices), len(self.classes))
+        if logits.shape != wanted or logits.dtype != np.float32:
+            raise UserError(
+                f"{self._path(shard)}: the teacher gave logits of shape {logits.shape} {logits.dtype}, "
+                f"expected {wanted} float32 for classes {list(self.classes)}"
+            )
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"the teacher's logits of {len(bad)} examples are NaN or infinite, "
+                f"first {self.ids[indices[bad[0]]]!r}: its training or its checkpoint is broken"
+            )
+        storage.write_whole(self._path(shard), _npy(logits))
+
+    def read(self, ids: Sequence[str]) -> np.ndarray:
+        """The logits of these examples, in this order: np.float32 [n, K].
+
+        Raises:
+          UserError: the store is not complete, or holds no such id.
+        """
+        missing = self.missing_shards()
+        if missing:
+            raise UserError(
+                f"{self._path(missing[0])}: missing or truncated ({len(missing)} of {self.num_shards} shards): {_AGAIN}"
+            )
+        row_of = {name: row for row, name in enumerate(self.ids)}
+        unknown = [name for name in ids if name not in row_of]
+        if unknown:
+            raise UserError(f"{self.directory}: no logits of example {unknown[0]!r} ({len(unknown)} ids are missing)")
+        shards = [np.load(self._path(shard), allow_pickle=False) for shard in range(self.num_shards)]
+        return np.concatenate(shards)[[row_of[name] for name in ids]].reshape(len(ids), len(self.classes))
+
+    def _path(self, shard: int) -> Path:
+        return self.directory / f"shard-{shard:05d}.npy"
+
+    def _is_whole(self, shard: int) -> bool:
+        rows = len(self.shard_indices(shard))
+        expected = _npy(np.zeros((rows, len(self.classes)), np.float32))
+        header = expected[: -rows * len(self.classes) * 4]
+        try:
+            with self._path(shard).open("rb") as file:
+                return os.fstat(file.fileno()).st_size == len(expected) and file.read(len(header)) == header
+        except FileNotFoundError:
+            return False
+
+
+def open_store(
+    root: Path, key_fields: Mapping[str, Any], *, classes: Sequence[str], ids: Sequence[str], shard_size: int
+) -> LogitsStore:
+    """Opens the store of these key fields under `root`, or makes an empty one.
+
+    Args:
+      root: the directory of all stores, `workdir/logits`.
+      key_fields: the arguments of `store_key`.
+      classes: names of the logits' columns, in order.
+      ids: example ids in row order, each once.
+      shard_size: examples per shard.
+
+    Raises:
+      UserError: ids or classes that cannot be stored, a manifest that says otherwise, a failing disk.
+    """
+    classes, ids = tuple(classes), tuple(ids)
+    _check(classes, ids, shard_size)
+    directory = Path(root) / store_key(**key_fields)
+    id_lines = "".join(f"{name}\n" for name in ids).encode()
+    manifest = {
+        "format": FORMAT,
+        "classes": list(classes),
+        "count": len(ids),
+        "shard_size": shard_size,
+        "ids_sha256": hashlib.sha256(id_lines).hexdigest(),
+        "key": dict(key_fields),
+    }
+    path = directory / "manifest.json"
+
+    def set_up() -> None:
+        if not path.exists():
+            storage.write_whole(directory / "ids.txt", id_lines)
+            # The manifest comes last: where it stands, the store is set up.
+            storage.write_whole(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+    processes.first(set_up)
+    _compare(path, manifest)
+    return LogitsStore(directory, classes, ids, shard_size)
+
+
+def _check(classes: tuple[str, ...], ids: tuple[str, ...], shard_size: int) -> None:
+    if not ids:
+        raise UserError("no examples for the teacher to label")
+    if shard_size < 1:
+        raise UserError(f"shard_size = {shard_size}, expected 1 or more")
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise UserError(f"the teacher's classes {list(classes)}: expected two or more different names")
+    seen = set()
+    for name in ids:
+        if name in seen:
+            raise UserError(f"example id {name!r} occurs twice: ids must be unique")
+        if not name or name.splitlines() != [name] or not _is_unicode(name):
+            raise UserError(f"example id {name!r}: expected one non-empty line of valid Unicode")
+        seen.add(name)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _compare(path: Path, manifest: dict[str, Any]) -> None:
+    """Raises UserError with the differing entries where the file at `path` is not this manifest."""
+    found = storage.read_object(path, f"delete {path.parent} to label anew")
+    if found != manifest:
+        differences = "; ".join(
+            f"{name}: {found.get(name, 'nothing')!r} in the store, {manifest.get(name, 'nothing')!r} asked for"
+            for name in sorted(found.keys() | manifest.keys())
+            if name not in found or name not in manifest or found[name] != manifest[name]
+        )
+        raise UserError(f"{path}: holds other logits ({differences}): delete {path.parent} to label anew")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """The bytes of an .npy file, which are a function of the array alone."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()

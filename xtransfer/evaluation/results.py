@@ -1,0 +1,238 @@
+"""From rows of results to the table: means over seeds, averages over languages, gains over the baseline."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xtransfer import storage
+from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.errors import UserError
+from xtransfer.evaluation.metrics import CHANCE
+
+ROW: Mapping[str, type] = {
+    "task": str,
+    "objective": str,
+    "seed": int,
+    "step": int,
+    "selection": str,
+    "split": str,
+    "language": str,
+    "metric": str,
+    "value": float,
+    "count": int,
+}
+"""The keys of a row of results.jsonl, all of them required, and the types of their values.
+
+"selection" is the protocol (`xtransfer.evaluation.selection.PROTOCOLS`) that chose the checkpoint;
+a checkpoint that two protocols chose has its rows twice.
+"""
+
+Row = Mapping[str, Any]
+
+BASELINE = "vanilla"
+TEACHER = "teacher"
+"""The objective that a teacher's rows carry: it knows the source language only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A quantity over seeds: values by seed, their mean, and their sample sd (n − 1; None for one value)."""
+
+    by_seed: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean."""
+        return statistics.fmean(self.by_seed.values())
+
+    @property
+    def sd(self) -> float | None:
+        """The sample standard deviation."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One objective: each language, the average over target languages, and its gain over the baseline.
+
+    `average` and `gain` are None for the teacher; `gain` also for the baseline itself and where the
+    two have no seed in common. Gains are differences of the same seed's averages.
+    """
+
+    objective: str
+    languages: Mapping[str, Summary]
+    average: Summary | None
+    gain: Summary | None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were run, ascending."""
+        return tuple(sorted(next(iter(self.languages.values())).by_seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What was measured, how, and a line per objective; values as in the rows.
+
+    `counts` and `majority` are of each language: its items, and the share of its most frequent class where the rows
+    say it.
+    """
+
+    task: str
+    metric: str
+    split: str
+    selection: str
+    source_language: str
+    target_languages: tuple[str, ...]
+    counts: Mapping[str, int]
+    majority: Mapping[str, float]
+    lines: tuple[Line, ...]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads results.jsonl; `UserError` with file and line for whatever is not a row."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: run python -m xtransfer.evaluate first") from error
+    lines = content.split(b"\n")  # not splitlines: U+2028 inside a string ends no line
+    if lines[-1]:
+        raise UserError(f"{path}:{len(lines)}: the last line is cut off: remove it and evaluate again")
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = storage.read_json(line.decode("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{where}: not strict JSON: {error}") from error
+    if not isinstance(row, dict) or row.keys() != ROW.keys():
+        found = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"{where}: expected an object with the keys {sorted(ROW)}, found {found}")
+    for key, kind in ROW.items():
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(row[key], accepted) or isinstance(row[key], bool):
+            raise UserError(f"{where}: {key} = {row[key]!r}, expected {kind.__name__}")
+    if not 0 <= row["value"] <= 1:
+        raise UserError(f"{where}: value = {row['value']!r}, expected 0 to 1")
+    return row
+
+
+def aggregate(
+    rows: Iterable[Row],
+    *,
+    source_language: str,
+    target_languages: Sequence[str] = (),
+    metric: str = "accuracy",
+    split: str = "test",
+    selection: str = "source_dev",
+) -> Table:
+    """Objectives × languages from rows of one experiment.
+
+    Args:
+      rows: all rows; those of other metrics, splits and checkpoints are left out.
+      source_language: its column is apart from the average.
+      target_languages: what every run must have; empty: every language that any run has.
+      metric, split: which rows.
+      selection: protocol whose checkpoints are taken.
+
+    Raises:
+      UserError: nothing left, a run that lacks a language (an average is never taken over fewer),
+        two different results in one place, another number of items, or more than one task.
+    """
+    rows = list(rows)
+    chosen = _matching(rows, metric, split, selection)
+    if not chosen:
+        raise UserError(
+            f"no results: {metric} on split {split}, checkpoints selected by {selection}; {_what_there_is(rows)}"
+        )
+    tasks = sorted({row["task"] for row in chosen})
+    if len(tasks) > 1:
+        raise UserError(f"results of more than one task in one table: {', '.join(tasks)}")
+    runs = _runs(chosen)
+    found = {language for run in runs.values() for language in run} - {source_language}
+    targets = tuple(target_languages) or tuple(sorted(found))
+    if not targets:
+        raise UserError(f"no {split} results in any language but the source language {source_language}")
+    for (objective, seed), run in runs.items():
+        for language in (source_language, *(() if objective == TEACHER else targets)):
+            if language not in run:
+                raise UserError(f"{objective} seed {seed} has no {split} {metric} in {language}: evaluate it first")
+    lines = _lines(runs, source_language, targets)
+    counts = _counts(chosen, (source_language, *targets))
+    majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
+    return Table(tasks[0], metric, split, selection, source_language, targets, counts, majority, lines)
+
+
+def _matching(rows: Iterable[Row], metric: str, split: str, selection: str) -> list[Row]:
+    wanted = (metric, split, selection)
+    return [row for row in rows if (row["metric"], row["split"], row["selection"]) == wanted]
+
+
+def _what_there_is(rows: Iterable[Row]) -> str:
+    """What to ask for instead, where there are results of something else."""
+    found = {(row["split"], row["selection"], row["metric"]) for row in rows if row["metric"] != CHANCE}
+    if not found:
+        return "there are none of anything yet"
+    splits, selections, metrics = (", ".join(sorted(set(names))) for names in zip(*found, strict=True))
+    return f"there are results of metric {metrics}; split {splits}; selection {selections}"
+
+
+def _runs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, float]]:
+    """(objective, seed) -> language -> value; the same row twice is one, two different ones are an error."""
+    runs: dict[tuple[str, int], dict[str, float]] = {}
+    steps: dict[tuple[str, int], int] = {}
+    for row in rows:
+        key = (row["objective"], row["seed"])
+        run = runs.setdefault(key, {})
+        same_step = steps.setdefault(key, row["step"]) == row["step"]
+        if not same_step or run.setdefault(row["language"], row["value"]) != row["value"]:
+            raise UserError(
+                f"{key[0]} seed {key[1]} has two different results: steps {steps[key]} and {row['step']}, "
+                f"{row['split']} {row['metric']} in {row['language']}"
+            )
+    return runs
+
+
+def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        if counts.setdefault(row["language"], row["count"]) != row["count"]:
+            raise UserError(
+                f"{row['objective']} seed {row['seed']} was scored on {row['count']} items in {row['language']}, "
+                f"other runs on {counts[row['language']]}: evaluate all of them on the same data"
+            )
+    return {language: counts[language] for language in languages if language in counts}
+
+
+def _lines(
+    runs: Mapping[tuple[str, int], Mapping[str, float]], source_language: str, targets: tuple[str, ...]
+) -> tuple[Line, ...]:
+    averages = {
+        key: statistics.fmean(run[language] for language in targets) for key, run in runs.items() if key[0] != TEACHER
+    }
+    lines = []
+    for objective in _in_order({objective for objective, _ in runs}):
+        seeds = sorted(seed for name, seed in runs if name == objective)
+        languages = (source_language,) if objective == TEACHER else (source_language, *targets)
+        paired = [seed for seed in seeds if (BASELINE, seed) in averages]
+        is_student = objective != TEACHER
+        lines.append(
+            Line(
+                objective,
+                {name: Summary({seed: runs[objective, seed][name] for seed in seeds}) for name in languages},
+                Summary({seed: averages[objective, seed] for seed in seeds}) if is_student else None,
+                Summary({seed: averages[objective, seed] - averages[BASELINE, seed] for seed in paired})
+                if is_student and objective != BASELINE and paired
+                else None,
+            )
+        )
+    return tuple(lines)
+
+
+def _in_order(objectives: Iterable[str]) -> list[str]:
+    """The teacher, then objectives as their table lists them, then any others by name."""
+    known = [TEACHER, *OBJECTIVES]
+    return sorted(objectives, key=lambda name: (known.index(name) if name in known else len(known), name))

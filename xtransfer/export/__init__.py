@@ -1,0 +1,1 @@
+"""Command: exports a trained classifier as a Hugging Face directory with a model card."""

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: configs, weights, tokenizers, and the hub."""

@@ -1,0 +1,243 @@
+"""Hugging Face directories: find them, load models from them, write them."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from safetensors import SafetensorError
+
+from xtransfer.config import user_path
+from xtransfer.errors import UserError, nearest
+from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.hf import hub
+from xtransfer.models.hf.config import (
+    CONFIG,
+    check_pretraining,
+    class_names,
+    read_config,
+    read_labels,
+    read_pooling,
+    write_config,
+)
+from xtransfer.models.hf.families import FAMILIES
+from xtransfer.models.hf.tokenizer import check_tokenizer, special_ids
+from xtransfer.models.hf.weights import INDEX, WEIGHTS, Source, leaves, weight_files, write_weights
+from xtransfer.runtime.sharding import on_host, param_shardings
+
+__all__ = [
+    "abstract_classifier",
+    "check_tokenizer",
+    "class_names",
+    "fingerprint_files",
+    "fingerprint_params",
+    "load_classifier",
+    "load_masked_lm",
+    "read_config",
+    "read_labels",
+    "read_pooling",
+    "resolve",
+    "save",
+]
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "pretrained"
+_WITHOUT_HEAD = (
+    "set `checkpoint` to the encoder that this classifier was made from, or save this one without its head "
+    "(AutoModel in transformers); no setting leaves a trained head out"
+)
+
+
+def resolve(name: str, revision: str | None = None, *, only_config: bool = False) -> Path:
+    """The directory of a checkpoint: an embedded name, a directory, or a hub id with an optional `@revision`.
+
+    With `only_config` nothing but config.json is fetched from the hub.
+    """
+    if (EMBEDDED / name / CONFIG).is_file() and re.fullmatch(r"[\w.-]+", name):
+        return EMBEDDED / name
+    path = user_path(name)
+    if name and path.is_dir():
+        return path
+    repo, _, pinned = name.partition("@")
+    embedded = sorted(p.parent.name for p in EMBEDDED.glob(f"*/{CONFIG}"))
+    if path.exists() or not hub.is_id(repo):
+        raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({', '.join(embedded)})")
+    if pinned and revision and pinned != revision:
+        raise UserError(f"{name}: two revisions, {pinned} and {revision}: give one")
+    try:
+        return (hub.fetch_config if only_config else hub.fetch)(repo, pinned or revision)
+    except UserError as error:
+        raise UserError(f"{error}{nearest(name, embedded)}") from error
+
+
+def abstract_classifier(
+    config: EncoderConfig,
+    num_classes: int,
+    *,
+    pooling: str = "cls",
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+) -> tuple[Any, nnx.State]:
+    """(graphdef, shapes and dtypes of the parameters) of a `Classifier`, without any weights."""
+
+    def make() -> Classifier:
+        return Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype, remat=remat)
+
+    return nnx.split(nnx.eval_shape(make))
+
+
+def load_classifier(
+    directory: str | Path,
+    num_classes: int,
+    *,
+    seed: int,
+    pooling: str = "cls",
+    dtype: DTypeLike = jnp.float32,
+    labels: Sequence[str] | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Any, nnx.State]:
+    """(graphdef, params) of a `Classifier` with a checkpoint's weights, float32.
+
+    A head in the file is used, its classes permuted by name to the order of `labels`; other names or another
+    pooling are a UserError. Otherwise the head is new, drawn from `seed`. The parameters go to their places on `mesh`
+    by `sharding.RULES`, without one to the default device; the host holds one tensor at a time beside them.
+    """
+    config = read_config(directory)
+    graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
+    source = Source.open(directory, FAMILIES[config.family])
+    order: dict[str, list[int]] = {}
+    if "head.kernel" in source.targets:
+        places = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
+        if (saved := read_pooling(directory)) != pooling:
+            raise UserError(
+                f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved}, not {pooling}"
+            )
+        order = {"head.kernel": places, "head.bias": places}
+    return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
+
+
+def load_masked_lm(
+    directory: str | Path, *, seed: int, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+) -> tuple[Any, nnx.State]:
+    """(graphdef, params) of a `MaskedLM` with a checkpoint's weights; heads that it lacks are drawn from `seed`.
+
+    The parameters are laid out as `load_classifier` does. UserError where the family has no pretraining heads here.
+    """
+    check_pretraining(directory)
+    config = read_config(directory)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
+    source = Source.open(directory, FAMILIES[config.family])
+    return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state))
+
+
+def _layout(mesh: Mesh | None, state: nnx.State) -> Any:
+    return None if mesh is None else param_shardings(mesh, state)
+
+
+def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None, outputs: int) -> list[int]:
+    """For each class of `labels`, its place in the file's head."""
+    names = class_names(directory, outputs)
+    path = directory / CONFIG
+    if len(names) != outputs:
+        raise UserError(f"{path}: id2label names {len(names)} classes, but the head in the weights has {outputs}")
+    if labels is None:
+        labels = names
+    if len(labels) != num_classes:
+        raise UserError(
+            f"{path}: the head has {len(names)} classes ({', '.join(names)}), wanted {num_classes}: {_WITHOUT_HEAD}"
+        )
+    if sorted(labels) != sorted(names):
+        renamed = "if they are the same, give them the task's names in id2label; else "
+        raise UserError(
+            f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: "
+            f"{renamed if len(labels) == len(names) else ''}{_WITHOUT_HEAD}"
+        )
+    return [names.index(label) for label in labels]
+
+
+def save(
+    directory: str | Path,
+    config: EncoderConfig,
+    params: nnx.State,
+    *,
+    tokenizer: Any = None,
+    labels: Sequence[str] | None = None,
+    pooling: str = "cls",
+    dtype: str = "float32",
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes a directory that `transformers` and this module load: config.json, model.safetensors, tokenizer files.
+
+    The leaves of `params` tell the architecture: a `Classifier`'s, a `MaskedLM`'s, or an encoder and pooler. The
+    directory appears whole or not at all; UserError where it exists with something in it, or cannot be written.
+    `transformers` has no "mean" pooling: such a classifier is marked in config.json, and read back by this module only.
+    `dtype` float16 or bfloat16 halves the file; it is read back as float32. `notes`: further text files, name -> text.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists already: give a new directory")
+    paths = frozenset(leaves(params))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
+    try:
+        write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
+        write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
+        if tokenizer is not None:
+            _save_tokenizer(tokenizer, partial)
+        for name, text in notes.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        partial.chmod(0o755)  # what is made by mkdtemp, and by safetensors, is its owner's only
+        for file in partial.iterdir():
+            file.chmod(0o644)
+        os.replace(partial, directory)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    try:
+        tokenizer.save_pretrained(str(directory))
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # tokenizers raises nothing narrower where a file cannot be written
+
+
+def fingerprint_files(directory: str | Path) -> str:
+    """sha256 over the names and bytes of a checkpoint's config, weights and tokenizer files, and of no others."""
+    directory = Path(directory)
+    found = {path for pattern in (CONFIG, *hub.TOKENIZER_FILES) for path in directory.glob(pattern)}
+    weights = weight_files(directory)
+    found.update(weights if weights == [directory / WEIGHTS] else [*weights, directory / INDEX])
+    digest = hashlib.sha256()
+    for path in sorted(found):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_params(params: nnx.State) -> str:
+    """sha256 over the paths, shapes, dtypes and bytes of every leaf, in the order of the paths.
+
+    Where processes share the parameters, all have to call this.
+    """
+    digest = hashlib.sha256()
+    for path, variable in sorted(leaves(params).items()):
+        array = on_host(variable[...])
+        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

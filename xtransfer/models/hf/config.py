@@ -1,0 +1,186 @@
+"""`config.json` of a Hugging Face directory: strict reading, and writing."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from xtransfer import storage
+from xtransfer.errors import UserError
+from xtransfer.models.encoder import ACTIVATIONS, EncoderConfig
+from xtransfer.models.hf.families import FAMILIES
+from xtransfer.models.hf.weight_map import Family
+
+CONFIG = "config.json"
+POOLING_KEY = "xtransfer_pooling"  # in config.json: how a saved classifier pools, where it is not the families' own way
+
+_OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # some name it as ours
+_SINGLE_LABEL = "single_label_classification"
+
+
+def read_config(directory: str | Path) -> EncoderConfig:
+    """The architecture in `config.json`; UserError names the file and the key that is missing, wrong or unknown."""
+    path = Path(directory) / CONFIG
+    raw = read_raw(directory)
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        supported = ", ".join(sorted(FAMILIES))
+        raise UserError(f"{path}: model_type {raw.get('model_type')!r} is not supported: one of {supported}")
+    if "auto_map" in raw:
+        raise UserError(
+            f"{path}: auto_map asks for remote code, which is never run: use a plain {family.name} checkpoint"
+        )
+    _check_fixed(path, raw, family)
+    if missing := [key for key in family.required if key not in raw]:
+        raise UserError(f"{path}: {', '.join(missing)} missing")
+    stated = {
+        field: _checked(path, key, field, raw[key], nullable=key in family.nullable)
+        for key, field in family.config_keys
+        if key in raw
+    }
+    values = {**dict(family.defaults), **stated}
+    if family.positions_after_pad:
+        values["position_offset"] = values["pad_id"] + 1
+    config = EncoderConfig(**values, family=family.name)
+    if config.pad_id >= config.vocab_size:
+        raise UserError(f"{path}: pad_token_id is {config.pad_id}, beyond vocab_size {config.vocab_size}")
+    if config.position_offset >= config.max_positions:
+        raise UserError(
+            f"{path}: positions begin after pad_token_id {config.pad_id}, beyond all {config.max_positions} of "
+            "max_position_embeddings"
+        )
+    if config.hidden_size % config.num_heads:
+        raise UserError(
+            f"{path}: hidden_size {config.hidden_size} is not a multiple of its {config.num_heads} attention heads"
+        )
+    return config
+
+
+def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
+    """UserError where a checkpoint is of a kind that would be run as something else than it was trained as."""
+    _check_values(path, raw, family.fixed)
+    if raw.get("problem_type") not in (None, _SINGLE_LABEL):
+        raise UserError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
+    architectures = raw.get("architectures")
+    for name in architectures if isinstance(architectures, list) else []:
+        if str(name).endswith(_OTHER_HEADS):
+            raise UserError(
+                f"{path}: architectures has {name}, whose head does another task: use a checkpoint of the encoder, "
+                "…ForMaskedLM or …ForSequenceClassification"
+            )
+
+
+def _check_values(path: Path, raw: Mapping[str, Any], fixed: Iterable[tuple[str, tuple[object, ...]]]) -> None:
+    for key, allowed in fixed:
+        if raw.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{path}: {key} is {raw[key]!r}: only {', '.join(map(repr, allowed))} is supported")
+
+
+def check_pretraining(directory: str | Path) -> None:
+    """UserError where a checkpoint's pretraining cannot go on here: another family, or heads of another kind."""
+    path, family = Path(directory) / CONFIG, FAMILIES[read_config(directory).family]
+    if not family.pretrains:
+        able = ", ".join(name for name, other in FAMILIES.items() if other.pretrains)
+        raise UserError(f"{path}: model_type is {family.name}: pretraining goes on from {able} checkpoints only")
+    _check_values(path, read_raw(directory), family.fixed_in_pretraining)
+
+
+def _checked(path: Path, key: str, field: str, value: Any, *, nullable: bool) -> Any:
+    """`value` as the field of EncoderConfig that it becomes, or a UserError."""
+    if field == "hidden_act":
+        valid = value in ACTIVATIONS if isinstance(value, str) else False
+        wanted = f"one of {', '.join(ACTIVATIONS)}"
+    elif field.endswith("dropout"):
+        valid = _is_number(value) and 0 <= value < 1
+        wanted = "a number from 0 to below 1"
+    elif field == "layer_norm_eps":
+        valid, wanted = _is_number(value) and 0 < value < 1, "a small positive number"
+    elif field == "pad_id":
+        valid, wanted = type(value) is int and value >= 0, "a token id"
+    else:
+        valid, wanted = type(value) is int and value > 0, "a positive integer"
+    if not valid and not (value is None and nullable):
+        raise UserError(f"{path}: {key} is {value!r}: it has to be {wanted}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_labels(directory: str | Path) -> tuple[str, ...] | None:
+    """The class names of `config.json` (id2label) in the order of the head's outputs, None where it has none.
+
+    A name may be an integer there. UserError for other than that, and for a label2id of the same names that has them
+    in another order: nobody can tell which is right.
+    """
+    path, raw = Path(directory) / CONFIG, read_raw(directory)
+    table = raw.get("id2label")
+    if table is None:
+        return None
+    if not isinstance(table, dict) or sorted(table) != sorted(map(str, range(len(table)))):
+        raise UserError(f"{path}: id2label has to map 0 … n-1 to names")
+    names = [table[str(index)] for index in range(len(table))]
+    labels = tuple(map(str, names))
+    if not all(type(name) in (str, int) for name in names) or len(set(labels)) != len(labels):
+        raise UserError(f"{path}: id2label has to give every class its own name")
+    back = raw.get("label2id")
+    # One with other names is a leftover of the checkpoint before, which transformers does not read either.
+    if isinstance(back, dict) and set(back) == set(labels) and any(back[name] != i for i, name in enumerate(labels)):
+        raise UserError(f"{path}: id2label and label2id have the classes in different orders: mend one of them")
+    return labels
+
+
+def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
+    """`read_labels`, or without them the names that `transformers` gives to this number of outputs."""
+    return read_labels(directory) or tuple(f"LABEL_{index}" for index in range(outputs))
+
+
+def read_pooling(directory: str | Path) -> str:
+    """How a saved classifier pools: "cls" unless `config.json` says otherwise."""
+    return str(read_raw(directory).get(POOLING_KEY, "cls"))
+
+
+def write_config(
+    file: Path,
+    config: EncoderConfig,
+    leaves: frozenset[str],
+    labels: Sequence[str] | None,
+    pooling: str,
+    special_ids: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Writes a `config.json` that `transformers` reads; `leaves` (dotted paths) tell which architecture it is.
+
+    `special_ids` of the tokenizer (see `hf_tokenizer.special_ids`) stand for what the checkpoint said of them.
+    """
+    family = FAMILIES[config.family]
+    values: dict[str, Any] = {
+        "architectures": [family.architecture(leaves)],
+        "model_type": family.name,
+        "dtype": "float32",
+        **{
+            key: getattr(config, field) if key in family.nullable else config.effective(field)
+            for key, field in family.config_keys
+        },
+        **{key: allowed[0] for key, allowed in (*family.fixed, *family.fixed_in_pretraining)},
+        **special_ids,
+    }
+    if labels is not None:
+        values["problem_type"] = _SINGLE_LABEL
+        values["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        values["label2id"] = {label: index for index, label in enumerate(labels)}
+    if pooling != "cls":
+        values[POOLING_KEY] = pooling
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_raw(directory: str | Path) -> dict[str, Any]:
+    """All of `config.json`, or a UserError that names the file."""
+    path = Path(directory) / CONFIG
+    try:
+        return storage.read_object(path, "fetch it again")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: not a Hugging Face model directory?") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,53 @@
+"""BERT, multilingual BERT, LaBSE, MiniLM, multilingual-e5: the reference that the other families differ from."""
+
+from xtransfer.models.hf.weight_map import (
+    BERT_FIXED,
+    BERT_KEYS,
+    BERT_NULLABLE,
+    BERT_REQUIRED,
+    OLD_NORM,
+    Family,
+    NewLeaves,
+    Rule,
+    bert_layers,
+    dense,
+    embeddings,
+    norm,
+)
+
+BERT = Family(
+    name="bert",
+    rules=(
+        *embeddings("bert.embeddings", "word_embeddings", "position_embeddings", "token_type_embeddings"),
+        *bert_layers("bert.encoder.layer"),
+        *dense("bert.pooler.dense", "pooler.dense"),
+        *dense("classifier", "head"),
+        *dense("cls.predictions.transform.dense", "transform"),
+        *norm("cls.predictions.transform.LayerNorm", "transform_norm"),
+        Rule("cls.predictions.bias", "decoder_bias"),
+        *dense("cls.seq_relationship", "next_sentence"),
+    ),
+    aliases=((r"^(?=embeddings\.|encoder\.|pooler\.)", "bert."), *OLD_NORM),
+    copies=(
+        (r"cls\.predictions\.decoder\.weight", "bert.embeddings.word_embeddings.weight", "decoder_bias"),
+        (r"cls\.predictions\.decoder\.bias", "cls.predictions.bias", "decoder_bias"),
+    ),
+    ignorable=(r"bert\.embeddings\.(position_ids|token_type_ids)",),
+    heads=(r"pooler\..*", r"head\..*", r"transform\..*", r"transform_norm\..*", r"decoder_bias", r"next_sentence\..*"),
+    new=(
+        NewLeaves(r"head\..*"),
+        NewLeaves(r"next_sentence\..*"),
+        NewLeaves(r"(transform\..*|transform_norm\..*|decoder_bias)"),
+        NewLeaves(r"pooler\..*", only_with=r"(head|next_sentence)\..*"),
+    ),
+    config_keys=BERT_KEYS,
+    required=BERT_REQUIRED,
+    nullable=BERT_NULLABLE,
+    fixed=BERT_FIXED,
+    fixed_in_pretraining=(("tie_word_embeddings", (True,)),),
+    architectures=(
+        ("head.kernel", "BertForSequenceClassification"),
+        ("next_sentence.kernel", "BertForPreTraining"),
+        ("", "BertModel"),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Command: labels text with a trained classifier."""

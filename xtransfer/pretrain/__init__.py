@@ -1,0 +1,1 @@
+"""Command: pretrains a small encoder."""

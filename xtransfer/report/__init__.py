@@ -1,0 +1,1 @@
+"""Command: tables and plots of results."""

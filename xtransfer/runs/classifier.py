@@ -1,0 +1,167 @@
+"""A trained classifier, ready to predict or to export: a run of a workdir, or a Hugging Face directory."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xtransfer.data.tokens.tokenizer import load_tokenizer
+from xtransfer.errors import UserError
+from xtransfer.runs.find import SELECTIONS, Chosen, check_selection, find_run, run_of, there_is
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.hf.families import FAMILIES
+from xtransfer.models.hf.config import CONFIG
+from xtransfer.models.hf.weights import Source
+from xtransfer.train import loop
+from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.compiled_steps import abstract_params
+from xtransfer.runs.workdir import Workdir
+
+__all__ = ["SELECTIONS", "Trained", "load_run", "open_run", "open_trained"]
+
+_MAX_LENGTH = 512  # of a Hugging Face classifier with more positions: attention costs the square of a row
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A classifier with its tokenizer and weights.
+
+    Attributes:
+      source: what the user named: a run, or a Hugging Face directory.
+      directory: the Hugging Face directory of its architecture and tokenizer; a run's base checkpoint.
+      architecture: the encoder's.
+      tokenizer: a fast one.
+      graphdef: of a `Classifier` in compute dtype `dtype`.
+      params: its float32 parameters on the mesh.
+      labels: the class names, in the order of the logits.
+      pooling: "cls" or "mean".
+      max_length: tokens of an example at most, special ones included.
+      dtype: compute dtype, "float32" or "bfloat16".
+    """
+
+    source: Path
+    directory: Path
+    architecture: EncoderConfig
+    tokenizer: Any
+    graphdef: Any
+    params: Any
+    labels: tuple[str, ...]
+    pooling: str
+    max_length: int
+    dtype: str
+
+
+def open_trained(directory: Path, mesh: jax.sharding.Mesh, *, selection: str = "source_dev") -> Trained:
+    """Opens either kind: a run's directory in a workdir, or a Hugging Face classifier (a directory or a hub id).
+
+    Of a run, the checkpoint that `selection` (one of SELECTIONS) chooses is taken.
+
+    Raises:
+      UserError: neither kind, a workdir without saying which run, a run that is not finished or whose base checkpoint
+        has changed, an encoder without a trained head, or files that cannot be read.
+    """
+    check_selection(selection)
+    directory = hf_checkpoint.resolve(str(directory))
+    workdir = _workdir_around(directory)
+    if workdir is None:
+        return _open_classifier(directory, mesh)
+    found = run_of(workdir, directory)
+    if found is None:
+        is_root = directory.resolve() == workdir.root.resolve()
+        what = "a workdir" if is_root else f"no run of the workdir {workdir.root}"
+        raise UserError(f"{directory}: {what}: name the directory of a run; there is {there_is(workdir)}")
+    return open_run(workdir, *found, selection, mesh)
+
+
+def open_run(workdir: Workdir, objective: str, seed: int | None, selection: str, mesh: jax.sharding.Mesh) -> Trained:
+    """Opens the run of an objective (or "teacher") and seed; arguments and errors as `find_run` and `load_run`."""
+    return load_run(find_run(workdir, objective, seed, selection), mesh)
+
+
+def load_run(chosen: Chosen, mesh: jax.sharding.Mesh) -> Trained:
+    """Restores a chosen checkpoint onto the mesh; of its base checkpoint only config and tokenizer are loaded.
+
+    Raises:
+      UserError: the base checkpoint is gone or has changed since, or the run's checkpoint cannot be read.
+    """
+    settings = chosen.settings
+    base = hf_checkpoint.resolve(settings.checkpoint)
+    if hf_checkpoint.fingerprint_files(base) != chosen.fingerprint:
+        raise UserError(
+            f"{base}: no longer the checkpoint that {chosen.directory} was trained from (the fingerprint of its files "
+            f"is not that in {chosen.workdir.task}): put the old files back"
+        )
+    architecture = hf_checkpoint.read_config(base)
+    graphdef, shapes = hf_checkpoint.abstract_classifier(
+        architecture, len(chosen.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
+    )
+    with Checkpoints(chosen.directory / loop.CHECKPOINTS, read_only=True) as checkpoints:
+        params = checkpoints.restore_params(chosen.step, abstract_params(shapes, mesh))
+    return Trained(
+        source=chosen.directory,
+        directory=base,
+        architecture=architecture,
+        tokenizer=load_tokenizer(base),
+        graphdef=graphdef,
+        params=params,
+        labels=chosen.task.labels,
+        pooling=settings.pooling,
+        max_length=settings.max_length,
+        dtype=settings.compute_dtype,
+    )
+
+
+def _workdir_around(directory: Path) -> Workdir | None:
+    """The workdir that a directory is or lies in; None for a Hugging Face directory, wherever it lies."""
+    here = Path(os.path.abspath(directory))
+    if (here / CONFIG).is_file() and not _is_workdir(here):
+        return None
+    # As it is written first, for a workdir some of whose directories are links to another disk.
+    for place in (here, *here.parents, *here.resolve().parents):
+        if _is_workdir(place):
+            return Workdir(place)
+    raise UserError(f"{directory}: neither a run of a workdir nor a Hugging Face directory: it has no {CONFIG}")
+
+
+def _is_workdir(directory: Path) -> bool:
+    workdir = Workdir(directory)
+    return workdir.config.is_file() and workdir.task.is_file()
+
+
+def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
+    architecture = hf_checkpoint.read_config(directory)
+    outputs = _classes(directory, architecture)
+    tokenizer = load_tokenizer(directory)
+    hf_checkpoint.check_tokenizer(directory, tokenizer)
+    pooling = hf_checkpoint.read_pooling(directory)
+    graphdef, params = hf_checkpoint.load_classifier(directory, outputs, seed=0, pooling=pooling, mesh=mesh)
+    positions = architecture.max_positions - architecture.position_offset
+    return Trained(
+        source=directory,
+        directory=directory,
+        architecture=architecture,
+        tokenizer=tokenizer,
+        graphdef=graphdef,
+        params=params,
+        labels=hf_checkpoint.class_names(directory, outputs),
+        pooling=pooling,
+        max_length=min(_MAX_LENGTH, positions, tokenizer.model_max_length),
+        dtype="float32",
+    )
+
+
+def _classes(directory: Path, architecture: EncoderConfig) -> int:
+    """The number of outputs of the trained head, which have to be the logits of one class among several."""
+    head = Source.open(directory, FAMILIES[architecture.family]).targets.get("head.kernel")
+    if head is None:
+        raise UserError(
+            f"{directory}: its weights have no trained classification head, so there is nothing to predict with: "
+            "name a fine-tuned classifier, or train one with python -m xtransfer.main"
+        )
+    if head.shape[:1] < (2,):
+        raise UserError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: no classes to choose among")
+    return head.shape[0]

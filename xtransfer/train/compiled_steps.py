@@ -1,0 +1,92 @@
+"""The programs that one encoder runs in one role: training, labelling and evaluation, compiled for a mesh.
+
+They are made of settings and shapes alone. So the very same ones compile where there are no weights, and for devices
+that are not there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xtransfer.config import ModelConfig
+from xtransfer.distillation.objectives import Objective, loss_terms
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.inference import make_eval_step
+from xtransfer.runtime.sharding import param_shardings
+from xtransfer.train import optimizer, state, steps
+from xtransfer.train.microbatches import parts_of
+
+
+class Programs:
+    """Steps of a classifier with these settings on a mesh, each compiled once per shape of batch.
+
+    Args:
+      settings: of the role.
+      architecture: of its checkpoint.
+      num_classes: K.
+      mesh: of real devices, or of a topology's.
+
+    Raises:
+      UserError: a `frozen` pattern that matches no parameter.
+    """
+
+    def __init__(self, settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh):
+        self.mesh = mesh
+        self.graphdef, self.shapes = hf_checkpoint.abstract_classifier(
+            architecture,
+            num_classes,
+            pooling=settings.pooling,
+            dtype=jnp.dtype(settings.compute_dtype),
+            remat=settings.remat,
+        )
+        self.optimizer = _optimizer(settings)
+        self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
+        self.eval_step = make_eval_step(self.graphdef, mesh)
+        self._accumulation, self._size = settings.accumulation, architecture.hidden_size
+        self._train_steps: dict[Objective, steps.TrainStep] = {}
+
+    def abstract_params(self) -> Any:
+        """Shapes, dtypes and shardings of the parameters, for a restore."""
+        return abstract_params(self.shapes, self.mesh)
+
+    def train_step(self, objective: Objective) -> steps.TrainStep:
+        """One step by an objective; objectives that differ in whose logits they learn from only share it."""
+        objective = objective.loss_settings()
+        if objective not in self._train_steps:
+
+            def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
+                logits = model(batch, dropout_key=dropout_key)  # [R, M, K]
+                return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
+
+            self._train_steps[objective] = steps.make_train_step(
+                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, parts_of=self.parts, embed=_embed
+            )
+        return self._train_steps[objective]
+
+    def parts(self, batch: Mapping[str, Any]) -> int:
+        """How many parts the training step computes a batch of these shapes in."""
+        rows, length = batch["input_ids"].shape
+        return parts_of(self._accumulation, rows, length, self._size, self.mesh)
+
+
+def _embed(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
+    return model.embed(batch, dropout_key=dropout_key)
+
+
+def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and dtypes of parameters with their shardings on the mesh: what a restore asks for."""
+    layout = param_shardings(mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+
+
+def _optimizer(settings: ModelConfig) -> optax.GradientTransformation:
+    rate = optimizer.schedule(
+        "linear", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
+    )
+    return optimizer.adamw(
+        rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, frozen=settings.frozen
+    )
