@@ -130,9 +130,9 @@ def test_what_two_processes_began_others_end(command, alone, preempted, tmp_path
 
 
 def test_a_second_group_is_refused_in_one_line(command, preempted):
-    from xtransfer.runs.workdir import locked
+    from xtransfer.runtime.locks import directory_lock
 
-    with locked(preempted), Group([*command, str(preempted)], 2, 1, preempted.with_name("second")) as second:
+    with directory_lock(preempted), Group([*command, str(preempted)], 2, 1, preempted.with_name("second")) as second:
         assert second.statuses(60) == [1, 1]
         assert "is in use by process" in second.err(0) and second.err(0).count("\n") == 1
         assert second.err(1) == second.out(1) == ""

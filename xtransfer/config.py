@@ -120,7 +120,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """How the teacher's logits are used (`xtransfer.transfer.objectives`)."""
+    """How the teacher's logits are used (`xtransfer.distillation.objectives`)."""
 
     temperature: float = setting(1.0, at_least=1e-3)
     temperature_on: str = setting("teacher", choices=("teacher", "both"))
@@ -130,7 +130,7 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices share the work (`xtransfer.sharding`): batches over data × fsdp, parameters over fsdp × tensor."""
+    """The device mesh: batches are split over data × fsdp, parameters over fsdp × tensor (`runtime/sharding.py`)."""
 
     data: int = setting(0, at_least=0)  # 0 = all devices that the others leave
     fsdp: int = setting(1, at_least=1)

@@ -15,9 +15,9 @@ import jax
 from xtransfer.config import ExperimentConfig, MeshConfig
 from xtransfer.data.registry import get_task
 from xtransfer.evaluation.evaluator import evaluate
-from xtransfer.report import __main__ as report
-from xtransfer.runs.workdir import Workdir, check_unchanged, held, read_config
-from xtransfer.runtime import cluster, processes, terminal
+from xtransfer.report.workdir_report import report
+from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
+from xtransfer.runtime import cluster, locks, processes, terminal
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.finetuning import Models
 
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> None:
     task = get_task(config.task)
     models = Models(config, task)
     check_unchanged(workdir.task, models.facts())
-    with held(workdir.root, "evaluation"):
+    with locks.group_lock(workdir.root, "evaluation"):
         evaluate(workdir, config, task, models)
-    processes.first(lambda: report.main(["--workdir", str(workdir.root)]))
+    processes.first(lambda: report(workdir))
 
 
 def _for_these_devices(config: ExperimentConfig) -> ExperimentConfig:

@@ -4,55 +4,32 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
 
 import jax
 import numpy as np
 
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
-from xtransfer.data.registry import Example, Task, get_task, labelled_subset, unlabelled_examples
-from xtransfer.data.task import UNLABELLED
+from xtransfer.data.registry import Example, get_task
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
-from xtransfer.distillation import objectives
+from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
 from xtransfer.distillation.logits_store import LogitsStore, open_store
-from xtransfer.distillation.objectives import OBJECTIVES, Objective
-from xtransfer.errors import UserError, nearest
+from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
+from xtransfer.distillation.transfer_set import TransferSet
+from xtransfer.errors import UserError
 from xtransfer.evaluation.evaluator import evaluate, selected_step
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.workdir import Workdir
-from xtransfer.runtime import processes, sharding, terminal
+from xtransfer.runtime import locks, processes, sharding, terminal
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.loop import CHECKPOINTS
 
 SHARD_SIZE = 1024  # examples of a logits shard: what an interruption may cost
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is learnt from, all in the source language.
-
-    Attributes:
-      labelled: L.
-      unlabelled: U.
-      dev: the split that chooses checkpoints.
-      drawn_from: the whole splits that have L and U in them.
-    """
-
-    labelled: list[Example]
-    unlabelled: list[Example]
-    dev: list[Example]
-    drawn_from: tuple[list[Example], ...]
-
-    @property
-    def everything(self) -> list[Example]:
-        """L ∪ U."""
-        return self.labelled + self.unlabelled
 
 
 def run(config: ExperimentConfig, root: Path) -> None:
@@ -66,12 +43,12 @@ def run(config: ExperimentConfig, root: Path) -> None:
     if (wanted := processes.first(lambda: settings)) != settings:
         keys = ", ".join(key for key in settings if wanted[key] != settings[key])
         raise UserError(f"config keys {keys} are not those of process 0: start all processes with the same settings")
-    with workdirs.held(root):
+    with locks.group_lock(root):
         workdirs.check_unchanged(workdir.config, settings)
-        chosen = [chosen_objective(config, name) for name in config.objectives]
+        chosen = [configured_objective(config, name) for name in config.objectives]
         task = get_task(config.task)
         task = replace(task, load=functools.cache(task.load))
-        material = gather(config, task)
+        material = transfer_set.gather(config, task)
         for language in (task.source_language, *task.target_languages):
             for split in config.evaluation_splits:
                 task.load(split, language)
@@ -91,30 +68,14 @@ def run(config: ExperimentConfig, root: Path) -> None:
         for seed in config.seeds:
             for objective in chosen:
                 stages.train_student(objective, seed)
-        with workdirs.held(root, "evaluation", wait=True):
+        with locks.group_lock(root, "evaluation", wait=True):
             evaluate(workdir, config, task, models)
-
-
-def gather(config: ExperimentConfig, task: Task) -> Material:
-    """Reads the source language's splits and draws L and U from them."""
-    settings = config.task
-    train = task.load("train", task.source_language)
-    labelled = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels)
-    needs_text = any(OBJECTIVES[name].data == "all" for name in config.objectives)
-    kind = settings.unlabelled_from if needs_text else "none"
-    unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
-    if needs_text and not unlabelled:
-        terminal.log("warning: no unlabelled text: lower task.labelled (train_rest takes what it leaves), or add some")
-    drawn_from = [train]
-    if unlabelled and kind != "train_rest":
-        drawn_from.append(task.load(UNLABELLED, task.source_language))
-    return Material(labelled, unlabelled, task.load("dev", task.source_language), tuple(drawn_from))
 
 
 class Stages:
     """The stages up to the students; tokens and stores are made once and shared by all seeds and objectives."""
 
-    def __init__(self, workdir: Workdir, config: ExperimentConfig, models: Models, material: Material):
+    def __init__(self, workdir: Workdir, config: ExperimentConfig, models: Models, material: TransferSet):
         self.workdir, self.config, self.models, self.material = workdir, config, models, material
         self._stores: dict[Path, LogitsStore] = {}
 
@@ -182,25 +143,6 @@ class Stages:
     @functools.cached_property
     def _dev(self) -> Dataset:
         return self.models.student.dataset(self.material.dev)
-
-
-def chosen_objective(config: ExperimentConfig, name: str) -> Objective:
-    """The objective of a name with the config's settings; UserError for what cannot be, or not in this order."""
-    if name not in OBJECTIVES:
-        there = f"there are {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
-        raise UserError(f"config key objectives: no objective {name!r}; {there}")
-    options = config.transfer
-    objective = replace(
-        OBJECTIVES[name],
-        temperature=options.temperature,
-        temperature_on=cast(Literal["teacher", "both"], options.temperature_on),
-        scale_by_t2=options.scale_by_t2,
-        threshold=options.threshold,
-    )
-    objectives.validate(objective)
-    if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
-        raise UserError(f"config key objectives: {name} learns from the student of 'vanilla': list that before it")
-    return objective
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from xtransfer import config, experiment
-from xtransfer.report import __main__ as report
+from xtransfer.report.workdir_report import report
+from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import cluster, processes, terminal
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.flags_of(args))
     experiment.run(config.load(args.config, overrides), args.workdir)
-    processes.first(lambda: report.main(["--workdir", str(args.workdir)]))
+    processes.first(lambda: report(Workdir(args.workdir)))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from xtransfer.data.tokens import cache as token_cache
 from xtransfer.data.tokens import tokenizer as text
 from xtransfer.describe import dataset
 from xtransfer.describe.dataset import Count, Description
+from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
-from xtransfer.experiment import Stages, gather
+from xtransfer.experiment import Stages
 from xtransfer.runs.workdir import Workdir
 from xtransfer.train import loop
 from xtransfer.train.finetuning import Finetuner, Models
@@ -172,7 +173,7 @@ def trained(
     monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(Finetuner, "fresh_params", lambda self, seed: None)  # there are no weights, and none are needed
     task = get_task(experiment.task)
-    stages = Stages(Workdir(root), experiment, Models(experiment, task), gather(experiment, task))
+    stages = Stages(Workdir(root), experiment, Models(experiment, task), transfer_set.gather(experiment, task))
     stages.train_teacher()
     for name in experiment.objectives:
         # Whose logits are learnt from changes no batch, and there is no trained model to ask for them.

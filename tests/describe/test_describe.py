@@ -58,7 +58,7 @@ FOUND = Description(
 def log_level() -> Iterator[None]:
     """The binary quietens a logger for the rest of its process, which here goes on."""
     yield
-    logging.getLogger("xtransfer.data.text").setLevel(logging.NOTSET)
+    logging.getLogger("xtransfer.data.tokens.tokenizer").setLevel(logging.NOTSET)
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, found: Description, width: int = 120) -> str:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtransfer.models.rowwise import rowwise
+from xtransfer.models.attention import rowwise
 
 
 def test_the_rows_of_all_are_put_behind_each_other() -> None:

@@ -23,8 +23,9 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.models.inference import INPUTS
 from xtransfer.precompile import __main__ as precompile
+from xtransfer.precompile import measure as measuring
 from xtransfer.precompile import topology
-from xtransfer.precompile.__main__ import Override, Step
+from xtransfer.precompile.steps import STEPS, Override, Step, steps
 from xtransfer.precompile.topology import Chip
 from xtransfer.runtime.sharding import make_mesh, place_batch
 from xtransfer.train.finetuning import Models
@@ -48,7 +49,7 @@ def config(file: Path, tmp_path_factory: pytest.TempPathFactory) -> ExperimentCo
 
 
 def step(config: ExperimentConfig, name: str, override: Override = ASKED_NOTHING, mesh: Any = None) -> Step:
-    (found,) = precompile.steps(config, mesh or make_mesh(), override, [name])
+    (found,) = steps(config, mesh or make_mesh(), override, [name])
     return found
 
 
@@ -107,7 +108,7 @@ def test_evaluation_has_a_full_batch_and_a_quarter_of_one(config: ExperimentConf
     assert found.row_sizes == (10, 40) and found.arguments[1]["input_ids"].shape == (40, 12)
 
 
-@pytest.mark.parametrize("name", precompile.STEPS)
+@pytest.mark.parametrize("name", STEPS)
 def test_a_batch_that_is_asked_for(config: ExperimentConfig, name: str) -> None:
     """Rows on each of 2 × 2 shards, whatever `tensor` is; a slot for every eight tokens."""
     mesh = make_mesh((2, 2, 2))
@@ -123,7 +124,7 @@ def test_neither_data_nor_tokenizer_nor_weights_are_needed_then(tmp_path: Path) 
     flags = [f"--config.{role}.checkpoint={tmp_path}" for role in ("teacher", "student")]
     config = settings.load(str(ROOT / "configs/tpu_shapes.py"), flags)
     for override in (Override(rows=2), Override(unpacked=True)):
-        assert len(list(precompile.steps(config, make_mesh(), override))) == 4
+        assert len(list(steps(config, make_mesh(), override))) == 4
     with pytest.raises(UserError, match=r"no tokenizer files.*\(without data and tokenizer, give --rows-per-chip"):
         step(config, "teacher_train")
 
@@ -153,14 +154,14 @@ def test_of_a_hub_id_only_its_config_is_needed(tmp_path: Path, monkeypatch: pyte
 
 def test_the_teacher_is_not_looked_at_for_the_students_steps(config: ExperimentConfig) -> None:
     config = dataclasses.replace(config, teacher=settings.ModelConfig(checkpoint="/nowhere"))
-    assert len(list(precompile.steps(config, make_mesh(), Override(rows=1), ["student_train", "evaluation"]))) == 2
+    assert len(list(steps(config, make_mesh(), Override(rows=1), ["student_train", "evaluation"]))) == 2
     with pytest.raises(UserError, match="/nowhere"):
         step(config, "labelling", Override(rows=1))
 
 
 def test_what_is_told_of_a_step(config: ExperimentConfig) -> None:
     """One BERT layer of 8, feed-forward 16; 8 devices: 3 rows of 12 tokens on each of 4 shards."""
-    row = precompile.measure(
+    row = measuring.measure(
         step(config, "student_train", Override(rows=3, row_length=12), make_mesh((4, 1, 2))), CHIP, make_mesh((4, 1, 2))
     )
     layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 4 * 8
@@ -173,10 +174,10 @@ def test_what_is_told_of_a_step(config: ExperimentConfig) -> None:
     assert row["collective_bytes"]["all-reduce"] > 0
     parts = [row[f"{key}_gib"] for key in ("arguments", "temporaries", "outputs", "code")]
     assert row["hbm_gib"] == pytest.approx(sum(parts)) and row["arguments_gib"] > 0
-    inferred = precompile.measure(step(config, "evaluation", Override(rows=3, row_length=12)), CHIP, make_mesh())
+    inferred = measuring.measure(step(config, "evaluation", Override(rows=3, row_length=12)), CHIP, make_mesh())
     assert inferred["matmul_limit_mcycles"] == pytest.approx(2 * parameters * 3 * 12 / 1000 / 1e6)
     small = dataclasses.replace(CHIP, memory=1e-6)
-    assert not precompile.measure(step(config, "evaluation", Override(rows=3)), small, make_mesh())["fits"]
+    assert not measuring.measure(step(config, "evaluation", Override(rows=3)), small, make_mesh())["fits"]
 
 
 def test_multilingual_berts_limit_is_that_of_its_paper_shape() -> None:
@@ -195,7 +196,7 @@ def test_a_program_that_jax_cannot_read_still_tells_its_memory(
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
-    row = precompile.measure(step(config, "evaluation", Override(rows=1)), CHIP, make_mesh())
+    row = measuring.measure(step(config, "evaluation", Override(rows=1)), CHIP, make_mesh())
     assert row["fits"] and row["hbm_gib"] > 0 and row["estimated_mcycles"] is None
     told = "\n".join(precompile.lines(row, CHIP))
     assert "1 GiB: fits" in told and "no cycles and collectives" in told and "pip install 'jax[tpu]==" in told
@@ -216,12 +217,12 @@ class Broken:
 
 def test_a_step_that_the_compiler_cannot_fit_is_a_row_and_not_an_error() -> None:
     broken = Step("student_train", Broken("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm."), (), (8,), 128, 1, 1)
-    row = precompile.measure(broken, CHIP, make_mesh())
+    row = measuring.measure(broken, CHIP, make_mesh())
     assert (row["fits"], row["hbm_gib"], row["estimated_mcycles"]) == (False, 20.5, None)
     told = "\n".join(precompile.lines(row, CHIP))
     assert "does not fit: 20.50 GiB of 1 GiB" in told and "20.50G of 15.75G" in told
     with pytest.raises(jax.errors.JaxRuntimeError):
-        precompile.measure(dataclasses.replace(broken, function=Broken("INTERNAL: a defect")), CHIP, make_mesh())
+        measuring.measure(dataclasses.replace(broken, function=Broken("INTERNAL: a defect")), CHIP, make_mesh())
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(16, True), (1e-6, False)])
@@ -271,7 +272,7 @@ def test_flags_that_cannot_be(file: Path, flags: list[str], said: str) -> None:
 
 
 def test_the_parts_of_a_batch_are_told(config: ExperimentConfig) -> None:
-    row = precompile.measure(
+    row = measuring.measure(
         step(with_student(config, accumulation=3), "student_train", Override(rows=6, row_length=12)), CHIP, make_mesh()
     )
     assert row["parts"] == 3

@@ -14,6 +14,7 @@ from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.errors import UserError
 from xtransfer.evaluation.results import aggregate
 from xtransfer.report import __main__ as report
+from xtransfer.report import plot, summary, workdir_report
 from xtransfer.runs.find import TaskRecord
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,14 +61,14 @@ def with_majority(rows, share=0.5):
 
 def printed(rows, width=200, facts=FACTS):
     stream = io.StringIO()
-    report.show(table(*rows), Console(file=stream, width=width, highlight=False, soft_wrap=True), facts)
+    summary.show(table(*rows), Console(file=stream, width=width, highlight=False, soft_wrap=True), facts)
     return stream.getvalue()
 
 
 def test_cells_by_hand():
     # English of vanilla: 70, 74: sd 4/√2 = 2.8. Its averages 60 and 61: sd 0.7; monox_kd's 68 and 66: sd 1.4.
     # Gains 8 and 5: mean 6.5, sd 3/√2 = 2.1.
-    header, lines = report.cells(table())
+    header, lines = summary.cells(table())
     assert header == ["objective", "en (source)", "de", "ja", "avg of targets", "gain over vanilla"]
     assert lines == [
         ["teacher", "90.0", "–", "–", "–", "–"],
@@ -77,7 +78,7 @@ def test_cells_by_hand():
 
 
 def test_one_seed_has_no_sd_and_says_so():
-    text = report.markdown(table(*make_rows(ONE_SEED)), FACTS)
+    text = summary.markdown(table(*make_rows(ONE_SEED)), FACTS)
     assert "| monox_kd | 82.0 | 70.0 | 66.0 | 68.0 | +8.0 |" in text
     assert "±" not in text
     assert "1 seed (0), one run each, spread unknown." in text
@@ -85,7 +86,7 @@ def test_one_seed_has_no_sd_and_says_so():
 
 
 def test_caption_says_what_was_measured():
-    text = "\n".join(report.caption(table(), FACTS))
+    text = "\n".join(summary.caption(table(), FACTS))
     for words in (
         "accuracy in % on the test split of reviews, 2 classes, 1,000 items per language.",
         "best on the source language's dev split (source_dev)",
@@ -97,49 +98,49 @@ def test_caption_says_what_was_measured():
     ):
         assert words in text
     oracle = table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle")
-    assert "not zero-shot" in "\n".join(report.caption(oracle, FACTS))
+    assert "not zero-shot" in "\n".join(summary.caption(oracle, FACTS))
 
 
 def test_different_counts_and_no_baseline():
     rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows()]
-    assert "items: en 1,000, de 1,000, ja 500" in report.caption(table(*rows), FACTS)[0]
+    assert "items: en 1,000, de 1,000, ja 500" in summary.caption(table(*rows), FACTS)[0]
     alone = table(*make_rows({"monox_kd": VALUES["monox_kd"]}))
-    assert report.cells(alone)[0][-1] == "avg of targets"
-    assert "Gain" not in "\n".join(report.caption(alone, FACTS))
+    assert summary.cells(alone)[0][-1] == "avg of targets"
+    assert "Gain" not in "\n".join(summary.caption(alone, FACTS))
 
 
 def test_synthetic_text_is_called_synthetic_wherever_it_is_named():
-    text = report.markdown(table(), SYNTHETIC)
+    text = summary.markdown(table(), SYNTHETIC)
     assert text.count("reviews") == text.count("reviews (synthetic)") == 2
-    assert "synthetic" not in report.markdown(table(), FACTS)
+    assert "synthetic" not in summary.markdown(table(), FACTS)
 
 
 def test_results_at_chance_are_named():
     values = {"vanilla": {0: (0.7, 0.51, 0.6), 1: (0.7, 0.6, 0.48)}}
     rows = with_majority(make_rows(values))
-    chance = report.warnings(table(*rows))
+    chance = summary.warnings(table(*rows))
     assert chance == [
         "Warning: cannot be told from always answering the most frequent class: "
         "vanilla seed 0 in de (51.0%, always the same: 50.0%); vanilla seed 1 in ja (48.0%, always the same: 50.0%)."
     ]
-    assert f"**{chance[0]}**" in report.markdown(table(*rows), FACTS)
+    assert f"**{chance[0]}**" in summary.markdown(table(*rows), FACTS)
     assert chance[0] in printed(rows)
-    assert report.warnings(table(*with_majority(make_rows(values), share=0.25))) == []
-    assert report.warnings(table(*make_rows(values))) == []
-    assert report.warnings(table(*with_majority(make_rows()))) == []
-    assert report.warnings(table(*with_majority(make_rows(), share=0.9)))[0].count("seed") == 13
+    assert summary.warnings(table(*with_majority(make_rows(values), share=0.25))) == []
+    assert summary.warnings(table(*make_rows(values))) == []
+    assert summary.warnings(table(*with_majority(make_rows()))) == []
+    assert summary.warnings(table(*with_majority(make_rows(), share=0.9)))[0].count("seed") == 13
 
 
 def test_all_labels_equal_is_loud_in_the_report():
     """A model that learnt one class only: exactly the share of that class, everywhere."""
     rows = with_majority(make_rows({"vanilla": {0: (0.6, 0.6, 0.6)}}), share=0.6)
-    assert report.warnings(table(*rows))[0].count("60.0%, always the same: 60.0%") == 3
+    assert summary.warnings(table(*rows))[0].count("60.0%, always the same: 60.0%") == 3
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_printed_table_loses_no_digit_on_a_narrow_terminal(width):
     text = printed(make_rows(), width)
-    for line in report.cells(table())[1]:
+    for line in summary.cells(table())[1]:
         words = " ".join(line)
         assert any(" ".join(found.split()) == words for found in text.splitlines()), words
     assert "…" not in text
@@ -148,7 +149,7 @@ def test_printed_table_loses_no_digit_on_a_narrow_terminal(width):
 def test_square_brackets_are_no_markup_and_bars_no_columns():
     rows = make_rows(task="[red]x[/red]") + make_rows({"a|b": VALUES["vanilla"]}, task="[red]x[/red]")
     assert "[red]x[/red]: accuracy on test" in printed(rows)
-    assert "| a\\|b | " in report.markdown(table(*rows), FACTS)
+    assert "| a\\|b | " in summary.markdown(table(*rows), FACTS)
 
 
 def test_missing_language_reaches_the_user():
@@ -160,14 +161,14 @@ def test_missing_language_reaches_the_user():
 def test_plot_is_a_readable_png_and_the_same_twice(values):
     from matplotlib.image import imread
 
-    picture = report.plot(table(*make_rows(values)), FACTS)
+    picture = plot.plot(table(*make_rows(values)), FACTS)
     image = imread(io.BytesIO(picture))[..., :3]
     assert image.shape[0] >= 600 and image.shape[1] >= 1000
     for colour in ("#999999", "#0072B2", "#333333"):  # baseline, first objective and teacher are all drawn
         rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert (abs(image - rgb).max(axis=-1) < 0.02).sum() > 1000, colour
-    assert report.plot(table(*make_rows(values)), FACTS) == picture
-    assert report.plot(table(*with_majority(make_rows(values))), FACTS) != picture, "a line at the majority's share"
+    assert plot.plot(table(*make_rows(values)), FACTS) == picture
+    assert plot.plot(table(*with_majority(make_rows(values))), FACTS) != picture, "a line at the majority's share"
 
 
 def make_workdir(root, rows, splits=("test",), targets=("de", "ja")):
@@ -273,4 +274,4 @@ def test_a_missing_or_broken_record_of_the_task_is_one_line(tmp_path, content, w
 def test_an_unwritable_report_directory_is_named(tmp_path):
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(UserError, match="report/results.md cannot be written"):
-        report.write(table(), tmp_path / "report", FACTS)
+        workdir_report.write(table(), tmp_path / "report", FACTS)

@@ -11,7 +11,8 @@ import pytest
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError
-from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, locked, read_config, record
+from xtransfer.runtime.locks import directory_lock
+from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_config, record
 
 
 def begin(path, config):
@@ -51,10 +52,10 @@ def test_a_directory_without_experiment_and_a_broken_record(tmp_path):
 
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
     code = (
-        f"import pathlib\nfrom xtransfer.workdir import locked\nwith locked(pathlib.Path({str(tmp_path)!r})): print(1)"
+        f"import pathlib\nfrom xtransfer.runtime.locks import directory_lock\nwith directory_lock(pathlib.Path({str(tmp_path)!r})): print(1)"
     )
     command = [sys.executable, "-c", code]
-    with locked(tmp_path):
+    with directory_lock(tmp_path):
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode != 0
         assert f"in use by process {os.getpid()}" in second.stderr
@@ -63,7 +64,7 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written to"), locked(tmp_path / "file" / "below"):
+    with pytest.raises(UserError, match=r"cannot be written to"), directory_lock(tmp_path / "file" / "below"):
         pass
 
 
@@ -75,7 +76,7 @@ def test_a_full_disk_is_named_when_it_is_locked(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         message = r"\.run\.lock cannot be written: File too large; make room"
-        with pytest.raises(UserError, match=message), locked(tmp_path):
+        with pytest.raises(UserError, match=message), directory_lock(tmp_path):
             raise AssertionError("it is not held")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -36,7 +36,7 @@ class Task:
     """A classification task in a source language and others.
 
     Attributes:
-      name: as in `xtransfer.data.tasks.TASKS`.
+      name: as in `xtransfer.data.registry.TASKS`.
       labels: names of the classes in canonical order.
       source_language: the language of the labelled training text.
       target_languages: the languages to transfer to; never the source language.

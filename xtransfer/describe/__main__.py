@@ -11,33 +11,19 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-from rich import box
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from xtransfer import config, storage
 from xtransfer.data.batches.measures import PERCENTILES
 from xtransfer.data.task import SPLITS
 from xtransfer.describe.dataset import Description, Shown, describe
 from xtransfer.errors import UserError
+from xtransfer.report import table as table_writer
+from xtransfer.report.table import Table
 from xtransfer.runtime import terminal
 
 _EXAMPLES = "Examples as the models read them"
 _MUCH = 0.1  # share of unknown tokens that is worth a line
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, column names, lines of cells, and what to say below; the first `texts` columns are no numbers."""
-
-    title: str
-    texts: int
-    header: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +35,7 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
         raise UserError(f"--batches is {args.batches}: give 1 or more")
-    logging.getLogger("xtransfer.data.text").setLevel(logging.ERROR)  # what it warns of is a column here
+    logging.getLogger("xtransfer.data.tokens.tokenizer").setLevel(logging.ERROR)  # what it warns of is a column here
     found = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
         storage.write_whole(args.json, json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) + "\n")
@@ -65,23 +51,14 @@ def show(found: Description) -> None:
     for line in introduction(found):
         _say(line)
     for table in tables(found):
-        rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for position, name in enumerate(table.header):
-            rich.add_column(escape(name), justify="left" if position < table.texts else "right", overflow="fold")
-        for cells in table.lines:
-            rich.add_row(*map(escape, cells))
         _say(f"\n{table.title}", "bold")
-        terminal.console.print(rich, soft_wrap=False)  # in a narrow terminal cells break and lose nothing
+        table_writer.show(dataclasses.replace(table, title=""), terminal.console)
         for note in table.notes:
             _say(note)
     _say(f"\n{_EXAMPLES}", "bold")
     for example in found.examples:
-        grid = RichTable.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True)
-        grid.add_column(overflow="fold")
-        for name, text in fields(example):
-            grid.add_row(escape(name), escape(text))
-        terminal.console.print("", grid, sep="\n", soft_wrap=False)
+        _say("")
+        table_writer.show_fields(fields(example), terminal.console)
 
 
 def _say(text: str, style: str | None = None) -> None:
@@ -93,18 +70,12 @@ def markdown(found: Description) -> str:
     """The same as a Markdown page."""
     lines = [f"# {_title(found)}", "", *(f"- {line}" for line in introduction(found)), ""]
     for table in tables(found):
-        rule = tuple("---" if i < table.texts else "---:" for i in range(len(table.header)))
-        grid = (table.header, rule, *table.lines)
-        lines += [f"## {table.title}", "", *("| " + " | ".join(_cells(row)) + " |" for row in grid), ""]
+        lines += [f"## {table.title}", "", *table_writer.markdown(table), ""]
         lines += [*(f"- {note}" for note in table.notes), ""] if table.notes else []
     lines += [f"## {_EXAMPLES}", ""]
     for example in found.examples:
         lines += [f"    {name:<9} {text}" for name, text in fields(example)] + [""]
     return "\n".join(lines)
-
-
-def _cells(row: Sequence[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in row]
 
 
 def fields(example: Shown) -> list[tuple[str, str]]:
@@ -150,7 +121,8 @@ def _splits(found: Description) -> Table:
     splits = [split for split in SPLITS if any(count.name == split for count in found.counts)]
     counts = {(count.language, count.name): f"{count.examples:,}" for count in found.counts}
     lines = tuple((language, *(counts.get((language, split), "–") for split in splits)) for language in languages)
-    return Table("Splits", 1, ("language", *splits), lines, tuple(f"no {line}" for line in found.missing))
+    notes = tuple(f"no {line}" for line in found.missing)
+    return Table(("language", *splits), lines, title="Splits", notes=notes)
 
 
 def _labels(found: Description) -> Table:
@@ -166,7 +138,8 @@ def _labels(found: Description) -> Table:
     if any(count.without_label for _, counts in columns for count in counts):
         lines.append(("none", *(_range([(c.without_label, c.examples) for c in counts]) for _, counts in columns)))
     note = f"train, L, dev, {', '.join(found.evaluation_splits)}: {found.source_language}"
-    return Table("Labels", 1, ("label", *(name for name, _ in columns)), tuple(lines), (note,))
+    header = ("label", *(name for name, _ in columns))
+    return Table(header, tuple(lines), title="Labels", notes=(note,))
 
 
 def _range(parts: Sequence[tuple[int, int]]) -> str:
@@ -209,7 +182,7 @@ def _lengths(found: Description) -> Table:
         notes.append("few tokens per word beside many unknown ones mean that whole words are not read")
     if any(each.lengths.unit == "character" for each in found.measured):
         notes.append("* tokens per character, as the script puts no space between words")
-    return Table("Lengths", 3, header, lines, tuple(notes))
+    return Table(header, lines, text_columns=3, title="Lengths", notes=tuple(notes))
 
 
 def _packing(found: Description) -> Table:
@@ -232,7 +205,7 @@ def _packing(found: Description) -> Table:
         f"rows (batches): the rows that the first batches have, and how many batches have as many, on {found.devices} "
         f"device{'s' * (found.devices > 1)}; unpacked: the share of real tokens with each example alone in a row"
     )
-    return Table("Training batches", 3, header, lines, (note,))
+    return Table(header, lines, text_columns=3, title="Training batches", notes=(note,))
 
 
 if __name__ == "__main__":

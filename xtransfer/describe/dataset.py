@@ -17,9 +17,10 @@ from xtransfer.data.batches.measures import Filling, Lengths
 from xtransfer.data.registry import get_task
 from xtransfer.data.task import SPLITS, Example, Task
 from xtransfer.data.tokens.tokenizer import Tokens
+from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import UserError
-from xtransfer.experiment import Material, gather
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.inputs import Reader, sides
 
@@ -121,7 +122,7 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     kept = cache_dir(experiment.task) / "tokens"
     teacher = Reader("teacher", experiment.teacher, shards=devices, token_cache=kept)
     student = Reader("student", experiment.student, shards=devices, token_cache=kept)
-    material = gather(experiment, task)
+    material = transfer_set.gather(experiment, task)
     kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
     learnt = (
         _learnt(teacher, material, ["labelled"], experiment.teacher_seed, batches),
@@ -167,7 +168,7 @@ def _shards(mesh: MeshConfig) -> int:
 
 
 def _learnt(
-    reader: Reader, material: Material, kinds: Sequence[str], seed: int, batches: int
+    reader: Reader, material: TransferSet, kinds: Sequence[str], seed: int, batches: int
 ) -> tuple[list[Measured], list[Packing]]:
     """L and U measured, and the batches of what the model is trained on."""
     tokens, n = reader.tokens(material.everything, material.drawn_from), len(material.labelled)

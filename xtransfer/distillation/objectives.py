@@ -15,13 +15,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from xtransfer.errors import UserError
+from xtransfer.config import ExperimentConfig
+from xtransfer.errors import UserError, nearest
 
 Pair = tuple[jax.Array, jax.Array]
 """(sum, count), both float32 scalars: exact over ragged batches and devices until divided."""
@@ -194,3 +195,22 @@ def loss_terms(
         "soft_kl": (jnp.sum(kl * soft_weight), jnp.sum(soft_weight)),
         "accuracy": (jnp.sum(correct * gold_weight), jnp.sum(gold_weight)),
     }
+
+
+def configured_objective(config: ExperimentConfig, name: str) -> Objective:
+    """The objective of a name with the config's settings; UserError for what cannot be, or not in this order."""
+    if name not in OBJECTIVES:
+        there = f"there are {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
+        raise UserError(f"config key objectives: no objective {name!r}; {there}")
+    options = config.transfer
+    objective = dataclasses.replace(
+        OBJECTIVES[name],
+        temperature=options.temperature,
+        temperature_on=cast(Literal["teacher", "both"], options.temperature_on),
+        scale_by_t2=options.scale_by_t2,
+        threshold=options.threshold,
+    )
+    validate(objective)
+    if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
+        raise UserError(f"config key objectives: {name} learns from the student of 'vanilla': list that before it")
+    return objective

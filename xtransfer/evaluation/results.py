@@ -10,6 +10,7 @@ from xtransfer import storage
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.evaluation.metrics import CHANCE
+from xtransfer.runs.workdir import TEACHER
 
 ROW: Mapping[str, type] = {
     "task": str,
@@ -25,15 +26,13 @@ ROW: Mapping[str, type] = {
 }
 """The keys of a row of results.jsonl, all of them required, and the types of their values.
 
-"selection" is the protocol (`xtransfer.evaluation.selection.PROTOCOLS`) that chose the checkpoint;
+"selection" is the protocol (`xtransfer.runs.selection.PROTOCOLS`) that chose the checkpoint;
 a checkpoint that two protocols chose has its rows twice.
 """
 
 Row = Mapping[str, Any]
 
 BASELINE = "vanilla"
-TEACHER = "teacher"
-"""The objective that a teacher's rows carry: it knows the source language only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class ResultsTable:
     """What was measured, how, and a line per objective; values as in the rows.
 
     `counts` and `majority` are of each language: its items, and the share of its most frequent class where the rows
@@ -128,7 +127,7 @@ def aggregate(
     metric: str = "accuracy",
     split: str = "test",
     selection: str = "source_dev",
-) -> Table:
+) -> ResultsTable:
     """Objectives × languages from rows of one experiment.
 
     Args:
@@ -163,7 +162,7 @@ def aggregate(
     lines = _lines(runs, source_language, targets)
     counts = _counts(chosen, (source_language, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
-    return Table(tasks[0], metric, split, selection, source_language, targets, counts, majority, lines)
+    return ResultsTable(tasks[0], metric, split, selection, source_language, targets, counts, majority, lines)
 
 
 def _matching(rows: Iterable[Row], metric: str, split: str, selection: str) -> list[Row]:

@@ -15,6 +15,8 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import CHANCE, METRICS, at_chance
 from xtransfer.evaluation.results import Row
 from xtransfer.export.provenance import as_code, as_line, origin
+from xtransfer.report import table as tables
+from xtransfer.report.table import Table
 from xtransfer.runs.find import Chosen
 from xtransfer.runs.selection import PROTOCOLS
 
@@ -110,7 +112,8 @@ def _is_at_chance(scores: Scores) -> bool:
 
 def _what_it_does(chosen: Chosen) -> str:
     task = chosen.task
-    classes = "\n".join(f"| {index} | {as_code(label)} |" for index, label in enumerate(task.labels))
+    rows = tuple((str(index), as_code(label)) for index, label in enumerate(task.labels))
+    classes = "\n".join(tables.markdown(Table(("index", "class"), rows, text_columns=2)))
     others = ", ".join(as_line(language) for language in chosen.languages[1:])
     source = as_line(task.source_language)
     where = f"It was trained on {source} alone and is meant for {others} as well."
@@ -118,8 +121,7 @@ def _what_it_does(chosen: Chosen) -> str:
         where = f"It is for {source} only."
     return (
         f"## What it does\n\nIt puts a text, or a pair of texts where the task has pairs, into one of the "
-        f"{len(task.labels)} classes of the task {as_code(task.name)}. {where}\n\n"
-        f"| index | class |\n| ---: | --- |\n{classes}"
+        f"{len(task.labels)} classes of the task {as_code(task.name)}. {where}\n\n{classes}"
     )
 
 
@@ -214,20 +216,19 @@ def _results(chosen: Chosen, scores: Sequence[Scores]) -> str:
             "does that; export it again afterwards."
         )
     names = [name for name in METRICS if any(name in one.values for one in scores)]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for split in dict.fromkeys(one.split for one in scores):
         here = {one.language: one for one in scores if one.split == split}
         for language, one in here.items():
             source = " (source)" if language == chosen.task.source_language else ""
             cells = [_percent(one.values.get(name)) for name in (*names, CHANCE)]
-            lines.append([f"{as_line(language)}{source}", split, *cells, f"{one.count:,}"])
+            lines.append((f"{as_line(language)}{source}", split, *cells, f"{one.count:,}"))
         targets = chosen.languages[1:]
         if len(targets) > 1 and all(language in here for language in targets):  # an average is never over fewer
             means = [fmean(here[language].values[name] for language in targets) for name in names]
-            lines.append(["mean of targets", split, *map(_percent, means), "", ""])
-    header = ["language", "split", *map(_title_of, names), "most frequent class", "examples"]
-    rule = ["---", "---", *["---:"] * (len(header) - 2)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *lines))
+            lines.append(("mean of targets", split, *map(_percent, means), "", ""))
+    header = ("language", "split", *map(_title_of, names), "most frequent class", "examples")
+    table = "\n".join(tables.markdown(Table(header, tuple(lines), text_columns=2)))
     missing = [language for language in chosen.languages if language not in {one.language for one in scores}]
     absent = f" Not evaluated in {', '.join(missing)}." if missing else ""
     return (

@@ -8,13 +8,15 @@ o · do (Dao et al., "FlashAttention", 2022, appendix B). Keys come before queri
 vectors; the sum is that of the rounded numbers, so probabilities add up to one in bfloat16 too.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from xtransfer.models.dropout import DropoutKey, keep_mask
-from xtransfer.models.rowwise import rowwise
 
 MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly masked row stays finite
 
@@ -96,3 +98,25 @@ def _per_query(inverse: jax.Array, keep: jax.Array | None, rate: float) -> jax.A
     """[R, N, S] -> [R, N, 1, S]: what a query's mixture is multiplied with."""
     scale = inverse if keep is None else inverse * (1.0 / (1.0 - rate))
     return scale[:, :, None]
+
+
+def rowwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of trees of arrays [R, ...], to such a tree, which does the same to every row.
+
+    Under `jax.vmap` the rows of all are put behind each other, where JAX would give every array one more axis and XLA
+    would find less to fuse. What is not mapped is handed on as it is, so it must be a scalar.
+    """
+    mapped = custom_vmap(function)
+
+    @mapped.def_vmap
+    def _merged(axis_size: int, in_batched: Any, *arguments: Any) -> tuple[Any, Any]:
+        assert all(
+            jax.tree.leaves(jax.tree.map(lambda x, batched: batched or x.ndim == 0, arguments, tuple(in_batched)))
+        )
+        merged = jax.tree.map(
+            lambda x, batched: x.reshape(-1, *x.shape[2:]) if batched else x, arguments, tuple(in_batched)
+        )
+        out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), mapped(*merged))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped

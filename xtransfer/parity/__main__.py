@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from xtransfer import storage
 from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
@@ -26,6 +23,8 @@ from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.parity import activations, reference
 from xtransfer.parity.activations import Row
 from xtransfer.parity.reference import Reference
+from xtransfer.report import table as tables
+from xtransfer.report.table import Table
 from xtransfer.runtime import terminal
 
 PAIR = ("Is the shop open on Sunday?", "It opens at ten and closes when the last guest has gone.")
@@ -188,17 +187,12 @@ def show(report: Report) -> None:
     title = f"Parity of {report.model} with the reference {report.source}"
     rule = f"allowed: {activations.TOLERANCE:g} × max(1, largest |reference|), over the tokens that are not padding"
     notes = (*report.notes, rule)
+    table = Table(HEADER, tuple(cells(report.rows)), title=title)
     if not terminal.console.is_terminal:
-        grid = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *cells(report.rows)]
-        lines = ["| " + " | ".join(line) + " |" for line in grid]
-        print("\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), "", f"**{report.verdict}**"]))
+        grid = tables.markdown(table)
+        print("\n".join([f"# {title}", "", *grid, "", *(f"- {note}" for note in notes), "", f"**{report.verdict}**"]))
         return
-    table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", collapse_padding=True, pad_edge=False)
-    for position, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
-    for row, line in zip(report.rows, cells(report.rows), strict=True):
-        table.add_row(*map(escape, line), style=None if row.ok else "bold red")
-    terminal.console.print(table, soft_wrap=False)  # in a narrow terminal cells break and lose nothing
+    tables.show(table, terminal.console, highlight={i for i, row in enumerate(report.rows) if not row.ok})
     for note in notes:
         terminal.log(note)
     terminal.console.print(report.verdict, markup=False, style="bold green" if report.ok else "bold red")

@@ -8,227 +8,24 @@ on, collectives. It needs the package `libtpu`; weights are not read.
 
 import argparse
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from xtransfer import config as settings
-from xtransfer import experiment, storage
-from xtransfer.config import ExperimentConfig, ModelConfig
-from xtransfer.data.batches import packing
-from xtransfer.data.batches.batches import BatchPlan, TrainBatches, empty_batch, eval_row_sizes
-from xtransfer.data.registry import Task, get_task
-from xtransfer.distillation.objectives import OBJECTIVES, Objective
+from xtransfer import storage
 from xtransfer.errors import UserError, nearest
-from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.models.inference import INPUTS
-from xtransfer.precompile import cost, hlo
-from xtransfer.precompile.topology import EXAMPLES, FITTING_LIBTPU, Chip, chip_of, devices_of
+from xtransfer.precompile.measure import measure
+from xtransfer.precompile.steps import STEPS, Override, steps
+from xtransfer.precompile.topology import EXAMPLES, Chip, chip_of, devices_of
 from xtransfer.runtime import terminal
-from xtransfer.runtime.sharding import batch_sharding, data_shards, make_mesh, path_name
-from xtransfer.train.compiled_steps import Programs
-from xtransfer.train.inputs import Reader, check_length, checkpoint_of, plan_of
+from xtransfer.runtime.sharding import make_mesh
 
-STEPS = ("teacher_train", "labelling", "student_train", "evaluation")
-_GROUPS = 10
 _MOST = 2**20  # rows of a chip, or tokens of a row
-
-
-@dataclass(frozen=True)
-class Override:
-    """A batch in place of the experiment's: rows on each shard of data × fsdp, tokens of a row, one text in a row."""
-
-    rows: int | None = None
-    row_length: int | None = None
-    unpacked: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step to be compiled.
-
-    Attributes:
-      name: one of `STEPS`.
-      function: jitted, as training or inference calls it.
-      arguments: of it, abstract.
-      row_sizes: rows of the batches that a run has, ascending; the last is the one in `arguments`.
-      row_length: tokens of a row.
-      parts: that a batch is computed in, one after the other.
-      flops: of the matrix products, all chips together, by the rule of 6 (training) or 2 for each parameter and token.
-    """
-
-    name: str
-    function: Any
-    arguments: tuple[Any, ...]
-    row_sizes: tuple[int, ...]
-    row_length: int
-    parts: int
-    flops: int
-
-
-class Role:
-    """The encoder of one role with its programs on a mesh, and the batches that it will see."""
-
-    def __init__(self, role: str, config: ExperimentConfig, task: Task, mesh: jax.sharding.Mesh, override: Override):
-        own: ModelConfig = getattr(config, role)
-        if override.row_length:
-            own = dataclasses.replace(own, row_length=override.row_length)
-        self.settings = dataclasses.replace(own, packed=own.packed and not override.unpacked)
-        self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
-        self.architecture = hf_checkpoint.read_config(checkpoint_of(role, own, only_config=True))
-        check_length(role, own, self.architecture)
-        self.programs = Programs(self.settings, self.architecture, len(task.labels), mesh)
-
-    def train(self, name: str, objective: Objective) -> Step:
-        """The training step by an objective."""
-        plan, sizes = self._training(objective)
-        batch = self._batch(plan, sizes[-1])
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        arguments = (self.programs.abstract_state, batch, key)
-        function, parts = self.programs.train_step(objective), self.programs.parts(batch)
-        return self._step(name, function, arguments, plan, sizes, flops=6, parts=parts)
-
-    def infer(self, name: str) -> Step:
-        """The step that labelling and evaluation run."""
-        plan = self._plan(self.config.evaluation_batch_size, 1)
-        full, short = eval_row_sizes(plan)
-        sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
-        batch = self._batch(plan, sizes[-1])
-        arguments = (self.programs.abstract_params(), {key: batch[key] for key in INPUTS})
-        return self._step(name, self.programs.eval_step, arguments, plan, sizes, flops=2)
-
-    def _step(
-        self,
-        name: str,
-        function: Any,
-        arguments: tuple[Any, ...],
-        plan: BatchPlan,
-        sizes: tuple[int, ...],
-        *,
-        flops: int,
-        parts: int = 1,
-    ) -> Step:
-        tokens = sizes[-1] * plan.row_length
-        return Step(name, function, arguments, sizes, plan.row_length, parts, flops * tokens * self._parameters)
-
-    @functools.cached_property
-    def _parameters(self) -> int:
-        """Those that every token is multiplied with: all but the tables that tokens are looked up in."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.programs.shapes)
-        return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
-
-    def _plan(self, batch_size: int, parts: int) -> BatchPlan:
-        """The layout of a batch without its tokenizer, which decides nothing of its shape."""
-        shards = data_shards(self.mesh)
-        if self.rows is not None and self.rows % parts:
-            raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation {parts}")
-        batch_size = batch_size if self.rows is None else self.rows * shards
-        return plan_of(self.settings, self.architecture, batch_size, shards * parts)
-
-    def _training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
-        """The layout of the training's batches and their row counts, which only packing takes the texts for."""
-        plan = self._plan(self.settings.batch_size, self.settings.accumulation or 1)
-        if self.rows is not None or not plan.packed:
-            return plan, (packing.round_up(plan.batch_size, plan.multiple_of),)
-        if plan.row_length < self.settings.max_length:
-            raise UserError(f"--row-length {plan.row_length} is below {self.role}.max_length: give --rows-per-chip too")
-        try:
-            return self._training_of_texts(objective)
-        except UserError as error:
-            raise UserError(f"{error} (without data and tokenizer, give --rows-per-chip, or --unpacked)") from error
-
-    def _training_of_texts(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
-        tokens_dir = settings.cache_dir(self.config.task) / "tokens"
-        reader = Reader(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
-        material = experiment.gather(self.config, self.task)
-        examples = material.everything if objective.data == "all" else material.labelled
-        dataset, plan = reader.dataset(examples, len(self.task.labels), material.drawn_from), reader.training_plan
-        return plan, TrainBatches(dataset, plan, 0).row_sizes
-
-    def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        layout = batch_sharding(self.mesh)
-        batch = empty_batch(plan, rows, len(self.task.labels))
-        return {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout) for key, x in batch.items()}
-
-
-def steps(
-    config: ExperimentConfig, mesh: jax.sharding.Mesh, override: Override, names: Sequence[str] = STEPS
-) -> Iterator[Step]:
-    """The steps of an experiment on a mesh, in the order of `STEPS`; an encoder is made when it is needed."""
-    chosen = [experiment.chosen_objective(config, name) for name in config.objectives]
-    objective = next((each for each in chosen if each.teacher != "none"), chosen[0])
-    task = _task(config)
-    teacher = functools.cache(lambda: Role("teacher", config, task, mesh, override))
-    student = functools.cache(lambda: Role("student", config, task, mesh, override))
-    made = {
-        "teacher_train": lambda: teacher().train("teacher_train", OBJECTIVES["vanilla"]),
-        "labelling": lambda: teacher().infer("labelling"),
-        "student_train": lambda: student().train("student_train", objective),
-        "evaluation": lambda: student().infer("evaluation"),
-    }
-    return (made[name]() for name in STEPS if name in names)
-
-
-def _task(config: ExperimentConfig) -> Task:
-    try:
-        return get_task(config.task)
-    except UserError as error:
-        raise UserError(f"{error} (to compile without data, give --config.task.name=minireviews)") from error
-
-
-def measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Compiles a step; its row of the JSON, in which a step that does not fit has no cycles."""
-    chips = mesh.devices.size
-    row: dict[str, Any] = {
-        "step": step.name,
-        "rows_per_chip": step.row_sizes[-1] // data_shards(mesh),
-        "row_length": step.row_length,
-        "hbm_gib": None,
-        "fits": False,
-        "estimated_mcycles": None,
-        "matmul_limit_mcycles": step.flops / chips / chip.flops_per_cycle / 1e6,
-        "collective_bytes": {},
-        "mesh": dict(mesh.shape),
-        "parts": step.parts,
-        "batch_shapes": len(step.row_sizes),
-        "row_sizes": list(step.row_sizes),
-    }
-    try:
-        program = step.function.lower(*step.arguments).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        needed = cost.needed_when_out_of_memory(str(error))
-        return row | {"hbm_gib": needed and needed / cost.GIB, "compiler": " ".join(str(error).split())[:500]}
-    memory = cost.memory(program.memory_analysis())
-    row |= {
-        "hbm_gib": memory.total / cost.GIB,
-        "fits": memory.total <= chip.memory * cost.GIB,
-        "arguments_gib": memory.arguments / cost.GIB,
-        "temporaries_gib": memory.temporaries / cost.GIB,
-        "outputs_gib": memory.outputs / cost.GIB,
-        "code_gib": memory.code / cost.GIB,
-    }
-    try:
-        read = hlo.parse(program.as_text())
-    except jax.errors.JaxRuntimeError:
-        return row | {"compiler": f"its program cannot be read by jax {jax.__version__}: {FITTING_LIBTPU}"}
-    cycles = cost.cycles(read)
-    return row | {
-        "estimated_mcycles": cycles.total / 1e6,
-        "estimated_milliseconds": cycles.total / chip.clock / 1e6,
-        "groups": {name: count / 1e6 for name, count in list(cycles.groups.items())[:_GROUPS]},
-        "ops_without_estimate": sum(cycles.without.values()),
-        "without_estimate": cycles.without,
-        "loops_of_unknown_length": cycles.unknown_loops,
-        "collective_bytes": cost.collectives(read),
-    }
 
 
 def lines(row: Mapping[str, Any], chip: Chip) -> Iterator[str]:

@@ -31,8 +31,9 @@ from xtransfer.models.encoder import EncoderConfig, MaskedLM
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.pretrain import masking
 from xtransfer.pretrain import text as corpora
-from xtransfer.runs.workdir import as_record, check_unchanged, locked, record
+from xtransfer.runs.workdir import as_record, check_unchanged, record
 from xtransfer.runtime import sharding, terminal
+from xtransfer.runtime.locks import directory_lock
 from xtransfer.train import loop, optimizer, state, steps
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
 def pretrain(settings: PretrainConfig, output: Path) -> None:
     """Tokenizer, batches, training, checkpoint; one process at a time in `<output>.work`."""
     work = output.with_name(output.name + ".work")
-    with locked(work):
+    with directory_lock(work):
         recipe = as_record(settings)
         check_unchanged(work / "config.json", recipe)
         record(work / "config.json", recipe)

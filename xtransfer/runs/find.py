@@ -8,9 +8,8 @@ from xtransfer.runs import workdir as workdirs
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError, nearest
 from xtransfer.runs.selection import PROTOCOLS, choose
-from xtransfer.evaluation.results import TEACHER
 from xtransfer.train import loop
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.workdir import TEACHER, Workdir
 
 SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero_shot)
 """The protocols by which a checkpoint may be chosen for use: an oracle over target languages is none."""

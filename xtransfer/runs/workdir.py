@@ -18,8 +18,10 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.errors import UserError
 
-_MARK = ".processes"  # what the first of many processes leaves, for the others to find
-_MARK_SECONDS = 15.0
+
+
+TEACHER = "teacher"
+"""What stands in place of an objective's name for the teacher, which knows the source language only."""
 
 
 @dataclass(frozen=True)
@@ -106,65 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
     return storage.read_object(path, "choose another directory")
 
 
-@contextmanager
-def held(directory: Path, purpose: str = "run", *, wait: bool = False) -> Iterator[None]:
-    """`locked` for a group of processes: the first holds the lock, and all see that they share the directory."""
-    with ExitStack() as stack:
-
-        def take() -> str:
-            stack.enter_context(locked(directory, purpose, wait=wait))
-            mark = uuid.uuid4().hex if processes.count() > 1 else ""
-            if mark:
-                storage.write_whole(directory / _MARK, mark)
-            return mark
-
-        mark = processes.first(take)
-        if mark and not processes.is_first():
-            _check_shared(directory, mark)
-        yield
 
 
-def _check_shared(directory: Path, mark: str) -> None:
-    """UserError where the first process's mark cannot be read; a network's file system may show it late."""
-    end = time.monotonic() + _MARK_SECONDS
-    while True:
-        try:
-            if (directory / _MARK).read_text() == mark:
-                return
-        except OSError:
-            pass
-        if time.monotonic() >= end:
-            raise UserError(
-                f"{directory} is not the directory that process 0 writes to: the workdir must be on storage that all "
-                "processes share"
-            )
-        time.sleep(0.2)
 
 
-@contextmanager
-def locked(directory: Path, purpose: str = "run", *, wait: bool = False) -> Iterator[None]:
-    """Holds a directory for one process per purpose; a second one waits, or is refused with the first one's number.
-
-    The lock is the operating system's, so a killed run leaves none behind.
-    """
-    path = directory / f".{purpose}.lock"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written to: {error.strerror}; choose another directory") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise UserError(f"{directory} is in use by process {owner}; wait, or choose another directory") from error
-        except OSError as error:
-            raise UserError(f"{path} cannot be locked: {error.strerror}; choose a directory on another disk") from error
-        try:
-            os.ftruncate(file.fileno(), 0)  # in append mode the next write goes to the start
-            os.write(file.fileno(), f"{os.getpid()}\n".encode())  # not buffered: closing would fail once more
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}; make room, or choose another disk") from error
-        yield

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from xtransfer.data.corpora.quiet import quiet
+from xtransfer.data.corpora.tfds_prepare import quiet
 
 
 def test_nothing_is_shown_and_everything_is_as_before(monkeypatch: pytest.MonkeyPatch, capsys):

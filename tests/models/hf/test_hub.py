@@ -132,7 +132,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were waited for the hub; no time passes."""
     found: list[float] = []
     clock = SimpleNamespace(sleep=found.append)
-    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "xtransfer.models.hub"):
+    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "xtransfer.models.hf.hub"):
         monkeypatch.setattr(f"{module}.time", clock)
     return found
 

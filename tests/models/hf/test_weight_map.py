@@ -226,8 +226,8 @@ def test_the_tables_know_no_arrays() -> None:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        others = {name for name in imported if not name.startswith("xtransfer.models.families.")}
-        assert others <= {"re", "dataclasses", "functools", "xtransfer.models.weight_maps"}
+        others = {name for name in imported if not name.startswith("xtransfer.models.hf.families.")}
+        assert others <= {"re", "dataclasses", "functools", "xtransfer.models.hf.weight_map"}
 
 
 def test_the_encoder_knows_no_name_of_a_checkpoint() -> None:

@@ -14,8 +14,7 @@ from xtransfer.config import TaskConfig, cache_dir, user_path
 from xtransfer.data import sampling
 from xtransfer.data.corpora import archives, downloads
 from xtransfer.data.corpora.corpus import Corpus, Download, Sources
-from xtransfer.data.corpora.quiet import quiet
-from xtransfer.data.corpora.tfds_prepare import prepared, write
+from xtransfer.data.corpora.tfds_prepare import prepared, quiet, write
 from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
 from xtransfer.errors import UserError
 from xtransfer.runtime import terminal

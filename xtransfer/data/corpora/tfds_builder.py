@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, Row, Skipped, Sources
-from xtransfer.data.corpora.quiet import quiet
+from xtransfer.data.corpora.tfds_prepare import quiet
 from xtransfer.data.task import UNLABELLED, label_index
 from xtransfer.errors import UserError
 from xtransfer.runtime import terminal

@@ -1,14 +1,17 @@
 """Writes what a TFDS builder makes: once, beside other processes, and whole or not at all."""
 
+import contextlib
+import io
+import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xtransfer.data.corpora.quiet import quiet
 from xtransfer.errors import UserError
-from xtransfer.runs import workdir
+from xtransfer.runtime import locks, terminal
 
 _Builder = TypeVar("_Builder", bound=Any)
 
@@ -24,7 +27,7 @@ def prepared(root: Path, name: str, find: Callable[[], _Builder | None], write: 
     """
     builder = find()
     if builder is None:
-        with _writable(root), workdir.locked(root, name, wait=True):
+        with _writable(root), locks.directory_lock(root, name, wait=True):
             builder = find() or write()  # another process may have written them by now
     return builder
 
@@ -54,3 +57,28 @@ def _writable(root: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # array_record raises the latter, whatever the operating system said
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(f"{root} cannot be written: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[Callable[[str], None]]:
+    """TFDS shows bars of its own, says "downloading" though nothing is, and warns of a folder yet to be filled.
+
+    Yields:
+      What logs a line for people all the same.
+    """
+    heard = sys.stdout
+
+    def say(message: str) -> None:
+        with contextlib.redirect_stdout(heard):
+            terminal.log(message)
+
+    logger = logging.getLogger("absl")
+    level, handlers = logger.level, list(logging.root.handlers)
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield say
+    finally:
+        logger.setLevel(level)
+        # The first warning of all adds a handler, which would go on writing to where nobody reads.
+        logging.root.handlers[:] = handlers

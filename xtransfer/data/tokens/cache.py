@@ -28,7 +28,7 @@ from xtransfer import storage
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.errors import UserError
-from xtransfer.runs.workdir import locked
+from xtransfer.runtime.locks import directory_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -98,7 +98,7 @@ class TokenCache:
         found = _read(entry, key)
         if found is None:
             # One lock for all entries, as tokenising takes all cores: whoever holds it knows that nobody is writing.
-            with locked(directory, "tokenising", wait=True):
+            with directory_lock(directory, "tokenising", wait=True):
                 found = _read(entry, key, warn=True)
                 if found is None:
                     self._write(entry, key, texts, pairs, on_batch)

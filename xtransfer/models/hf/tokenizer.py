@@ -29,7 +29,7 @@ def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
     the model was trained with another family's tokenizer, and its begin and end ids may be leftovers.
 
     Where only pairs have types beyond the model's, the tokenizer is fit for single texts: `unfit_for_pairs` is set on
-    it to the reason, with which `xtransfer.data.text` refuses pairs.
+    it to the reason, with which `xtransfer.data.tokens.tokenizer` refuses pairs.
     """
     config, raw = read_config(directory), read_raw(directory)
     name = getattr(tokenizer, "name_or_path", "") or "tokenizer"

@@ -1,7 +1,7 @@
 """What a table of names is: how the names of a family's Hugging Face checkpoints map to the encoder's.
 
 A rule is a pair of names in which `{n}` stands for a layer's number, so that the same table reads and writes. The
-tables themselves are in `xtransfer.models.families`. No arrays here: `xtransfer.models.hf` moves the numbers.
+tables themselves are in `xtransfer.models.hf.families`. No arrays here: `xtransfer.models.hf` moves the numbers.
 """
 
 import re

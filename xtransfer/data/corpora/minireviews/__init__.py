@@ -17,8 +17,7 @@ from xtransfer.data.corpora.minireviews.generator import (
     VERSION,
     fingerprint,
 )
-from xtransfer.data.corpora.quiet import quiet
-from xtransfer.data.corpora.tfds_prepare import prepared, write
+from xtransfer.data.corpora.tfds_prepare import prepared, quiet, write
 from xtransfer.errors import UserError
 
 if TYPE_CHECKING:

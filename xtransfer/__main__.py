@@ -1,0 +1,36 @@
+"""List the commands: `python -m xtransfer`.
+
+A command is a module `xtransfer/NAME.py` or a folder `xtransfer/NAME/` with a `__main__.py`, and the first line of its
+docstring is what is listed. A new command needs no entry anywhere.
+"""
+
+import ast
+from pathlib import Path
+
+
+def commands() -> dict[str, str]:
+    """Return the commands by name, each with the first line of its docstring; nothing is imported."""
+    package = Path(__file__).parent
+    modules = {path.parent.name: path for path in package.glob("*/__main__.py")}
+    modules |= {path.stem: path for path in package.glob("*.py") if not path.stem.startswith("__")}
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in sorted(modules.items())}
+    return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in trees.items() if _runs(tree)}
+
+
+def _runs(tree: ast.Module) -> bool:
+    """Whether a module does something when it is run: it ends in `if __name__ == "__main__":`."""
+    last = tree.body[-1]
+    return isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
+
+
+def main() -> None:
+    """Print the commands, a line each."""
+    found = commands()
+    width = max(map(len, found))
+    print("usage: python -m xtransfer.COMMAND --help\n")
+    for name, summary in found.items():
+        print(f"  {name:<{width}}  {summary}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Tables of text, for a terminal and as Markdown: the one writer that every command uses."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.segment import Segments
+from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under a header.
+
+    Attributes:
+      header: the column names.
+      rows: the cells, as many in each row as in the header.
+      text_columns: how many columns, from the left, hold text. They are aligned left, the others right.
+      title: a heading, or "".
+      notes: sentences to print below the table.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+    title: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def markdown(table: Table) -> list[str]:
+    """Return the lines of the table's grid in Markdown, without title and notes."""
+    rule = ["---" if column < table.text_columns else "---:" for column in range(len(table.header))]
+    return [_markdown_row(row) for row in (table.header, rule, *table.rows)]
+
+
+def show(table: Table, console: Console, *, wrap: bool = True, highlight: Collection[int] = ()) -> None:
+    """Print the title and the grid, without the notes.
+
+    Args:
+      table: what to print.
+      console: where to.
+      wrap: break cells in a narrow terminal. Otherwise rows run past its edge, which keeps every number on one line.
+      highlight: indices of the rows to print in bold red.
+    """
+    rich = RichTable(box=box.SIMPLE_HEAD, title=escape(table.title) or None, title_justify="left", pad_edge=not wrap)
+    for column, name in enumerate(table.header):
+        justify = "left" if column < table.text_columns else "right"
+        rich.add_column(escape(name), justify=justify, overflow="fold", no_wrap=not wrap)  # type: ignore[arg-type]
+    for index, row in enumerate(table.rows):
+        rich.add_row(*map(escape, row), style="bold red" if index in highlight else None)
+    if wrap:
+        console.print(rich, soft_wrap=False)
+        return
+    needed = Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
+    segments = console.render(rich, console.options.update(width=needed, max_width=needed))
+    console.print(Segments(segments), crop=False, no_wrap=True, overflow="ignore", end="")
+
+
+def show_fields(fields: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print names and values in two columns, the values folded at the terminal's edge."""
+    grid = RichTable.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in fields:
+        grid.add_row(escape(name), escape(value))
+    console.print(grid, soft_wrap=False)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = (re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells)  # a cell may hold Markdown, its bars escaped
+    return "| " + " | ".join(escaped) + " |"

@@ -1,0 +1,51 @@
+"""The report of one workdir: the table on the terminal, and the same table and a plot as files."""
+
+from pathlib import Path
+
+from xtransfer import storage
+from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
+from xtransfer.report import plot, summary
+from xtransfer.runs.find import TaskRecord, read_task
+from xtransfer.runs.workdir import Workdir, read_config
+from xtransfer.runtime import terminal
+
+
+def report(
+    workdir: Workdir, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
+) -> None:
+    """Print the results of a workdir, and write `report/results.md` and `report/results.png` below it.
+
+    Args:
+      workdir: an experiment that has been evaluated.
+      metric: a name from `METRICS`.
+      split: None for test, or the first evaluated split where test was not evaluated.
+      selection: a name from `PROTOCOLS`.
+
+    Raises:
+      UserError: there are no such results, or a file cannot be written.
+    """
+    config, facts = read_config(workdir), read_task(workdir)
+    results = aggregate(
+        read_rows(workdir.results),
+        source_language=config.task.source_language,
+        target_languages=facts.target_languages,
+        metric=metric,
+        split=split or default_split(config.evaluation_splits),
+        selection=selection,
+    )
+    summary.show(results, terminal.console, facts)
+    for path in write(results, workdir.root / "report", facts):
+        terminal.log(f"written: {path}")
+
+
+def default_split(evaluated: tuple[str, ...]) -> str:
+    """The split to report where none is asked for: test, or else the first that was evaluated."""
+    return "test" if "test" in evaluated else evaluated[0]
+
+
+def write(results: ResultsTable, directory: Path, facts: TaskRecord) -> list[Path]:
+    """Write results.md and results.png, and return their paths."""
+    text, picture = directory / "results.md", directory / "results.png"
+    storage.write_whole(text, summary.markdown(results, facts))
+    storage.write_whole(picture, plot.plot(results, facts))
+    return [text, picture]
