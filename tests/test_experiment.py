@@ -239,9 +239,10 @@ def test_teacher_and_student_with_different_classes(setting, tmp_path):
     from xtransfer.data.tokens.tokenizer import load_tokenizer
     from xtransfer.models.encoder import Classifier
     from xtransfer.models.hf import checkpoint as hf_checkpoint
+    from xtransfer.models.hf import config as hf_config
 
     source = Path(loaded(setting).teacher.checkpoint)
-    architecture = hf_checkpoint.read_config(source)
+    architecture = hf_config.read_config(source)
     params = nnx.state(Classifier(architecture, 3, rngs=nnx.Rngs(0)), nnx.Param)
     labels = ("bad", "good", "soso")
     hf_checkpoint.save(tmp_path / "three", architecture, params, tokenizer=load_tokenizer(source), labels=labels)

@@ -14,9 +14,9 @@ from xtransfer.errors import UserError
 
 def test_text_and_bytes_are_written_with_their_directory(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
-    storage.write_whole(path, "Grüße\r\n")
+    storage.write_atomically(path, "Grüße\r\n")
     assert path.read_bytes() == b"Gr\xc3\xbc\xc3\x9fe\r\n"
-    storage.write_whole(path, b"\0\xff")
+    storage.write_atomically(path, b"\0\xff")
     assert path.read_bytes() == b"\0\xff"
     assert [found.name for found in path.parent.iterdir()] == ["c.txt"]
 
@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(UserError) as caught:
-        storage.write_whole(path, "after")
+        storage.write_atomically(path, "after")
     assert str(caught.value) == f"{path} cannot be written: No space left on device"
     assert path.read_text() == "before"
     assert [found.name for found in tmp_path.iterdir()] == ["rows.jsonl"]
@@ -40,7 +40,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
 def test_a_file_in_the_way_is_one_line_that_names_the_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{tmp_path}/file/x.json cannot be written"):
-        storage.write_whole(tmp_path / "file" / "x.json", "")
+        storage.write_atomically(tmp_path / "file" / "x.json", "")
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
         storage.append_jsonl(tmp_path, {"a": 1})
 
@@ -50,11 +50,11 @@ def test_what_a_killed_writer_left_behind_is_cleared_by_the_next(tmp_path):
     program = (
         "import os, pathlib, signal\nfrom xtransfer import storage\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"storage.write_whole(pathlib.Path({str(path)!r}), 'half')"
+        f"storage.write_atomically(pathlib.Path({str(path)!r}), 'half')"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -9
     assert not path.exists() and len(list(tmp_path.iterdir())) == 1
-    storage.write_whole(path, "whole")
+    storage.write_atomically(path, "whole")
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 

@@ -12,7 +12,25 @@ class UserError(Exception):
     """
 
 
+class MissingSplitError(UserError):
+    """A task has no such split in a language.
+
+    Attributes:
+      split: the split's name.
+      language: the language, as the task names it.
+    """
+
+    def __init__(self, split: str, language: str, message: str):
+        super().__init__(message)
+        self.split, self.language = split, language
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the nearest of the names there are, or nothing where none is near."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return the text of an error on one line, at most `limit` characters of it, or its class where it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

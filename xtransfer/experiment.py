@@ -12,7 +12,8 @@ import numpy as np
 
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
-from xtransfer.data.registry import Example, get_task
+from xtransfer.data.registry import get_task
+from xtransfer.data.task import Example
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes

@@ -1,41 +1,153 @@
 """Files written whole or not at all, and JSON read strictly."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xtransfer.errors import UserError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file (and its directory) so that a reader finds all of it or what was there before.
+class AtomicFile:
+    """A file that takes its name when it is complete: `write`, then `commit`. Closed before that, it leaves nothing.
 
-    It is on the disk when this returns. A disk that cannot take it is a `UserError` that names the path.
+    The data go to a hidden file beside it, which replaces the target in one step. A reader sees the old content or the
+    new one, never half of it.
+
+    Args:
+      path: the target. Its directory is created. A symbolic link stays one, and what it points to is replaced.
+      exclusive: refuse to write while another process writes the same file.
+      unique: give each process a hidden file of its own, so that several may write, and the last one wins. Otherwise
+        the hidden file has a fixed name, and what a killed process left is overwritten.
+
+    Raises:
+      UserError: from every method, naming the path, when the file system refuses.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    # One fixed name, so that what a killed writer left behind is overwritten and does not pile up.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except OSError as error:
+
+    def __init__(self, path: Path, *, exclusive: bool = False, unique: bool = False):
+        self.path = path
+        self._target = Path(os.path.realpath(path))
+        own = f".{os.getpid()}" if unique else ""
+        self.temporary = self._target.with_name(f".{self._target.name}{own}.tmp")
+        with self._naming_the_path():
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            # Never follow a link that somebody put there, and never wait for a pipe's reader.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            # Unbuffered, so that closing it after a failed write does not fail once more.
+            self._file = os.fdopen(os.open(self.temporary, flags, 0o666), "ab", buffering=0)
+        try:
+            with self._naming_the_path():
+                if exclusive and not self._lock():
+                    raise UserError(f"{path}: another process is writing it; wait, or choose another name")
+                self._file.truncate(0)
+        except UserError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "AtomicFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def write(self, data: bytes) -> None:
+        """Append data."""
+        with self._naming_the_path():
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def restart(self) -> None:
+        """Drop what has been written so far."""
+        with self._naming_the_path():
+            self._file.truncate(0)
+
+    def commit(self) -> None:
+        """Give the file its name; it is on the disk when this returns."""
+        with self._naming_the_path():
+            os.fsync(self._file.fileno())
+            os.replace(self.temporary, self._target)
+            _sync_directory(self._target.parent)
+
+    def close(self) -> None:
+        """Remove the hidden file unless it was committed."""
+        if self._file.closed:
+            return
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+            if self._is_in_place():
+                self.temporary.unlink()
+        self._file.close()
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._is_in_place()  # not where its last owner removed it between our opening and locking it
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    def _is_in_place(self) -> bool:
+        return os.path.samestat(os.fstat(self._file.fileno()), self.temporary.stat())
+
+    @contextlib.contextmanager
+    def _naming_the_path(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file and its directory so that a reader finds all of the content, or what was there before.
+
+    Raises:
+      UserError: the file system refuses; it names the path.
+    """
+    with AtomicFile(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.commit()
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, *, locked: bool = False) -> Iterator[Path]:
+    """Yield a hidden directory that takes the name `path` when the block ends without an error, or is removed.
+
+    Args:
+      path: the target, which must not exist or be empty at the end of the block. Its parent is created.
+      locked: the caller holds a lock on the parent, so any other hidden directory in it was left by a killed process
+        and is removed.
+
+    Raises:
+      OSError: the file system refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if locked:
+        for leftover in path.parent.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process with the same number
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows as JSON lines, whole or not at all; NaN and infinities are a ValueError."""
-    write_whole(path, "".join(_line(row) for row in rows))
+    write_atomically(path, "".join(_line(row) for row in rows))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from flax import nnx
 from xtransfer.data.batches.packing import pack
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import leaves
 from xtransfer.parity.reference import Reference
@@ -37,7 +38,7 @@ def packed(ref: Reference, offset: int, pad_id: int) -> Batch:
 
 def check(directory: Path, ref: Reference) -> dict[str, float]:
     """Holds our model against the reference; the largest difference of each kind."""
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     batch = packed(ref, config.position_offset, config.pad_id)
     classes = ref.activations["logits"].shape[1] if "logits" in ref.activations else 2
     graphdef, params = hf_checkpoint.load_classifier(directory, classes, seed=0)

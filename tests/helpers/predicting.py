@@ -11,6 +11,7 @@ from tests.helpers import tiny
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.predict import __main__ as predict
 
 LABELS = ("gut", "böse", "so-so")
@@ -20,7 +21,7 @@ Rows = list[dict[str, Any]]
 def classifier(root: Path) -> Path:
     """A Hugging Face classifier with three classes and a head that tells texts apart."""
     base = tiny.checkpoint(root / "base")
-    config = hf_checkpoint.read_config(base)
+    config = hf_config.read_config(base)
     graphdef, params = hf_checkpoint.load_classifier(base, len(LABELS), seed=1)
     params["head"] = jax.tree.map(lambda leaf: leaf * 50, params["head"])
     hf_checkpoint.save(root / "classifier", config, params, tokenizer=load_tokenizer(base), labels=LABELS)

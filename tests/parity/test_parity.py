@@ -18,6 +18,7 @@ from tests.helpers import tiny
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf import families
 from xtransfer.parity import __main__ as binary
 from xtransfer.parity import activations, reference
@@ -180,7 +181,7 @@ def test_no_file_of_another_kind_is_written_over(directory: Path) -> None:
 
 
 def test_a_stale_reference_is_refused(directory: Path, without_torch: None) -> None:
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     _, params = hf_checkpoint.load_classifier(directory, 3, seed=0)
     params["head"]["bias"].set_value(params["head"]["bias"][...] + 1e-6)
     shutil.rmtree(directory / "..", ignore_errors=True)

@@ -18,6 +18,7 @@ from tests.helpers.predicting import refused, run, write
 from xtransfer.data.formats import tables
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.predict import __main__ as predict
 
 LENGTH = 32  # positions of the model
@@ -37,7 +38,7 @@ def texts(n: int, longest: int = 12, seed: int = 0) -> list[str]:
 @functools.cache
 def forward(model: Path) -> tuple[Any, Any]:
     """The tokenizer, and the compiled batch -> logits."""
-    graphdef, params = hf_checkpoint.load_classifier(model, len(hf_checkpoint.read_labels(model) or ()), seed=0)
+    graphdef, params = hf_checkpoint.load_classifier(model, len(hf_config.read_labels(model) or ()), seed=0)
     return load_tokenizer(model), jax.jit(lambda batch: nnx.merge(graphdef, params)(batch))
 
 
@@ -52,7 +53,7 @@ def probabilities(model: Path, text: str, pair: str | None = None) -> np.ndarray
         "input_ids": ids[0],
         "token_type_ids": ids[1],
         "segment_ids": ids[2],
-        "position_ids": np.arange(LENGTH, dtype=np.int32)[None] + hf_checkpoint.read_config(model).position_offset,
+        "position_ids": np.arange(LENGTH, dtype=np.int32)[None] + hf_config.read_config(model).position_offset,
         "cls_index": np.zeros((1, 1), np.int32),
     }
     found = np.asarray(logits(batch), np.float64)[0, 0]
@@ -60,7 +61,7 @@ def probabilities(model: Path, text: str, pair: str | None = None) -> np.ndarray
 
 
 def check(model: Path, row: dict[str, Any], text: str, pair: str | None = None) -> None:
-    expected, labels = probabilities(model, text, pair), hf_checkpoint.read_labels(model) or ()
+    expected, labels = probabilities(model, text, pair), hf_config.read_labels(model) or ()
     assert list(row) == ["id", "label", "probabilities"] and tuple(row["probabilities"]) == labels
     np.testing.assert_allclose(list(row["probabilities"].values()), expected, atol=1e-5)
     assert row["label"] == labels[int(expected.argmax())]

@@ -15,6 +15,8 @@ from xtransfer.config import PretrainConfig, TaskConfig
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf import tokenizer as hf_tokenizer
 from xtransfer.pretrain import __main__ as pretrain
 from xtransfer.runtime import terminal
 
@@ -54,8 +56,8 @@ def written(settings, tmp_path_factory):
 
 
 def test_the_checkpoint_is_read_back_with_its_tokenizer(settings, written):
-    architecture, tokenizer = hf_checkpoint.read_config(written), load_tokenizer(written)
-    hf_checkpoint.check_tokenizer(written, tokenizer)
+    architecture, tokenizer = hf_config.read_config(written), load_tokenizer(written)
+    hf_tokenizer.check_tokenizer(written, tokenizer)
     assert (architecture.hidden_size, architecture.num_layers, architecture.hidden_dropout) == (16, 1, 0.1)
     assert tokenizer.tokenize("The FILM") == ["the", "film"]
     hf_checkpoint.load_classifier(written, 2, seed=0)

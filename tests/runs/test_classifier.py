@@ -15,6 +15,7 @@ from xtransfer.runtime import sharding
 from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.encoder import Classifier
 from xtransfer.models.hf.weights import Source
 from xtransfer.train.checkpoints import Checkpoints
@@ -56,7 +57,7 @@ def classifier(root):
 
 
 def write_classifier(directory, base, *, labels, seed=5, **options):
-    config = hf_checkpoint.read_config(base)
+    config = hf_config.read_config(base)
     params = nnx.state(Classifier(config, len(labels), rngs=nnx.Rngs(seed)), nnx.Param)
     hf_checkpoint.save(directory, config, params, tokenizer=load_tokenizer(base), labels=labels, **options)
     return directory

@@ -11,11 +11,8 @@ from xtransfer.config import TaskConfig
 from xtransfer.data import user_files
 from xtransfer.data.corpora import loader, massive, paws_x, sib200, webis_cls, xnli
 from xtransfer.data.corpora.minireviews import task as minireviews
-from xtransfer.data.sampling import labelled_subset, unlabelled_examples, without_labels
-from xtransfer.data.task import Example, Task
+from xtransfer.data.task import Task
 from xtransfer.errors import UserError, nearest
-
-__all__ = ["TASKS", "Example", "Task", "get_task", "labelled_subset", "unlabelled_examples", "without_labels"]
 
 CORPORA = (*xnli.CORPORA, *webis_cls.CORPORA, *paws_x.CORPORA, *sib200.CORPORA, *massive.CORPORA)
 

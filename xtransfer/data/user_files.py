@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from xtransfer import storage
 from xtransfer.config import TaskConfig, user_path
 from xtransfer.data import sampling
 from xtransfer.data.formats import tables
@@ -28,7 +29,7 @@ from xtransfer.data.task import (
     label_index,
     target_languages,
 )
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import MissingSplitError, UserError, nearest
 
 Found = Mapping[str, Mapping[str, int]]  # split -> language -> rows; 0 where they are not counted
 Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
@@ -116,7 +117,7 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
         return _examples(config, records, path, (), split, language)
 
     def fingerprint() -> str:
-        whole = json.dumps([task.fingerprint(), _digest(path), dataclasses.astuple(columns), config.empty_text])
+        whole = json.dumps([task.fingerprint(), storage.sha256(path), dataclasses.astuple(columns), config.empty_text])
         return hashlib.sha256(whole.encode()).hexdigest()
 
     return dataclasses.replace(task, load=load, fingerprint=fingerprint)
@@ -214,9 +215,10 @@ def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
     path = _file(config, split, language)
     if path.is_file():
         return path
+    remedy = f"task.path says that split {split!r} of {language!r} is there"
     if split == UNLABELLED:
-        raise UserError(f"{path}: no such file; without one, set task.unlabelled_from to 'train_rest' or 'none'")
-    raise UserError(f"{path}: no such file; task.path says that split {split!r} of {language!r} is there")
+        remedy = "without one, set task.unlabelled_from to 'train_rest' or 'none'"
+    raise MissingSplitError(split, language, f"{path}: no such file; {remedy}")
 
 
 def _languages(config: TaskConfig, split: str) -> dict[str, int]:
@@ -286,7 +288,7 @@ def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[s
     """sha256 over the bytes of all files there are, and over how they are read."""
     columns = dataclasses.astuple(_columns(config, labelled=True))
     whole = hashlib.sha256(json.dumps([columns, list(labels), config.empty_text]).encode())
-    digest = functools.cache(_digest)  # one file may have all languages
+    digest = functools.cache(storage.sha256)  # one file may have all languages
     for language in languages:
         for split in SPLITS:
             path = _file(config, split, language)
@@ -295,8 +297,3 @@ def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[s
         if language in held_out:
             whole.update(json.dumps([language, config.held_out_dev, config.held_out_seed]).encode())
     return whole.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("xtransfer.data.tokens.tokenizer").setLevel(logging.ERROR)  # what it warns of is a column here
     found = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
-        storage.write_whole(args.json, json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) + "\n")
+        storage.write_atomically(args.json, json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) + "\n")
     if terminal.console.is_terminal:
         show(found)
     else:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.distillation.transfer_set import TransferSet
-from xtransfer.errors import UserError
+from xtransfer.errors import MissingSplitError, UserError
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.inputs import Reader, sides
 
@@ -198,7 +197,7 @@ def _splits(
     """Counts of all splits; the source's dev and what is evaluated, source first; why other splits are not there."""
     counts: list[Count] = []
     looked_at: dict[tuple[str, str], list[Example]] = {}
-    missing: dict[tuple[str, str], tuple[str, list[str]]] = {}
+    missing: dict[tuple[str, str], tuple[str, list[str]]] = {}  # (split, kind of reason) -> (first message, languages)
     for language in (task.source_language, *task.target_languages):
         needed = {*evaluated, *(("train", "dev") if language == task.source_language else ())}
         for split in SPLITS:
@@ -207,9 +206,9 @@ def _splits(
             except UserError as error:
                 if split in needed:
                     raise
-                # One line for all languages of which it is true.
-                reason = re.sub(rf"\b{re.escape(language)}\b", "…", str(error))
-                missing.setdefault((split, reason), (str(error), []))[1].append(language)
+                # One line for all languages without the split, and one for each whose file cannot be read.
+                kind = "missing" if isinstance(error, MissingSplitError) else str(error)
+                missing.setdefault((split, kind), (str(error), []))[1].append(language)
                 continue
             counts.append(_count(task, language, split, examples))
             if split in needed - {"train"} and examples:

@@ -93,7 +93,7 @@ class LogitsStore:
                 f"the teacher's logits of {len(bad)} examples are NaN or infinite, "
                 f"first {self.ids[indices[bad[0]]]!r}: its training or its checkpoint is broken"
             )
-        storage.write_whole(self._path(shard), _npy(logits))
+        storage.write_atomically(self._path(shard), _npy(logits))
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """The logits of these examples, in this order: np.float32 [n, K].
@@ -158,9 +158,9 @@ def open_store(
 
     def set_up() -> None:
         if not path.exists():
-            storage.write_whole(directory / "ids.txt", id_lines)
+            storage.write_atomically(directory / "ids.txt", id_lines)
             # The manifest comes last: where it stands, the store is set up.
-            storage.write_whole(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            storage.write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
     processes.first(set_up)
     _compare(path, manifest)

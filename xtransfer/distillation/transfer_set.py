@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from xtransfer.config import ExperimentConfig
-from xtransfer.data.registry import Example, Task, labelled_subset, unlabelled_examples
-from xtransfer.data.task import UNLABELLED
+from xtransfer.data.sampling import labelled_subset, unlabelled_examples
+from xtransfer.data.task import UNLABELLED, Example, Task
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.runtime import terminal
 

@@ -12,7 +12,7 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
-from xtransfer.data.registry import Example, Task
+from xtransfer.data.task import Example, Task
 from xtransfer.evaluation import metrics, results
 from xtransfer.runs import selection
 from xtransfer.runs.workdir import Workdir

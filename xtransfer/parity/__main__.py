@@ -19,7 +19,8 @@ from xtransfer import storage
 from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.models.hf.tokenizer import check_tokenizer
+from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf.tokenizer import check_pairs, check_tokenizer
 from xtransfer.parity import activations, reference
 from xtransfer.parity.activations import Row
 from xtransfer.parity.reference import Reference
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
     report = check(hf_checkpoint.resolve(args.model), args.reference, args.record)
     show(report)
     if args.json is not None:
-        storage.write_whole(args.json, as_json(report))
+        storage.write_atomically(args.json, as_json(report))
     if not report.ok:
         sys.exit(terminal.EXIT_USER_ERROR)
 
@@ -101,9 +102,9 @@ def check(directory: Path, recorded: Path | None = None, record: Path | None = N
     Raises:
       UserError: the checkpoint cannot be read; there is no reference, or it is of other weights.
     """
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     notes = [f"{config.family}, {config.num_layers} layers of {config.hidden_size}"]
-    if hf_checkpoint.read_pooling(directory) != "cls":
+    if hf_config.read_pooling(directory) != "cls":
         notes.append(
             "the classifier pools by the mean; pooled and logits are those of the first token, as transformers has it"
         )
@@ -147,7 +148,7 @@ def _reference(directory: Path, recorded: Path | None, record: Path | None, note
 
 def _inputs(directory: Path) -> tuple[dict[str, np.ndarray], str]:
     """Sentences and a pair through the checkpoint's own tokenizer, random ids where it has none that fits."""
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     try:
         tokenizer = load_tokenizer(directory)
         check_tokenizer(directory, tokenizer)
@@ -156,6 +157,7 @@ def _inputs(directory: Path) -> tuple[dict[str, np.ndarray], str]:
         return activations.random_inputs(config), f"inputs are random token ids ({error})"
     what = "and a pair, by its own tokenizer"
     try:
+        check_pairs(directory, tokenizer)
         parts.append(tokenize(tokenizer, PAIR[:1], PAIR[1:], activations.limit(config)))
     except UserError as error:
         what = f"by its own tokenizer, and no pair ({error})"

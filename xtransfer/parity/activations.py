@@ -14,6 +14,7 @@ from flax import nnx
 
 from xtransfer.models.encoder import EncoderConfig, gather_tokens
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import Source
 
@@ -99,10 +100,10 @@ def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict
     `pooled` and `logits` only where their weights are in the file. The head reads the first token also where the
     classifier pools by the mean: that is the head which `transformers` has.
     """
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     heads = Source.open(directory, FAMILIES[config.family]).targets
     classes = heads["head.kernel"].shape[0] if "head.kernel" in heads else 2
-    pooling = hf_checkpoint.read_pooling(directory)
+    pooling = hf_config.read_pooling(directory)
     graphdef, params = hf_checkpoint.load_classifier(directory, classes, seed=0, pooling=pooling)
 
     @jax.jit

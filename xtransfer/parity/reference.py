@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.models.hf.config import read_config
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import weight_files
@@ -62,8 +62,7 @@ def fingerprint(directory: str | Path) -> str:
     """sha256 over the bytes of a checkpoint's safetensors files, shards in the order of their names."""
     digest = hashlib.sha256()
     for path in weight_files(Path(directory)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(storage.sha256(path)))
     return digest.hexdigest()
 
 
@@ -133,7 +132,7 @@ def save(file: str | Path, reference: Reference) -> None:
         "activations": " ".join(reference.activations),  # safetensors keeps no order
     }
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    storage.write_whole(Path(file), to_bytes(contiguous, metadata=metadata))
+    storage.write_atomically(Path(file), to_bytes(contiguous, metadata=metadata))
 
 
 def load(file: str | Path, directory: str | Path) -> Reference:
@@ -211,7 +210,7 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
             output_loading_info=True,
         )
     except Exception as error:  # whatever is wrong with the files, in the words of several libraries
-        raise UserError(f"{directory}: transformers cannot load it: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{directory}: transformers cannot load it: {one_line(error, limit=300)}") from error
     finally:
         logging.set_verbosity(shown)
         if bar:

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
 def _write(path: Path | None, topology: str, mesh: jax.sharding.Mesh, rows: Sequence[Mapping[str, Any]]) -> None:
     if path is not None:
         report = {"topology": topology, "chips": mesh.devices.size, "steps": rows}
-        storage.write_whole(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        storage.write_atomically(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from xtransfer.errors import one_line
 from xtransfer.precompile import cost, hlo
 from xtransfer.precompile.steps import Step
 from xtransfer.precompile.topology import FITTING_LIBTPU, Chip
@@ -35,7 +36,7 @@ def measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed = cost.needed_when_out_of_memory(str(error))
-        return row | {"hbm_gib": needed and needed / cost.GIB, "compiler": " ".join(str(error).split())[:500]}
+        return row | {"hbm_gib": needed and needed / cost.GIB, "compiler": one_line(error, limit=500)}
     memory = cost.memory(program.memory_analysis())
     row |= {
         "hbm_gib": memory.total / cost.GIB,

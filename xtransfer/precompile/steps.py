@@ -12,11 +12,12 @@ from xtransfer import config as settings
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data.batches import packing
 from xtransfer.data.batches.batches import BatchPlan, TrainBatches, empty_batch, eval_row_sizes
-from xtransfer.data.registry import Task, get_task
+from xtransfer.data.registry import get_task
+from xtransfer.data.task import Task
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.errors import UserError
-from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import INPUTS
 from xtransfer.runtime.sharding import batch_sharding, data_shards, path_name
 from xtransfer.train.compiled_steps import Programs
@@ -66,7 +67,7 @@ class Role:
             own = dataclasses.replace(own, row_length=override.row_length)
         self.settings = dataclasses.replace(own, packed=own.packed and not override.unpacked)
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
-        self.architecture = hf_checkpoint.read_config(checkpoint_of(role, own, only_config=True))
+        self.architecture = hf_config.read_config(checkpoint_of(role, own, only_config=True))
         check_length(role, own, self.architecture)
         self.programs = Programs(self.settings, self.architecture, len(task.labels), mesh)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import UserError, nearest, one_line
 
 FITTING_LIBTPU = f"pip install 'jax[tpu]=={jax.__version__}'"  # a newer one's programs may be unreadable to this JAX
 EXAMPLES = "v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, v6e:4x4"
@@ -62,7 +62,7 @@ def devices_of(topology: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:
-        said = " ".join(str(error).split())
+        said = one_line(error, limit=1000)
         if "lockfile" in said:
             raise UserError(f"another process uses libtpu: wait for it to end ({said[:150]})") from error
         raise UserError(f"--topology {topology}: {said[:200]}: give one like {EXAMPLES}") from error

@@ -23,6 +23,7 @@ import numpy as np
 from xtransfer.data.formats import tables
 from xtransfer.data.tokens.tokenizer import tokenize
 from xtransfer.errors import UserError
+from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.predict.output import Output
 from xtransfer.predict.predictor import Window, predict
 from xtransfer.runs.classifier import SELECTIONS, Trained, open_trained
@@ -129,6 +130,8 @@ def _max_length(trained: Trained, wanted: int | None, *, pairs: bool) -> int:
     if wanted is not None and wanted > positions:
         raise UserError(f"--max-length {wanted} is more than the {positions} positions of {trained.directory}")
     length = trained.max_length if wanted is None else wanted
+    if pairs:
+        check_pairs(trained.directory, trained.tokenizer)
     tokenize(trained.tokenizer, ["a"], ["a"] if pairs else None, length)  # refuses one without room for text
     return length
 

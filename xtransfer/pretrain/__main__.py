@@ -10,8 +10,6 @@ made the embedded checkpoints, and serves a user's own languages. What is interr
 import argparse
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from xtransfer import config
+from xtransfer import config, storage
 from xtransfer.config import PretrainConfig
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig, MaskedLM
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.pretrain import masking
 from xtransfer.pretrain import text as corpora
 from xtransfer.runs.workdir import as_record, check_unchanged, record
@@ -131,7 +130,7 @@ def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
 
 def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
     if settings.start_from:
-        architecture = hf_checkpoint.read_config(hf_checkpoint.resolve(settings.start_from))
+        architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
         if settings.row_length > architecture.max_positions:
             raise UserError(
                 f"row_length is {settings.row_length}: {settings.start_from} has {architecture.max_positions}"
@@ -192,10 +191,8 @@ def _tokenizer(
             strip_accents=False,
             model_max_length=settings.max_positions,
         )
-        partial = directory.with_name("tokenizer.tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        wrapped.save_pretrained(partial)
-        os.replace(partial, directory)
+        with storage.atomic_directory(directory) as partial:
+            wrapped.save_pretrained(partial)
     return load_tokenizer(directory)
 
 

@@ -46,6 +46,6 @@ def default_split(evaluated: tuple[str, ...]) -> str:
 def write(results: ResultsTable, directory: Path, facts: TaskRecord) -> list[Path]:
     """Write results.md and results.png, and return their paths."""
     text, picture = directory / "results.md", directory / "results.png"
-    storage.write_whole(text, summary.markdown(results, facts))
-    storage.write_whole(picture, plot.plot(results, facts))
+    storage.write_atomically(text, summary.markdown(results, facts))
+    storage.write_atomically(picture, plot.plot(results, facts))
     return [text, picture]

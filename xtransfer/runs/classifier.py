@@ -12,16 +12,16 @@ from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.runs.find import SELECTIONS, Chosen, check_selection, find_run, run_of, there_is
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.config import CONFIG
+from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import Source
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.compiled_steps import abstract_params
 from xtransfer.runs.workdir import Workdir
-
-__all__ = ["SELECTIONS", "Trained", "load_run", "open_run", "open_trained"]
 
 _MAX_LENGTH = 512  # of a Hugging Face classifier with more positions: attention costs the square of a row
 
@@ -95,7 +95,7 @@ def load_run(chosen: Chosen, mesh: jax.sharding.Mesh) -> Trained:
             f"{base}: no longer the checkpoint that {chosen.directory} was trained from (the fingerprint of its files "
             f"is not that in {chosen.workdir.task}): put the old files back"
         )
-    architecture = hf_checkpoint.read_config(base)
+    architecture = hf_config.read_config(base)
     graphdef, shapes = hf_checkpoint.abstract_classifier(
         architecture, len(chosen.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
     )
@@ -133,11 +133,11 @@ def _is_workdir(directory: Path) -> bool:
 
 
 def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
-    architecture = hf_checkpoint.read_config(directory)
+    architecture = hf_config.read_config(directory)
     outputs = _classes(directory, architecture)
     tokenizer = load_tokenizer(directory)
-    hf_checkpoint.check_tokenizer(directory, tokenizer)
-    pooling = hf_checkpoint.read_pooling(directory)
+    check_tokenizer(directory, tokenizer)
+    pooling = hf_config.read_pooling(directory)
     graphdef, params = hf_checkpoint.load_classifier(directory, outputs, seed=0, pooling=pooling, mesh=mesh)
     positions = architecture.max_positions - architecture.position_offset
     return Trained(
@@ -147,7 +147,7 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
         tokenizer=tokenizer,
         graphdef=graphdef,
         params=params,
-        labels=hf_checkpoint.class_names(directory, outputs),
+        labels=hf_config.class_names(directory, outputs),
         pooling=pooling,
         max_length=min(_MAX_LENGTH, positions, tokenizer.model_max_length),
         dtype="float32",

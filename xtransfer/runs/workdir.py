@@ -101,7 +101,7 @@ def record(path: Path, facts: Mapping[str, Any]) -> None:
 def _record(path: Path, facts: Mapping[str, Any]) -> None:
     text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        storage.write_whole(path, text)
+        storage.write_atomically(path, text)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def group_lock(directory: Path, purpose: str = "run", *, wait: bool = False) -> 
             stack.enter_context(directory_lock(directory, purpose, wait=wait))
             mark = uuid.uuid4().hex if processes.count() > 1 else ""
             if mark:
-                storage.write_whole(directory / _MARK, mark)
+                storage.write_atomically(directory / _MARK, mark)
             return mark
 
         mark = processes.first(take)

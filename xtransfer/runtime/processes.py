@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.runtime import cluster
 from xtransfer.runtime.cluster import Flags
 
@@ -131,7 +131,7 @@ def _join(flags: Flags) -> None:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"the processes of this cluster cannot be joined ({reason}): say who takes part with --coordinator, "
             "--processes and --process"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
@@ -129,7 +129,7 @@ def check_platform(wanted: str) -> None:
     try:
         found = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the latter where JAX has no package for any of them
-        reason = " ".join(str(error).split())[:200] or "no such backend"
+        reason = one_line(error)
         raise UserError(f"JAX finds no device of a kind that JAX_PLATFORMS names: {reason}") from error
     if wanted and found != wanted:
         raise UserError(

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.runtime import preemption, processes
 from xtransfer.runtime.cluster import Flags
 
@@ -105,7 +105,7 @@ def _for_people(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     # JAX's own class is not imported for this: its errors carry the status by name.
-    text = " ".join(str(error).split())
+    text = one_line(error, limit=1000)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return (
             f"out of memory ({text[:150]}): lower the batch size (student.batch_size, evaluation_batch_size, "

@@ -13,7 +13,7 @@ import numpy as np
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
-from xtransfer.data.registry import Example, Task
+from xtransfer.data.task import Example, Task
 from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint

@@ -17,6 +17,8 @@ from xtransfer.data.tokens.tokenizer import Tokens, concatenate, load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf.tokenizer import check_pairs, check_tokenizer
 from xtransfer.runtime import terminal
 
 _MANY_STEPS = 500  # from here on it pays to compile for more sizes of batches, which have less padding
@@ -38,9 +40,9 @@ class Reader:
     def __init__(self, role: str, settings: ModelConfig, *, shards: int, token_cache: Path | None):
         self.role, self.settings, self._shards = role, settings, shards
         self.directory = checkpoint_of(role, settings)
-        self.architecture = hf_checkpoint.read_config(self.directory)
+        self.architecture = hf_config.read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
-        hf_checkpoint.check_tokenizer(self.directory, self.tokenizer)
+        check_tokenizer(self.directory, self.tokenizer)
         check_length(role, settings, self.architecture)
         self.cache = TokenCache(token_cache, self.tokenizer, settings.max_length)
 
@@ -79,9 +81,12 @@ class Reader:
         return Dataset(self.tokens(examples, drawn_from), labels, None, ids, num_classes)
 
     def _whole(self, examples: Sequence[Example]) -> Tokens:
+        texts, pairs = sides(examples)
+        if pairs is not None:
+            check_pairs(self.directory, self.tokenizer)
         title, many = f"tokens for the {self.role}", len(examples) >= _MANY
         with terminal.ticking(title, len(examples), unit="examples") if many else nullcontext() as ticker:
-            return self.cache.tokens(*sides(examples), on_batch=ticker.advance if ticker else None)
+            return self.cache.tokens(texts, pairs, on_batch=ticker.advance if ticker else None)
 
     def _plan(self, batch_size: int, parts: int = 1) -> BatchPlan:
         return plan_of(self.settings, self.architecture, batch_size, self._shards * parts)

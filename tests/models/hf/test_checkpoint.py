@@ -18,6 +18,7 @@ from tests.helpers import tiny
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.parity import activations, reference
 from xtransfer.runtime.sharding import make_mesh, param_shardings
 
@@ -28,7 +29,7 @@ LABELS = ("negative", "neutral", "positive")
 def check_pretraining(directory: Path) -> None:
     """The encoder, the pooler and both pretraining heads, against what is recorded beside the checkpoint."""
     recorded = reference.load(directory / reference.FILE, directory)
-    batch = activations.batch_of(recorded.inputs, hf_checkpoint.read_config(directory))
+    batch = activations.batch_of(recorded.inputs, hf_config.read_config(directory))
     rows, length = batch["input_ids"].shape
     batch["mlm_positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     graphdef, params = hf_checkpoint.load_masked_lm(directory, seed=0)
@@ -58,7 +59,7 @@ def test_saved_pretraining_heads_are_the_same_to_transformers(tmp_path: Path) ->
 
     directory = FIXTURES / "bert_pretraining"
     hf_checkpoint.save(
-        tmp_path / "saved", hf_checkpoint.read_config(directory), hf_checkpoint.load_masked_lm(directory, seed=0)[1]
+        tmp_path / "saved", hf_config.read_config(directory), hf_checkpoint.load_masked_lm(directory, seed=0)[1]
     )
     first, second = (BertForPreTraining.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
     assert first.config.architectures == second.config.architectures
@@ -74,12 +75,12 @@ def equal(one: nnx.State, other: nnx.State) -> bool:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_saved_classifier_comes_back_bit_for_bit(pooling: str, tmp_path: Path) -> None:
-    config = hf_checkpoint.read_config(CLASSIFIER)
+    config = hf_config.read_config(CLASSIFIER)
     _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
     hf_checkpoint.save(tmp_path / "new" / "saved", config, params, labels=LABELS, pooling=pooling)
-    assert hf_checkpoint.read_config(tmp_path / "new" / "saved") == config
-    assert hf_checkpoint.read_labels(tmp_path / "new" / "saved") == LABELS
-    assert hf_checkpoint.read_pooling(tmp_path / "new" / "saved") == pooling
+    assert hf_config.read_config(tmp_path / "new" / "saved") == config
+    assert hf_config.read_labels(tmp_path / "new" / "saved") == LABELS
+    assert hf_config.read_pooling(tmp_path / "new" / "saved") == pooling
     _, again = hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=pooling, labels=LABELS)
     assert equal(params, again)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["saved"]
@@ -89,7 +90,7 @@ def test_a_saved_classifier_comes_back_bit_for_bit(pooling: str, tmp_path: Path)
 
 
 def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path: Path) -> None:
-    config = hf_checkpoint.read_config(FIXTURES / "bert_pretraining")
+    config = hf_config.read_config(FIXTURES / "bert_pretraining")
     _, params = hf_checkpoint.load_masked_lm(FIXTURES / "bert_pretraining", seed=0)
     for dtype, tolerance in (("float16", 1e-3), ("bfloat16", 8e-3)):
         hf_checkpoint.save(tmp_path / dtype, config, params, dtype=dtype)
@@ -103,7 +104,7 @@ def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path: Path) -
 
 def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
     _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
-    config = hf_checkpoint.read_config(CLASSIFIER)
+    config = hf_config.read_config(CLASSIFIER)
 
     class Broken:
         def save_pretrained(self, directory: str) -> None:
@@ -177,7 +178,7 @@ def test_an_encoder_whose_decoder_is_not_tied_makes_a_classifier(tmp_path: Path)
 def test_a_full_disk_is_one_line_that_names_the_directory(file: str, tmp_path: Path) -> None:
     """Each of the three writers tells of it in an exception of its own."""
     directory = tiny.checkpoint(tmp_path / "tiny")
-    (_, params), config = hf_checkpoint.load_masked_lm(directory, seed=0), hf_checkpoint.read_config(directory)
+    (_, params), config = hf_checkpoint.load_masked_lm(directory, seed=0), hf_config.read_config(directory)
     tokenizer = load_tokenizer(hf_checkpoint.EMBEDDED / "mini-bert-en")  # larger than these weights
     limit = {"config.json": 300, "model.safetensors": 5000, "tokenizer.json": 40_000}[file]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

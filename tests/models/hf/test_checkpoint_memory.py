@@ -59,7 +59,7 @@ print(json.dumps({"excess": excess, "placed": placed}))
 
 def sparse_checkpoint(directory: Path, dtype: str, **sizes: int) -> int:
     """Writes a classifier of zeros that takes no room on the disk; returns the bytes of its largest leaf."""
-    config = replace(hf_checkpoint.read_config(FIXTURES / "bert_classifier"), **sizes)
+    config = replace(hf_config.read_config(FIXTURES / "bert_classifier"), **sizes)
     _, state = hf_checkpoint.abstract_classifier(config, 3)
     directory.mkdir()
     hf_config.write_config(directory / "config.json", config, frozenset(leaves(state)), tuple("abc"), "cls")

@@ -19,6 +19,7 @@ from flax import nnx
 from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
 from xtransfer.models.encoder import segment_mean
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.parity import activations, reference
 
 TOLERANCE = 1e-4
@@ -80,7 +81,7 @@ def test_sentence_embeddings_are_those_of_transformers() -> None:
     expected = normalised(((hidden * mask).sum(1) / mask.sum(1)).numpy())
 
     tokens = tokenize(load_tokenizer(directory), SENTENCES, None, 128)
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     batch = activations.batch_of(activations.pad((tokens.item(i) for i in range(len(tokens))), config), config)
     graphdef, params = hf_checkpoint.load_classifier(directory, 2, seed=0)
 
@@ -101,7 +102,7 @@ def test_every_layer_is_that_of_transformers() -> None:
     pytest.importorskip("torch")
     directory = model_directory()
     assert directory is not None
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     tokens = tokenize(load_tokenizer(directory), SENTENCES, None, 128)
     recorded = reference.compute(directory, activations.pad((tokens.item(i) for i in range(len(tokens))), config))
     rows = activations.compare(activations.activations(directory, recorded.inputs), recorded.activations)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 
 _MEMBERS = 100_000  # of an archive or folder: more than any corpus has
 _HEADERS = 64 << 20  # bytes of a tar that are no member's: headers and padding
@@ -283,7 +283,7 @@ def _named(source: Path, name: str = "") -> Iterator[None]:
     except _BROKEN as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{where}: cannot be read: {error.strerror}") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error, limit=1000)
         raise DamagedError(f"{where}: the archive is truncated or corrupt ({reason}): get it again") from None
 
 

@@ -1,10 +1,8 @@
 """Files from their publishers: checked against their sha256, and in place only when they are whole."""
 
-import contextlib
 import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ import requests
 from xtransfer import storage
 from xtransfer.data.corpora.archives import is_web_page, unpacked_name
 from xtransfer.data.corpora.corpus import Download
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.runtime import terminal
 
 _CHUNK = _MIB = 1 << 20
@@ -53,23 +51,19 @@ def fetch(download: Download, directory: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         expected = download.sha256 or (record.read_text(encoding="utf-8").strip() if record.is_file() else "")
         if path.is_file():
-            found = _sha256(path)
+            found = storage.sha256(path)
             if expected and found != expected:
                 raise UserError(f"{path}: its sha256 is {found}, expected {expected}: delete it to fetch it again")
         else:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                found = _fetch(download, temporary)
-                if not expected and unpacked_name(path.name) != path.name and is_web_page(temporary):
+            with storage.AtomicFile(path, unique=True) as file:
+                found = _fetch(download, file)
+                if not expected and unpacked_name(path.name) != path.name and is_web_page(file.temporary):
                     raise UserError(f"{download.url}: it is a web page, no archive: refused; {_by_hand(download)}")
                 if expected and found != expected:
                     raise UserError(
                         f"{download.url}: its sha256 is {found}, expected {expected}: refused; {_by_hand(download)}"
                     )
-                os.replace(temporary, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
+                file.commit()
         if not expected:
             first = next(directory.rglob("*.sha256"), None) is None  # a corpus may have hundreds of such files
             _log.log(
@@ -78,15 +72,15 @@ def fetch(download: Download, directory: Path) -> Path:
                 path,
                 found,
             )
-            storage.write_whole(record, f"{found}\n")
+            storage.write_atomically(record, f"{found}\n")
     return path
 
 
-def _fetch(download: Download, path: Path) -> str:
+def _fetch(download: Download, file: storage.AtomicFile) -> str:
     """Writes the file, trying again after what may pass; returns its sha256."""
     for wait in (*_WAITS, None):
         try:
-            return _attempt(download, path)
+            return _attempt(download, file)
         except (_TryAgain, *_PASSING) as error:
             reason = _reason(error)
         except requests.RequestException as error:
@@ -98,8 +92,9 @@ def _fetch(download: Download, path: Path) -> str:
     raise UserError(f"{download.url}: {reason} (attempt {len(_WAITS) + 1}); {_by_hand(download)}")
 
 
-def _attempt(download: Download, path: Path) -> str:
+def _attempt(download: Download, file: storage.AtomicFile) -> str:
     digest, size = hashlib.sha256(), 0
+    file.restart()
     with requests.get(download.url, stream=True, timeout=_TIMEOUT) as response:
         if response.status_code in _BUSY:
             raise _TryAgain(f"HTTP {response.status_code} {response.reason}")
@@ -108,10 +103,7 @@ def _attempt(download: Download, path: Path) -> str:
         announced = _announced(response)
         limit = download.size or _UNKNOWN_SIZE
         total = math.ceil((download.size or announced or limit) / _MIB)
-        with (
-            terminal.ticking(f"fetching {Path(download.filename).name}", total, unit="MiB") as ticker,
-            path.open("wb") as file,
-        ):
+        with terminal.ticking(f"fetching {Path(download.filename).name}", total, unit="MiB") as ticker:
             for chunk in response.iter_content(_CHUNK):
                 size += len(chunk)
                 if size > limit:
@@ -119,8 +111,6 @@ def _attempt(download: Download, path: Path) -> str:
                 digest.update(chunk)
                 file.write(chunk)
                 ticker.advance(len(chunk) / _MIB)
-            file.flush()
-            os.fsync(file.fileno())
     if announced and size != announced:  # which older versions of urllib3 do not notice
         raise _TryAgain(f"{size:,} of {announced:,} bytes came")
     return digest.hexdigest()
@@ -133,14 +123,6 @@ def _announced(response: requests.Response) -> int:
     return int(length) if length.isdecimal() and not encoded else 0
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _by_hand(download: Download) -> str:
     name = download.filename
     return f"try again later, or get it by hand, keep it as {name} in a folder, and set task.data_dir to that folder"
@@ -151,7 +133,7 @@ def _reason(error: Exception) -> str:
         return f"nothing came for {_TIMEOUT:.0f} s"
     if isinstance(error, _PASSING):
         return "the connection failed"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)
 
 
 @contextmanager

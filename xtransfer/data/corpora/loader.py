@@ -16,7 +16,7 @@ from xtransfer.data.corpora import archives, downloads
 from xtransfer.data.corpora.corpus import Corpus, Download, Sources
 from xtransfer.data.corpora.tfds_prepare import prepared, quiet, write
 from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
-from xtransfer.errors import UserError
+from xtransfer.errors import MissingSplitError, UserError, one_line
 from xtransfer.runtime import terminal
 
 _SHOWN = 20  # languages in an error
@@ -42,7 +42,8 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
             return sampling.train_and_dev(languages.read(language, "train"), config)[split == "dev"]
         if split not in there:
             instead = "; set task.unlabelled_from to 'train_rest', 'file' or 'none'" if split == UNLABELLED else ""
-            raise UserError(f"{corpus.name} has no {split} split in {language}, only {', '.join(there)}{instead}")
+            message = f"{corpus.name} has no {split} split in {language}, only {', '.join(there)}{instead}"
+            raise MissingSplitError(split, language, message)
         return languages.read(language, split)
 
     def fingerprint() -> str:
@@ -163,9 +164,8 @@ class Prepared:
         except (UserError, OSError):
             raise
         except Exception as error:  # whatever TFDS and array_record raise where a file is not as they wrote it
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self._root}: the prepared data are damaged ({reason}): delete that folder and start again"
+                f"{self._root}: the prepared data are damaged ({one_line(error)}): delete that folder and start again"
             ) from error
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.runtime import locks, terminal
 
 _Builder = TypeVar("_Builder", bound=Any)
@@ -55,7 +55,7 @@ def _writable(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # array_record raises the latter, whatever the operating system said
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{root} cannot be written: {reason}") from error
 
 

@@ -130,32 +130,24 @@ class TokenCache:
         on_batch: Callable[[int], None] | None,
     ) -> None:
         """Tokenises into a temporary directory, which takes the entry's place when all of it is on the disk."""
-        temporary = entry.with_name(f".{entry.name}.tmp")
-        with _disk(entry):
-            for rubbish in entry.parent.glob(".*.tmp"):  # a killed process left it: this one holds the lock
-                shutil.rmtree(rubbish)
-            temporary.mkdir()
-        try:
-            clipped = 0
+        clipped = 0
+        with _disk(entry), storage.atomic_directory(entry, locked=True) as temporary:
             with contextlib.ExitStack() as files:
-                with _disk(entry):
-                    arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
-                    arrays["offsets"].append(np.zeros(1, np.int64))
+                arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
+                arrays["offsets"].append(np.zeros(1, np.int64))
                 for batch in tokenization.tokenize_batches(self.tokenizer, texts, pairs, self.max_length):
-                    with _disk(entry):
-                        arrays["offsets"].append(batch.offsets[1:] + arrays["input_ids"].length)
-                        arrays["input_ids"].append(batch.input_ids)
-                        arrays["token_type_ids"].append(batch.token_type_ids)
+                    arrays["offsets"].append(batch.offsets[1:] + arrays["input_ids"].length)
+                    arrays["input_ids"].append(batch.input_ids)
+                    arrays["token_type_ids"].append(batch.token_type_ids)
                     clipped += batch.clipped
                     if on_batch is not None:
                         on_batch(len(batch))
-                with _disk(entry):
-                    for array in arrays.values():
-                        array.finish()
-            _publish(temporary, entry, key, clipped)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                for array in arrays.values():
+                    array.finish()
+            manifest = {"key": key, "clipped": clipped, "files": {name: _facts(temporary, name) for name in ARRAYS}}
+            storage.write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            if entry.exists():  # it is damaged, or it would have been read
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def texts_fingerprint(texts: Sequence[str], pairs: Sequence[str] | None) -> str:
@@ -203,18 +195,6 @@ class _GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, shape)
 
 
-def _publish(temporary: Path, entry: Path, key: dict[str, Any], clipped: int) -> None:
-    """Adds the manifest to finished arrays and moves them to their place."""
-    with _disk(entry):
-        files = {name: _facts(temporary, name) for name in ARRAYS}
-    manifest = {"key": key, "clipped": clipped, "files": files}
-    storage.write_whole(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    with _disk(entry):
-        if entry.exists():  # it is damaged, or it would have been read
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        os.rename(temporary, entry)  # not synced: if it is lost, the texts are tokenised once more
-
-
 def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | None:
     """The tokens of an entry; None where there is none, or where it is damaged."""
     if not entry.exists():
@@ -240,8 +220,8 @@ def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | N
 
 
 def _facts(entry: Path, name: str) -> dict[str, Any]:
-    with (entry / f"{name}.npy").open("rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    path = entry / f"{name}.npy"
+    return {"size": path.stat().st_size, "sha256": storage.sha256(path)}
 
 
 @contextlib.contextmanager

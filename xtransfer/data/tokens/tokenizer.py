@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -153,14 +153,11 @@ def tokenize_batches(
       max_length: tokens of an example at most, special tokens included.
 
     Raises:
-      UserError: max_length leaves no room for text, the tokenizer fails on an example (named by its index), or pairs
-        where `check_tokenizer` found the tokenizer unfit for them.
+      UserError: max_length leaves no room for text, or the tokenizer fails on an example (named by its index).
       ValueError: texts and pairs differ in number.
     """
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts but {len(pairs)} second texts")
-    if pairs is not None and (reason := getattr(tokenizer, "unfit_for_pairs", "")):
-        raise UserError(reason)
     special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
     if max_length <= special:
         raise UserError(f"max_length {max_length} leaves no room for text beside {special} special tokens; raise it")
@@ -241,4 +238,4 @@ def _encode(
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)

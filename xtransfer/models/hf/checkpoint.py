@@ -1,10 +1,7 @@
 """Hugging Face directories: find them, load models from them, write them."""
 
 import hashlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError
 
+from xtransfer import storage
 from xtransfer.config import user_path
 from xtransfer.errors import UserError, nearest
 from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
@@ -26,29 +24,13 @@ from xtransfer.models.hf.config import (
     check_pretraining,
     class_names,
     read_config,
-    read_labels,
     read_pooling,
     write_config,
 )
 from xtransfer.models.hf.families import FAMILIES
-from xtransfer.models.hf.tokenizer import check_tokenizer, special_ids
+from xtransfer.models.hf.tokenizer import special_ids
 from xtransfer.models.hf.weights import INDEX, WEIGHTS, Source, leaves, weight_files, write_weights
 from xtransfer.runtime.sharding import on_host, param_shardings
-
-__all__ = [
-    "abstract_classifier",
-    "check_tokenizer",
-    "class_names",
-    "fingerprint_files",
-    "fingerprint_params",
-    "load_classifier",
-    "load_masked_lm",
-    "read_config",
-    "read_labels",
-    "read_pooling",
-    "resolve",
-    "save",
-]
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "pretrained"
 _WITHOUT_HEAD = (
@@ -187,25 +169,17 @@ def save(
         raise UserError(f"{directory}: exists already: give a new directory")
     paths = frozenset(leaves(params))
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
-    try:
-        write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
-        write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
-        if tokenizer is not None:
-            _save_tokenizer(tokenizer, partial)
-        for name, text in notes.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        partial.chmod(0o755)  # what is made by mkdtemp, and by safetensors, is its owner's only
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        os.replace(partial, directory)
+        with storage.atomic_directory(directory) as partial:
+            write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
+            write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
+            if tokenizer is not None:
+                _save_tokenizer(tokenizer, partial)
+            for name, text in notes.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            for file in partial.iterdir():
+                file.chmod(0o644)  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError) as error:
         raise UserError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
@@ -225,8 +199,7 @@ def fingerprint_files(directory: str | Path) -> str:
     found.update(weights if weights == [directory / WEIGHTS] else [*weights, directory / INDEX])
     digest = hashlib.sha256()
     for path in sorted(found):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name} {storage.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.models.hf.config import CONFIG, read_config
 from xtransfer.models.hf.weights import INDEX, NO_WEIGHTS, WEIGHTS, read_index
 
@@ -133,8 +133,8 @@ def _reason(error: Exception, repo: str) -> str:
             return f"HF_HUB_OFFLINE is set, and {lacking}: fetch it once without, or give a directory"
         if isinstance(cause, errors.HfHubHTTPError):
             return f"the hub answers {cause.response.status_code}, and {lacking}: try again later"
-        why = f"{type(cause or error).__name__}: {' '.join(str(cause or error).split())[:100]}"
+        why = f"{type(cause or error).__name__}: {one_line(cause or error, limit=100)}"
         return f"no connection to {constants.ENDPOINT} ({why}), and {lacking}: connect, or give a directory"
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (429, 500, 502, 503, 504):
         return f"the hub answers {error.response.status_code}: try again later"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)

@@ -28,8 +28,7 @@ def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
     does not have. What is unusual but changes no number is a warning. Where config.json names its `tokenizer_class`,
     the model was trained with another family's tokenizer, and its begin and end ids may be leftovers.
 
-    Where only pairs have types beyond the model's, the tokenizer is fit for single texts: `unfit_for_pairs` is set on
-    it to the reason, with which `xtransfer.data.tokens.tokenizer` refuses pairs.
+    A tokenizer that passes may still be unfit for pairs of texts: see `check_pairs`.
     """
     config, raw = read_config(directory), read_raw(directory)
     name = getattr(tokenizer, "name_or_path", "") or "tokenizer"
@@ -49,8 +48,20 @@ def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
     if tokenizer.pad_token_id != config.pad_id:
         pads = f"pad id {tokenizer.pad_token_id}, and the model's is {config.pad_id}"
         _warn(f"{name}: {pads} {place}; padding is masked, so no number changes")
-    types = _types_beyond(config, tokenizer("a", "a"))
-    tokenizer.unfit_for_pairs = types and f"{name}: pairs have {types} {place}: pairs of texts cannot be used with it"
+
+
+def check_pairs(directory: str | Path, tokenizer: Any) -> None:
+    """Refuse a tokenizer that gives pairs of texts more token types than the model of `directory` has.
+
+    Raises:
+      UserError: it does; single texts can still be used with it.
+    """
+    types = _types_beyond(read_config(directory), tokenizer("a", "a"))
+    if types:
+        name = getattr(tokenizer, "name_or_path", "") or "tokenizer"
+        raise UserError(
+            f"{name}: pairs have {types} ({Path(directory) / CONFIG}): pairs of texts cannot be used with it"
+        )
 
 
 @cache

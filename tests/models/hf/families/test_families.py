@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests.fixtures.record import CLASSES, FIXTURES
 from tests.helpers.against_pytorch import check
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import leaves
 from xtransfer.parity import reference
@@ -30,7 +31,7 @@ def values(state: nnx.State) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trained_head_is_kept_in_the_order_of_the_labels(family: str) -> None:
     directory = FIXTURES / f"{family}_classifier"
-    assert hf_checkpoint.read_labels(directory) == CLASSES
+    assert hf_config.read_labels(directory) == CLASSES
     tensors = load_file(directory / "model.safetensors")
     name = FAMILIES[family].source("head.kernel")[0]
     params = values(hf_checkpoint.load_classifier(directory, 3, seed=0, labels=CLASSES)[1])
@@ -72,7 +73,7 @@ def test_transformers_loads_what_is_saved_as_the_same_model(family: str, tmp_pat
     from transformers import AutoModelForSequenceClassification
 
     directory, saved = FIXTURES / f"{family}_classifier", tmp_path / "saved"
-    config = hf_checkpoint.read_config(directory)
+    config = hf_config.read_config(directory)
     _, params = hf_checkpoint.load_classifier(directory, 3, seed=0)
     hf_checkpoint.save(saved, config, params, labels=CLASSES)
     first, second = (AutoModelForSequenceClassification.from_pretrained(path).eval() for path in (directory, saved))

@@ -13,6 +13,7 @@ from flax import nnx
 from tests.fixtures.record import FIXTURES
 from xtransfer.models.dropout import DropoutKey
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 
 DRAWS = 6000
 HEAD_KEYS = ("classifier_dropout", "seq_classif_dropout")
@@ -40,7 +41,7 @@ def test_dropout_spreads_the_numbers_as_in_pytorch(part: str, family: str, tmp_p
     with torch.no_grad():
         outputs = model(torch.from_numpy(np.repeat(ids, DRAWS, 0)), output_hidden_states=True)
     theirs = (outputs.logits if part == "head" else outputs.hidden_states[-1][:, 0]).numpy()
-    config = hf_checkpoint.read_config(tmp_path)
+    config = hf_config.read_config(tmp_path)
     model = nnx.merge(*hf_checkpoint.load_classifier(tmp_path, 3, seed=0))
     batch = {
         "input_ids": jnp.tile(jnp.asarray(ids), (DRAWS, 1)),

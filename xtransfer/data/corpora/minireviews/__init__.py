@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from xtransfer.data.corpora.minireviews.generator import (
     DOMAINS,
+    FINGERPRINT,
     LABELS,
     LANGUAGES,
     PAIRS,
     SPLIT_SIZES,
     VERSION,
-    fingerprint,
 )
 from xtransfer.data.corpora.tfds_prepare import prepared, quiet, write
 from xtransfer.errors import UserError
@@ -23,7 +23,7 @@ from xtransfer.errors import UserError
 if TYPE_CHECKING:
     from xtransfer.data.corpora.minireviews.builder import MiniReviews
 
-__all__ = ["DOMAINS", "LABELS", "LANGUAGES", "PAIRS", "SPLIT_SIZES", "VERSION", "fingerprint", "prepare", "read"]
+__all__ = ["DOMAINS", "FINGERPRINT", "LABELS", "LANGUAGES", "PAIRS", "SPLIT_SIZES", "VERSION", "prepare", "read"]
 
 
 def _builder(config_name: str, data_dir: Path) -> MiniReviews:
@@ -36,7 +36,7 @@ def _builder(config_name: str, data_dir: Path) -> MiniReviews:
 
 def _root(data_dir: Path) -> Path:
     # The fingerprint in the path keeps what another version of the texts wrote from being read as this one.
-    return Path(data_dir) / f"minireviews-{fingerprint()[:12]}"
+    return Path(data_dir) / f"minireviews-{FINGERPRINT[:12]}"
 
 
 def prepare(config_name: str, data_dir: Path) -> MiniReviews:

@@ -47,7 +47,7 @@ def task(config: TaskConfig) -> Task:
         source_language=config.source_language,
         target_languages=targets,
         load=load,
-        fingerprint=minireviews.fingerprint,
+        fingerprint=lambda: minireviews.FINGERPRINT,
         synthetic=True,
         pretraining=pretraining,
         parallel=parallel,
