@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny
 from xtransfer import config, evaluate, experiment, main
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.errors import UserError
 from xtransfer.runs.workdir import Workdir
 from xtransfer.train.checkpoints import Checkpoints
@@ -215,7 +215,7 @@ def test_what_is_learnt_from_is_drawn_from_whole_splits(setting, tmp_path, flags
     data = shutil.copytree(Path(loaded(setting).task.data_dir), tmp_path / "data")
     (data / "en" / "unlabelled.tsv").write_text("text\nthe film\nthe great film\n")
     settings = loaded(setting, f"--config.task.data_dir={data}", *flags)
-    task = get_task(settings.task)
+    task = load_task(settings.task)
     material = experiment.gather(settings, task)
     assert list(material.drawn_from) == [task.load(split, "en") for split in splits]
     ids = {example.id for split in material.drawn_from for example in split}

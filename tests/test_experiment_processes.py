@@ -19,19 +19,20 @@ STEPS, EVERY = 30, 6
 # The program, which also writes down what this process trains on, next to the workdir.
 RECORDED = """
 import json, sys
-from xtransfer import cli, distributed, main, sharding
+from xtransfer import main
+from xtransfer.runtime import processes, sharding, terminal
 from xtransfer.train import loop
 
 place_batch, workdir = loop.place_batch, sys.argv[sys.argv.index("--workdir") + 1]
 
 def recorded(mesh, batch, parts):
-    row = {"part": sharding.own_part(mesh), "rows": batch["input_ids"].tolist(), "labels": batch["label"].tolist()}
-    with open(f"{workdir}.{distributed.index()}.batches", "a") as file:
+    row = {"part": sharding.process_slice(mesh), "rows": batch["input_ids"].tolist(), "labels": batch["label"].tolist()}
+    with open(f"{workdir}.{processes.index()}.batches", "a") as file:
         file.write(json.dumps(row) + "\\n")
     return place_batch(mesh, batch, parts)
 
 loop.place_batch = recorded
-cli.run(main.main)
+terminal.run(main.main)
 """
 
 

@@ -1,55 +1,65 @@
-"""Holds the house rules that a reviewer should not have to: who imports whom, what is never imported, how long is long.
+"""The house rules: who may import whom, which packages are never imported, and what stands at the top level.
 
-A new module or binary gets its floor in FLOORS; nothing else here has to change for it.
+A new engine package gets its place in LAYERS, a new command its name in COMMANDS. Nothing else here has to change.
 """
 
 import ast
+import graphlib
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "xtransfer"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "xtransfer"
 
-# A room (module or folder directly under xtransfer/) imports from lower floors, and from its own room. The rooms of
-# floor 0 and the binaries are each one room; data/ and models/ share a floor, but not a room.
-FLOORS = {
-    **dict.fromkeys(("errors", "storage", "cli", "cluster", "config", "distributed", "sharding", "workdir"), 0),
-    **dict.fromkeys(("compiled", "hlo", "preemption", "topology"), 0),
-    **dict.fromkeys(("data", "models"), 1),
-    "transfer": 2,
-    "train": 3,
-    "evaluation": 4,
-    **dict.fromkeys(("experiment", "trained"), 5),
-    **dict.fromkeys(
-        ("main", "evaluate", "report", "pretrain", "parity", "export", "predict", "describe", "description"), 6
-    ),
-    "precompile": 6,
+# Lowest first. A module imports from the layers below its own, and from its own package.
+LAYERS = (
+    ("errors",),
+    ("config", "storage"),
+    ("runtime",),
+    ("models",),
+    ("data",),
+    ("distillation",),
+    ("train",),
+    ("runs",),
+    ("evaluation",),
+    ("experiment",),
+    ("report",),  # also a command: the other commands print with its table writer
+)
+COMMANDS = ("main", "evaluate", "predict", "export", "describe", "precompile", "parity", "pretrain")
+TOP_LEVEL = {
+    *("setup.cfg", "README.md", "xtransfer", "configs", "launch", "tests"),
+    *("pyproject.toml", ".ci", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", ".gitignore"),
 }
-ONE_ROOM = (0, 6)
+RANK = {name: rank for rank, layer in enumerate((*LAYERS, COMMANDS)) for name in layer}
+FACE = ("__init__", "__main__")  # the package's version and its list of commands, which import nothing of it
 
-# Weights come as safetensors and models are our own, so nothing here unpickles or borrows a framework.
-FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
-ONLY_IN = {"orbax": {"xtransfer.train.checkpoints"}, "torch": {"xtransfer.models.reference"}}
-# What others compute is compared with in one place, and it is no dependency: imported when it is asked for, not before.
-MODELS_OF_TRANSFORMERS_IN = {"xtransfer.models.reference"}
-LAZY = {"torch"}
+# Weights come as safetensors and the models are our own, so nothing here unpickles or borrows a framework.
+NEVER = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
+ONLY_IN = {
+    "orbax": {"xtransfer.train.checkpoints"},
+    "torch": {"xtransfer.parity.reference"},
+    "matplotlib": {"xtransfer.report.plot"},
+    "rich": {"xtransfer.runtime.terminal", "xtransfer.report.table"},
+}
+LAZY = {"torch", "matplotlib"}  # imported inside functions: the first is no dependency, the second is slow to import
+MAY_USE_MODELS_OF_TRANSFORMERS = {"xtransfer.parity.reference"}
 MUST_BE_FALSE = {"allow_pickle", "trust_remote_code"}
 TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|BatchEncoding|logging|utils|__version__")
 
-FILE_LINES = 350
-FUNCTION_LINES = 50
-FILE_LINES_OF = {"xtransfer.main": 100}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
-    """xtransfer/data/text.py -> xtransfer.data.text; a package's __init__.py keeps that last part."""
+    """Return xtransfer.data.task for xtransfer/data/task.py; a package's __init__.py keeps that last part."""
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
 
 
 def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int]]:
-    """Every dotted name that the module imports, wherever in it, with its line; `from a import b` gives a.b."""
+    """Yield every dotted name that the module imports anywhere, with its line; `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -64,42 +74,42 @@ def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int]]:
                 yield node.args[0].value, node.lineno
 
 
-def room_of(name: str) -> str:
-    """The room of a dotted name under xtransfer; "" for the package itself."""
+def top_name(name: str) -> str:
+    """Return the module or package directly under xtransfer that a dotted name belongs to; "" for xtransfer itself."""
     second = [*name.split("."), ""][1]
-    return "" if second in ("__init__", "__version__") else second
+    return "" if second in (*FACE, "__version__") else second
 
 
-def floor_faults(tree: ast.Module, module: str) -> Iterator[str]:
-    """Imports from a higher floor or from another room of the same one; rooms without a floor."""
-    room = room_of(module)
-    if room and room not in FLOORS:
-        yield f"{module}: no floor is known for it: give it one in tests/test_floors.py"
+def layer_faults(tree: ast.Module, module: str) -> Iterator[str]:
+    """Yield imports that point upward or sideways, and modules without a layer."""
+    own = top_name(module)
+    if own and own not in RANK:
+        yield f"{module}: neither a command nor in a layer: give it a place in tests/test_layering.py"
         return
-    floor = FLOORS.get(room, -1)  # xtransfer/__init__.py stands below them all
+    rank = RANK.get(own, -1)
     for name, line in imports(tree, module):
-        other = room_of(name)
-        if name.split(".")[0] != "xtransfer" or not other or other == room:
+        other = top_name(name)
+        if name.split(".")[0] != "xtransfer" or not other or other == own:
             continue
-        if other not in FLOORS:
-            yield f"{module}:{line}: imports {name}, which has no floor"
-        elif FLOORS[other] > floor or (FLOORS[other] == floor and floor not in ONE_ROOM):
-            yield f"{module}:{line}: floor {floor} ({room or 'xtransfer'}) imports floor {FLOORS[other]} ({other})"
+        if other not in RANK:
+            yield f"{module}:{line}: imports {name}, which is in no layer"
+        elif RANK[other] >= rank:
+            yield f"{module}:{line}: {own or 'xtransfer'} imports {other}, which is not below it"
 
 
 def package_faults(tree: ast.Module, module: str) -> Iterator[str]:
-    """Packages that are never imported, or only in one place; transformers for more than its tokenizers."""
-    nodes, may_use_models = list(ast.walk(tree)), module in MODELS_OF_TRANSFORMERS_IN
+    """Yield imports of packages where they may not be imported, and of more than tokenizers from transformers."""
+    nodes, may_use_models = list(ast.walk(tree)), module in MAY_USE_MODELS_OF_TRANSFORMERS
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside_functions = {line for node in functions for line in range(node.lineno + 1, (node.end_lineno or 0) + 1)}
     for name, line in imports(tree, module):
         top, *rest = name.split(".")
-        if top in FORBIDDEN:
+        if top in NEVER:
             yield f"{module}:{line}: imports {top}"
         if module not in ONLY_IN.get(top, {module}):
             yield f"{module}:{line}: imports {top}, which only {', '.join(sorted(ONLY_IN[top]))} may"
         elif top in LAZY and line not in inside_functions:
-            yield f"{module}:{line}: imports {top} outside a function, so that nothing works without it"
+            yield f"{module}:{line}: imports {top} outside a function"
         if top == "transformers" and rest and not TRANSFORMERS_NAMES.fullmatch(rest[-1]) and not may_use_models:
             yield f"{module}:{line}: imports {name}: only the tokenizers of transformers are used"
     aliases = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
@@ -112,29 +122,25 @@ def package_faults(tree: ast.Module, module: str) -> Iterator[str]:
             yield f"{module}:{node.lineno}: {node.arg} may only be False"
 
 
-def length_faults(tree: ast.Module, module: str, lines: int) -> Iterator[str]:
-    """Files and functions that are too long."""
-    allowed = FILE_LINES_OF.get(module, FILE_LINES)
-    if lines > allowed:
-        yield f"{module}: {lines} lines, {allowed} are allowed"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-            length = node.end_lineno - node.lineno + 1
-            if length > FUNCTION_LINES:
-                yield f"{module}:{node.lineno}: {node.name} has {length} lines, {FUNCTION_LINES} are allowed"
-
-
 def faults(source: str, module: str) -> list[str]:
-    """Everything that is against the house rules in one file."""
+    """Return everything that breaks the house rules in one file."""
     tree = ast.parse(source)
-    return [
-        *floor_faults(tree, module),
-        *package_faults(tree, module),
-        *length_faults(tree, module, len(source.splitlines())),
-    ]
+    return [*layer_faults(tree, module), *package_faults(tree, module)]
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return, for each module, the modules of the package that it imports."""
+
+    def resolve(name: str) -> str:
+        while name and name not in sources:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {}
+    for module, source in sources.items():
+        found = {resolve(name) for name, _ in imports(ast.parse(source), module)}
+        graph[module] = found - {module, ""}
+    return graph
 
 
 @pytest.mark.parametrize("path", FILES, ids=[module_name(path) for path in FILES])
@@ -142,53 +148,81 @@ def test_house_rules(path: Path) -> None:
     assert faults(path.read_text(encoding="utf-8"), module_name(path)) == []
 
 
+def test_there_is_no_import_cycle() -> None:
+    sources = {module_name(path).removesuffix(".__init__"): path.read_text(encoding="utf-8") for path in FILES}
+    tuple(graphlib.TopologicalSorter(import_graph(sources)).static_order())  # CycleError names the modules
+
+
+def test_an_import_cycle_is_found() -> None:
+    sources = {"xtransfer.a": "from xtransfer.b import x", "xtransfer.b": "def f():\n    import xtransfer.a"}
+    with pytest.raises(graphlib.CycleError):
+        tuple(graphlib.TopologicalSorter(import_graph(sources)).static_order())
+
+
 def test_every_folder_with_modules_is_a_package() -> None:
     """Without an __init__.py, a wheel would leave the folder out."""
     assert [str(folder) for folder in {path.parent for path in FILES} if not (folder / "__init__.py").exists()] == []
 
 
+def test_the_top_of_the_package_holds_commands_and_listed_packages_only() -> None:
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert modules == {*RANK, *FACE}
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders - modules == {"pretrained"}, "the embedded checkpoints are the only folder without modules"
+
+
+def test_the_top_of_the_repository_holds_nothing_unexpected() -> None:
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    entries = {line.split("/")[0] for line in listed.splitlines() if (ROOT / line).exists()}
+    assert entries - TOP_LEVEL == set()
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("xtransfer.data.text", "from xtransfer.models import hf"),
-        ("xtransfer.models.hf", "from ..data.text import tokenize"),
-        ("xtransfer.models.__init__", "from ..data import text"),
-        ("xtransfer.config", "from xtransfer.data.tasks import TASKS"),
+        ("xtransfer.data.task", "from xtransfer.distillation import objectives"),
+        ("xtransfer.models.hf.config", "from ...data.tokens import tokenizer"),
+        ("xtransfer.models.__init__", "from ..data import task"),
+        ("xtransfer.config", "from xtransfer.data.registry import TASKS"),
+        ("xtransfer.config", "from xtransfer import storage"),
+        ("xtransfer.data.tokens.cache", "from xtransfer.runs import workdir"),
         ("xtransfer.train.loop", "import xtransfer.evaluation.evaluator"),
         ("xtransfer.train.loop", "def late():\n    from xtransfer import experiment"),
         ("xtransfer.train.loop", "import importlib\nimportlib.import_module('xtransfer.evaluation')"),
+        ("xtransfer.runs.find", "from xtransfer.evaluation.results import BASELINE"),
         ("xtransfer.experiment", "from xtransfer.main import main"),
+        ("xtransfer.describe.dataset", "from xtransfer.precompile import steps"),
+        ("xtransfer.report.table", "from xtransfer.describe import dataset"),
         ("xtransfer.__init__", "from xtransfer.errors import UserError"),
-        ("xtransfer.data.text", "from xtransfer.helpers import anything"),
+        ("xtransfer.data.task", "from xtransfer.helpers import anything"),
         ("xtransfer.helpers", "x = 1"),
         ("xtransfer.evaluation.evaluator", "import orbax.checkpoint as ocp"),
         ("xtransfer.train.loop", "from orbax import checkpoint"),
-        ("xtransfer.models.hf", "import pickle"),
-        ("xtransfer.models.hf", "def f():\n    import torch.nn"),
-        ("xtransfer.models.parity", "def f():\n    from torch import nn"),
-        ("xtransfer.parity", "def f():\n    import importlib\n    importlib.import_module('torch')"),
-        ("xtransfer.models.reference", "import torch"),
-        ("xtransfer.models.reference", "if True:\n    from torch import nn\ndef f():\n    return nn"),
-        ("xtransfer.models.reference", "def f():\n    import tensorflow"),
-        ("xtransfer.models.reference", "def f():\n    from xtransfer.data import text"),
-        ("xtransfer.models.reference", "load('x', trust_remote_code=True)"),
-        ("xtransfer.export", "def f():\n    from transformers import AutoModelForSequenceClassification"),
-        ("xtransfer.parity", "def f():\n    import transformers\n    transformers.AutoModel.from_pretrained('x')"),
-        ("xtransfer.trained", "from xtransfer.export import export"),
-        ("xtransfer.evaluation.model_card", "from xtransfer.trained import Trained"),
-        ("xtransfer.experiment", "from xtransfer.trained import open_run"),
-        ("xtransfer.models.hf", "from tensorflow import keras"),
-        ("xtransfer.models.hf", "from transformers import AutoModel"),
-        ("xtransfer.models.hf", "from transformers import AutoTokenizer, BertForSequenceClassification"),
-        ("xtransfer.models.hf", "from transformers.models.bert.modeling_bert import BertModel"),
-        ("xtransfer.models.hf", "import transformers\ntransformers.AutoModel.from_pretrained('x')"),
-        ("xtransfer.models.hf", "def f():\n    import transformers as tf\n    tf.BertModel"),
-        ("xtransfer.transfer.logits_store", "import numpy as np\nnp.load('x', allow_pickle=True)"),
-        ("xtransfer.data.text", "load('x', trust_remote_code=flag)"),
-        ("xtransfer.data.text", "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
-        ("xtransfer.data.text", "class A:\n  async def f(self):\n" + "    x = 1\n" * FUNCTION_LINES),
-        ("xtransfer.data.text", "x = 1\n" * (FILE_LINES + 1)),
-        ("xtransfer.main", "x = 1\n" * 101),
+        ("xtransfer.train.loop", "from rich.table import Table"),
+        ("xtransfer.report.summary", "def f():\n    import matplotlib.pyplot"),
+        ("xtransfer.report.plot", "from matplotlib.figure import Figure"),
+        ("xtransfer.models.hf.weights", "import pickle"),
+        ("xtransfer.models.hf.weights", "def f():\n    import torch.nn"),
+        ("xtransfer.parity.activations", "def f():\n    from torch import nn"),
+        ("xtransfer.parity.__main__", "def f():\n    import importlib\n    importlib.import_module('torch')"),
+        ("xtransfer.parity.reference", "import torch"),
+        ("xtransfer.parity.reference", "if True:\n    from torch import nn\ndef f():\n    return nn"),
+        ("xtransfer.parity.reference", "def f():\n    import tensorflow"),
+        ("xtransfer.parity.reference", "load('x', trust_remote_code=True)"),
+        ("xtransfer.export.__main__", "def f():\n    from transformers import AutoModelForSequenceClassification"),
+        ("xtransfer.parity.__main__", "def f():\n    import transformers\n    transformers.AutoModel.from_pretrained(x)"),
+        ("xtransfer.models.hf.hub", "from tensorflow import keras"),
+        ("xtransfer.models.hf.hub", "from transformers import AutoModel"),
+        ("xtransfer.models.hf.hub", "from transformers import AutoTokenizer, BertForSequenceClassification"),
+        ("xtransfer.models.hf.hub", "from transformers.models.bert.modeling_bert import BertModel"),
+        ("xtransfer.models.hf.hub", "import transformers\ntransformers.AutoModel.from_pretrained('x')"),
+        ("xtransfer.models.hf.hub", "def f():\n    import transformers as tf\n    tf.BertModel"),
+        ("xtransfer.distillation.logits_store", "import numpy as np\nnp.load('x', allow_pickle=True)"),
+        ("xtransfer.data.tokens.tokenizer", "load('x', trust_remote_code=flag)"),
     ],
 )
 def test_a_fault_is_found_once(module: str, source: str) -> None:
@@ -198,20 +232,19 @@ def test_a_fault_is_found_once(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("xtransfer.data.text", "from xtransfer.errors import UserError\nfrom . import packing\nimport numpy"),
-        ("xtransfer.data.builders.minireviews.generator", "from ... import tasks\nfrom ....errors import UserError"),
-        ("xtransfer.models.hf", "from xtransfer import __version__, sharding"),
-        ("xtransfer.cli", "from xtransfer.errors import UserError"),
-        ("xtransfer.evaluate", "from xtransfer.report import table\nfrom xtransfer.experiment import run"),
-        ("xtransfer.export", "from xtransfer.trained import load_run"),
+        ("xtransfer.data.task", "from xtransfer.errors import UserError\nfrom . import sampling\nimport numpy"),
+        ("xtransfer.data.corpora.minireviews.generator", "from .... import config\nfrom ....errors import UserError"),
+        ("xtransfer.models.hf.checkpoint", "from xtransfer import __version__, storage"),
+        ("xtransfer.runtime.terminal", "from xtransfer.errors import UserError"),
+        ("xtransfer.main", "from xtransfer.report.table import Table\nfrom xtransfer.experiment import run"),
+        ("xtransfer.export.__main__", "from xtransfer.runs.classifier import load_run"),
         ("xtransfer.train.checkpoints", "import orbax.checkpoint as ocp"),
-        ("xtransfer.models.reference", "def f():\n    import torch\n    from transformers import AutoModel"),
-        ("xtransfer.models.reference", "def f():\n    import transformers\n    transformers.BertModel"),
-        ("xtransfer.data.text", "from transformers import AutoTokenizer, PreTrainedTokenizerFast"),
-        ("xtransfer.data.text", "import transformers\ntransformers.utils.logging.set_verbosity_error()"),
-        ("xtransfer.data.text", "load('x', allow_pickle=False, trust_remote_code=False)"),
-        ("xtransfer.data.text", "def f():\n" + "    x = 1\n" * (FUNCTION_LINES - 1)),
-        ("xtransfer.data.text", "x = 1\n" * FILE_LINES),
+        ("xtransfer.report.plot", "def f():\n    from matplotlib.figure import Figure"),
+        ("xtransfer.parity.reference", "def f():\n    import torch\n    from transformers import AutoModel"),
+        ("xtransfer.parity.reference", "def f():\n    import transformers\n    transformers.BertModel"),
+        ("xtransfer.data.tokens.tokenizer", "from transformers import AutoTokenizer, PreTrainedTokenizerFast"),
+        ("xtransfer.models.hf.hub", "import transformers\ntransformers.utils.logging.set_verbosity_error()"),
+        ("xtransfer.models.hf.hub", "load('x', allow_pickle=False, trust_remote_code=False)"),
     ],
 )
 def test_what_is_allowed_is_not_a_fault(module: str, source: str) -> None:

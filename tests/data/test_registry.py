@@ -21,7 +21,7 @@ def test_an_unknown_task():
     with pytest.raises(
         UserError, match="'minireview' is not one of minireviews, files, .*; did you mean 'minireviews'"
     ):
-        registry.get_task(TaskConfig(name="minireview"))
+        registry.load_task(TaskConfig(name="minireview"))
 
 
 def test_every_file_that_a_corpus_reads_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,7 +49,7 @@ def test_every_corpus_of_the_registry_can_be_asked_for():
     """Their languages, splits and files are declared for each language, and each task is made without reading any."""
     assert {corpus.name for corpus in registry.CORPORA} == set(registry.TASKS) - {"minireviews", "files"}
     for corpus in registry.CORPORA:
-        task = registry.get_task(TaskConfig(name=corpus.name, source_language=corpus.source_language))
+        task = registry.load_task(TaskConfig(name=corpus.name, source_language=corpus.source_language))
         assert (task.name, task.labels, task.synthetic) == (corpus.name, corpus.labels, False)
         assert (task.source_language, *task.target_languages) == (
             corpus.source_language,
@@ -72,7 +72,7 @@ def test_every_corpus_of_the_registry_can_be_asked_for():
 
 def test_a_file_of_unlabelled_text_is_one_of_any_task(builder, tmp_path: Path):
     (tmp_path / "u.tsv").write_text("text\nnew\n")
-    task = registry.get_task(
+    task = registry.load_task(
         TaskConfig(cache_dir=str(tmp_path), unlabelled_from="file", unlabelled_file=str(tmp_path / "u.tsv"))
     )
     assert unlabelled_examples(task, "file", 0, 0, []) == [
@@ -92,7 +92,7 @@ def test_a_file_is_named_if_it_is_asked_for(kind: str, file: str):
 
 
 def test_files_are_a_task(tmp_path: Path):
-    task = registry.get_task(TaskConfig(name="files", data_dir=str(tiny.write_task(tmp_path))))
+    task = registry.load_task(TaskConfig(name="files", data_dir=str(tiny.write_task(tmp_path))))
     assert (task.name, task.labels, task.target_languages) == ("files", ("bad", "good"), ("de",))
 
 
@@ -108,7 +108,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 
 def test_minireviews(builder: list[tuple], tmp_path: Path):
-    task = registry.get_task(TaskConfig(cache_dir=str(tmp_path)))
+    task = registry.load_task(TaskConfig(cache_dir=str(tmp_path)))
     assert (task.name, task.labels, task.source_language) == ("minireviews", ("negative", "positive"), "en")
     assert task.target_languages == ("de", "fr", "ja") and task.fingerprint() == "v1"
     assert task.synthetic
@@ -118,16 +118,16 @@ def test_minireviews(builder: list[tuple], tmp_path: Path):
 
 
 def test_minireviews_in_other_languages(builder: list[tuple]):
-    task = registry.get_task(TaskConfig(source_language="de", target_languages=("ja",)))
+    task = registry.load_task(TaskConfig(source_language="de", target_languages=("ja",)))
     assert (task.source_language, task.target_languages) == ("de", ("ja",))
     with pytest.raises(UserError, match="no language 'fr' here"):
         task.load("test", "fr")
     with pytest.raises(UserError, match="task.target_languages: no data of 'jp'; there is en, de, fr, ja"):
-        registry.get_task(TaskConfig(target_languages=("jp",)))
+        registry.load_task(TaskConfig(target_languages=("jp",)))
     assert builder == []
 
 
 def test_an_unwritable_cache_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{tmp_path}/file"):
-        registry.get_task(TaskConfig(cache_dir=str(tmp_path / "file"))).load("train", "en")
+        registry.load_task(TaskConfig(cache_dir=str(tmp_path / "file"))).load("train", "en")

@@ -11,7 +11,7 @@ from tests.helpers import tiny
 from xtransfer import config as settings
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import TrainBatches
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.data.tokens import cache as token_cache
 from xtransfer.data.tokens import tokenizer as text
 from xtransfer.describe import dataset
@@ -172,7 +172,7 @@ def trained(
 
     monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(Finetuner, "fresh_params", lambda self, seed: None)  # there are no weights, and none are needed
-    task = get_task(experiment.task)
+    task = load_task(experiment.task)
     stages = Stages(Workdir(root), experiment, Models(experiment, task), transfer_set.gather(experiment, task))
     stages.train_teacher()
     for name in experiment.objectives:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers import tiny
 from xtransfer import config, experiment
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import evaluator
 from xtransfer.runs.workdir import Workdir, read_config
@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
 def evaluate(workdir):
     """As the evaluation binary does."""
     settings = read_config(workdir)
-    task = get_task(settings.task)
+    task = load_task(settings.task)
     return evaluator.evaluate(workdir, settings, task, Models(settings, task))
 
 

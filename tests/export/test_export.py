@@ -22,7 +22,7 @@ from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.export import __main__ as export
 from xtransfer.models.inference import make_eval_step, predict
-from xtransfer.runs.classifier import open_run, open_trained
+from xtransfer.runs.classifier import open_classifier, open_run
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import sharding
 from xtransfer.train.checkpoints import Checkpoints
@@ -121,7 +121,7 @@ def test_transformers_computes_the_same_logits(workdir, student):
 def test_reading_it_back_gives_the_same_bits(workdir, tmp_path, objective, seed, selection):
     export.main(command(workdir, tmp_path / "out", "--selection", selection, objective=objective))
     mesh = sharding.make_mesh()
-    one, other = open_run(workdir, objective, seed, selection, mesh), open_trained(tmp_path / "out", mesh)
+    one, other = open_run(workdir, objective, seed, selection, mesh), open_classifier(tmp_path / "out", mesh)
     before, after = arrays(one.params), arrays(other.params)
     assert before.keys() == after.keys()
     for name in before:
@@ -144,7 +144,7 @@ def test_a_roberta_comes_back_bit_for_bit_and_is_the_same_to_transformers(tmp_pa
     assert (said["model_type"], said["architectures"]) == ("roberta", ["RobertaForSequenceClassification"])
     assert [said[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [1, 0, 2]
     mesh = sharding.make_mesh()
-    one, other = open_run(workdir, "vanilla", 0, "source_dev", mesh), open_trained(tmp_path / "out", mesh)
+    one, other = open_run(workdir, "vanilla", 0, "source_dev", mesh), open_classifier(tmp_path / "out", mesh)
     assert one.architecture == other.architecture and other.architecture.position_offset == 2
     before, after = arrays(one.params), arrays(other.params)
     assert before.keys() == after.keys()

@@ -11,7 +11,7 @@ from xtransfer.config import ExperimentConfig, ModelConfig, TaskConfig, Transfer
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.results import ROW
 from xtransfer.export.model_card import model_card, scores_of
-from xtransfer.runs.find import Chosen, TaskRecord
+from xtransfer.runs.find import SelectedRun, TaskRecord
 from xtransfer.runs.workdir import Workdir
 
 TASK = TaskRecord(
@@ -34,7 +34,7 @@ CONFIG = ExperimentConfig(
 def chosen(objective="monox_kd", seed=3, step=40, selection="source_dev", config=CONFIG, task=TASK):
     root = Workdir(Path("/secret/run"))
     directory = root.teacher if objective == "teacher" else root.student(objective, seed)
-    return Chosen(root, config, task, objective, seed, directory, selection, step)
+    return SelectedRun(root, config, task, objective, seed, directory, selection, step)
 
 
 def rows(values, count=400, **changes):

@@ -17,7 +17,7 @@ MAIN = ("-m", "xtransfer.main")
 # Each snippet is a binary's `main` after the flags are read and the processes have met.
 BINARY = """
 import argparse, functools, os, sys, threading, time
-from xtransfer import cli, cluster, distributed, preemption
+from xtransfer.runtime import cluster, preemption, processes, terminal
 from xtransfer.errors import UserError
 
 def together(x):
@@ -28,11 +28,11 @@ def together(x):
 def main(argv):
     parser = argparse.ArgumentParser()
     cluster.add_flags(parser)
-    cli.start(cluster.flags_of(parser.parse_args([*argv, *{flags!r}])))
-    me, first = distributed.index(), distributed.first
+    terminal.start(cluster.flags_of(parser.parse_args([*argv, *{flags!r}])))
+    me, first = processes.index(), processes.on_first
 {body}
 
-cli.run(main)
+terminal.run(main)
 """
 
 

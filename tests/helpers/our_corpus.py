@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.helpers import raw
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.formats import lines
 
 FIRST = Download("https://example.org/one.zip", "one.zip", "0" * 64, 1)
@@ -14,7 +14,7 @@ SECOND = Download("https://example.org/two.tar.gz", "two.tar.gz")
 BIG = {"member_limit": 1 << 20, "total_limit": 1 << 20}
 
 
-def rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+def rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
     source = sources.path(SECOND.filename if split == "unlabelled" else FIRST.filename)
     with archives.open_member(source, f"{language}/{split}.tsv", **BIG) as (name, stream):
         for line, values in lines.rows(stream, name, ".tsv"):
@@ -22,7 +22,7 @@ def rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]
             if values["label"] == "-":
                 yield Skipped(where, "label '-'")
             else:
-                yield Row(str(line), values["text"], None, values["label"] or None, where)
+                yield CorpusRow(str(line), values["text"], None, values["label"] or None, where)
 
 
 CORPUS = Corpus(

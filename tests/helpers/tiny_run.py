@@ -10,7 +10,7 @@ from tests.helpers import tiny
 from xtransfer import config as settings
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.workdir import Workdir
@@ -33,7 +33,7 @@ def setting(root: Path) -> Path:
 def workdir(config_file: Path, root: Path, *flags: str) -> Workdir:
     """The workdir of a config's experiment, with the checkpoints and the records of every run that it asks for."""
     experiment: ExperimentConfig = settings.load(str(config_file), [f"--config.teacher.steps={STEPS}", *flags])
-    found, task = Workdir(root), get_task(experiment.task)
+    found, task = Workdir(root), load_task(experiment.task)
     workdirs.record(found.config, workdirs.as_record(experiment))
     workdirs.record(found.task, Models(experiment, task).facts())
     run(found.teacher, experiment.teacher, task.labels, seed=experiment.teacher_seed)

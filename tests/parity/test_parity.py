@@ -49,9 +49,9 @@ def test_a_row_by_hand() -> None:
     theirs = {"a": np.array([[1.0, -4.0], [0.5, 2.0]], np.float32), "b": np.array([0.5, 0.25], np.float32)}
     ours = {"a": np.array([[1.0, -4.25], [0.5, 2.125]], np.float32), "b": np.array([0.5, 0.25 + 2**-14], np.float32)}
     first, second = activations.compare(ours, theirs)
-    assert first == activations.Row("a", (2, 2), maximum=0.25, mean=0.09375, largest=4.0, worst=(0, 1))
+    assert first == activations.Difference("a", (2, 2), maximum=0.25, mean=0.09375, largest=4.0, worst=(0, 1))
     assert first.allowed == pytest.approx(4e-4) and not first.ok
-    assert second == activations.Row("b", (2,), maximum=2**-14, mean=2**-15, largest=0.5, worst=(1,))
+    assert second == activations.Difference("b", (2,), maximum=2**-14, mean=2**-15, largest=0.5, worst=(1,))
     assert second.allowed == pytest.approx(1e-4) and second.ok  # not relative below one: 6.1e-5 is within 1e-4
 
 
@@ -223,8 +223,8 @@ def test_inputs_without_a_pair_where_the_model_has_no_second_type(tmp_path: Path
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_a_terminal_of_any_width_shows_every_digit(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (
-        activations.Row("embeddings", (378, 1024), 1.25e-6, 3.5e-8, 12.5, (3, 4)),
-        activations.Row("layer_1", (378, 1024), 2.5e-2, 3.5e-3, 8.25, (7, 8)),
+        activations.Difference("embeddings", (378, 1024), 1.25e-6, 3.5e-8, 12.5, (3, 4)),
+        activations.Difference("layer_1", (378, 1024), 2.5e-2, 3.5e-3, 8.25, (7, 8)),
     )
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None, soft_wrap=True)

@@ -18,7 +18,7 @@ from tests.helpers import tiny_run
 from xtransfer import config as settings
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import TrainBatches, eval_batches
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.models.inference import INPUTS
@@ -65,11 +65,11 @@ def lowered(function: Any, *arguments: Any) -> str:
 def test_they_are_the_steps_and_batches_of_a_run(config: ExperimentConfig, packed: bool) -> None:
     """The program is that which a run's own step becomes with a real batch, a real state's shapes and a real key."""
     config = with_student(config, packed=packed)
-    task = get_task(config.task)
+    task = load_task(config.task)
     model = Models(config, task).student
     examples = task.load("train", "en")[:8]
     dataset = model.dataset(examples)
-    batches = TrainBatches(dataset, model.reader.training_plan, 0)
+    batches = TrainBatches(dataset, model.inputs.training_plan, 0)
     found = step(config, "student_train")
     real = place_batch(model.mesh, batches(0))
     assert found.row_sizes[-1] == batches.row_sizes[-1] == 8
@@ -79,19 +79,22 @@ def test_they_are_the_steps_and_batches_of_a_run(config: ExperimentConfig, packe
         }
     objective = OBJECTIVES["monox_kd"]  # the first that learns from a teacher
     own = lowered(
-        model.programs.train_step(objective), model.programs.abstract_state, found.arguments[1], jax.random.key(3)
+        model.compiled_steps.train_step(objective),
+        model.compiled_steps.abstract_state,
+        found.arguments[1],
+        jax.random.key(3),
     )
     assert lowered(found.function, *found.arguments) == own
 
     inferred = step(config, "evaluation")
     full = max(
-        (batch for _, batch in eval_batches(dataset, model.reader.evaluation_plan(8))), key=lambda b: len(b["label"])
+        (batch for _, batch in eval_batches(dataset, model.inputs.evaluation_plan(8))), key=lambda b: len(b["label"])
     )
     assert set(inferred.arguments[1]) == set(INPUTS)
     assert {key: x.shape[1:] for key, x in inferred.arguments[1].items()} == {
         key: full[key].shape[1:] for key in INPUTS
     }
-    own = lowered(model.programs.eval_step, model.programs.abstract_params(), inferred.arguments[1])
+    own = lowered(model.compiled_steps.eval_step, model.compiled_steps.abstract_params(), inferred.arguments[1])
     assert lowered(inferred.function, *inferred.arguments) == own
 
 

@@ -99,20 +99,20 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "a.tsv", "text\nthe film\nder Film\n")
-    opened = predict.open_trained
+    opened = predict.open_classifier
 
     def meanwhile(*args: Any, **more: Any) -> Any:
         write(source, "text\nthe film\n")
         return opened(*args, **more)
 
-    monkeypatch.setattr(predict, "open_trained", meanwhile)
+    monkeypatch.setattr(predict, "open_classifier", meanwhile)
     assert refused(model, source) == "a.tsv: had 2 rows, then 1: it was changed while it was read"
 
 
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(signal.SIGTERM, 143, "stopped: "), (signal.SIGINT, 130, "interrupted: ")]
 )
-@pytest.mark.parametrize("when", ["open_trained", "forward"])
+@pytest.mark.parametrize("when", ["open_classifier", "forward"])
 def test_a_signal_leaves_no_output(
     model: Path,
     tmp_path: Path,
@@ -124,7 +124,7 @@ def test_a_signal_leaves_no_output(
     when: str,
 ) -> None:
     source, output = write(tmp_path / "a.tsv", "text\nthe film\n"), tmp_path / "out.jsonl"
-    place = predict if when == "open_trained" else predict.inference
+    place = predict if when == "open_classifier" else predict.inference
     interrupted, reached = getattr(place, when), []
 
     def signalled(*args: Any, **more: Any) -> Any:

@@ -130,7 +130,7 @@ def test_long_texts_are_truncated_and_huge_ones_clipped_and_counted(
     huge = "good " * 4_000_000
     source = write(tmp_path / "a.tsv", f"text\n{long}\n{huge}\nthe film\n")
     tracemalloc.start()  # for reading only: it makes tracing and compiling several times slower
-    rows = list(tables.read_texts(tables.look_at(source, "text", None, None, skip_empty=False)))
+    rows = list(tables.read_texts(tables.inspect(source, "text", None, None, skip_empty=False)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(rows) == 3 and peak < 5 * len(huge), f"{peak / len(huge):.1f} times the text"

@@ -1,4 +1,4 @@
-"""Trained models are found, checked and opened: runs of a workdir and Hugging Face classifiers."""
+"""TrainedClassifier models are found, checked and opened: runs of a workdir and Hugging Face classifiers."""
 
 import json
 import shutil
@@ -17,9 +17,9 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.encoder import Classifier
-from xtransfer.models.hf.weights import Source
+from xtransfer.models.hf.weights import WeightSource
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.runs.classifier import Trained, open_run, open_trained
+from xtransfer.runs.classifier import TrainedClassifier, open_run, open_classifier
 from xtransfer.runs.workdir import Workdir
 
 LABELS = ("bad", "good")
@@ -77,7 +77,7 @@ def arrays(params):
 @pytest.mark.parametrize("selection", ["source_dev", "last"])
 def test_a_run_is_opened_by_its_directory(run, root, mesh, objective, base, pooling, length, selection):
     directory = run / ("teacher" if objective == "teacher" else "students/vanilla/seed-0")
-    found = open_trained(directory, mesh, selection=selection)
+    found = open_classifier(directory, mesh, selection=selection)
     assert (found.source, found.directory) == (directory, root / base)
     assert (found.labels, found.pooling, found.max_length, found.dtype) == (LABELS, pooling, length, "float32")
     with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
@@ -91,28 +91,28 @@ def test_a_run_is_opened_by_its_directory(run, root, mesh, objective, base, pool
 def test_the_parameters_lie_on_the_mesh(run, classifier):
     mesh = sharding.make_mesh((1, 4, 2))
     for directory in (run / "teacher", classifier):
-        params = open_trained(directory, mesh).params
+        params = open_classifier(directory, mesh).params
         kernel = params["encoder"]["layers"][0]["attention"]["query"]["kernel"][...]
         assert kernel.sharding.mesh == mesh and kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
 
 
 def test_a_run_is_opened_without_reading_the_base_weights(run, mesh, monkeypatch):
-    monkeypatch.setattr(Source, "fill", lambda *_, **__: pytest.fail("pretrained weights were read"))
-    assert isinstance(open_run(Workdir(run), "vanilla", 0, "last", mesh), Trained)
+    monkeypatch.setattr(WeightSource, "fill", lambda *_, **__: pytest.fail("pretrained weights were read"))
+    assert isinstance(open_run(Workdir(run), "vanilla", 0, "last", mesh), TrainedClassifier)
 
 
 def test_a_run_is_found_through_a_link(run, mesh, tmp_path):
     (tmp_path / "best").symlink_to(run / "students" / "vanilla" / "seed-0")
-    assert open_trained(tmp_path / "best", mesh).max_length == 9
+    assert open_classifier(tmp_path / "best", mesh).max_length == 9
     # A workdir whose students lie on another disk.
     other = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("students"))
     (other / "students").symlink_to(run / "students")
-    assert open_trained(other / "students" / "vanilla" / "seed-0", mesh).max_length == 9
+    assert open_classifier(other / "students" / "vanilla" / "seed-0", mesh).max_length == 9
 
 
 def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
     monkeypatch.chdir(run / "teacher")
-    assert open_trained(Path("."), mesh).max_length == 12
+    assert open_classifier(Path("."), mesh).max_length == 12
 
 
 @pytest.mark.parametrize(
@@ -128,20 +128,20 @@ def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
 def test_another_directory_of_a_workdir_names_its_runs(copy, mesh, place, what):
     (copy / place).mkdir(exist_ok=True)
     with pytest.raises(UserError, match=f"{what}.*there is teacher, students/vanilla/seed-0$"):
-        open_trained(copy / place, mesh)
+        open_classifier(copy / place, mesh)
 
 
 @pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
 def test_an_unknown_protocol(run, mesh, selection):
     with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
-        open_trained(run / "teacher", mesh, selection=selection)
+        open_classifier(run / "teacher", mesh, selection=selection)
 
 
 def test_a_run_that_is_not_finished(copy, mesh):
     metrics = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"seed-0: this run has not come to its end \(step 6\)"):
-        open_trained(metrics.parent, mesh)
+        open_classifier(metrics.parent, mesh)
 
 
 def test_a_base_checkpoint_that_has_changed(copy, root, mesh, tmp_path):
@@ -149,16 +149,16 @@ def test_a_base_checkpoint_that_has_changed(copy, root, mesh, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     config["student"]["checkpoint"] = str(base)
     (copy / "config.json").write_text(json.dumps(config))
-    assert open_trained(copy / "students" / "vanilla" / "seed-0", mesh).directory == base
+    assert open_classifier(copy / "students" / "vanilla" / "seed-0", mesh).directory == base
     tensors = load_file(base / "model.safetensors")
     name = next(iter(tensors))
     save_file(tensors | {name: tensors[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"{base}: no longer the checkpoint that .* put the old files back"):
-        open_trained(copy / "students" / "vanilla" / "seed-0", mesh)
+        open_classifier(copy / "students" / "vanilla" / "seed-0", mesh)
 
 
 def test_a_hugging_face_classifier(classifier, mesh):
-    found = open_trained(classifier, mesh)
+    found = open_classifier(classifier, mesh)
     assert (found.source, found.directory, found.pooling) == (classifier, classifier, "cls")
     assert (found.labels, found.max_length, found.dtype) == (("no", "perhaps", "yes"), 32, "float32")
     expected = load_file(classifier / "model.safetensors")
@@ -174,7 +174,7 @@ def test_a_hugging_face_classifier(classifier, mesh):
 
 def test_a_classifier_inside_a_workdir_is_one(copy, classifier, mesh):
     inside = shutil.copytree(classifier, copy / "exported" / "model")
-    assert open_trained(inside, mesh).labels == ("no", "perhaps", "yes")
+    assert open_classifier(inside, mesh).labels == ("no", "perhaps", "yes")
 
 
 def test_a_classifier_without_label_names(classifier, mesh, tmp_path):
@@ -182,24 +182,24 @@ def test_a_classifier_without_label_names(classifier, mesh, tmp_path):
     values = json.loads((directory / "config.json").read_text())
     del values["id2label"], values["label2id"]
     (directory / "config.json").write_text(json.dumps(values))
-    assert open_trained(directory, mesh).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert open_classifier(directory, mesh).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
 def test_a_mean_pooled_classifier(root, mesh, tmp_path):
     directory = write_classifier(tmp_path / "model", root / "student", labels=LABELS, pooling="mean")
-    assert open_trained(directory, mesh).pooling == "mean"
+    assert open_classifier(directory, mesh).pooling == "mean"
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(20, 20), (1000, 32), (int(1e30), 32)])
 def test_the_tokenizers_own_limit_holds(classifier, mesh, tmp_path, limit, expected):
     directory = shutil.copytree(classifier, tmp_path / "model")
     change(directory / "tokenizer_config.json", model_max_length=limit)
-    assert open_trained(directory, mesh).max_length == expected
+    assert open_classifier(directory, mesh).max_length == expected
 
 
 def test_an_encoder_without_a_head_is_refused(root, mesh):
     with pytest.raises(UserError, match="no trained classification head, so there is nothing to predict with"):
-        open_trained(root / "student", mesh)
+        open_classifier(root / "student", mesh)
 
 
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
@@ -207,17 +207,17 @@ def test_a_head_of_another_kind_is_refused(classifier, mesh, tmp_path, kind):
     directory = shutil.copytree(classifier, tmp_path / "model")
     change(directory / "config.json", problem_type=kind)
     with pytest.raises(UserError, match=f"problem_type is '{kind}'"):
-        open_trained(directory, mesh)
+        open_classifier(directory, mesh)
 
 
 def test_a_head_with_one_output_is_refused(root, mesh, tmp_path):
     directory = write_classifier(tmp_path / "model", root / "student", labels=("score",))
     with pytest.raises(UserError, match=r"classifier\.weight has shape \[1, 8\]: no classes to choose among"):
-        open_trained(directory, mesh)
+        open_classifier(directory, mesh)
 
 
 def test_neither_kind(mesh, tmp_path):
     with pytest.raises(UserError, match=r"neither a run of a workdir nor a Hugging Face directory"):
-        open_trained(tmp_path, mesh)
+        open_classifier(tmp_path, mesh)
     with pytest.raises(UserError, match=r"there/is/none: not a directory, a hub id"):
-        open_trained(Path("there/is/none"), mesh)
+        open_classifier(Path("there/is/none"), mesh)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import tiny_run
 from xtransfer.errors import UserError
-from xtransfer.runs.find import find_run, read_task, run_of, there_is
+from xtransfer.runs.find import find_run, read_task, run_of, list_runs
 from xtransfer.runs.workdir import Workdir
 
 
@@ -54,10 +54,10 @@ def test_every_run_that_was_begun_is_known(copy):
     for name in ("students/monox_kd/seed-10", "students/monox_kd/seed-2", "students/monox_kd/seed-x"):
         (copy / name).mkdir(parents=True)
     known = "teacher, students/monox_kd/seed-2, students/monox_kd/seed-10, students/vanilla/seed-0"
-    assert there_is(Workdir(copy)) == known
+    assert list_runs(Workdir(copy)) == known
     assert run_of(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
     assert run_of(Workdir(copy), copy / "students/monox_kd/seed-x") is None
-    assert there_is(Workdir(copy / "nothing")) == "no run yet"
+    assert list_runs(Workdir(copy / "nothing")) == "no run yet"
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ SAID = "stopping when what is done is saved; the same command goes on from there
 SAVING = """
 together(1)
 open({place!r} + f"/there{{me}}", "w").close()
-with cli.deferred_stop() as stopping:
+with terminal.deferred_stop() as stopping:
     for step in range(100_000):
         together(step)  # all take the same step at the same time
         if stopping():
             print(f"saved {{step}}")
             open({place!r} + f"/saved{{me}}", "w").write(str(step))
-            raise SystemExit(cli.EXIT_PREEMPTED)
+            raise SystemExit(terminal.EXIT_PREEMPTED)
 """
 
 
@@ -34,7 +34,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, sent):
 @pytest.mark.parametrize("said", ["", "'mine'"])
 def test_a_process_alone_says_at_once_and_only_once_that_it_stops(tmp_path, said):
     body = f"""
-with cli.deferred_stop({said}) as stopping:
+with terminal.deferred_stop({said}) as stopping:
     for _ in range(3): os.kill(os.getpid(), 15)
     assert stopping()
     print("saves")
@@ -58,14 +58,14 @@ if me: os._exit = lambda status: (time.sleep(0.4), leave(status))
 
 LAST_SAVE = """
 together(1)
-with cli.deferred_stop() as stopping:
+with terminal.deferred_stop() as stopping:
     assert not stopping()
     if me == {sent}: threading.Timer(1.5, os.kill, (os.getpid(), 15)).start()
     time.sleep(0.5 if me == {early} else 3)
     open({place!r} + f"/saved{{me}}", "w").close()
 time.sleep(1.5)
 open({place!r} + f"/went_on{{me}}", "w").close()
-with cli.deferred_stop() as stopping:
+with terminal.deferred_stop() as stopping:
     print("began another section")
 """
 
@@ -96,7 +96,7 @@ def test_an_error_ends_those_who_want_to_agree_with_its_process(tmp_path):
     """It ends before it can say where it is."""
     body = """
 together(1)
-if me: distributed._LOOK_SECONDS = 100.0  # it looks for no signs any more
+if me: processes._LOOK_SECONDS = 100.0  # it looks for no signs any more
 time.sleep(1)
 if me:
     time.sleep(0.5)
@@ -112,7 +112,7 @@ time.sleep(100)
 def test_a_signal_after_the_work_changes_nothing(tmp_path):
     """The watchers agree on nothing any more, and nobody waits for a place to stop."""
     body = f"together(1)\nopen({str(tmp_path)!r} + f'/there{{me}}', 'w').close()\n"
-    body += "distributed.finish()\nif me: time.sleep(2)"
+    body += "processes.finish()\nif me: time.sleep(2)"
     with snippet(tmp_path, body) as two:
         two.wait_for(lambda: all((tmp_path / f"there{i}").exists() for i in (0, 1)))
         time.sleep(1)

@@ -18,11 +18,11 @@ def test_what_the_first_decides_all_know_and_only_it_prints(tmp_path):
 asked = []
 found = first(lambda: asked.append(1) or {"me": me, "several": (1, 2)})
 assert found == {"me": 0, "several": [1, 2]} and len(asked) == (me == 0)
-assert distributed.count() == 3 and distributed.is_first() == (me == 0)
+assert processes.count() == 3 and processes.is_first() == (me == 0)
 assert together(me) == 3
-cli.log(f"process {me} says")
+terminal.log(f"process {me} says")
 print(f"process {me} prints")
-with cli.ticking("work", 2) as ticker:
+with terminal.progress_bar("work", 2) as ticker:
     ticker.advance(2)
 """
     with snippet(tmp_path, body, count=3) as three:

@@ -203,12 +203,12 @@ def mesh_of(processes):
 )
 def test_the_rows_that_a_process_makes(monkeypatch, processes, me, part):
     monkeypatch.setattr(jax, "process_index", lambda: me)
-    assert sharding.own_part(mesh_of(processes)) == part
+    assert sharding.process_slice(mesh_of(processes)) == part
 
 
 def test_one_process_makes_the_whole_batch():
-    assert sharding.own_part(sharding.make_mesh()) == (0, 1)
-    assert sharding.own_part(sharding.make_mesh((2, 2, 2))) == (0, 1)
+    assert sharding.process_slice(sharding.make_mesh()) == (0, 1)
+    assert sharding.process_slice(sharding.make_mesh((2, 2, 2))) == (0, 1)
 
 
 def test_an_array_in_parts_comes_to_the_host_whole():

@@ -12,13 +12,13 @@ from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.runtime.sharding import make_mesh
 from xtransfer.train import state
-from xtransfer.train.compiled_steps import Programs
+from xtransfer.train.compiled_steps import CompiledSteps
 
 BERT = EncoderConfig(vocab_size=40, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
 
 
-def programs(mesh_shape: tuple[int, int, int] = (4, 2, 1), **changes: Any) -> Programs:
-    return Programs(ModelConfig(**changes), BERT, 3, make_mesh(mesh_shape))
+def programs(mesh_shape: tuple[int, int, int] = (4, 2, 1), **changes: Any) -> CompiledSteps:
+    return CompiledSteps(ModelConfig(**changes), BERT, 3, make_mesh(mesh_shape))
 
 
 def layouts(tree: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from xtransfer.data.task import Example
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
 from xtransfer.errors import UserError
 from xtransfer.train import inputs
-from xtransfer.train.inputs import Reader
+from xtransfer.train.inputs import ModelInputs
 
 SETTINGS = ModelConfig(max_length=12, batch_size=8, steps=499)
 
@@ -24,9 +24,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory)
 
 
-def make(checkpoint: str, shards: int = 2, **changes: object) -> Reader:
+def make(checkpoint: str, shards: int = 2, **changes: object) -> ModelInputs:
     settings = dataclasses.replace(SETTINGS, checkpoint=checkpoint, **changes)
-    return Reader("student", settings, shards=shards, token_cache=None)
+    return ModelInputs("student", settings, shards=shards, token_cache=None)
 
 
 def split(name: str, *texts: str, pair: str | None = None) -> list[Example]:

@@ -26,7 +26,7 @@ from xtransfer.models.encoder import Classifier, EncoderConfig
 from xtransfer.models.inference import predict
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state
-from xtransfer.train.compiled_steps import Programs
+from xtransfer.train.compiled_steps import CompiledSteps
 
 ONE = (1, 1, 1)
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
@@ -60,10 +60,10 @@ def mesh_of(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
     return sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
 
 
-def programs(shape: tuple[int, int, int], *, dropout: float = 0.1, **settings: Any) -> Programs:
+def programs(shape: tuple[int, int, int], *, dropout: float = 0.1, **settings: Any) -> CompiledSteps:
     rates = {"hidden_dropout": dropout, "attention_dropout": dropout}
     architecture = EncoderConfig(vocab_size=61, **SIZES, **rates)
-    return Programs(ModelConfig(**settings), architecture, CLASSES, mesh_of(shape))
+    return CompiledSteps(ModelConfig(**settings), architecture, CLASSES, mesh_of(shape))
 
 
 def params() -> Any:

@@ -15,7 +15,7 @@ from xtransfer.distillation.objectives import OBJECTIVES, loss_terms
 from xtransfer.models.encoder import Classifier, EncoderConfig
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state, steps
-from xtransfer.train.microbatches import parts_of
+from xtransfer.train.microbatches import num_microbatches
 
 CONFIG = EncoderConfig(vocab_size=32, hidden_size=16, num_layers=3, num_heads=2, intermediate_size=32, max_positions=16)
 CLASSES = 3
@@ -31,7 +31,7 @@ def after_one_step(loss_fn, data, devices, parts, embed=None):
     mesh = sharding.make_mesh((devices, 1, 1), jax.devices()[:devices])
     graphdef, params = nnx.split(Line(), nnx.Param)
     tx = optax.sgd(0.1)
-    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, parts_of=lambda batch: parts, embed=embed)
+    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: parts, embed=embed)
     now, terms = step(state.create(params, tx, mesh), sharding.place_batch(mesh, data), jax.random.key(0))
     return float(jax.tree.leaves(now.params)[0]), jax.device_get(terms)
 
@@ -98,7 +98,7 @@ def encoder_step(parts, mesh):
     rows = {name: ids for name in ("input_ids", "segment_ids", "position_ids", "token_type_ids")}
     rows |= {"cls_index": slots, "label": slots, "weight": jax.ShapeDtypeStruct((256, 2), jnp.float32)}
     rows["teacher_logits"] = jax.ShapeDtypeStruct((256, 2, CLASSES), jnp.float32)
-    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, parts_of=lambda batch: parts, embed=embed)
+    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: parts, embed=embed)
     abstract = state.abstract(params, tx, mesh)
     return step.lower(abstract, rows, jax.eval_shape(lambda: jax.random.key(0))).compile()
 
@@ -135,16 +135,22 @@ def chips(platform, data, fsdp=1):
     ],
 )
 def test_the_parts_that_suit_a_tpu(rows, length, parts):
-    assert parts_of(0, rows, length, 768, chips("tpu", 8)) == parts
-    assert parts_of(0, rows // 8, length, 768, chips("tpu", 1)) == parts
-    assert parts_of(0, rows, length, 768, chips("cpu", 8)) == 1
-    assert parts_of(6, rows, length, 768, chips("cpu", 8)) == parts_of(6, rows, length, 768, chips("tpu", 8)) == 6
+    assert num_microbatches(0, rows, length, 768, chips("tpu", 8)) == parts
+    assert num_microbatches(0, rows // 8, length, 768, chips("tpu", 1)) == parts
+    assert num_microbatches(0, rows, length, 768, chips("cpu", 8)) == 1
+    assert (
+        num_microbatches(6, rows, length, 768, chips("cpu", 8))
+        == num_microbatches(6, rows, length, 768, chips("tpu", 8))
+        == 6
+    )
 
 
 def test_who_has_one_part_and_who_has_more():
-    assert parts_of(1, 8 * 128, 128, 768, chips("tpu", 8)) == 1  # as it was set
-    assert parts_of(0, 8 * 128, 128, 768, chips("tpu", 1, 8)) == 1  # what `fsdp` splits would travel for each part
-    assert parts_of(0, 8 * 128, 128, 256, chips("tpu", 8)) == 1  # narrow
-    assert parts_of(0, 8 * 48, 128, 1024, chips("tpu", 8)) == 2  # wide: of 3,072 tokens
-    assert parts_of(0, 8 * 32, 128, 1024, chips("tpu", 8)) == 2
-    assert parts_of(0, 8 * 24, 128, 1024, chips("tpu", 8)) == 1
+    assert num_microbatches(1, 8 * 128, 128, 768, chips("tpu", 8)) == 1  # as it was set
+    assert (
+        num_microbatches(0, 8 * 128, 128, 768, chips("tpu", 1, 8)) == 1
+    )  # what `fsdp` splits would travel for each part
+    assert num_microbatches(0, 8 * 128, 128, 256, chips("tpu", 8)) == 1  # narrow
+    assert num_microbatches(0, 8 * 48, 128, 1024, chips("tpu", 8)) == 2  # wide: of 3,072 tokens
+    assert num_microbatches(0, 8 * 32, 128, 1024, chips("tpu", 8)) == 2
+    assert num_microbatches(0, 8 * 24, 128, 1024, chips("tpu", 8)) == 1

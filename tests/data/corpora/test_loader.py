@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import raw
 from tests.helpers.our_corpus import CORPUS, FIRST, ONE, TWO, bring, rows
 from xtransfer.data.corpora import downloads, loader
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.task import Example
 from xtransfer.errors import UserError
 
@@ -64,7 +64,7 @@ def test_a_second_start_reads_what_the_first_one_wrote(config, data: Path, tmp_p
     first = loader.task(CORPUS, config())
     before = [first.load("test", "en"), first.load("train", "en"), first.fingerprint()]
 
-    def never(*args: object) -> Iterator[Row]:
+    def never(*args: object) -> Iterator[CorpusRow]:
         raise AssertionError("parsed again")
 
     again = loader.task(dataclasses.replace(CORPUS, rows=never), config())
@@ -173,9 +173,9 @@ def test_empty_text_may_be_skipped_and_is_counted(config, data: Path, caplog):
     assert len(found) == 1 and "1 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
 
 
-def odd(row: Row) -> Corpus:
-    def two(sources: Sources, language: str, split: str) -> Iterator[Row]:
-        yield Row("1", "text", None, "good", "m:1")
+def odd(row: CorpusRow) -> Corpus:
+    def two(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
+        yield CorpusRow("1", "text", None, "good", "m:1")
         yield row
 
     return dataclasses.replace(CORPUS, rows=two)
@@ -183,19 +183,19 @@ def odd(row: Row) -> Corpus:
 
 def test_ids_are_unique_and_texts_are_text(config, monkeypatch: pytest.MonkeyPatch):
     cases = {
-        "m:2: id '1' is there twice in test of de": Row("1", "other", None, "bad", "m:2"),
-        "m:2: half of a surrogate pair": Row("2", "\ud800", None, "bad", "m:2"),
+        "m:2: id '1' is there twice in test of de": CorpusRow("1", "other", None, "bad", "m:2"),
+        "m:2: half of a surrogate pair": CorpusRow("2", "\ud800", None, "bad", "m:2"),
     }
     for message, row in cases.items():
         with pytest.raises(UserError, match=message):
             loader.task(odd(row), config()).load("test", "de")
     with pytest.raises(ValueError, match="has_pairs is False"):
-        loader.task(odd(Row("2", "a", "b", "bad", "m:2")), config()).load("test", "de")
+        loader.task(odd(CorpusRow("2", "a", "b", "bad", "m:2")), config()).load("test", "de")
 
 
 def test_pairs(config):
-    def pairs(sources: Sources, language: str, split: str) -> Iterator[Row]:
-        yield Row("x1", "one", "two", "bad", "m:1")
+    def pairs(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
+        yield CorpusRow("x1", "one", "two", "bad", "m:1")
 
     task = loader.task(dataclasses.replace(CORPUS, rows=pairs, has_pairs=True), config())
     assert task.load("test", "de") == [Example("ours/small/test/de/x1", "one", "two", 1, "de")]
@@ -223,7 +223,7 @@ def test_files_that_are_no_archives_are_read_where_they_were_fetched(config, tmp
     monkeypatch.setattr(downloads, "fetch", lambda download, directory: directory / download.filename)
     plain = Download("https://example.org/de/test.tsv", "de/test.tsv")
 
-    def plain_rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+    def plain_rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
         return rows(Sources({FIRST.filename: sources.path("de/test.tsv")}), language, split)
 
     corpus = dataclasses.replace(CORPUS, downloads=lambda language: (plain,), rows=plain_rows)

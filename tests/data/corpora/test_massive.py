@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.helpers import raw
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, massive
-from xtransfer.data.corpora.corpus import Row
+from xtransfer.data.corpora.corpus import CorpusRow
 from xtransfer.data.task import Example
 from xtransfer.errors import UserError
 
@@ -47,14 +47,14 @@ JAPANESE = jsonl(
 )
 
 
-def parse(content: str | bytes, split: str = "train", label: str = "intent", locale: str = "en-US") -> list[Row]:
+def parse(content: str | bytes, split: str = "train", label: str = "intent", locale: str = "en-US") -> list[CorpusRow]:
     return list(massive.parse(io.BytesIO(raw.encoded(content)), "1.0/data/en-US.jsonl", locale, split, label))
 
 
 def test_a_split_is_a_partition():
     assert parse(ENGLISH) == [
-        Row("1", "wake me at six", None, "alarm_set", "1.0/data/en-US.jsonl:1"),
-        Row("3", "lights off", None, "iot_hue_lightoff", "1.0/data/en-US.jsonl:4"),
+        CorpusRow("1", "wake me at six", None, "alarm_set", "1.0/data/en-US.jsonl:1"),
+        CorpusRow("3", "lights off", None, "iot_hue_lightoff", "1.0/data/en-US.jsonl:4"),
     ]
     assert [row.label for row in parse(ENGLISH, "test", "scenario")] == ["alarm"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers import raw
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, paws_x
-from xtransfer.data.corpora.corpus import Row, Skipped
+from xtransfer.data.corpora.corpus import CorpusRow, Skipped
 from xtransfer.data.task import Example
 from xtransfer.errors import UserError
 
@@ -30,12 +30,12 @@ GERMAN = (
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\t"), max_size=12)
 
 
-def parse(content: str | bytes) -> list[Row | Skipped]:
+def parse(content: str | bytes) -> list[CorpusRow | Skipped]:
     return list(paws_x.parse(io.BytesIO(raw.encoded(content)), "x-final/de/dev_2k.tsv"))
 
 
 def test_quotes_are_characters_and_labels_go_by_name():
-    assert [(r.id, r.text, r.text_pair, r.label) for r in parse(ENGLISH) if isinstance(r, Row)] == [
+    assert [(r.id, r.text, r.text_pair, r.label) for r in parse(ENGLISH) if isinstance(r, CorpusRow)] == [
         ("1", "The river runs from A to B .", "The river runs from B to A .", "different"),
         ("2", '" Moon " was his first book .', '" Moon was his first book .', "paraphrase"),
         ("3", "He sang `` Home '' in May .", "In May he sang `` Home '' .", "paraphrase"),
@@ -46,7 +46,7 @@ def test_sentences_that_were_not_translated_are_counted():
     assert parse(GERMAN) == [
         Skipped("x-final/de/dev_2k.tsv:2", "not translated (NS)"),
         Skipped("x-final/de/dev_2k.tsv:3", "not translated (NS)"),
-        Row("3", 'Er sang im Mai "Home.', 'Im Mai sang er "NS".', "paraphrase", "x-final/de/dev_2k.tsv:4"),
+        CorpusRow("3", 'Er sang im Mai "Home.', 'Im Mai sang er "NS".', "paraphrase", "x-final/de/dev_2k.tsv:4"),
     ]
 
 
@@ -58,7 +58,7 @@ def test_every_row_comes_back(rows):
         if "NS" in (first.strip(), second.strip()):
             assert isinstance(row, Skipped)
         else:
-            assert isinstance(row, Row)
+            assert isinstance(row, CorpusRow)
             assert (row.id, row.text, row.text_pair, row.label) == (number, first, second, paws_x.LABELS[int(label)])
 
 

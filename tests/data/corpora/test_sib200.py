@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.helpers import raw
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, sib200
-from xtransfer.data.corpora.corpus import Row
+from xtransfer.data.corpora.corpus import CorpusRow
 from xtransfer.data.task import Example
 from xtransfer.errors import UserError
 
@@ -33,7 +33,7 @@ GERMAN = (
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), max_size=20)
 
 
-def parse(content: str | bytes) -> list[Row]:
+def parse(content: str | bytes) -> list[CorpusRow]:
     return list(sib200.parse(io.BytesIO(raw.encoded(content)), "eng_Latn/test.tsv"))
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.our_corpus import CORPUS, bring, rows
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, minireviews, tfds_builder
-from xtransfer.data.corpora.corpus import Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.minireviews import generator
 from xtransfer.errors import UserError
 from xtransfer.runs import workdir
@@ -37,8 +37,8 @@ def listing(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def many(sources: Sources, language: str, split: str) -> Iterator[Row]:
-    yield from (Row(str(i), f"{i} {i * i} {i**3}" * 50, None, "good", f"m:{i}") for i in range(5000))
+def many(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
+    yield from (CorpusRow(str(i), f"{i} {i * i} {i**3}" * 50, None, "good", f"m:{i}") for i in range(5000))
 
 
 @pytest.mark.parametrize("size", [0, 4096, 1 << 16])
@@ -83,7 +83,7 @@ def test_what_is_there_is_used_without_a_lock(tmp_path: Path, few: None, monkeyp
 def test_what_takes_long_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(tfds_builder, "_SAY_EVERY_SECONDS", 0.05)
 
-    def slow(sources: Sources, language: str, split: str) -> Iterator[Row]:
+    def slow(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
         for row in many(sources, language, split):
             time.sleep(0.06 if row.id in ("7", "4000") else 0)
             yield row
@@ -94,7 +94,7 @@ def test_what_takes_long_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "ours/small/de: test: 4,000 rows · " in heard and " rows/s " in heard
 
 
-def slow_rows(marks: Path, sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+def slow_rows(marks: Path, sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
     (marks / f"{os.getpid()}").write_text("")
     yield from rows(sources, language, split)
     time.sleep(0.2 if (marks / "quick").exists() else 60)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.helpers import raw
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, webis_cls
-from xtransfer.data.corpora.corpus import Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
 from xtransfer.errors import UserError
 
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n<items>'
@@ -62,12 +62,12 @@ def document(*items: str) -> bytes:
     return (HEAD + "\n\n".join(items) + TAIL).encode()
 
 
-def parse(data: bytes, *, labelled: bool = True, chunk: int = 1 << 20) -> list[Row | Skipped]:
+def parse(data: bytes, *, labelled: bool = True, chunk: int = 1 << 20) -> list[CorpusRow | Skipped]:
     return list(webis_cls.parse(io.BytesIO(data), "a.review", labelled=labelled, chunk=chunk))
 
 
-def rows_of(found: list[Row | Skipped]) -> list[tuple[str, str, str | None]]:
-    return [(row.id, row.text, row.label) for row in found if isinstance(row, Row)]
+def rows_of(found: list[CorpusRow | Skipped]) -> list[tuple[str, str, str | None]]:
+    return [(row.id, row.text, row.label) for row in found if isinstance(row, CorpusRow)]
 
 
 def reason(item: str, *, labelled: bool = True) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.helpers import raw
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, xnli
-from xtransfer.data.corpora.corpus import Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.tfds_builder import checked_rows
 from xtransfer.errors import UserError
 
@@ -70,13 +70,13 @@ def multinli_jsonl(*pairs: tuple[str, str, str]) -> bytes:
     return jsonl(*rows)
 
 
-def parse(data: bytes, language: str = "", member: str = "a.tsv") -> list[Row | Skipped]:
+def parse(data: bytes, language: str = "", member: str = "a.tsv") -> list[CorpusRow | Skipped]:
     stream = io.BytesIO(data)
     return list(xnli.parse_xnli(stream, member, language) if language else xnli.parse_multinli(stream, member))
 
 
-def pairs_of(found: list[Row | Skipped]) -> list[tuple[str, str, str, str]]:
-    return [(row.id, row.label, row.text, row.text_pair) for row in found if isinstance(row, Row)]
+def pairs_of(found: list[CorpusRow | Skipped]) -> list[tuple[str, str, str, str]]:
+    return [(row.id, row.label, row.text, row.text_pair) for row in found if isinstance(row, CorpusRow)]
 
 
 def refused(data: bytes, language: str = "", member: str = "a.tsv") -> str:
@@ -191,7 +191,7 @@ def test_undecided_pairs_are_skipped_by_one_reason():
     first, row, last = parse(xnli_tsv(*rows), "en")
     assert first == Skipped("a.tsv:2", "label '-', as the annotators disagree")
     assert last == Skipped("a.tsv:5", first.reason)
-    assert row == Row("2", "e", "f", "neutral", "a.tsv:4")
+    assert row == CorpusRow("2", "e", "f", "neutral", "a.tsv:4")
 
 
 def test_languages_are_told_apart_and_share_their_ids():
@@ -236,9 +236,9 @@ def test_malformed_multinli(data, member, message):
 def test_multinli_counts_all_rows():
     rows = [("neutral", "a", "b"), ("-", "b", "c"), ("entailment", "d", "e")]
     assert parse(multinli_jsonl(*rows), member="a.jsonl") == [
-        Row("0", "a", "b", "neutral", "a.jsonl:1"),
+        CorpusRow("0", "a", "b", "neutral", "a.jsonl:1"),
         Skipped("a.jsonl:2", "label '-', as the annotators disagree"),
-        Row("2", "d", "e", "entailment", "a.jsonl:3"),
+        CorpusRow("2", "d", "e", "entailment", "a.jsonl:3"),
     ]
 
 
@@ -275,7 +275,7 @@ def check_corpus(sources: Sources) -> None:
     for language in corpus.languages:
         for split in ("dev", "test"):
             (row,) = corpus.rows(sources, language, split)
-            assert isinstance(row, Row)
+            assert isinstance(row, CorpusRow)
             assert (row.id, row.label, row.text, row.text_pair) == ("1", "neutral", f"{split} {language}", "x")
     assert pairs_of(list(corpus.rows(sources, "en", "train"))) == [
         ("0", "neutral", "train a", "b"),

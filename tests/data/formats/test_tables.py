@@ -251,7 +251,7 @@ def test_a_file_is_read_as_far_as_it_is_asked_for(tmp_path):
         ("a.jsonl", "", '{"text": "good"}\n', "[]\n"),
     ]:
         path = write(tmp_path / name, head + row * 5 + fault)
-        texts = tables.read_texts(tables.look_at(path, "text", None, None, skip_empty=False))
+        texts = tables.read_texts(tables.inspect(path, "text", None, None, skip_empty=False))
         assert [next(texts).id for _ in range(5)] == [0, 1, 2, 3, 4]
         with pytest.raises(UserError, match=f"{name}:"):
             next(texts)
@@ -274,13 +274,13 @@ def test_columns_are_those_that_are_named_or_there(tmp_path):
     path = write(tmp_path / "a.tsv", "id\ttext\ttext_pair\tother\nx\ta\tb\tc\n")
 
     def columns(pair, id_):
-        return tables.look_at(path, "text", pair, id_, skip_empty=False).columns
+        return tables.inspect(path, "text", pair, id_, skip_empty=False).columns
 
     assert columns(None, None) == Columns("text", pair="text_pair", id="id")
     assert columns("", "") == Columns("text")
     assert columns("other", "other") == Columns("text", pair="other", id="other")
-    plain = tables.look_at(write(tmp_path / "b.tsv", "text\na\n"), "text", None, None, skip_empty=True)
-    assert plain == tables.Source(tmp_path / "b.tsv", Columns("text"), ("text_pair", "id"), True)
+    plain = tables.inspect(write(tmp_path / "b.tsv", "text\na\n"), "text", None, None, skip_empty=True)
+    assert plain == tables.TextTable(tmp_path / "b.tsv", Columns("text"), ("text_pair", "id"), True)
 
 
 def parquet(path: Path, **columns) -> Path:
@@ -321,16 +321,16 @@ def test_parquet_faults_name_the_row(tmp_path):
 
 def test_parquet_is_read_as_it_is_asked_for(tmp_path):
     path = parquet(tmp_path / "A.PARQUET", id=[7, 8], text=["a", "b"], text_pair=["c", "d"], image=[b"\xff", b""])
-    source = tables.look_at(path, "text", None, None, skip_empty=False)
-    assert source == tables.Source(path, Columns("text", pair="text_pair", id="id"), (), False)
+    source = tables.inspect(path, "text", None, None, skip_empty=False)
+    assert source == tables.TextTable(path, Columns("text", pair="text_pair", id="id"), (), False)
     assert list(tables.read_texts(source)) == [tables.Text(1, 7, "a", "c"), tables.Text(2, 8, "b", "d")]
-    plain = tables.look_at(path, "text", "", "", skip_empty=False)
+    plain = tables.inspect(path, "text", "", "", skip_empty=False)
     assert [row.id for row in tables.read_texts(plain)] == [0, 1]
     path = parquet(tmp_path / "b.parquet", id=[0.5, float("nan")], text=["a", "b"])
     with pytest.raises(UserError, match=r"b\.parquet:2: column 'id' is nan, expected text or a number"):
-        list(tables.read_texts(tables.look_at(path, "text", None, None, skip_empty=False)))
+        list(tables.read_texts(tables.inspect(path, "text", None, None, skip_empty=False)))
     with pytest.raises(UserError, match=r"c\.parquet: no rows with text"):
-        tables.look_at(
+        tables.inspect(
             parquet(tmp_path / "c.parquet", text=pa.array([], pa.string())), "text", "", "", skip_empty=False
         )
 

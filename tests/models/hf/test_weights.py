@@ -24,7 +24,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import weights as hf_weights
 from xtransfer.models.hf.config import read_config
 from xtransfer.models.hf.families import FAMILIES
-from xtransfer.models.hf.weights import Source, leaves
+from xtransfer.models.hf.weights import WeightSource, leaves
 
 CLASSIFIERS = [name for name in RECORDED if CASES[name].is_classifier]
 Tensors = dict[str, np.ndarray]
@@ -55,7 +55,7 @@ def abstract(config: EncoderConfig, masked_lm: bool, classes: int) -> nnx.State:
 def load(directory: Path, *, masked_lm: bool = False, seed: int = 0, classes: int = 3) -> dict[str, np.ndarray]:
     config = read_config(directory)
     wanted = abstract(config, masked_lm, classes)
-    filled = Source.open(directory, FAMILIES[config.family]).fill(wanted, seed=seed)
+    filled = WeightSource.open(directory, FAMILIES[config.family]).fill(wanted, seed=seed)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), filled) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
     return {path: np.asarray(variable[...]) for path, variable in leaves(filled).items()}
 
