@@ -214,7 +214,10 @@ def test_the_top_of_the_repository_holds_nothing_unexpected() -> None:
         ("xtransfer.parity.reference", "def f():\n    import tensorflow"),
         ("xtransfer.parity.reference", "load('x', trust_remote_code=True)"),
         ("xtransfer.export.__main__", "def f():\n    from transformers import AutoModelForSequenceClassification"),
-        ("xtransfer.parity.__main__", "def f():\n    import transformers\n    transformers.AutoModel.from_pretrained(x)"),
+        (
+            "xtransfer.parity.__main__",
+            "def f():\n    import transformers\n    transformers.AutoModel.from_pretrained(x)",
+        ),
         ("xtransfer.models.hf.hub", "from tensorflow import keras"),
         ("xtransfer.models.hf.hub", "from transformers import AutoModel"),
         ("xtransfer.models.hf.hub", "from transformers import AutoTokenizer, BertForSequenceClassification"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from xtransfer.config import ExperimentConfig, MeshConfig
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
@@ -31,12 +31,12 @@ def main(argv: list[str]) -> None:
     terminal.start(cluster.flags_of(args))
     workdir = Workdir(args.workdir)
     config = _for_these_devices(read_config(workdir))
-    task = get_task(config.task)
+    task = load_task(config.task)
     models = Models(config, task)
     check_unchanged(workdir.task, models.facts())
     with locks.group_lock(workdir.root, "evaluation"):
         evaluate(workdir, config, task, models)
-    processes.first(lambda: report(workdir))
+    processes.on_first(lambda: report(workdir))
 
 
 def _for_these_devices(config: ExperimentConfig) -> ExperimentConfig:

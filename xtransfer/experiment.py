@@ -12,7 +12,7 @@ import numpy as np
 
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.data.task import Example
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
@@ -41,13 +41,13 @@ def run(config: ExperimentConfig, root: Path) -> None:
     """
     sharding.check_platform(config.platform)
     workdir, settings = Workdir(root), workdirs.as_record(config)
-    if (wanted := processes.first(lambda: settings)) != settings:
+    if (wanted := processes.on_first(lambda: settings)) != settings:
         keys = ", ".join(key for key in settings if wanted[key] != settings[key])
         raise UserError(f"config keys {keys} are not those of process 0: start all processes with the same settings")
     with locks.group_lock(root):
         workdirs.check_unchanged(workdir.config, settings)
         chosen = [configured_objective(config, name) for name in config.objectives]
-        task = get_task(config.task)
+        task = load_task(config.task)
         task = replace(task, load=functools.cache(task.load))
         material = transfer_set.gather(config, task)
         for language in (task.source_language, *task.target_languages):
@@ -112,16 +112,16 @@ class Stages:
             params = checkpoints.restore_params(selected_step(run_, "source_dev"), model.abstract_params())
         key = {
             "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
-            "tokenizer_fingerprint": tokenizer_fingerprint(model.reader.tokenizer),
+            "tokenizer_fingerprint": tokenizer_fingerprint(model.inputs.tokenizer),
             "max_length": model.settings.max_length,
             "data_fingerprint": _fingerprint(examples),
         }
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
-        if not processes.first(lambda: store.complete):
+        if not processes.on_first(lambda: store.complete):
             title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
-            missing = sum(len(store.shard_indices(shard)) for shard in processes.first(store.missing_shards))
-            with terminal.ticking(title, missing, unit="examples") as ticker:
+            missing = sum(len(store.shard_indices(shard)) for shard in processes.on_first(store.missing_shards))
+            with terminal.progress_bar(title, missing, unit="examples") as ticker:
 
                 def predict(indices: np.ndarray) -> np.ndarray:
                     return model.predict(params, dataset.take(indices), ticker.advance)

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.flags_of(args))
     experiment.run(config.load(args.config, overrides), args.workdir)
-    processes.first(lambda: report(Workdir(args.workdir)))
+    processes.on_first(lambda: report(Workdir(args.workdir)))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,8 @@ def test_only_the_truncated_shard_is_computed_again(tmp_path, uninterrupted):
 
 
 CHILD = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from test_label import label, opened, predict
+import time
+from tests.distillation.test_labelling import label, opened, predict
 store = opened({root!r})
 print("ready", flush=True)
 label(store, lambda indices: time.sleep(0.03) or predict(indices))
@@ -93,8 +92,7 @@ print("done", flush=True)
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, uninterrupted):
-    tests = str(Path(__file__).parent)
-    script = CHILD.format(root=str(tmp_path), tests=tests)
+    script = CHILD.format(root=str(tmp_path))
     rng, partial = random.Random(0), 0
     for attempt in range(6):
         child = subprocess.Popen(

@@ -23,7 +23,7 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
 }
 
 
-def get_task(config: TaskConfig) -> Task:
+def load_task(config: TaskConfig) -> Task:
     """The task that a config names.
 
     Raises:

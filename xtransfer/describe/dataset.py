@@ -13,7 +13,7 @@ import numpy as np
 from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data.batches import measures
 from xtransfer.data.batches.measures import Filling, Lengths
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.data.task import SPLITS, Example, Task
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.distillation import transfer_set
@@ -21,7 +21,7 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import MissingSplitError, UserError
 from xtransfer.runtime.sharding import mesh_sizes
-from xtransfer.train.inputs import Reader, sides
+from xtransfer.train.inputs import ModelInputs, sides
 
 LEARNT = {"labelled": "L", "all": "L ∪ U"}  # the sets that objectives learn from, by `Objective.data`
 _EXAMPLES = 3
@@ -114,13 +114,13 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     Raises:
       UserError: what would stop the experiment before its training, but for the weights.
     """
-    task = get_task(experiment.task)
+    task = load_task(experiment.task)
     load, cached, source = task.load, functools.cache(task.load), task.source_language
     task = dataclasses.replace(task, load=lambda split, name: (cached if name == source else load)(split, name))
     devices = _shards(experiment.mesh)
     kept = cache_dir(experiment.task) / "tokens"
-    teacher = Reader("teacher", experiment.teacher, shards=devices, token_cache=kept)
-    student = Reader("student", experiment.student, shards=devices, token_cache=kept)
+    teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=kept)
+    student = ModelInputs("student", experiment.student, shards=devices, token_cache=kept)
     material = transfer_set.gather(experiment, task)
     kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
     learnt = (
@@ -167,7 +167,7 @@ def _shards(mesh: MeshConfig) -> int:
 
 
 def _learnt(
-    reader: Reader, material: TransferSet, kinds: Sequence[str], seed: int, batches: int
+    reader: ModelInputs, material: TransferSet, kinds: Sequence[str], seed: int, batches: int
 ) -> tuple[list[Measured], list[Packing]]:
     """L and U measured, and the batches of what the model is trained on."""
     tokens, n = reader.tokens(material.everything, material.drawn_from), len(material.labelled)
@@ -178,12 +178,12 @@ def _learnt(
     return measured, [_packing(reader, LEARNT[kind], sets[kind], seed, batches) for kind in kinds]
 
 
-def _measure(reader: Reader, name: str, examples: Sequence[Example], tokens: Tokens) -> Measured:
+def _measure(reader: ModelInputs, name: str, examples: Sequence[Example], tokens: Tokens) -> Measured:
     """The lengths of examples of one language, of which these are the tokens."""
     return Measured(reader.role, examples[0].language, name, measures.measure(reader.cache, *sides(examples), tokens))
 
 
-def _packing(reader: Reader, name: str, tokens: Tokens, seed: int, batches: int) -> Packing:
+def _packing(reader: ModelInputs, name: str, tokens: Tokens, seed: int, batches: int) -> Packing:
     """The first batches of a training on these tokens."""
     steps, plan = reader.settings.steps, reader.training_plan
     found = measures.filling(tokens, plan, seed, min(batches, steps))
@@ -226,7 +226,7 @@ def _count(task: Task, language: str, name: str, examples: Sequence[Example]) ->
     return Count(language, name, len(examples), tuple(found[i] for i in range(len(task.labels))), found[-1])
 
 
-def _shown(task: Task, examples: Sequence[Example], readers: Sequence[Reader]) -> list[Shown]:
+def _shown(task: Task, examples: Sequence[Example], readers: Sequence[ModelInputs]) -> list[Shown]:
     """The first example of each of the first labels; more of those where there are too few labels."""
     first = {example.label: example for example in reversed(examples)}.values()
     ids = {example.id for example in first}

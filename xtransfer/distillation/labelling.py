@@ -29,10 +29,10 @@ def label(
       UserError: logits of another shape, or not finite.
     """
     computed = 0
-    for shard in processes.first(store.missing_shards):
+    for shard in processes.on_first(store.missing_shards):
         indices = store.shard_indices(shard)
         logits = predict(indices)
-        processes.first(functools.partial(store.write_shard, shard, logits))
+        processes.on_first(functools.partial(store.write_shard, shard, logits))
         computed += len(indices)
         if progress is not None:
             progress(len(indices))

@@ -162,7 +162,7 @@ def open_store(
             # The manifest comes last: where it stands, the store is set up.
             storage.write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
-    processes.first(set_up)
+    processes.on_first(set_up)
     _compare(path, manifest)
     return LogitsStore(directory, classes, ids, shard_size)
 

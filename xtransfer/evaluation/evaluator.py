@@ -60,12 +60,12 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
             continue
         languages = (task.source_language, *(() if is_teacher else task.target_languages))
         jobs = list(_jobs(run, config.evaluation_splits, languages))
-        due = processes.first(functools.partial(_due, jobs, scored))
+        due = processes.on_first(functools.partial(_due, jobs, scored))
         if jobs := [job for job, is_due in zip(jobs, due, strict=True) if is_due]:
             model = models.teacher if is_teacher else models.student
             rows += _score(workdir, task, model, run, jobs, dataset)
             # a run's rows are all there, or none
-            processes.first(functools.partial(storage.write_jsonl, workdir.results, rows))
+            processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
     keys = {(run.objective, run.seed) for run in wanted}
     return [row for row in rows if (row["objective"], row["seed"]) in keys]
 
@@ -111,7 +111,7 @@ def _score(
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
     with (
-        terminal.ticking(title, total, unit="examples") as ticker,
+        terminal.progress_bar(title, total, unit="examples") as ticker,
         Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints,
     ):
         for step, of_step in itertools.groupby(jobs, lambda job: job.step):
@@ -126,7 +126,7 @@ def _score(
                         yield row | where | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
                 said = _predictions(examples, logits, task.labels)
-                processes.first(functools.partial(storage.write_jsonl, path, said))
+                processes.on_first(functools.partial(storage.write_jsonl, path, said))
 
 
 def _scores(

@@ -13,7 +13,7 @@ from xtransfer.evaluation.results import read_rows
 from xtransfer.export.model_card import model_card
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs.classifier import load_run
-from xtransfer.runs.find import SELECTIONS, Chosen, find_run
+from xtransfer.runs.find import SELECTIONS, SelectedRun, find_run
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import make_mesh
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     export(find_run(Workdir(args.workdir), args.objective, args.seed, args.selection), args.output)
 
 
-def export(chosen: Chosen, output: Path) -> None:
+def export(chosen: SelectedRun, output: Path) -> None:
     """Writes a checkpoint as config.json, model.safetensors (float32), tokenizer files and README.md, the card.
 
     Raises:

@@ -17,7 +17,7 @@ from xtransfer.evaluation.results import Row
 from xtransfer.export.provenance import as_code, as_line, origin
 from xtransfer.report import table as tables
 from xtransfer.report.table import Table
-from xtransfer.runs.find import Chosen
+from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Scores:
     count: int
 
 
-def model_card(chosen: Chosen, rows: Sequence[Row]) -> str:
+def model_card(chosen: SelectedRun, rows: Sequence[Row]) -> str:
     """README.md of an exported checkpoint: YAML front matter, then Markdown.
 
     `rows` are all there are of the experiment's results; those of this checkpoint and protocol are used. Nothing in it
@@ -62,7 +62,7 @@ def model_card(chosen: Chosen, rows: Sequence[Row]) -> str:
     return f"---\n{_front_matter(chosen, scores)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def scores_of(chosen: Chosen, rows: Sequence[Row]) -> list[Scores]:
+def scores_of(chosen: SelectedRun, rows: Sequence[Row]) -> list[Scores]:
     """The scores of this checkpoint, chosen by this protocol: split by split, the source language first."""
     wanted = (chosen.task.name, chosen.objective, chosen.seed, chosen.step, chosen.selection)
     keys = ("task", "objective", "seed", "step", "selection")
@@ -76,13 +76,13 @@ def scores_of(chosen: Chosen, rows: Sequence[Row]) -> list[Scores]:
     return found
 
 
-def _title(chosen: Chosen) -> str:
+def _title(chosen: SelectedRun) -> str:
     what = "monolingual teacher" if chosen.is_teacher else f"{as_line(chosen.objective)} student"
     synthetic = " (synthetic)" if chosen.task.synthetic else ""
     return f"{as_line(chosen.task.name)}{synthetic}: {what} from {origin(chosen.settings.checkpoint).name}"
 
 
-def _notices(chosen: Chosen, scores: Sequence[Scores]) -> list[str]:
+def _notices(chosen: SelectedRun, scores: Sequence[Scores]) -> list[str]:
     """What must be read first."""
     found = []
     if chosen.task.synthetic:
@@ -110,7 +110,7 @@ def _is_at_chance(scores: Scores) -> bool:
     return known and at_chance(values["accuracy"], scores.count, values[CHANCE])
 
 
-def _what_it_does(chosen: Chosen) -> str:
+def _what_it_does(chosen: SelectedRun) -> str:
     task = chosen.task
     rows = tuple((str(index), as_code(label)) for index, label in enumerate(task.labels))
     classes = "\n".join(tables.markdown(Table(("index", "class"), rows, text_columns=2)))
@@ -125,7 +125,7 @@ def _what_it_does(chosen: Chosen) -> str:
     )
 
 
-def _how_to_use(chosen: Chosen) -> str:
+def _how_to_use(chosen: SelectedRun) -> str:
     ours = (
         "With `xtransfer`, for a file with the column `text`, of pairs also `text_pair`:\n\n```sh\n"
         "python -m xtransfer.predict --model DIRECTORY --input texts.jsonl --output classes.jsonl\n```"
@@ -143,7 +143,7 @@ def _how_to_use(chosen: Chosen) -> str:
     )
 
 
-def _how_it_was_made(chosen: Chosen) -> str:
+def _how_it_was_made(chosen: SelectedRun) -> str:
     settings, task = chosen.settings, chosen.task
     base = origin(settings.checkpoint)
     facts = [
@@ -160,7 +160,7 @@ def _how_it_was_made(chosen: Chosen) -> str:
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
-def _method(chosen: Chosen) -> str:
+def _method(chosen: SelectedRun) -> str:
     if chosen.is_teacher:
         return f"the monolingual teacher, fine-tuned on {as_line(chosen.task.source_language)} labels."
     objective, transfer = OBJECTIVES[chosen.objective], chosen.config.transfer
@@ -181,7 +181,7 @@ def _method(chosen: Chosen) -> str:
     return f"`{chosen.objective}`, trained on {' and '.join(learnt)}."
 
 
-def _teacher(chosen: Chosen) -> list[str]:
+def _teacher(chosen: SelectedRun) -> list[str]:
     if chosen.is_teacher or OBJECTIVES[chosen.objective].teacher == "none":
         return []
     if OBJECTIVES[chosen.objective].teacher == "vanilla":
@@ -193,7 +193,7 @@ def _teacher(chosen: Chosen) -> list[str]:
     ]
 
 
-def _material(chosen: Chosen) -> str:
+def _material(chosen: SelectedRun) -> str:
     config, source = chosen.config.task, as_line(chosen.task.source_language)
     count = f"{config.labelled:,} labelled texts, equally of each class" if config.labelled else "all labelled texts"
     text = f"{count}, of the {source} training split"
@@ -203,12 +203,12 @@ def _material(chosen: Chosen) -> str:
     return text + "." if chosen.is_teacher else f"{text}. No text of another language was used in fine-tuning."
 
 
-def _frozen(chosen: Chosen) -> str:
+def _frozen(chosen: SelectedRun) -> str:
     patterns = chosen.settings.frozen
     return f"; frozen: {', '.join(map(as_code, patterns))}" if patterns else ""
 
 
-def _results(chosen: Chosen, scores: Sequence[Scores]) -> str:
+def _results(chosen: SelectedRun, scores: Sequence[Scores]) -> str:
     head = "## Results\n\n"
     if not scores:
         return (
@@ -238,13 +238,13 @@ def _results(chosen: Chosen, scores: Sequence[Scores]) -> str:
     )
 
 
-def _zero_shot(chosen: Chosen) -> str:
+def _zero_shot(chosen: SelectedRun) -> str:
     if chosen.is_teacher:
         return ""
     return "; labels of the other languages were used for nothing but these scores"
 
 
-def _limits(chosen: Chosen) -> str:
+def _limits(chosen: SelectedRun) -> str:
     tested = f"Languages other than {', '.join(map(as_line, chosen.languages))} are untested."
     return (
         f"## Limits\n\n- {tested}\n"
@@ -254,7 +254,7 @@ def _limits(chosen: Chosen) -> str:
     )
 
 
-def _licence(chosen: Chosen) -> str:
+def _licence(chosen: SelectedRun) -> str:
     base = origin(chosen.settings.checkpoint)
     known = f" (`{base.licence}`, by its own card)" if base.licence else ""
     taught = not chosen.is_teacher and OBJECTIVES[chosen.objective].teacher == "monolingual"
@@ -265,7 +265,7 @@ def _licence(chosen: Chosen) -> str:
     )
 
 
-def _front_matter(chosen: Chosen, scores: Sequence[Scores]) -> str:
+def _front_matter(chosen: SelectedRun, scores: Sequence[Scores]) -> str:
     from huggingface_hub import ModelCardData
 
     base, task, by_transformers = origin(chosen.settings.checkpoint), chosen.task, chosen.settings.pooling == "cls"
@@ -287,7 +287,7 @@ def _front_matter(chosen: Chosen, scores: Sequence[Scores]) -> str:
     return data.to_yaml()
 
 
-def _eval_results(chosen: Chosen, scores: Scores) -> "list[EvalResult]":
+def _eval_results(chosen: SelectedRun, scores: Scores) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     synthetic = ", synthetic" if chosen.task.synthetic else ""

@@ -22,7 +22,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.tokenizer import check_pairs, check_tokenizer
 from xtransfer.parity import activations, reference
-from xtransfer.parity.activations import Row
+from xtransfer.parity.activations import Difference
 from xtransfer.parity.reference import Reference
 from xtransfer.report import table as tables
 from xtransfer.report.table import Table
@@ -57,7 +57,7 @@ class Report:
     model: Path
     source: str
     notes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Difference, ...]
 
     @property
     def ok(self) -> bool:
@@ -168,7 +168,7 @@ def _inputs(directory: Path) -> tuple[dict[str, np.ndarray], str]:
 HEADER = ("activation", "shape", "max diff", "mean diff", "largest ref", "allowed", "agrees")
 
 
-def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def cells(rows: Sequence[Difference]) -> list[tuple[str, ...]]:
     """The rows as text, in the columns of HEADER."""
     return [
         (

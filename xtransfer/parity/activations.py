@@ -16,7 +16,7 @@ from xtransfer.models.encoder import EncoderConfig, gather_tokens
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
-from xtransfer.models.hf.weights import Source
+from xtransfer.models.hf.weights import WeightSource
 
 TOLERANCE = 1e-4
 LONGEST = 128  # tokens of an example; a reference of twelve stays small
@@ -25,7 +25,7 @@ _ONLY_IN_FIXTURES = {"prediction_logits", "seq_relationship_logits"}  # the pret
 
 
 @dataclass(frozen=True)
-class Row:
+class Difference:
     """One activation: how far ours is from the reference's.
 
     `maximum` and `mean` are of the absolute difference, `largest` is the reference's largest magnitude, `worst` the
@@ -101,7 +101,7 @@ def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict
     classifier pools by the mean: that is the head which `transformers` has.
     """
     config = hf_config.read_config(directory)
-    heads = Source.open(directory, FAMILIES[config.family]).targets
+    heads = WeightSource.open(directory, FAMILIES[config.family]).targets
     classes = heads["head.kernel"].shape[0] if "head.kernel" in heads else 2
     pooling = hf_config.read_pooling(directory)
     graphdef, params = hf_checkpoint.load_classifier(directory, classes, seed=0, pooling=pooling)
@@ -126,7 +126,7 @@ def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict
     return found
 
 
-def compare(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> tuple[Row, ...]:
+def compare(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
     """A row for each activation, in the reference's order.
 
     Raises:
@@ -138,17 +138,17 @@ def compare(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray])
     return tuple(_row(name, ours[name], reference[name]) for name in names)
 
 
-def _row(name: str, ours: np.ndarray, reference: np.ndarray) -> Row:
+def _row(name: str, ours: np.ndarray, reference: np.ndarray) -> Difference:
     if ours.shape != reference.shape:
         raise ValueError(f"{name}: {list(ours.shape)} against {list(reference.shape)} of the reference")
     difference = np.abs(ours.astype(np.float64) - reference)
     # argmax takes the first NaN for the largest, and so does max.
     worst = tuple(int(index) for index in np.unravel_index(np.argmax(difference), difference.shape))
     largest = float(np.max(np.abs(reference)))
-    return Row(name, ours.shape, float(difference.max()), float(difference.mean()), largest, worst)
+    return Difference(name, ours.shape, float(difference.max()), float(difference.mean()), largest, worst)
 
 
-def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def records(rows: Iterable[Difference]) -> list[dict[str, Any]]:
     """The rows for a JSON file; what is no number is null."""
 
     def number(value: float) -> float | None:

@@ -12,7 +12,7 @@ from xtransfer import config as settings
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data.batches import packing
 from xtransfer.data.batches.batches import BatchPlan, TrainBatches, empty_batch, eval_row_sizes
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
@@ -20,8 +20,8 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import INPUTS
 from xtransfer.runtime.sharding import batch_sharding, data_shards, path_name
-from xtransfer.train.compiled_steps import Programs
-from xtransfer.train.inputs import Reader, check_length, checkpoint_of, plan_of
+from xtransfer.train.compiled_steps import CompiledSteps
+from xtransfer.train.inputs import ModelInputs, check_length, checkpoint_of, plan_of
 
 STEPS = ("teacher_train", "labelling", "student_train", "evaluation")
 
@@ -69,15 +69,15 @@ class Role:
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
         self.architecture = hf_config.read_config(checkpoint_of(role, own, only_config=True))
         check_length(role, own, self.architecture)
-        self.programs = Programs(self.settings, self.architecture, len(task.labels), mesh)
+        self.compiled_steps = CompiledSteps(self.settings, self.architecture, len(task.labels), mesh)
 
     def train(self, name: str, objective: Objective) -> Step:
         """The training step by an objective."""
         plan, sizes = self._training(objective)
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
-        arguments = (self.programs.abstract_state, batch, key)
-        function, parts = self.programs.train_step(objective), self.programs.parts(batch)
+        arguments = (self.compiled_steps.abstract_state, batch, key)
+        function, parts = self.compiled_steps.train_step(objective), self.compiled_steps.parts(batch)
         return self._step(name, function, arguments, plan, sizes, flops=6, parts=parts)
 
     def infer(self, name: str) -> Step:
@@ -86,8 +86,8 @@ class Role:
         full, short = eval_row_sizes(plan)
         sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
         batch = self._batch(plan, sizes[-1])
-        arguments = (self.programs.abstract_params(), {key: batch[key] for key in INPUTS})
-        return self._step(name, self.programs.eval_step, arguments, plan, sizes, flops=2)
+        arguments = (self.compiled_steps.abstract_params(), {key: batch[key] for key in INPUTS})
+        return self._step(name, self.compiled_steps.eval_step, arguments, plan, sizes, flops=2)
 
     def _step(
         self,
@@ -106,7 +106,7 @@ class Role:
     @functools.cached_property
     def _parameters(self) -> int:
         """Those that every token is multiplied with: all but the tables that tokens are looked up in."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.programs.shapes)
+        leaves = jax.tree_util.tree_leaves_with_path(self.compiled_steps.shapes)
         return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
 
     def _plan(self, batch_size: int, parts: int) -> BatchPlan:
@@ -131,7 +131,7 @@ class Role:
 
     def _training_of_texts(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
         tokens_dir = settings.cache_dir(self.config.task) / "tokens"
-        reader = Reader(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
+        reader = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
         material = transfer_set.gather(self.config, self.task)
         examples = material.everything if objective.data == "all" else material.labelled
         dataset, plan = reader.dataset(examples, len(self.task.labels), material.drawn_from), reader.training_plan
@@ -163,6 +163,6 @@ def steps(
 
 def _task(config: ExperimentConfig) -> Task:
     try:
-        return get_task(config.task)
+        return load_task(config.task)
     except UserError as error:
         raise UserError(f"{error} (to compile without data, give --config.task.name=minireviews)") from error

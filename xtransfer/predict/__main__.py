@@ -26,7 +26,7 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.predict.output import Output
 from xtransfer.predict.predictor import Window, predict
-from xtransfer.runs.classifier import SELECTIONS, Trained, open_trained
+from xtransfer.runs.classifier import SELECTIONS, TrainedClassifier, open_classifier
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import make_mesh
 
@@ -90,7 +90,7 @@ def _positive(text: str) -> int:
 
 def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     """`check()` is called now and then, and raises when the work shall stop."""
-    source = tables.look_at(
+    source = tables.inspect(
         args.input, args.text_column, args.pair_column, args.id_column, skip_empty=args.empty_text == "skip"
     )
     with closing(Output(args.output, source.path, overwrite=args.overwrite)) as output:
@@ -102,10 +102,10 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
         if not kept:
             raise UserError(f"{source.path}: no rows with text")
         mesh = make_mesh()
-        trained = open_trained(args.model, mesh, selection=args.selection)
+        trained = open_classifier(args.model, mesh, selection=args.selection)
         max_length = _max_length(trained, args.max_length, pairs=bool(source.columns.pair))
         started = time.monotonic()
-        with terminal.ticking("predict", kept, unit="rows") as ticker:
+        with terminal.progress_bar("predict", kept, unit="rows") as ticker:
 
             def on_batch(rows: int) -> None:
                 ticker.advance(rows)
@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     terminal.log(" · ".join([f"{args.output}: {written:,} rows, {rate:,.0f} a second", *notes]))
 
 
-def _max_length(trained: Trained, wanted: int | None, *, pairs: bool) -> int:
+def _max_length(trained: TrainedClassifier, wanted: int | None, *, pairs: bool) -> int:
     positions = trained.architecture.max_positions - trained.architecture.position_offset
     if wanted is not None and wanted > positions:
         raise UserError(f"--max-length {wanted} is more than the {positions} positions of {trained.directory}")

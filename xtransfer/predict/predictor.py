@@ -12,11 +12,11 @@ import numpy as np
 from xtransfer.data.batches import batches as pipeline
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.formats import tables
-from xtransfer.data.formats.tables import Source, Text
+from xtransfer.data.formats.tables import Text, TextTable
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models import inference
-from xtransfer.runs.classifier import Trained
+from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runtime.sharding import data_shards
 
 _WINDOW_ROWS = 4096  # tokenised and packed together
@@ -50,9 +50,9 @@ class Window:
 
 
 def predict(
-    trained: Trained,
+    trained: TrainedClassifier,
     mesh: jax.sharding.Mesh,
-    source: Source,
+    source: TextTable,
     max_length: int,
     batch_size: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
@@ -99,7 +99,7 @@ def predict(
 
 
 def _plans(
-    trained: Trained, mesh: jax.sharding.Mesh, max_length: int, batch_size: int | None
+    trained: TrainedClassifier, mesh: jax.sharding.Mesh, max_length: int, batch_size: int | None
 ) -> tuple[pipeline.BatchPlan, ...]:
     shards = data_shards(mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -126,7 +126,7 @@ def _windows(rows: Iterator[Text]) -> Iterator[list[Text]]:
         yield window
 
 
-def _tokens(trained: Trained, source: Source, rows: Sequence[Text], max_length: int) -> Tokens:
+def _tokens(trained: TrainedClassifier, source: TextTable, rows: Sequence[Text], max_length: int) -> Tokens:
     def of(rows: Sequence[Text]) -> Tokens:
         pairs = [row.text_pair or "" for row in rows] if source.columns.pair else None
         return tokenize(trained.tokenizer, [row.text for row in rows], pairs, max_length)

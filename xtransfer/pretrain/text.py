@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from xtransfer.config import TaskConfig
-from xtransfer.data.registry import get_task
+from xtransfer.data.registry import load_task
 
 # A sentence ends with its mark and whatever closes it; Japanese puts no space behind.
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'»”」)]*\s*")
@@ -13,13 +13,13 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'»”」)]*\s*")
 
 def texts(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[str]]:
     """Texts of each group "language/domain" (or just "language") to pretrain on; never of dev or test."""
-    pretraining = get_task(task).pretraining
+    pretraining = load_task(task).pretraining
     return {group: found for language in languages for group, found in pretraining(language).items()}
 
 
 def pairs(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Translations of each pair "a-b" of `languages`; none where the task has no parallel text."""
-    parallel = get_task(task).parallel
+    parallel = load_task(task).parallel
     found = {f"{a}-{b}": parallel(a, b) for a, b in combinations(languages, 2)}
     return {name: rows for name, rows in found.items() if rows}
 

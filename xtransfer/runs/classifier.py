@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
-from xtransfer.runs.find import SELECTIONS, Chosen, check_selection, find_run, run_of, there_is
+from xtransfer.runs.find import SELECTIONS, SelectedRun, check_selection, find_run, run_of, list_runs
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.config import CONFIG
 from xtransfer.models.hf.tokenizer import check_tokenizer
-from xtransfer.models.hf.weights import Source
+from xtransfer.models.hf.weights import WeightSource
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.compiled_steps import abstract_params
@@ -27,7 +27,7 @@ _MAX_LENGTH = 512  # of a Hugging Face classifier with more positions: attention
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedClassifier:
     """A classifier with its tokenizer and weights.
 
     Attributes:
@@ -55,7 +55,7 @@ class Trained:
     dtype: str
 
 
-def open_trained(directory: Path, mesh: jax.sharding.Mesh, *, selection: str = "source_dev") -> Trained:
+def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str = "source_dev") -> TrainedClassifier:
     """Opens either kind: a run's directory in a workdir, or a Hugging Face classifier (a directory or a hub id).
 
     Of a run, the checkpoint that `selection` (one of SELECTIONS) chooses is taken.
@@ -73,16 +73,16 @@ def open_trained(directory: Path, mesh: jax.sharding.Mesh, *, selection: str = "
     if found is None:
         is_root = directory.resolve() == workdir.root.resolve()
         what = "a workdir" if is_root else f"no run of the workdir {workdir.root}"
-        raise UserError(f"{directory}: {what}: name the directory of a run; there is {there_is(workdir)}")
+        raise UserError(f"{directory}: {what}: name the directory of a run; there is {list_runs(workdir)}")
     return open_run(workdir, *found, selection, mesh)
 
 
-def open_run(workdir: Workdir, objective: str, seed: int | None, selection: str, mesh: jax.sharding.Mesh) -> Trained:
+def open_run(workdir: Workdir, objective: str, seed: int | None, selection: str, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     """Opens the run of an objective (or "teacher") and seed; arguments and errors as `find_run` and `load_run`."""
     return load_run(find_run(workdir, objective, seed, selection), mesh)
 
 
-def load_run(chosen: Chosen, mesh: jax.sharding.Mesh) -> Trained:
+def load_run(chosen: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     """Restores a chosen checkpoint onto the mesh; of its base checkpoint only config and tokenizer are loaded.
 
     Raises:
@@ -101,7 +101,7 @@ def load_run(chosen: Chosen, mesh: jax.sharding.Mesh) -> Trained:
     )
     with Checkpoints(chosen.directory / loop.CHECKPOINTS, read_only=True) as checkpoints:
         params = checkpoints.restore_params(chosen.step, abstract_params(shapes, mesh))
-    return Trained(
+    return TrainedClassifier(
         source=chosen.directory,
         directory=base,
         architecture=architecture,
@@ -132,7 +132,7 @@ def _is_workdir(directory: Path) -> bool:
     return workdir.config.is_file() and workdir.task.is_file()
 
 
-def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
+def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     architecture = hf_config.read_config(directory)
     outputs = _classes(directory, architecture)
     tokenizer = load_tokenizer(directory)
@@ -140,7 +140,7 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
     pooling = hf_config.read_pooling(directory)
     graphdef, params = hf_checkpoint.load_classifier(directory, outputs, seed=0, pooling=pooling, mesh=mesh)
     positions = architecture.max_positions - architecture.position_offset
-    return Trained(
+    return TrainedClassifier(
         source=directory,
         directory=directory,
         architecture=architecture,
@@ -156,7 +156,7 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
 
 def _classes(directory: Path, architecture: EncoderConfig) -> int:
     """The number of outputs of the trained head, which have to be the logits of one class among several."""
-    head = Source.open(directory, FAMILIES[architecture.family]).targets.get("head.kernel")
+    head = WeightSource.open(directory, FAMILIES[architecture.family]).targets.get("head.kernel")
     if head is None:
         raise UserError(
             f"{directory}: its weights have no trained classification head, so there is nothing to predict with: "

@@ -29,7 +29,7 @@ class TaskRecord:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedRun:
     """A finished run and the step of it that the protocol `selection` chose.
 
     `objective` is "teacher" for the teacher; `directory` is the run's.
@@ -71,7 +71,7 @@ def check_selection(selection: str) -> None:
         raise UserError(f"selection {selection!r}: one of {', '.join(SELECTIONS)}{nearest(selection, SELECTIONS)}")
 
 
-def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str) -> Chosen:
+def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str) -> SelectedRun:
     """The finished run of an objective (or "teacher") and seed, and its step; reads no weights.
 
     `seed` may be None for the teacher, of which there is one.
@@ -95,7 +95,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
             "give python -m xtransfer.main its config and workdir again, and it goes on"
         )
     scores = {int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(directory)}
-    return Chosen(workdir, config, task, objective, seed, directory, selection, choose(scores)[selection])
+    return SelectedRun(workdir, config, task, objective, seed, directory, selection, choose(scores)[selection])
 
 
 def run_of(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
@@ -107,7 +107,7 @@ def run_of(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
     return next((run for path, run in runs if path == directory), None)
 
 
-def there_is(workdir: Workdir) -> str:
+def list_runs(workdir: Workdir) -> str:
     """The runs that were begun, by their paths below the workdir, for a message."""
     runs = [workdir.teacher, *(workdir.student(*run) for run in _students(workdir))]
     return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "no run yet"
@@ -150,7 +150,7 @@ def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
         what = f"{objective} has a run for each seed: name one"
     else:
         what = f"no run of {objective} with seed {seed}"
-    raise UserError(f"{workdir.root}: {what}; there is {there_is(workdir)}")
+    raise UserError(f"{workdir.root}: {what}; there is {list_runs(workdir)}")
 
 
 def _students(workdir: Workdir) -> list[tuple[str, int]]:

@@ -93,7 +93,7 @@ def record(path: Path, facts: Mapping[str, Any]) -> None:
 
     Of many processes the first writes, and the others see that they know the same facts.
     """
-    processes.first(lambda: _record(path, facts))
+    processes.on_first(lambda: _record(path, facts))
     if not processes.is_first():
         check_unchanged(path, facts)
 

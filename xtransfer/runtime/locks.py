@@ -28,7 +28,7 @@ def group_lock(directory: Path, purpose: str = "run", *, wait: bool = False) -> 
                 storage.write_atomically(directory / _MARK, mark)
             return mark
 
-        mark = processes.first(take)
+        mark = processes.on_first(take)
         if mark and not processes.is_first():
             _check_shared(directory, mark)
         yield

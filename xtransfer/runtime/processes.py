@@ -95,11 +95,11 @@ def start(flags: Flags, look: Callable[[set[str]], None]) -> None:
         timeout = STALL_SECONDS if timeout is None else timeout
     if _here.client is not None or timeout:
         _here.watcher = threading.Thread(target=_watch, args=(timeout or 0.0,), name="watcher", daemon=True)
-        moved()
+        note_progress()
         _here.watcher.start()
     if _here.client is None:
         return
-    if (wanted := first(count)) != count():
+    if (wanted := on_first(count)) != count():
         raise UserError(f"--processes is {count()}, but process 0 was started with {wanted}: give all the same")
     _compare_devices()
 
@@ -174,7 +174,7 @@ def _compare_devices() -> None:
 
     check_platform("")  # where JAX finds none at all
     tell("devices/", str(jax.local_device_count()))
-    first(compare)
+    on_first(compare)
 
 
 def prefix() -> str:
@@ -182,7 +182,7 @@ def prefix() -> str:
     return "" if _here.index == 0 else f"process {_here.index}: "
 
 
-def first(work: Callable[[], T]) -> T:
+def on_first(work: Callable[[], T]) -> T:
     """What `work` returns in process 0, in all processes; there alone it is run, and the others wait.
 
     All processes call this in the same order, in their main threads. What is returned has come through JSON where there
@@ -203,7 +203,7 @@ def first(work: Callable[[], T]) -> T:
         _here.client.key_value_set(key, answer)
     else:
         answer = _awaited(key)
-    moved()
+    note_progress()
     found = json.loads(answer)
     if "error" in found:
         raise UserError(found["error"])
@@ -213,7 +213,7 @@ def first(work: Callable[[], T]) -> T:
 def _awaited(key: str) -> str:
     """A message, however long it takes: if its sender stalls or dies, the watcher or JAX ends this process."""
     while (found := _within(key, 5.0)) is None:
-        moved()
+        note_progress()
     return found
 
 
@@ -226,7 +226,7 @@ def _within(key: str, seconds: float) -> str | None:
         return None
 
 
-def moved() -> None:
+def note_progress() -> None:
     """Something was finished here: no stall."""
     _here.moved = time.monotonic()
 
@@ -243,7 +243,7 @@ def told_by_all(key: str) -> list[str] | None:
         while (said := _within(f"{_ROOM}{key}{i}", 1.0)) is None:
             if _here.done.is_set() or _within(_ENDED, 0.01) is not None:
                 return None
-            moved()
+            note_progress()
         found.append(said)
     return found
 

@@ -74,7 +74,7 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def own_part(mesh: Mesh) -> tuple[int, int]:
+def process_slice(mesh: Mesh) -> tuple[int, int]:
     """(p, n): of n equal runs of a batch's rows this process's devices hold the p-th, and need no other.
 
     (0, 1), the whole batch, where the rows of some process are no such run: TPU meshes follow the wires of the chips,
@@ -95,7 +95,7 @@ def own_part(mesh: Mesh) -> tuple[int, int]:
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], parts: int = 1) -> dict[str, jax.Array]:
     """Puts a host batch (arrays [R, ...]) on the mesh, rows split as `batch_sharding` says.
 
-    Each process gives the whole batch or, of `parts` parts, its own (see `own_part`), of R ÷ parts rows.
+    Each process gives the whole batch or, of `parts` parts, its own (see `process_slice`), of R ÷ parts rows.
     """
     rows = batch_sharding(mesh)
     if rows.is_fully_addressable:

@@ -160,7 +160,7 @@ def deferred_stop(said: str = preemption.SAVING) -> Iterator[Callable[[], bool]]
         raise SystemExit(EXIT_PREEMPTED)
 
 
-class Ticker:
+class ProgressBar:
     """Counts the work of one stage: `advance(done)` after each piece."""
 
     def __init__(self, title: str, total: int, unit: str, progress: Progress | None):
@@ -173,7 +173,7 @@ class Ticker:
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         """`steps` more of `total` are done."""
         self._done += steps
-        processes.moved()
+        processes.note_progress()
         now = time.monotonic()
         rate = f"{self._done / max(now - self._started, 1e-9):,.0f} {self.unit}/s"
         if self._progress is not None and self._task is not None:
@@ -185,10 +185,10 @@ class Ticker:
 
 
 @contextmanager
-def ticking(title: str, total: int, *, unit: str = "steps") -> Iterator[Ticker]:
+def progress_bar(title: str, total: int, *, unit: str = "steps") -> Iterator[ProgressBar]:
     """A progress bar with throughput and time left on a terminal; a plain line now and then elsewhere."""
     if not console.is_terminal or console.quiet:
-        yield Ticker(title, total, unit, None)
+        yield ProgressBar(title, total, unit, None)
         return
     columns = (
         TextColumn("{task.description:<34}"),
@@ -200,7 +200,7 @@ def ticking(title: str, total: int, *, unit: str = "steps") -> Iterator[Ticker]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield Ticker(title, total, unit, progress)
+        yield ProgressBar(title, total, unit, progress)
 
 
 def log(message: str) -> None:

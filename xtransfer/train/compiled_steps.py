@@ -18,10 +18,10 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import param_shardings
 from xtransfer.train import optimizer, state, steps
-from xtransfer.train.microbatches import parts_of
+from xtransfer.train.microbatches import num_microbatches
 
 
-class Programs:
+class CompiledSteps:
     """Steps of a classifier with these settings on a mesh, each compiled once per shape of batch.
 
     Args:
@@ -63,14 +63,14 @@ class Programs:
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
             self._train_steps[objective] = steps.make_train_step(
-                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, parts_of=self.parts, embed=_embed
+                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, num_microbatches=self.parts, embed=_embed
             )
         return self._train_steps[objective]
 
     def parts(self, batch: Mapping[str, Any]) -> int:
         """How many parts the training step computes a batch of these shapes in."""
         rows, length = batch["input_ids"].shape
-        return parts_of(self._accumulation, rows, length, self._size, self.mesh)
+        return num_microbatches(self._accumulation, rows, length, self._size, self.mesh)
 
 
 def _embed(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> jax.Array:

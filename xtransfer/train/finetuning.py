@@ -19,10 +19,10 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import predict
 from xtransfer.runtime import terminal
-from xtransfer.runtime.sharding import data_shards, make_mesh, own_part
+from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
 from xtransfer.train import loop, state
-from xtransfer.train.compiled_steps import Programs
-from xtransfer.train.inputs import Reader
+from xtransfer.train.compiled_steps import CompiledSteps
+from xtransfer.train.inputs import ModelInputs
 
 _SAMPLED = 16  # batches by which the share of padding is told
 _FULL = 0.75  # share of real tokens in a batch below which something is worth changing
@@ -45,11 +45,11 @@ class Finetuner:
         eval_batch_size: int,
         token_cache: Path | None = None,
     ):
-        self.reader = Reader(role, settings, shards=data_shards(mesh), token_cache=token_cache)
+        self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache)
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.eval_batch_size = eval_batch_size
         self.fresh_params(seed=0)  # reads every tensor once: a checkpoint that does not fit is found now
-        self.programs = Programs(settings, self.reader.architecture, self.num_classes, mesh)
+        self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
 
     @property
     def num_classes(self) -> int:
@@ -59,7 +59,7 @@ class Finetuner:
     def fresh_params(self, seed: int) -> Any:
         """The pretrained parameters with a head drawn from `seed` (or the checkpoint's own head)."""
         return hf_checkpoint.load_classifier(
-            self.reader.directory,
+            self.inputs.directory,
             self.num_classes,
             seed=seed,
             pooling=self.settings.pooling,
@@ -70,11 +70,11 @@ class Finetuner:
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters, for a restore."""
-        return self.programs.abstract_params()
+        return self.compiled_steps.abstract_params()
 
     def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
-        """The examples with their tokens, which are as of `Reader.tokens`; without a teacher's logits."""
-        return self.reader.dataset(examples, self.num_classes, drawn_from)
+        """The examples with their tokens, which are as of `ModelInputs.tokens`; without a teacher's logits."""
+        return self.inputs.dataset(examples, self.num_classes, drawn_from)
 
     def predict(self, params: Any, dataset: Dataset, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Logits [n, K] float32 in the dataset's order; `on_batch(b)` hears of each b examples that are done.
@@ -82,9 +82,9 @@ class Finetuner:
         Raises:
           UserError: logits that are not finite.
         """
-        batches = prefetch(eval_batches(dataset, self.reader.evaluation_plan(self.eval_batch_size)))
+        batches = prefetch(eval_batches(dataset, self.inputs.evaluation_plan(self.eval_batch_size)))
         logits = predict(
-            self.programs.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch
+            self.compiled_steps.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch
         )
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
@@ -104,7 +104,7 @@ class Finetuner:
             return {"dev_accuracy": float(right.mean())}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
-        plan = dataclasses.replace(self.reader.training_plan, part=own_part(self.mesh))
+        plan = dataclasses.replace(self.inputs.training_plan, part=process_slice(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
         sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
         terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
@@ -120,10 +120,10 @@ class Finetuner:
             directory,
             loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
             loop.Start(
-                lambda: state.create(self.fresh_params(seed), self.programs.optimizer, self.mesh),
-                self.programs.abstract_state,
+                lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),
+                self.compiled_steps.abstract_state,
             ),
-            self.programs.train_step(objective),
+            self.compiled_steps.train_step(objective),
             batches,
             score,
             self.mesh,
@@ -161,8 +161,8 @@ class Models:
             "source_language": task.source_language,
             "target_languages": list(task.target_languages),
             "data": task.fingerprint(),
-            "teacher_checkpoint": hf_checkpoint.fingerprint_files(self.teacher.reader.directory),
-            "student_checkpoint": hf_checkpoint.fingerprint_files(self.student.reader.directory),
+            "teacher_checkpoint": hf_checkpoint.fingerprint_files(self.teacher.inputs.directory),
+            "student_checkpoint": hf_checkpoint.fingerprint_files(self.student.inputs.directory),
         }
 
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:

@@ -25,7 +25,7 @@ _MANY_STEPS = 500  # from here on it pays to compile for more sizes of batches, 
 _MANY = 20_000  # examples whose tokenising takes long enough to be shown
 
 
-class Reader:
+class ModelInputs:
     """A checkpoint's config and tokenizer with the settings of one role ("teacher" or "student").
 
     What cannot work (a checkpoint, its config or tokenizer, a length) is a `UserError` here; no weights are read.
@@ -85,7 +85,7 @@ class Reader:
         if pairs is not None:
             check_pairs(self.directory, self.tokenizer)
         title, many = f"tokens for the {self.role}", len(examples) >= _MANY
-        with terminal.ticking(title, len(examples), unit="examples") if many else nullcontext() as ticker:
+        with terminal.progress_bar(title, len(examples), unit="examples") if many else nullcontext() as ticker:
             return self.cache.tokens(texts, pairs, on_batch=ticker.advance if ticker else None)
 
     def _plan(self, batch_size: int, parts: int = 1) -> BatchPlan:

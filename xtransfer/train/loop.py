@@ -16,7 +16,7 @@ from xtransfer import storage
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.errors import UserError
 from xtransfer.runtime import processes, terminal
-from xtransfer.runtime.sharding import own_part, place_batch
+from xtransfer.runtime.sharding import place_batch, process_slice
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
@@ -60,7 +60,7 @@ def fit(
 ) -> TrainState:
     """Trains to `plan.steps`, with checkpoints and `metrics.jsonl` in `directory`; goes on where it stopped.
 
-    `batch_at(i)` is this process's part (`sharding.own_part`) of the batch of step i, a pure function, so what
+    `batch_at(i)` is this process's part (`sharding.process_slice`) of the batch of step i, a pure function, so what
     was interrupted ends with the same weights. `score(params)` gives metrics on the source language's dev
     split, of which the first ranks the checkpoints; without it only the newest is kept. A loss or a parameter
     that is not finite is a `UserError`, and nothing of that step is saved. SIGTERM saves the step at hand and exits.
@@ -72,13 +72,13 @@ def fit(
         state = _resumed(checkpoints, start, directory, plan.steps)
         first = int(state.step)
         window: list[Terms] = []
-        _, parts = own_part(mesh)
+        _, parts = process_slice(mesh)
         batches = prefetch(place_batch(mesh, batch_at(i), parts) for i in range(first, plan.steps))
-        with closing(batches), terminal.ticking(plan.title, plan.steps - first) as ticker:
+        with closing(batches), terminal.progress_bar(plan.title, plan.steps - first) as ticker:
             for step, batch in enumerate(batches, first + 1):
                 state, terms = train_step(state, batch, key)
                 window.append(terms)
-                processes.moved()
+                processes.note_progress()
                 stop, due = stop_requested(), step in milestones
                 if due or stop or step % _LOG_EVERY == 0:
                     means = _means(window, step, directory)
@@ -90,7 +90,7 @@ def fit(
                     metrics = {} if score is None else score(state.params)
                     # The row comes first: a row without its checkpoint is dropped on resume.
                     row = {"step": step, **means, **metrics}
-                    processes.first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
+                    processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
                     checkpoints.save(state, score=next(iter(metrics.values()), None))
                 elif stop:
                     checkpoints.save(state, score=None)
@@ -108,11 +108,11 @@ def finished(directory: Path, steps: int) -> bool:
         rows = read_metrics(directory)
         return bool(rows) and rows[-1]["step"] == steps
 
-    if not processes.first(is_scored):
+    if not processes.on_first(is_scored):
         return False
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         found = steps in checkpoints.steps()
-        return processes.first(lambda: found)
+        return processes.on_first(lambda: found)
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
@@ -149,7 +149,7 @@ def _resumed(checkpoints: Checkpoints, start: Start, directory: Path, last_step:
             )
         return newest
 
-    newest = processes.first(settle)
+    newest = processes.on_first(settle)
     if not newest:
         return start.initial()
     terminal.log(f"{directory}: goes on from step {newest:,}")

@@ -28,7 +28,7 @@ PART_NUMBERS = 4096 * 768
 _NARROWEST = 768
 
 
-def parts_of(wanted: int, rows: int, length: int, size: int, mesh: Mesh) -> int:
+def num_microbatches(wanted: int, rows: int, length: int, size: int, mesh: Mesh) -> int:
     """How many parts to compute `rows` rows of `length` tokens in: `wanted` or, if that is 0, what suits the devices.
 
     On TPUs that nothing but the batch is split over it is the fewest parts whose hidden state, `size` numbers a token,
@@ -43,7 +43,7 @@ def parts_of(wanted: int, rows: int, length: int, size: int, mesh: Mesh) -> int:
     return parts if 2 * numbers.get(parts, 0) >= PART_NUMBERS else 1
 
 
-def gradient_in_parts(
+def accumulated_gradient(
     terms_of: TermsFn, params: Any, batch: Any, key: jax.Array, *, embed: EmbedFn | None, parts: int, mesh: Mesh
 ) -> tuple[Any, Terms]:
     """The gradient of the mean loss of a batch (arrays [R, ...]) with respect to `params`, float32, and the loss terms.

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from xtransfer.distillation.objectives import mean
 from xtransfer.runtime import sharding
-from xtransfer.train.microbatches import EmbedFn, Terms, TermsFn, gradient_in_parts
+from xtransfer.train.microbatches import EmbedFn, Terms, TermsFn, accumulated_gradient
 from xtransfer.train.state import TrainState, state_shardings, updated_shardings
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
@@ -66,7 +66,7 @@ def make_train_step(
     mesh: Mesh,
     params: Any,
     *,
-    parts_of: Callable[[Any], int] = lambda batch: 1,
+    num_microbatches: Callable[[Any], int] = lambda batch: 1,
     embed: EmbedFn | None = None,
 ) -> TrainStep:
     """`train_step` compiled for `mesh`: state in its shardings and donated, rows of the batch split over devices.
@@ -75,9 +75,9 @@ def make_train_step(
       graphdef, loss_fn, optimizer: as of `train_step`.
       mesh: of devices.
       params: may be abstract, only shapes are looked at.
-      parts_of: how many parts a batch is computed in, one after the other, by its shapes. It takes the memory of one
+      num_microbatches: how many parts a batch is computed in, one after the other, by its shapes. It takes the memory of one
         part, of one gradient more, and of what `embed` gives and its gradient.
-      embed: of a model, a batch and a dropout key, for `gradient_in_parts`.
+      embed: of a model, a batch and a dropout key, for `accumulated_gradient`.
     """
     states = state_shardings(params, optimizer, mesh)
     whole = sharding.replicated(mesh)
@@ -89,9 +89,9 @@ def make_train_step(
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
         gradient_of: GradientFn = whole_gradient
-        if (parts := parts_of(batch)) > 1:
+        if (parts := num_microbatches(batch)) > 1:
             looked_up = embed and (lambda params_, *of: embed(nnx.merge(graphdef, params_), *of))
-            gradient_of = functools.partial(gradient_in_parts, embed=looked_up, parts=parts, mesh=mesh)
+            gradient_of = functools.partial(accumulated_gradient, embed=looked_up, parts=parts, mesh=mesh)
         with sharding.traced_for(mesh):
             return train_step(graphdef, loss_fn, optimizer, state, batch, key, gradient_of=gradient_of, spread=spread)
 

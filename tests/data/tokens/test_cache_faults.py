@@ -35,8 +35,9 @@ def child(directory: Path, body: str) -> subprocess.Popen:
     """A process with a `cache` of MAX_LENGTH in the directory that runs `body`."""
     script = [
         "import os, signal, sys, time",
-        "from tests.caching import MAX_LENGTH, PAIRS, TEXTS, TokenCache, make_tokenizer, text, token_cache",
-        "token_cache._WORTH_KEEPING, text._CHUNK = 0, 5",
+        "from tests.helpers.caching import MAX_LENGTH, PAIRS, TEXTS, TokenCache, make_tokenizer",
+        "from tests.helpers.caching import token_cache, tokenization",
+        "token_cache._WORTH_KEEPING, tokenization._CHUNK = 0, 5",
         f"cache = TokenCache(token_cache.Path({str(directory)!r}), make_tokenizer(), MAX_LENGTH)",
         body,
     ]
@@ -47,9 +48,10 @@ def child(directory: Path, body: str) -> subprocess.Popen:
     "moment",
     [
         "cache.tokens(TEXTS, PAIRS, on_batch=lambda b: os.kill(os.getpid(), signal.SIGKILL))",
-        "text._encode = lambda *a, f=text._encode: f(*a) if a[2] < 30 else os.kill(os.getpid(), signal.SIGKILL)",
-        "token_cache._publish = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
-        "token_cache.os.rename = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
+        "encode = tokenization._encode\n"
+        "tokenization._encode = lambda *a: encode(*a) if a[2] < 30 else os.kill(os.getpid(), signal.SIGKILL)",
+        "token_cache.storage.write_atomically = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
+        "token_cache.storage.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
 def test_a_killed_writer_leaves_rubbish_that_the_next_one_removes(tokenizer, tmp_path, moment):

@@ -17,8 +17,8 @@ from xtransfer.models.hf.weights import leaves
 
 MEASURE = """
 import gc, json, sys, threading
-from xtransfer import sharding
-from xtransfer.models import hf, hf_config, hf_weights
+from xtransfer.models.hf import checkpoint as hf_checkpoint, config as hf_config, weights as hf_weights
+from xtransfer.runtime import sharding
 
 placed, excess, done = 0, 0, threading.Event()
 
@@ -50,7 +50,7 @@ gc.collect()
 start = anonymous()
 thread = threading.Thread(target=watch)
 thread.start()
-params = hf.load_classifier(sys.argv[1], 3, seed=0, mesh=mesh)[1]
+params = hf_checkpoint.load_classifier(sys.argv[1], 3, seed=0, mesh=mesh)[1]
 done.set()
 thread.join()
 print(json.dumps({"excess": excess, "placed": placed}))

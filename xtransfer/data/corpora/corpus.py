@@ -25,7 +25,7 @@ class Download:
 
 
 @dataclass(frozen=True)
-class Row:
+class CorpusRow:
     """One example as the corpus has it.
 
     Attributes:
@@ -112,7 +112,7 @@ class Corpus:
     splits: Callable[[str], tuple[str, ...]]
     downloads: Callable[[str], tuple[Download, ...]]
     members: Callable[[str], tuple[str, ...]]
-    rows: Callable[[Sources, str, str], Iterator[Row | Skipped]]
+    rows: Callable[[Sources, str, str], Iterator[CorpusRow | Skipped]]
     homepage: str
     citation: str
     licence: str

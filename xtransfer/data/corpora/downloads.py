@@ -103,7 +103,7 @@ def _attempt(download: Download, file: storage.AtomicFile) -> str:
         announced = _announced(response)
         limit = download.size or _UNKNOWN_SIZE
         total = math.ceil((download.size or announced or limit) / _MIB)
-        with terminal.ticking(f"fetching {Path(download.filename).name}", total, unit="MiB") as ticker:
+        with terminal.progress_bar(f"fetching {Path(download.filename).name}", total, unit="MiB") as ticker:
             for chunk in response.iter_content(_CHUNK):
                 size += len(chunk)
                 if size > limit:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Sources
 from xtransfer.data.formats import lines, tables
 from xtransfer.errors import UserError
 
@@ -45,7 +45,7 @@ _MEMBER_LIMIT = 256 << 20
 _TOTAL_LIMIT = 4 << 30
 
 
-def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> Iterator[Row]:
+def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> Iterator[CorpusRow]:
     """The utterances of a split in a locale's file.
 
     Args:
@@ -68,10 +68,10 @@ def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> I
             raise UserError(f"{where}: locale {found!r} in the file of {locale}")
         number, text, wanted = (tables.text_of(values, key, where) for key in ("id", "utt", label))
         if partition == split:
-            yield Row(id=number, text=text, text_pair=None, label=wanted, where=where)
+            yield CorpusRow(id=number, text=text, text_pair=None, label=wanted, where=where)
 
 
-def _rows(label: str, sources: Sources, language: str, split: str) -> Iterator[Row]:
+def _rows(label: str, sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
     source = sources.path(ARCHIVE.filename)
     ending = f"{language}.jsonl"
     with archives.open_member(source, ending, member_limit=_MEMBER_LIMIT, total_limit=_TOTAL_LIMIT) as (name, stream):

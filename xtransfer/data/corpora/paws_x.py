@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.formats import lines, tables
 from xtransfer.errors import UserError
 
@@ -29,7 +29,7 @@ _MEMBER_LIMIT = 256 << 20
 _TOTAL_LIMIT = 1 << 30
 
 
-def parse(stream: BinaryIO, name: str) -> Iterator[Row | Skipped]:
+def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
     """The pairs of a file, in which a quote is a character like any other.
 
     Args:
@@ -49,7 +49,7 @@ def parse(stream: BinaryIO, name: str) -> Iterator[Row | Skipped]:
         elif label not in _NAMES:
             raise UserError(f"{where}: label {label!r} is not one of 0 and 1; get the file again")
         else:
-            yield Row(id=number, text=first, text_pair=second, label=_NAMES[label], where=where)
+            yield CorpusRow(id=number, text=first, text_pair=second, label=_NAMES[label], where=where)
 
 
 def _splits(language: str) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def _splits(language: str) -> tuple[str, ...]:
     return ("train", "dev", "test") if language == "en" else ("dev", "test")
 
 
-def _rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+def _rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
     source = sources.path(ARCHIVE.filename)
     ending = f"{language}/{FILES[split]}"
     with archives.open_member(source, ending, member_limit=_MEMBER_LIMIT, total_limit=_TOTAL_LIMIT) as (name, stream):

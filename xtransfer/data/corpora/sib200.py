@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Sources
 from xtransfer.data.formats import lines
 from xtransfer.errors import UserError
 
@@ -44,7 +44,7 @@ _MEMBER_LIMIT = 16 << 20  # the largest file has a third of a megabyte
 _TOTAL_LIMIT = 2 << 30  # of an archive of the whole repository
 
 
-def parse(stream: BinaryIO, name: str) -> Iterator[Row]:
+def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow]:
     """The rows of a file.
 
     Columns end at tabs. A cell that has a quote stands in quotes, and its own quotes are doubled, as pandas writes
@@ -71,7 +71,7 @@ def parse(stream: BinaryIO, name: str) -> Iterator[Row]:
         elif len(cells) != len(COLUMNS):
             raise UserError(f"{where}: {len(cells)} columns, expected {len(COLUMNS)}")
         else:
-            yield Row(id=cells[0], text=cells[2], text_pair=None, label=cells[1], where=where)
+            yield CorpusRow(id=cells[0], text=cells[2], text_pair=None, label=cells[1], where=where)
 
 
 def _downloads(language: str) -> tuple[Download, ...]:
@@ -79,7 +79,7 @@ def _downloads(language: str) -> tuple[Download, ...]:
     return tuple(Download(url=f"{_RAW}/{name}", filename=name) for name in names)
 
 
-def _rows(sources: Sources, language: str, split: str) -> Iterator[Row]:
+def _rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
     name = f"{language}/{split}.tsv"
     with archives.open_member(sources.path(name), name, member_limit=_MEMBER_LIMIT, total_limit=_TOTAL_LIMIT) as (
         member,

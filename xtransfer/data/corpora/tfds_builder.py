@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.tfds_prepare import quiet
 from xtransfer.data.task import UNLABELLED, label_index
 from xtransfer.errors import UserError
@@ -116,7 +116,7 @@ def read(builder: XtransferCorpus, split: str) -> Iterator[tuple[str, str, str, 
 
 def checked_rows(
     corpus: Corpus, sources: Sources, language: str, split: str, empty_text: str
-) -> Iterator[Row | Skipped]:
+) -> Iterator[CorpusRow | Skipped]:
     """The rows of a corpus, each with an id of its own, text, and a label that the corpus has (unlabelled: none).
 
     Raises:
@@ -130,7 +130,7 @@ def checked_rows(
         raise
 
 
-def _read_to_the_end(rows: Iterator[Row | Skipped]) -> None:
+def _read_to_the_end(rows: Iterator[CorpusRow | Skipped]) -> None:
     """Reaches the checksums of the archive; what else is wrong with the rows does not matter any more."""
     try:
         for _ in rows:
@@ -142,8 +142,8 @@ def _read_to_the_end(rows: Iterator[Row | Skipped]) -> None:
 
 
 def _checked(
-    rows: Iterator[Row | Skipped], corpus: Corpus, language: str, split: str, empty_text: str
-) -> Iterator[Row | Skipped]:
+    rows: Iterator[CorpusRow | Skipped], corpus: Corpus, language: str, split: str, empty_text: str
+) -> Iterator[CorpusRow | Skipped]:
     ids: set[str] = set()
     for row in rows:
         if isinstance(row, Skipped):
@@ -162,7 +162,7 @@ def _checked(
                 raise UserError(f"{row.where}: a text is empty; mend it, or set task.empty_text to 'skip'")
             yield Skipped(row.where, _EMPTY)
         elif split == UNLABELLED:
-            yield Row(row.id, row.text, row.text_pair, None, row.where)
+            yield CorpusRow(row.id, row.text, row.text_pair, None, row.where)
         elif row.label is None:
             raise UserError(f"{row.where}: the row has no label")
         else:

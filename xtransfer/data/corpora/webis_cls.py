@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.errors import UserError
 
 DOMAINS = ("books", "dvd", "music")
@@ -41,7 +41,7 @@ _FEW = 20
 _FEW_SHARE = 0.05
 
 
-def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK) -> Iterator[Row | Skipped]:
+def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK) -> Iterator[CorpusRow | Skipped]:
     """The reviews of one file, as a stream: memory holds a few megabytes of it.
 
     The text is what stands in `<text>`, without white space at its ends; some has entities of HTML, which stay. A
@@ -67,7 +67,7 @@ def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK)
             malformed += 1
             yield Skipped(where, f"malformed item: {fault}")
         else:
-            yield Row(id=str(items), text=text, text_pair=None, label=label, where=where)
+            yield CorpusRow(id=str(items), text=text, text_pair=None, label=label, where=where)
         items += 1
     if malformed > max(_FEW, _FEW_SHARE * items):
         raise UserError(f"{member}: {malformed} of {items} items are malformed; get the file again")
@@ -185,7 +185,7 @@ def _check_prologue(prologue: bytes, member: str) -> None:
         raise UserError(f"{member}: expected <items> before the first <item>")
 
 
-def _rows(domain: str, sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+def _rows(domain: str, sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
     ending = f"{FOLDERS[language]}/{domain}/{FILES[split]}"
     with archives.open_member(
         sources.path(DOWNLOAD.filename),

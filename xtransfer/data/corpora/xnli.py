@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xtransfer.data.corpora import archives
-from xtransfer.data.corpora.corpus import Corpus, Download, Row, Skipped, Sources
+from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.formats import lines, tables
 from xtransfer.errors import UserError
 
@@ -40,7 +40,7 @@ _MEMBERS = {
 _LABEL1 = 10  # tabs before the first annotator's label in MultiNLI's .txt, the last column that every row fills
 
 
-def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[Row | Skipped]:
+def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusRow | Skipped]:
     """The pairs of one language in a file of all of them, as a stream; a pair has the same id in every language.
 
     Args:
@@ -60,7 +60,7 @@ def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[Row | S
             raise UserError(f"{where}: language {found!r} is not one of {', '.join(LANGUAGES)}")
 
 
-def parse_multinli(stream: BinaryIO, member: str) -> Iterator[Row | Skipped]:
+def parse_multinli(stream: BinaryIO, member: str) -> Iterator[CorpusRow | Skipped]:
     """The English pairs of MultiNLI, as a stream; ids are the numbers of the rows from 0, skipped ones too.
 
     Args and errors as of `parse_xnli`.
@@ -69,11 +69,11 @@ def parse_multinli(stream: BinaryIO, member: str) -> Iterator[Row | Skipped]:
         yield _row(values, str(number), f"{member}:{line}")
 
 
-def _row(values: dict[str, Any], number: str, where: str) -> Row | Skipped:
+def _row(values: dict[str, Any], number: str, where: str) -> CorpusRow | Skipped:
     label = tables.text_of(values, "gold_label", where)
     if label == _UNDECIDED:
         return Skipped(where, f"label {_UNDECIDED!r}, as the annotators disagree")
-    return Row(
+    return CorpusRow(
         id=number,
         text=tables.text_of(values, "sentence1", where),
         text_pair=tables.text_of(values, "sentence2", where),
@@ -97,7 +97,7 @@ def _filled(rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         yield number, line.rstrip("\r\n") + "\t" * (tabs - found) if _LABEL1 <= found < tabs else line
 
 
-def _rows(sources: Sources, language: str, split: str) -> Iterator[Row | Skipped]:
+def _rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
     source = sources.path((MULTINLI if split == "train" else XNLI).filename)
     member = _member(source, _MEMBERS[split])
     with archives.open_member(source, member, member_limit=_MEMBER_LIMIT, total_limit=_TOTAL_LIMIT) as (name, stream):

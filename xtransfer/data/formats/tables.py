@@ -53,7 +53,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextTable:
     """A file, and what is read of it.
 
     Attributes:
@@ -152,7 +152,7 @@ def column_values(path: Path, column: str) -> Iterator[str]:
         yield _name(values, column, f"{path}:{line}")
 
 
-def look_at(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> Source:
+def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> TextTable:
     """What to read of a file: the columns that are named ("" for none), else those that its first row has.
 
     Raises:
@@ -167,10 +167,10 @@ def look_at(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
     missing = {key: name for key, name in _OPTIONAL.items() if named[key] is None and name not in names}
     found = {key: "" if key in missing else named[key] or "" for key in _OPTIONAL}
     found |= {key: name for key, name in _OPTIONAL.items() if named[key] is None and key not in missing}
-    return Source(path, Columns(text, **found), tuple(missing.values()), skip_empty)
+    return TextTable(path, Columns(text, **found), tuple(missing.values()), skip_empty)
 
 
-def read_texts(source: Source) -> Iterator[Text]:
+def read_texts(source: TextTable) -> Iterator[Text]:
     """The rows of a file one by one, those without text too where they are to be skipped.
 
     Raises:

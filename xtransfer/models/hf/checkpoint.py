@@ -29,7 +29,7 @@ from xtransfer.models.hf.config import (
 )
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.tokenizer import special_ids
-from xtransfer.models.hf.weights import INDEX, WEIGHTS, Source, leaves, weight_files, write_weights
+from xtransfer.models.hf.weights import INDEX, WEIGHTS, WeightSource, leaves, weight_files, write_weights
 from xtransfer.runtime.sharding import on_host, param_shardings
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "pretrained"
@@ -95,7 +95,7 @@ def load_classifier(
     """
     config = read_config(directory)
     graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
-    source = Source.open(directory, FAMILIES[config.family])
+    source = WeightSource.open(directory, FAMILIES[config.family])
     order: dict[str, list[int]] = {}
     if "head.kernel" in source.targets:
         places = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
@@ -117,7 +117,7 @@ def load_masked_lm(
     check_pretraining(directory)
     config = read_config(directory)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
-    source = Source.open(directory, FAMILIES[config.family])
+    source = WeightSource.open(directory, FAMILIES[config.family])
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state))
 
 

@@ -116,7 +116,7 @@ def whole(shape: Sequence[int]) -> Index:
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """The tensors of a checkpoint by the leaf that they fill, and those that repeat another tensor."""
 
     directory: Path
@@ -125,7 +125,7 @@ class Source:
     copies: dict[str, Tensor]
 
     @classmethod
-    def open(cls, directory: str | Path, family: Family) -> "Source":
+    def open(cls, directory: str | Path, family: Family) -> "WeightSource":
         """Reads the names only. UserError: no safetensors, a broken file, a tensor without a rule, two for one leaf."""
         targets: dict[str, Tensor] = {}
         copies: dict[str, Tensor] = {}
@@ -298,7 +298,7 @@ def _opened(file: Path) -> Any:
 
 
 def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "float32") -> None:
-    """Writes a state under the family's names in `dtype` (one of STORED): in float32 the inverse of `Source.fill`.
+    """Writes a state under the family's names in `dtype` (one of STORED): in float32 the inverse of `WeightSource.fill`.
 
     UserError: a number that `dtype` cannot hold, or NaN or Inf.
     """
