@@ -75,8 +75,8 @@ def make_train_step(
       graphdef, loss_fn, optimizer: as of `train_step`.
       mesh: of devices.
       params: may be abstract, only shapes are looked at.
-      num_microbatches: how many parts a batch is computed in, one after the other, by its shapes. It takes the memory of one
-        part, of one gradient more, and of what `embed` gives and its gradient.
+      num_microbatches: the number of microbatches for a batch, from its shapes. They are computed one after the other,
+        with the memory of one, of one more gradient, and of what `embed` returns and its gradient.
       embed: of a model, a batch and a dropout key, for `accumulated_gradient`.
     """
     states = state_shardings(params, optimizer, mesh)

@@ -298,7 +298,7 @@ def _opened(file: Path) -> Any:
 
 
 def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "float32") -> None:
-    """Writes a state under the family's names in `dtype` (one of STORED): in float32 the inverse of `WeightSource.fill`.
+    """Write a state under the family's names in `dtype`, one of STORED. In float32 it is the inverse of `fill`.
 
     UserError: a number that `dtype` cannot hold, or NaN or Inf.
     """
