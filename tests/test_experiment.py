@@ -237,7 +237,7 @@ def test_teacher_and_student_with_different_classes(setting, tmp_path):
     from flax import nnx
 
     from xtransfer.data.tokens.tokenizer import load_tokenizer
-    from xtransfer.models.encoder import Classifier
+    from xtransfer.models.heads import Classifier
     from xtransfer.models.hf import checkpoint as hf_checkpoint
     from xtransfer.models.hf import config as hf_config
 

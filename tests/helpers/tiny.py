@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 
 GOOD = {"en": ["good", "fine", "great"], "de": ["gut", "fein", "toll"], "fr": ["bon", "beau", "super"]}

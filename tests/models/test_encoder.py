@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from tests.helpers.jaxprs import equations, float_types
-from xtransfer.models import dropout, encoder
-from xtransfer.models.encoder import Classifier, Encoder, EncoderConfig, MaskedLM
+from xtransfer.models import dropout, encoder, heads
+from xtransfer.models.encoder import Encoder, EncoderConfig
+from xtransfer.models.heads import Classifier, MaskedLM
 
 CONFIG = EncoderConfig(
     vocab_size=50,
@@ -80,7 +81,7 @@ PACKED = [[0, 1, 2], [3], []]
 PADDED = [[0], [1], [2], [3]]
 
 
-@pytest.mark.parametrize("pooling", encoder.POOLINGS)
+@pytest.mark.parametrize("pooling", heads.POOLINGS)
 def test_packed_examples_have_the_logits_and_gradients_of_padded_ones(pooling: str) -> None:
     """Also where the packed batch has empty slots and an empty row, whose logits are finite."""
     graphdef, params = classifier(pooling=pooling)
@@ -162,7 +163,7 @@ def test_embeddings_of_another_size_and_without_token_types() -> None:
 )
 def test_the_heads_activation_is_its_own(act: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
     config = dataclasses.replace(CONFIG, head_act=act, hidden_act="relu")
-    pooler = nnx.merge(*build(lambda: encoder.Pooler(config, rngs=nnx.Rngs(0))))
+    pooler = nnx.merge(*build(lambda: heads.Pooler(config, rngs=nnx.Rngs(0))))
     x = np.random.default_rng(0).standard_normal((1, 2, CONFIG.hidden_size)).astype(np.float32)
     dense = x @ np.asarray(pooler.dense.kernel[...]) + np.asarray(pooler.dense.bias[...])
     np.testing.assert_allclose(pooler(jnp.asarray(x)), expected(dense), atol=1e-5)
@@ -172,7 +173,7 @@ def test_mean_pooling_is_the_mean_over_each_segment() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((1, 6, 4)).astype(np.float32)
     segments = jnp.array([[1, 1, 1, 2, 2, 0]])
-    means = encoder.segment_mean(jnp.asarray(hidden), segments, 3)[0]
+    means = heads.segment_mean(jnp.asarray(hidden), segments, 3)[0]
     np.testing.assert_allclose(means[0], hidden[0, :3].mean(0), rtol=1e-6)
     np.testing.assert_allclose(means[1], hidden[0, 3:5].mean(0), rtol=1e-6)
     np.testing.assert_array_equal(means[2], np.zeros(4))

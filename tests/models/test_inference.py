@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from xtransfer.models import inference
-from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier
 from xtransfer.runtime.sharding import make_mesh
 
 N, CLASSES, ROWS, SLOTS, LENGTH = 21, 3, 8, 2, 6
@@ -146,5 +147,5 @@ def test_an_example_that_is_lost_or_comes_twice_is_an_error(order: np.ndarray) -
     def step(params: Any, batch: Any) -> jax.Array:
         return jax.numpy.zeros((ROWS, SLOTS, CLASSES))
 
-    with pytest.raises(ValueError, match="1 of 21 examples did not come exactly once"):
+    with pytest.raises(ValueError, match="1 of 21 examples do not occur exactly once"):
         inference.predict(step, model()[1], mesh, batches(order), N, CLASSES)

@@ -16,7 +16,7 @@ from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
-from xtransfer.models.encoder import Classifier
+from xtransfer.models.heads import Classifier
 from xtransfer.models.hf.weights import WeightSource
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.runs.classifier import TrainedClassifier, open_run, open_classifier

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from xtransfer.errors import UserError
-from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state
 
@@ -162,7 +163,7 @@ def test_constrain_is_about_the_mesh_that_is_traced_for():
 
     @functools.partial(jax.jit, in_shardings=sharding.batch_sharding(mesh))
     def laid_out(x):
-        with sharding.traced_for(mesh):
+        with sharding.on_mesh(mesh):
             return sharding.constrain(x, sharding.LOOKUP_PARTS), sharding.constrain(x, sharding.BATCH_SPEC)
 
     parts, rows = laid_out(x)

@@ -22,7 +22,8 @@ from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches, 
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import METRICS, confusion_matrix
-from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier
 from xtransfer.models.inference import predict
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state

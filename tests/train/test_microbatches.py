@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from xtransfer.distillation.objectives import OBJECTIVES, loss_terms
-from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state, steps
 from xtransfer.train.microbatches import num_microbatches
@@ -56,7 +57,7 @@ def test_parts_that_count_different_numbers_by_hand(devices, parts):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_part_knows_the_numbers_of_its_rows_and_has_the_key_of_all(devices):
     def loss_fn(model, data, key):
-        drawn = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(data["row"])
+        drawn = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(data["row_index"])
         return {"loss": (model.w * jnp.sum(data["x"] * drawn), jnp.float32(1))}
 
     key = jax.random.fold_in(jax.random.key(0), 0)

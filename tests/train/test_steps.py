@@ -10,7 +10,8 @@ from flax import nnx
 
 from tests.helpers.jaxprs import equations, float_types
 from xtransfer.distillation.objectives import OBJECTIVES, loss_terms
-from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state, steps
 

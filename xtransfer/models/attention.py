@@ -1,11 +1,11 @@
-"""Attention inside segments, with the gradient written out.
+"""Attention within segments, with a hand-written gradient.
 
-Shapes: R rows, S tokens a row, N heads, D = width of a head; k counts keys, q queries.
+Shapes: R rows, S tokens per row, N heads, D the width of a head; k counts keys and q queries.
 
-The forward pass keeps exp(score - max) in the compute dtype and the reciprocals of its sums, nothing of float32 that
-has S × S numbers; the backward pass needs no softmax again, since the sum over keys of p · dp is the sum over D of
+The forward pass keeps exp(score − max) in the compute dtype and the reciprocals of its sums, and no float32 array of
+S × S numbers. The backward pass needs no second softmax, because the sum over keys of p · dp equals the sum over D of
 o · do (Dao et al., "FlashAttention", 2022, appendix B). Keys come before queries, so that sums over keys add whole
-vectors; the sum is that of the rounded numbers, so probabilities add up to one in bfloat16 too.
+vectors. The sum is taken over the rounded numbers, so probabilities add up to one in bfloat16 too.
 """
 
 from collections.abc import Callable
@@ -18,38 +18,42 @@ from jax.custom_batching import custom_vmap
 
 from xtransfer.models.dropout import DropoutKey, keep_mask
 
-MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a wholly masked row stays finite
+MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a row that is masked entirely stays finite
 
 
 def segment_bias(segment_ids: jax.Array) -> jax.Array:
-    """What is added to the scores, [R, 1, S, S] float32: nothing inside a segment, `MASKED` between two."""
+    """Return the bias of the scores, [R, 1, S, S] float32: 0 within a segment, `MASKED` between two segments."""
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
     return jnp.where(same, 0.0, MASKED).astype(jnp.float32)
 
 
 def kept_probabilities(key: DropoutKey | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
-    """`keep_mask` for `attend`, [R, N, S, S] bool; None where all is kept."""
+    """Return the probabilities that dropout keeps, [R, N, S, S] bool, for `attend`; None if it keeps all."""
     if key is None or rate == 0.0:
         return None
-    rows = jnp.arange(shape[0], dtype=jnp.int32) if key.rows is None else key.rows
-    return rowwise(lambda rows_, key_: keep_mask(DropoutKey(key_, rows_), rate, (len(rows_), *shape[1:])))(
-        rows, key.key
-    )
+    row_index = jnp.arange(shape[0], dtype=jnp.int32) if key.rows is None else key.rows
+
+    def mask(rows: jax.Array, key_: jax.Array) -> jax.Array:
+        drawn = keep_mask(DropoutKey(key_, rows), rate, (len(rows), *shape[1:]))
+        assert drawn is not None  # there is a key, and the rate is not 0
+        return drawn
+
+    return rowwise(mask)(row_index, key.key)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float
 ) -> jax.Array:
-    """Softmax attention with dropout of its probabilities: [R, N, D, S], three times -> [R, N, D, S].
+    """Return softmax attention with dropout of its probabilities, [R, N, D, S].
 
     Args:
-      query: scaled already.
-      key: as query.
-      value: as query.
-      bias: [R, 1, S, S] float32, added to the scores; symmetric in its last two axes, and taken to be constant.
-      keep: [R, N, S (keys), S (queries)] bool, the probabilities that are not dropped; None drops none.
-      rate: the share that is dropped; what is kept is divided by 1 - rate.
+      query: [R, N, D, S], scaled already.
+      key: [R, N, D, S].
+      value: [R, N, D, S].
+      bias: [R, 1, S, S] float32, added to the scores. It is symmetric in its last two axes and has no gradient.
+      keep: [R, N, S (keys), S (queries)] bool, the probabilities that are kept; None keeps all.
+      rate: the share of probabilities that is dropped; the kept ones are divided by 1 − rate.
     """
     return _forward(query, key, value, bias, keep, rate)[0]
 
@@ -63,7 +67,7 @@ def _forward_of_rows(rate, q, k, v, bias, keep):  # type: ignore[no-untyped-def]
     exps = jnp.exp(scores - jnp.max(scores, axis=2, keepdims=True)).astype(q.dtype)  # [R, N, S, S]
     inverse = 1.0 / jnp.sum(exps, axis=2, dtype=jnp.float32)  # [R, N, S]
     mixed = jnp.einsum("rnkq,rndk->rndq", _kept(exps, keep), v, preferred_element_type=jnp.float32)  # [R, N, D, S]
-    # Kept rounded: else the compiler keeps it in float32 for the backward pass.
+    # Keep the rounded array: otherwise the compiler keeps the float32 one for the backward pass.
     out = jax.lax.optimization_barrier((mixed * _per_query(inverse, keep, rate)).astype(q.dtype))  # [R, N, D, S]
     return out, (q, k, v, exps, inverse, out, keep)
 
@@ -74,7 +78,7 @@ def _backward(rate, saved, dout):  # type: ignore[no-untyped-def]
 
 def _backward_of_rows(rate, saved, dout):  # type: ignore[no-untyped-def]
     q, k, v, exps, inverse, out, keep = saved
-    # The sum over keys of p · dp, which dropout leaves as it is: [R, N, S].
+    # The sum over keys of p · dp, which dropout does not change: [R, N, S].
     shift = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=2)
     dprobs = jnp.einsum("rndk,rndq->rnkq", v, dout, preferred_element_type=jnp.float32)  # [R, N, S, S]
     if keep is not None:
@@ -95,24 +99,26 @@ def _kept(exps: jax.Array, keep: jax.Array | None) -> jax.Array:
 
 
 def _per_query(inverse: jax.Array, keep: jax.Array | None, rate: float) -> jax.Array:
-    """[R, N, S] -> [R, N, 1, S]: what a query's mixture is multiplied with."""
+    """Return the factor of each query's mixture: [R, N, S] -> [R, N, 1, S]."""
     scale = inverse if keep is None else inverse * (1.0 / (1.0 - rate))
     return scale[:, :, None]
 
 
 def rowwise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of trees of arrays [R, ...], to such a tree, which does the same to every row.
+    """Return `function`, which treats each row alike, with a `jax.vmap` rule that merges the rows.
 
-    Under `jax.vmap` the rows of all are put behind each other, where JAX would give every array one more axis and XLA
-    would find less to fuse. What is not mapped is handed on as it is, so it must be a scalar.
+    Under `jax.vmap`, JAX would give every array one more axis, and XLA would find less to fuse. Here the rows of the
+    mapped axis are put one after the other instead. Arguments that are not mapped must be scalars.
+
+    Args:
+      function: maps trees of arrays [R, ...] to a tree of arrays [R, ...].
     """
     mapped = custom_vmap(function)
 
     @mapped.def_vmap
     def _merged(axis_size: int, in_batched: Any, *arguments: Any) -> tuple[Any, Any]:
-        assert all(
-            jax.tree.leaves(jax.tree.map(lambda x, batched: batched or x.ndim == 0, arguments, tuple(in_batched)))
-        )
+        for leaf, batched in zip(jax.tree.leaves(arguments), jax.tree.leaves(tuple(in_batched)), strict=True):
+            assert batched or leaf.ndim == 0, "an argument of rowwise that is not mapped must be a scalar"
         merged = jax.tree.map(
             lambda x, batched: x.reshape(-1, *x.shape[2:]) if batched else x, arguments, tuple(in_batched)
         )

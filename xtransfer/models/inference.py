@@ -1,4 +1,4 @@
-"""Batches to logits: the one compiled forward that labelling, evaluation and prediction share."""
+"""Batches to logits: the compiled forward pass that labelling, evaluation, and prediction share."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from xtransfer.runtime.sharding import batch_sharding, param_shardings, place_batch, replicated, traced_for
+from xtransfer.runtime.sharding import batch_sharding, on_mesh, param_shardings, place_batch, replicated
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "cls_index")
 _IN_FLIGHT = 3  # batches on the device while the host packs the next and reads the last
@@ -19,31 +19,32 @@ EvalStep = Callable[[nnx.State, Mapping[str, jax.Array]], jax.Array]
 
 
 def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:
-    """The compiled (params, batch) -> logits [R, M, K] float32, without dropout.
+    """Return the compiled function (params, batch) -> logits [R, M, K] float32, without dropout.
 
-    Parameters keep the sharding that they come with (see `place_params`); rows are split over `data × fsdp`,
-    and the logits, which are few, are whole on every device, so that each process has all of them. It compiles once
-    per shape of batch, so batches should have few shapes.
+    Parameters keep their sharding (see `place_params`), and rows are split over `data × fsdp`. The logits are small and
+    replicated on every device, so each process has all of them. The function compiles once per batch shape, so use few
+    shapes.
     """
 
     def logits(params: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
-        with traced_for(mesh):
+        with on_mesh(mesh):
             return nnx.merge(graphdef, params)(batch)  # [R, M, K]
 
     return jax.jit(logits, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def place_params(mesh: Mesh, params: nnx.State) -> nnx.State:
-    """Parameters laid out on the mesh by the rules of `sharding`; free where they lie so already."""
+    """Lay out parameters on the mesh by the rules of `sharding`; free if they already are."""
     return jax.device_put(params, param_shardings(mesh, params))
 
 
 def forward(
     eval_step: EvalStep, params: nnx.State, mesh: Mesh, batches: Iterable[tuple[T, Mapping[str, np.ndarray]]]
 ) -> Iterator[tuple[T, np.ndarray]]:
-    """From (tag, batch) to (tag, logits [b, K] float32 of the b filled slots (weight > 0), row by row), in order.
+    """Yield (tag, logits [b, K] float32) for each (tag, batch), in order; b counts the filled slots, row by row.
 
-    Works a few batches ahead of the reader, so that the device computes while the host packs and writes.
+    A slot is filled if its weight is above 0. A few batches are in flight, so that the device computes while the host
+    packs and writes.
     """
     params = place_params(mesh, params)
     waiting: deque[tuple[T, np.ndarray, jax.Array]] = deque()
@@ -72,18 +73,28 @@ def predict(
     *,
     on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Logits [n, K] float32 in the order of the dataset.
+    """Return the logits of a whole dataset, [n, K] float32, in its order.
 
-    `batches` gives (indices [b] int64, batch): the indices name the examples of the filled slots (weight > 0), row by
-    row. All n examples come exactly once, in any order (ValueError otherwise). `on_batch(b)` hears of each result.
+    Args:
+      eval_step: from `make_eval_step`.
+      params: the parameters.
+      mesh: the device mesh.
+      batches: (indices [b] int64, batch) pairs. The indices name the examples in the filled slots, row by row.
+      n: the number of examples in the dataset.
+      num_classes: K.
+      on_batch: called with b after each batch.
+
+    Raises:
+      ValueError: an example does not occur exactly once in the batches.
     """
     logits = np.full((n, num_classes), np.nan, np.float32)
     seen = np.zeros(n, np.int64)
-    for indices, found in forward(eval_step, params, mesh, batches):
-        logits[indices] = found
+    for indices, batch_logits in forward(eval_step, params, mesh, batches):
+        logits[indices] = batch_logits
         np.add.at(seen, indices, 1)
         if on_batch is not None:
             on_batch(len(indices))
-    if wrong := np.flatnonzero(seen != 1).tolist():
-        raise ValueError(f"{len(wrong)} of {n} examples did not come exactly once, the first is {wrong[0]}")
+    wrong = np.flatnonzero(seen != 1).tolist()
+    if wrong:
+        raise ValueError(f"{len(wrong)} of {n} examples do not occur exactly once; the first is {wrong[0]}")
     return logits

@@ -1,4 +1,4 @@
-"""What encoders are put together from: activations, tables, matrices."""
+"""Layers that encoders are built from: activations, LayerNorm, embeddings, and linear layers."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from flax import nnx
 
 @jax.custom_vjp
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x), in float32 inside; nothing but x is kept for the gradient.
+    """Return x · Φ(x), computed in float32; only x is kept for the backward pass.
 
-    `jax.nn.gelu` has it with erfc, which on a TPU costs as much as the matrix product before it; erf does not.
+    `jax.nn.gelu` uses erfc, which costs a TPU as much as the matrix product before it. erf does not.
     """
     return _gelu_forward(x)[0]
 
@@ -50,10 +50,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class LayerNorm(nnx.LayerNorm):
-    """`nnx.LayerNorm` over the last axis whose gradient is written out: one pass over its input less."""
+    """`nnx.LayerNorm` over the last axis, with a hand-written gradient that reads its input once less."""
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """[..., H] -> [..., H] in the compute dtype, in float32 inside."""
+        """Normalize [..., H] in the compute dtype; the statistics are float32."""
         assert self.scale is not None and self.bias is not None
         return _normalised(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
 
@@ -66,9 +66,9 @@ def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float)
 def _norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)  # [..., 1]
-    if x.dtype == jnp.float32:  # E[x²] - E[x]² would cancel where a checkpoint has a large mean
+    if x.dtype == jnp.float32:  # E[x²] − E[x]² would cancel if a checkpoint has a large mean
         variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
-    else:  # what cancels is less than what rounding x has cost, and one pass does
+    else:  # the cancellation is smaller than the rounding error of x, and one pass suffices
         variance = jnp.maximum(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
     inverse = jax.lax.rsqrt(variance + epsilon)
     return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
@@ -89,28 +89,28 @@ _normalised.defvjp(_norm_forward, _norm_backward)
 
 
 class Embed(nnx.Embed):
-    """`nnx.Embed` that rounds what it has looked up, where the other rounds the whole table first."""
+    """`nnx.Embed` that rounds the vectors after the look-up; `nnx.Embed` rounds the whole table first."""
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[...] int32 -> [..., features]."""
+        """Look up ids: [...] int32 -> [..., features]."""
         return jnp.take(self.embedding[...], inputs, axis=0).astype(self.dtype)
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` on one matrix of all tokens, whose gradient XLA's CPU backend computes several times faster."""
+    """`nnx.Linear` on one matrix of all tokens: XLA's CPU backend computes that gradient several times faster."""
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[..., in_features] -> [..., out_features]."""
+        """Apply the layer: [..., in_features] -> [..., out_features]."""
         flat = super().__call__(inputs.reshape(-1, self.in_features), out_sharding)
         return flat.reshape(*inputs.shape[:-1], self.out_features)
 
     def to_columns(self, inputs: jax.Array) -> jax.Array:
-        """[R, S, in_features] -> [R, out_features, S]: a token is a column, so S fills a TPU's lanes, heads do not."""
+        """Map [R, S, in_features] -> [R, out_features, S]: tokens are columns, so that S fills a TPU's lanes."""
         kernel, bias = self._cast()
         return jnp.einsum("rsh,hk->rks", inputs, kernel) + bias[:, None]
 
     def from_columns(self, inputs: jax.Array) -> jax.Array:
-        """[R, in_features, S] -> [R, S, out_features]."""
+        """Map [R, in_features, S] -> [R, S, out_features]."""
         kernel, bias = self._cast()
         return jnp.einsum("rhs,hk->rsk", inputs, kernel) + bias
 

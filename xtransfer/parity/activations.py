@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from xtransfer.models.encoder import EncoderConfig, gather_tokens
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import gather_tokens
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES

@@ -25,7 +25,8 @@ from xtransfer.config import PretrainConfig
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
 from xtransfer.errors import UserError
-from xtransfer.models.encoder import EncoderConfig, MaskedLM
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import MaskedLM
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.pretrain import masking

@@ -138,13 +138,13 @@ def check_platform(wanted: str) -> None:
         )
 
 
-def traced_for(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     """While it lasts, `constrain` is about this mesh; for use inside of a function that is jitted."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def constrain(x: jax.Array, *specs: PartitionSpec) -> jax.Array:
-    """`x` laid out by one of `specs` after the other on the mesh of `traced_for`; without one, `x` as it is."""
+    """`x` laid out by one of `specs` after the other on the mesh of `on_mesh`; without one, `x` as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

@@ -51,14 +51,14 @@ def accumulated_gradient(
     It is the gradient of the sum over parts divided by the count over parts: a mean of means would be another loss.
 
     Args:
-      terms_of: the loss terms; what it is given has the numbers of its rows, [r] int32, as "row".
+      terms_of: the loss terms; what it is given has the numbers of its rows, [r] int32, as "row_index".
       params, batch, key: what it is called with.
       embed: gives what stands in the batch as "embedded" then, [R, ...]; None where nothing does.
       parts: so many; `sharding.data_shards(mesh)` times this divides R.
       mesh: of the batch.
     """
     rows = len(jax.tree.leaves(batch)[0])
-    batch = dict(batch) | {"row": jnp.arange(rows, dtype=jnp.int32)}
+    batch = dict(batch) | {"row_index": jnp.arange(rows, dtype=jnp.int32)}
     looked_up, pull = {}, None
     if embed is not None:
         looked_up["embedded"], pull = jax.vjp(lambda params_: embed(params_, batch, key), params)

@@ -92,7 +92,7 @@ def make_train_step(
         if (parts := num_microbatches(batch)) > 1:
             looked_up = embed and (lambda params_, *of: embed(nnx.merge(graphdef, params_), *of))
             gradient_of = functools.partial(accumulated_gradient, embed=looked_up, parts=parts, mesh=mesh)
-        with sharding.traced_for(mesh):
+        with sharding.on_mesh(mesh):
             return train_step(graphdef, loss_fn, optimizer, state, batch, key, gradient_of=gradient_of, spread=spread)
 
     return jax.jit(

@@ -15,7 +15,8 @@ from xtransfer.data.batches import packing
 from xtransfer.data.batches.batches import BatchPlan, Dataset, TrainBatches
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.distillation import objectives
-from xtransfer.models.encoder import Classifier, EncoderConfig
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier
 
 PAD = 99
 ROW_LENGTH = 12

@@ -93,14 +93,6 @@ def test_types_are_zeros_where_the_model_is_not_fed_with_them(directory):
     assert tokenization.tokenizer_fingerprint(with_types) != tokenization.tokenizer_fingerprint(without)
 
 
-def test_pairs_are_refused_where_the_tokenizer_is_unfit_for_them(directory):
-    tokenizer = tokenization.load_tokenizer(directory)
-    tokenizer.unfit_for_pairs = "tok: pairs have 2 token types"
-    assert len(tokenization.tokenize(tokenizer, ["a"], None, 8)) == 1
-    with pytest.raises(UserError, match="^tok: pairs have 2 token types$"):
-        tokenization.tokenize(tokenizer, ["a"], ["b"], 8)
-
-
 @pytest.mark.parametrize("model_type", ["bert", "own"])
 def test_code_beside_a_tokenizer_is_never_run(directory, tmp_path, model_type):
     copy(directory, tmp_path)

@@ -119,7 +119,7 @@ def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         hf_checkpoint.save(tmp_path / "model", config, params)
     (tmp_path / "file").write_text("keep")
     with pytest.raises(UserError, match="cannot be written"):
@@ -143,15 +143,15 @@ def test_labels_in_another_order_are_permuted_by_name() -> None:
         (
             3,
             ("negative", "neutral", "good"),
-            "classes are negative, neutral, positive, the task's are negative, neutral, good: if they are the same, "
-            "give them the task's names in id2label; else set `checkpoint` to the encoder that this classifier was",
+            "classes are negative, neutral, positive, the task's are negative, neutral, good: if they are the same classes, "
+            "write the task's names into id2label; otherwise set `checkpoint` to the encoder that this classifier was",
         ),
         (
             2,
             ("negative", "positive"),
             "classes are negative, neutral, positive, the task's are negative, positive: set `checkpoint` to the enc",
         ),
-        (2, None, r"3 classes \(negative, neutral, positive\), wanted 2: .*; no setting leaves a trained head out$"),
+        (2, None, r"3 classes \(negative, neutral, positive\), expected 2: .*; no setting drops a trained head$"),
     ],
 )
 def test_a_head_of_other_classes_is_refused(classes: int, labels: tuple[str, ...] | None, message: str) -> None:
@@ -226,7 +226,7 @@ def test_embedded_names_and_directories_are_found(tmp_path: Path, monkeypatch: p
 
 
 def test_of_two_revisions_one_has_to_be_taken_back() -> None:
-    with pytest.raises(UserError, match=r"two revisions, v1\.2 and main: give one"):
+    with pytest.raises(UserError, match=r"two revisions, v1\.2 and main: choose one"):
         hf_checkpoint.resolve("someone/some-bert@v1.2", "main")
 
 
@@ -238,7 +238,7 @@ def test_the_embedded_checkpoints_are_found_by_their_names_without_the_hub() -> 
 @pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith("bert")])
 def test_pretraining_goes_on_from_bert_only(name: str) -> None:
     family = name.partition("_")[0]
-    with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: pretraining goes on from bert"):
+    with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: only bert checkpoints can be pretrained further"):
         hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
 
 

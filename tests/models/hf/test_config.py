@@ -130,20 +130,20 @@ def test_defaults_are_those_of_the_family(directory: Path) -> None:
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map asks for remote code, which is never run"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi': only 'absolute'"),
         ({"is_decoder": True}, "is_decoder is True: only False"),
-        ({"hidden_act": "mish"}, "hidden_act is 'mish': it has to be one of gelu, "),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish', expected one of gelu, "),
         ({"hidden_act": ["gelu"]}, "hidden_act is "),
-        ({"hidden_size": "36"}, "hidden_size is '36': it has to be a positive integer"),
-        ({"hidden_size": 36.0}, "hidden_size is 36.0: it has to be a positive integer"),
-        ({"vocab_size": True}, "vocab_size is True: it has to be a positive integer"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers is 0: it has to be a positive integer"),
+        ({"hidden_size": "36"}, "hidden_size is '36', expected a positive integer"),
+        ({"hidden_size": 36.0}, "hidden_size is 36.0, expected a positive integer"),
+        ({"vocab_size": True}, "vocab_size is True, expected a positive integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a positive integer"),
         ({"num_attention_heads": 4}, "hidden_size 15 is not a multiple of its 4 attention heads"),
         ({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification': only 'single_"),
-        ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification, whose head does another task"),
-        ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice, whose head does another task"),
+        ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification, whose head is for another task"),
+        ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice, whose head is for another task"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
-        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0: it has to be a number from 0 to below 1"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0, expected a number from 0 to below 1"),
         ({"hidden_dropout_prob": None}, "hidden_dropout_prob is None"),
-        ({"pad_token_id": -1}, "pad_token_id is -1: it has to be a token id"),
+        ({"pad_token_id": -1}, "pad_token_id is -1, expected a token id"),
         ({"pad_token_id": 40}, "pad_token_id is 40, beyond vocab_size 40"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
 )
 def test_labels_have_to_be_numbered_and_distinct(directory: Path, table: Any) -> None:
     edit(directory, id2label=table)
-    with pytest.raises(UserError, match=r"config\.json: id2label has to"):
+    with pytest.raises(UserError, match=r"config\.json: id2label must"):
         hf_config.read_labels(directory)
 
 
@@ -226,14 +226,14 @@ def test_an_untied_decoder_is_refused_where_pretraining_goes_on_only(directory: 
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("roberta", {"pad_token_id": 23}, "positions begin after pad_token_id 23, beyond all 24"),
-        ("roberta", {"pad_token_id": None}, "pad_token_id is None: it has to be a token id"),
+        ("roberta", {"pad_token_id": 23}, "positions start after pad_token_id 23, beyond the 24"),
+        ("roberta", {"pad_token_id": None}, "pad_token_id is None, expected a token id"),
         ("roberta", {"is_decoder": True}, "is_decoder is True: only False"),
-        ("xlm-roberta", {"type_vocab_size": 0}, "type_vocab_size is 0: it has to be a positive integer"),
-        ("electra", {"embedding_size": "11"}, "embedding_size is '11': it has to be a positive integer"),
+        ("xlm-roberta", {"type_vocab_size": 0}, "type_vocab_size is 0, expected a positive integer"),
+        ("electra", {"embedding_size": "11"}, "embedding_size is '11', expected a positive integer"),
         ("electra", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ("distilbert", {"activation": "mish"}, "activation is 'mish': it has to be one of gelu, "),
-        ("distilbert", {"seq_classif_dropout": None}, "seq_classif_dropout is None: it has to be a number"),
+        ("distilbert", {"activation": "mish"}, "activation is 'mish', expected one of gelu, "),
+        ("distilbert", {"seq_classif_dropout": None}, "seq_classif_dropout is None, expected a number"),
         ("distilbert", {"n_heads": 4}, "hidden_size 15 is not a multiple of its 4 attention heads"),
     ],
 )
@@ -288,5 +288,5 @@ def test_labels_that_contradict_one_another_are_refused(tmp_path):
         if fine:
             assert hf_config.read_labels(tmp_path) == ("bad", "good")
         else:
-            with pytest.raises(UserError, match="id2label and label2id have the classes in different orders"):
+            with pytest.raises(UserError, match="id2label and label2id list the classes in different orders"):
                 hf_config.read_labels(tmp_path)

@@ -203,7 +203,7 @@ def test_a_revision_is_a_tag_or_a_commit(online: Hub, monkeypatch: pytest.Monkey
     assert (tagged / "config.json").read_bytes() == online.files[TAGGED]["config.json"]
     go_offline(online, monkeypatch)
     assert hf_checkpoint.resolve(f"{REPO}@v1") == tagged
-    refuses("HF_HUB_OFFLINE is set, and the cache .* lacks it: fetch it once without, or give a directory$")
+    refuses("HF_HUB_OFFLINE is set, and the cache .* lacks it: fetch it once without it, or name a directory$")
 
 
 def test_of_a_branch_that_moves_nothing_is_mixed(online: Hub) -> None:
@@ -232,13 +232,13 @@ def test_the_shards_of_an_index_are_fetched(
 def test_a_shard_that_the_repository_lacks_is_named(online: Hub, tmp_path: Path) -> None:
     shard(online.files[MAIN], tmp_path)
     del online.files[MAIN]["model-00002-of-00002.safetensors"]
-    refuses("the repository has no model-00002-of-00002.safetensors: not a whole model")
+    refuses("the repository has no model-00002-of-00002.safetensors: not a complete transformers model")
 
 
 def test_an_index_cannot_lead_out_of_the_repository(online: Hub, tmp_path: Path) -> None:
     shard(online.files[MAIN], tmp_path)
     online.files[MAIN][hub.INDEX] = json.dumps({"weight_map": {"x": "../../escape.safetensors"}}).encode()
-    with pytest.raises(UserError, match=r"has to map tensors to \.safetensors files of this directory"):
+    with pytest.raises(UserError, match=r"must map tensors to \.safetensors files of this directory"):
         hf_checkpoint.resolve(REPO)
     assert not any("escape" in path for _, path in online.asked)
 
@@ -247,8 +247,8 @@ def test_an_index_cannot_lead_out_of_the_repository(online: Hub, tmp_path: Path)
     ("name", "message"),
     [
         ("someone/no-such-bert", "no such repository, or a private one: check the name, or log in"),
-        ("no-such-bert", "no such directory, and not had from the hub: no such repository"),
-        (f"{REPO}@v9", "no such revision: give a branch, a tag or a whole commit hash"),
+        ("no-such-bert", "no such directory, and not available from the hub: no such repository"),
+        (f"{REPO}@v9", "no such revision: choose a branch, a tag, or a whole commit hash"),
         (f"{REPO}@{'c' * 40}", "no such revision"),
         ("some--one/bert", "Cannot have -- or .. in repo_id"),
     ],
@@ -267,7 +267,7 @@ def test_a_gated_repository_says_where_to_ask(online: Hub, tmp_path: Path) -> No
     ("change", "message"),
     [
         (lambda files: files.pop("model.safetensors"), r"no model\.safetensors \(pickled weights .* never read: conv"),
-        (lambda files: files.pop("config.json"), r"the repository has no config\.json: not a whole model"),
+        (lambda files: files.pop("config.json"), r"the repository has no config\.json: not a complete transformers model"),
     ],
 )
 def test_a_repository_without_what_is_needed(change: Any, message: str, online: Hub) -> None:
@@ -315,7 +315,7 @@ def test_a_hub_that_stays_busy_gives_one_line(status: int, online: Hub, waits: l
 
 def test_a_download_that_breaks_off_leaves_no_weights(online: Hub, waits: list[float], tmp_path: Path) -> None:
     online.cut = "model.safetensors"
-    refuses("not had from the hub: ")
+    refuses("not available from the hub: ")
     assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
     online.cut = ""
     assert (hf_checkpoint.resolve(REPO) / "model.safetensors").read_bytes() == online.files[MAIN]["model.safetensors"]
@@ -339,11 +339,11 @@ def test_a_disk_that_is_full_or_not_writable_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
-    refuses(f"not had from the hub: .*Not a directory: .*{tmp_path / 'file'}")
+    refuses(f"not available from the hub: .*Not a directory: .*{tmp_path / 'file'}")
 
 
 def test_a_user_names_the_hub_by_its_environment(server: Any, tmp_path: Path) -> None:
-    code = f"from xtransfer.models import hf; print(hf.resolve('{REPO}@v1'))"
+    code = f"from xtransfer.models.hf import checkpoint; print(checkpoint.resolve('{REPO}@v1'))"
     clean = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
     found = subprocess.run([sys.executable, "-c", code], env=clean | there, capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
-from xtransfer.models.encoder import segment_mean
+from xtransfer.models.heads import segment_mean
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.parity import activations, reference

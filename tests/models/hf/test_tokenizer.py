@@ -94,7 +94,7 @@ def test_a_tokenizer_without_a_special_token_at_the_front_is_refused(directory: 
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=template, pair=tokens, special_tokens=[("[SEP]", 3)]
         )
-        with pytest.raises(UserError, match="some-tokenizer: no special token stands first"):
+        with pytest.raises(UserError, match="some-tokenizer: no special token at the front"):
             hf_tokenizer.check_tokenizer(directory, tokenizer)
 
 
@@ -122,7 +122,7 @@ def test_another_pad_id_is_said_once_where_positions_do_not_follow_it(
         for _ in range(2):
             hf_tokenizer.check_tokenizer(tmp_path, tokenizer)
     [line] = caplog.messages
-    assert line.startswith("some-tokenizer: pad id 1, and the model's is 0 (") and "no number changes" in line
+    assert line.startswith("some-tokenizer: pad id 1, but the model's is 0 (") and "no number changes" in line
 
 
 def test_an_embedding_far_larger_than_the_vocabulary_is_said(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,7 +131,7 @@ def test_an_embedding_far_larger_than_the_vocabulary_is_said(directory: Path, ca
     for size, lines in ((36, 0), (35, 1), (20, 2)):
         hf_tokenizer.check_tokenizer(directory, bert_tokenizer(size))
         assert len(caplog.messages) == lines
-    assert caplog.messages[0].startswith("some-tokenizer: only 35 tokens, and the model embeds 40 (")
+    assert caplog.messages[0].startswith("some-tokenizer: only 35 tokens, but the model embeds 40 (")
 
 
 def test_one_token_type_is_enough_for_single_texts(directory: Path) -> None:
@@ -142,9 +142,9 @@ def test_one_token_type_is_enough_for_single_texts(directory: Path) -> None:
     with pytest.raises(
         UserError, match="^some-tokenizer: pairs have 2 token types, but the model's type_vocab_size is 1"
     ):
-        tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8)
+        hf_tokenizer.check_pairs(directory, tokenizer)
     edit(directory, type_vocab_size=2)
-    hf_tokenizer.check_tokenizer(directory, tokenizer)
+    hf_tokenizer.check_pairs(directory, tokenizer)
     assert tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8).token_type_ids.tolist() == [0, 0, 0, 1, 1]
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtransfer.models import encoder
-from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.models.hf import families, weight_map
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.families.bert import BERT

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.fixtures.record import CASES, FIXTURES, RECORDED
 from xtransfer.errors import UserError
-from xtransfer.models.encoder import EncoderConfig, MaskedLM
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import MaskedLM
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import weights as hf_weights
 from xtransfer.models.hf.config import read_config
@@ -304,15 +305,15 @@ def test_weights_in_several_files_are_the_same(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t | {NORM: "../outside.safetensors"}, "has to map tensors to .safetensors files of this directory"),
-        (lambda t: t | {NORM: "/etc/x.safetensors"}, "has to map tensors to .safetensors files of this directory"),
-        (lambda t: t | {NORM: "pytorch_model.bin"}, "has to map tensors to .safetensors files of this directory"),
-        (lambda t: t | {NORM: 3}, "has to map tensors to .safetensors files of this directory"),
-        (lambda t: [], "has to map tensors to .safetensors files of this directory"),
+        (lambda t: t | {NORM: "../outside.safetensors"}, "must map tensors to .safetensors files of this directory"),
+        (lambda t: t | {NORM: "/etc/x.safetensors"}, "must map tensors to .safetensors files of this directory"),
+        (lambda t: t | {NORM: "pytorch_model.bin"}, "must map tensors to .safetensors files of this directory"),
+        (lambda t: t | {NORM: 3}, "must map tensors to .safetensors files of this directory"),
+        (lambda t: [], "must map tensors to .safetensors files of this directory"),
         (lambda t: t | {NORM: "lost.safetensors"}, r"lost\.safetensors missing"),
-        (lambda t: t | {NORM: ".hidden.safetensors"}, "has to map tensors to .safetensors files of this directory"),
-        (lambda t: t | {NORM: "a\\..\\b.safetensors"}, "has to map tensors to .safetensors files of this directory"),
-        (lambda t: t | {"ghost": t[NORM]}, "tensor ghost is not in the file that the index says, or not in both"),
+        (lambda t: t | {NORM: ".hidden.safetensors"}, "must map tensors to .safetensors files of this directory"),
+        (lambda t: t | {NORM: "a\\..\\b.safetensors"}, "must map tensors to .safetensors files of this directory"),
+        (lambda t: t | {"ghost": t[NORM]}, "tensor ghost is not in the file that the index names, or not in both"),
         (lambda t: {k: v for k, v in t.items() if k != NORM}, r"LayerNorm\.weight is not in the file that"),
         (lambda t: t | {NORM: OTHER[t[NORM]]}, r"LayerNorm\.weight is not in the file that"),
     ],

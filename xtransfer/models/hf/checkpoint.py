@@ -1,4 +1,4 @@
-"""Hugging Face directories: find them, load models from them, write them."""
+"""Hugging Face directories: find them, load models from them, and write them."""
 
 import hashlib
 import re
@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from xtransfer import storage
 from xtransfer.config import user_path
 from xtransfer.errors import UserError, nearest
-from xtransfer.models.encoder import Classifier, EncoderConfig, MaskedLM
+from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.models.hf import hub
 from xtransfer.models.hf.config import (
     CONFIG,
@@ -34,15 +35,21 @@ from xtransfer.runtime.sharding import on_host, param_shardings
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "pretrained"
 _WITHOUT_HEAD = (
-    "set `checkpoint` to the encoder that this classifier was made from, or save this one without its head "
-    "(AutoModel in transformers); no setting leaves a trained head out"
+    "set `checkpoint` to the encoder that this classifier was trained from, or save this one without its head "
+    "(AutoModel in transformers); no setting drops a trained head"
 )
 
 
 def resolve(name: str, revision: str | None = None, *, only_config: bool = False) -> Path:
-    """The directory of a checkpoint: an embedded name, a directory, or a hub id with an optional `@revision`.
+    """Return the directory of a checkpoint.
 
-    With `only_config` nothing but config.json is fetched from the hub.
+    Args:
+      name: an embedded name, a directory, or a hub id with an optional `@revision`.
+      revision: a branch, tag, or commit for a hub id without one.
+      only_config: fetch nothing but config.json from the hub.
+
+    Raises:
+      UserError: there is no such checkpoint.
     """
     if (EMBEDDED / name / CONFIG).is_file() and re.fullmatch(r"[\w.-]+", name):
         return EMBEDDED / name
@@ -54,7 +61,7 @@ def resolve(name: str, revision: str | None = None, *, only_config: bool = False
     if path.exists() or not hub.is_id(repo):
         raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({', '.join(embedded)})")
     if pinned and revision and pinned != revision:
-        raise UserError(f"{name}: two revisions, {pinned} and {revision}: give one")
+        raise UserError(f"{name}: two revisions, {pinned} and {revision}: choose one")
     try:
         return (hub.fetch_config if only_config else hub.fetch)(repo, pinned or revision)
     except UserError as error:
@@ -69,7 +76,7 @@ def abstract_classifier(
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
 ) -> tuple[Any, nnx.State]:
-    """(graphdef, shapes and dtypes of the parameters) of a `Classifier`, without any weights."""
+    """Return the graphdef of a `Classifier` and the shapes and dtypes of its parameters, without any weights."""
 
     def make() -> Classifier:
         return Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype, remat=remat)
@@ -87,11 +94,22 @@ def load_classifier(
     labels: Sequence[str] | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Any, nnx.State]:
-    """(graphdef, params) of a `Classifier` with a checkpoint's weights, float32.
+    """Return the graphdef and the parameters, float32, of a `Classifier` with a checkpoint's weights.
 
-    A head in the file is used, its classes permuted by name to the order of `labels`; other names or another
-    pooling are a UserError. Otherwise the head is new, drawn from `seed`. The parameters go to their places on `mesh`
-    by `sharding.RULES`, without one to the default device; the host holds one tensor at a time beside them.
+    A head in the file is used, with its classes permuted by name. Otherwise the head is new.
+
+    Args:
+      directory: a Hugging Face directory.
+      num_classes: K.
+      seed: the seed of a new head.
+      pooling: "cls" or "mean".
+      dtype: the compute dtype.
+      labels: the class names, in order; None takes them from the file.
+      mesh: where the parameters go, by `sharding.RULES`; None is the default device. The host holds one tensor at a
+        time.
+
+    Raises:
+      UserError: the head in the file has other classes or another pooling, or the files do not fit.
     """
     config = read_config(directory)
     graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
@@ -99,7 +117,8 @@ def load_classifier(
     order: dict[str, list[int]] = {}
     if "head.kernel" in source.targets:
         places = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
-        if (saved := read_pooling(directory)) != pooling:
+        saved = read_pooling(directory)
+        if saved != pooling:
             raise UserError(
                 f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved}, not {pooling}"
             )
@@ -110,9 +129,10 @@ def load_classifier(
 def load_masked_lm(
     directory: str | Path, *, seed: int, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
 ) -> tuple[Any, nnx.State]:
-    """(graphdef, params) of a `MaskedLM` with a checkpoint's weights; heads that it lacks are drawn from `seed`.
+    """Return the graphdef and the parameters of a `MaskedLM` with a checkpoint's weights; see `load_classifier`.
 
-    The parameters are laid out as `load_classifier` does. UserError where the family has no pretraining heads here.
+    Raises:
+      UserError: the family's pretraining heads are not supported, or the files do not fit.
     """
     check_pretraining(directory)
     config = read_config(directory)
@@ -126,7 +146,7 @@ def _layout(mesh: Mesh | None, state: nnx.State) -> Any:
 
 
 def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None, outputs: int) -> list[int]:
-    """For each class of `labels`, its place in the file's head."""
+    """Return, for each class of `labels`, its index in the file's head."""
     names = class_names(directory, outputs)
     path = directory / CONFIG
     if len(names) != outputs:
@@ -135,10 +155,10 @@ def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None
         labels = names
     if len(labels) != num_classes:
         raise UserError(
-            f"{path}: the head has {len(names)} classes ({', '.join(names)}), wanted {num_classes}: {_WITHOUT_HEAD}"
+            f"{path}: the head has {len(names)} classes ({', '.join(names)}), expected {num_classes}: {_WITHOUT_HEAD}"
         )
     if sorted(labels) != sorted(names):
-        renamed = "if they are the same, give them the task's names in id2label; else "
+        renamed = "if they are the same classes, write the task's names into id2label; otherwise "
         raise UserError(
             f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: "
             f"{renamed if len(labels) == len(names) else ''}{_WITHOUT_HEAD}"
@@ -157,16 +177,25 @@ def save(
     dtype: str = "float32",
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Writes a directory that `transformers` and this module load: config.json, model.safetensors, tokenizer files.
+    """Write a directory that `transformers` and this module load; it appears complete or not at all.
 
-    The leaves of `params` tell the architecture: a `Classifier`'s, a `MaskedLM`'s, or an encoder and pooler. The
-    directory appears whole or not at all; UserError where it exists with something in it, or cannot be written.
-    `transformers` has no "mean" pooling: such a classifier is marked in config.json, and read back by this module only.
-    `dtype` float16 or bfloat16 halves the file; it is read back as float32. `notes`: further text files, name -> text.
+    Args:
+      directory: must be empty or not exist.
+      config: the architecture.
+      params: of a `Classifier`, of a `MaskedLM`, or of an encoder and pooler. Their paths name the architecture.
+      tokenizer: saved beside the model, if any.
+      labels: the class names, in order.
+      pooling: `transformers` has no "mean" pooling. Such a classifier is marked in config.json, and only this module
+        reads it correctly.
+      dtype: float16 and bfloat16 halve the file, which is read back as float32.
+      notes: further text files, by name.
+
+    Raises:
+      UserError: the directory is not empty or cannot be written.
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: exists already: give a new directory")
+        raise UserError(f"{directory} already exists; choose a new directory")
     paths = frozenset(leaves(params))
     try:
         with storage.atomic_directory(directory) as partial:
@@ -188,25 +217,25 @@ def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise OSError(str(error)) from error  # tokenizers raises nothing narrower where a file cannot be written
+        raise OSError(str(error)) from error  # tokenizers raises nothing narrower if a file cannot be written
 
 
 def fingerprint_files(directory: str | Path) -> str:
-    """sha256 over the names and bytes of a checkpoint's config, weights and tokenizer files, and of no others."""
+    """Return the sha256 over the names and bytes of a checkpoint's config, weights, and tokenizer files."""
     directory = Path(directory)
-    found = {path for pattern in (CONFIG, *hub.TOKENIZER_FILES) for path in directory.glob(pattern)}
+    paths = {path for pattern in (CONFIG, *hub.TOKENIZER_FILES) for path in directory.glob(pattern)}
     weights = weight_files(directory)
-    found.update(weights if weights == [directory / WEIGHTS] else [*weights, directory / INDEX])
+    paths.update(weights if weights == [directory / WEIGHTS] else [*weights, directory / INDEX])
     digest = hashlib.sha256()
-    for path in sorted(found):
+    for path in sorted(paths):
         digest.update(f"{path.name} {storage.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
 def fingerprint_params(params: nnx.State) -> str:
-    """sha256 over the paths, shapes, dtypes and bytes of every leaf, in the order of the paths.
+    """Return the sha256 over the paths, shapes, dtypes, and bytes of all leaves, in the order of their paths.
 
-    Where processes share the parameters, all have to call this.
+    If processes share the parameters, all of them must call this.
     """
     digest = hashlib.sha256()
     for path, variable in sorted(leaves(params).items()):

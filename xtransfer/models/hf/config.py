@@ -1,4 +1,4 @@
-"""`config.json` of a Hugging Face directory: strict reading, and writing."""
+"""Strict reading and writing of a Hugging Face directory's `config.json`."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +13,14 @@ from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weight_map import Family
 
 CONFIG = "config.json"
-POOLING_KEY = "xtransfer_pooling"  # in config.json: how a saved classifier pools, where it is not the families' own way
+POOLING_KEY = "xtransfer_pooling"  # key of config.json for how a saved classifier pools, if not as its family does
 
-_OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # some name it as ours
+_OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # may share our tensor names
 _SINGLE_LABEL = "single_label_classification"
 
 
 def read_config(directory: str | Path) -> EncoderConfig:
-    """The architecture in `config.json`; UserError names the file and the key that is missing, wrong or unknown."""
+    """Return the architecture in `config.json`; a UserError names the file and the missing, wrong, or unknown key."""
     path = Path(directory) / CONFIG
     raw = read_raw(directory)
     family = FAMILIES.get(str(raw.get("model_type")))
@@ -32,7 +32,8 @@ def read_config(directory: str | Path) -> EncoderConfig:
             f"{path}: auto_map asks for remote code, which is never run: use a plain {family.name} checkpoint"
         )
     _check_fixed(path, raw, family)
-    if missing := [key for key in family.required if key not in raw]:
+    missing = [key for key in family.required if key not in raw]
+    if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing")
     stated = {
         field: _checked(path, key, field, raw[key], nullable=key in family.nullable)
@@ -47,7 +48,7 @@ def read_config(directory: str | Path) -> EncoderConfig:
         raise UserError(f"{path}: pad_token_id is {config.pad_id}, beyond vocab_size {config.vocab_size}")
     if config.position_offset >= config.max_positions:
         raise UserError(
-            f"{path}: positions begin after pad_token_id {config.pad_id}, beyond all {config.max_positions} of "
+            f"{path}: positions start after pad_token_id {config.pad_id}, beyond the {config.max_positions} of "
             "max_position_embeddings"
         )
     if config.hidden_size % config.num_heads:
@@ -58,7 +59,7 @@ def read_config(directory: str | Path) -> EncoderConfig:
 
 
 def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
-    """UserError where a checkpoint is of a kind that would be run as something else than it was trained as."""
+    """Refuse a checkpoint that would run as something other than what it was trained as."""
     _check_values(path, raw, family.fixed)
     if raw.get("problem_type") not in (None, _SINGLE_LABEL):
         raise UserError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
@@ -66,8 +67,8 @@ def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
     for name in architectures if isinstance(architectures, list) else []:
         if str(name).endswith(_OTHER_HEADS):
             raise UserError(
-                f"{path}: architectures has {name}, whose head does another task: use a checkpoint of the encoder, "
-                "…ForMaskedLM or …ForSequenceClassification"
+                f"{path}: architectures has {name}, whose head is for another task: use a checkpoint of the encoder, "
+                "…ForMaskedLM, or …ForSequenceClassification"
             )
 
 
@@ -78,16 +79,16 @@ def _check_values(path: Path, raw: Mapping[str, Any], fixed: Iterable[tuple[str,
 
 
 def check_pretraining(directory: str | Path) -> None:
-    """UserError where a checkpoint's pretraining cannot go on here: another family, or heads of another kind."""
+    """Refuse a checkpoint whose pretraining cannot continue here: another family, or other pretraining heads."""
     path, family = Path(directory) / CONFIG, FAMILIES[read_config(directory).family]
     if not family.pretrains:
         able = ", ".join(name for name, other in FAMILIES.items() if other.pretrains)
-        raise UserError(f"{path}: model_type is {family.name}: pretraining goes on from {able} checkpoints only")
+        raise UserError(f"{path}: model_type is {family.name}: only {able} checkpoints can be pretrained further")
     _check_values(path, read_raw(directory), family.fixed_in_pretraining)
 
 
 def _checked(path: Path, key: str, field: str, value: Any, *, nullable: bool) -> Any:
-    """`value` as the field of EncoderConfig that it becomes, or a UserError."""
+    """Return a value for a field of EncoderConfig, or raise a UserError that names its key."""
     if field == "hidden_act":
         valid = value in ACTIVATIONS if isinstance(value, str) else False
         wanted = f"one of {', '.join(ACTIVATIONS)}"
@@ -101,7 +102,7 @@ def _checked(path: Path, key: str, field: str, value: Any, *, nullable: bool) ->
     else:
         valid, wanted = type(value) is int and value > 0, "a positive integer"
     if not valid and not (value is None and nullable):
-        raise UserError(f"{path}: {key} is {value!r}: it has to be {wanted}")
+        raise UserError(f"{path}: {key} is {value!r}, expected {wanted}")
     return value
 
 
@@ -110,35 +111,36 @@ def _is_number(value: Any) -> bool:
 
 
 def read_labels(directory: str | Path) -> tuple[str, ...] | None:
-    """The class names of `config.json` (id2label) in the order of the head's outputs, None where it has none.
+    """Return the class names of `config.json` (id2label) in the order of the head's outputs; None without id2label.
 
-    A name may be an integer there. UserError for other than that, and for a label2id of the same names that has them
-    in another order: nobody can tell which is right.
+    Raises:
+      UserError: a name is neither text nor an integer, or label2id has the same names in another order, so that nobody
+        knows which of the two is right.
     """
     path, raw = Path(directory) / CONFIG, read_raw(directory)
     table = raw.get("id2label")
     if table is None:
         return None
     if not isinstance(table, dict) or sorted(table) != sorted(map(str, range(len(table)))):
-        raise UserError(f"{path}: id2label has to map 0 … n-1 to names")
+        raise UserError(f"{path}: id2label must map 0 … n-1 to names")
     names = [table[str(index)] for index in range(len(table))]
     labels = tuple(map(str, names))
     if not all(type(name) in (str, int) for name in names) or len(set(labels)) != len(labels):
-        raise UserError(f"{path}: id2label has to give every class its own name")
+        raise UserError(f"{path}: id2label must give every class a name of its own")
     back = raw.get("label2id")
-    # One with other names is a leftover of the checkpoint before, which transformers does not read either.
+    # A label2id with other names is left over from an earlier checkpoint; transformers does not read it either.
     if isinstance(back, dict) and set(back) == set(labels) and any(back[name] != i for i, name in enumerate(labels)):
-        raise UserError(f"{path}: id2label and label2id have the classes in different orders: mend one of them")
+        raise UserError(f"{path}: id2label and label2id list the classes in different orders: correct one of them")
     return labels
 
 
 def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
-    """`read_labels`, or without them the names that `transformers` gives to this number of outputs."""
+    """Return `read_labels`, or else the names that `transformers` gives to this number of outputs."""
     return read_labels(directory) or tuple(f"LABEL_{index}" for index in range(outputs))
 
 
 def read_pooling(directory: str | Path) -> str:
-    """How a saved classifier pools: "cls" unless `config.json` says otherwise."""
+    """Return how a saved classifier pools: "cls" unless `config.json` says otherwise."""
     return str(read_raw(directory).get(POOLING_KEY, "cls"))
 
 
@@ -150,22 +152,29 @@ def write_config(
     pooling: str,
     special_ids: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Writes a `config.json` that `transformers` reads; `leaves` (dotted paths) tell which architecture it is.
+    """Write a `config.json` that `transformers` reads.
 
-    `special_ids` of the tokenizer (see `hf_tokenizer.special_ids`) stand for what the checkpoint said of them.
+    Args:
+      file: where to.
+      config: the architecture.
+      leaves: the dotted paths of the parameters, which decide the name of the architecture.
+      labels: the class names, in order; None without a classification head.
+      pooling: how the classifier pools.
+      special_ids: the tokenizer's special ids (see `hf.tokenizer.special_ids`), which replace the checkpoint's.
     """
     family = FAMILIES[config.family]
     values: dict[str, Any] = {
         "architectures": [family.architecture(leaves)],
         "model_type": family.name,
         "dtype": "float32",
-        **{
-            key: getattr(config, field) if key in family.nullable else config.effective(field)
-            for key, field in family.config_keys
-        },
-        **{key: allowed[0] for key, allowed in (*family.fixed, *family.fixed_in_pretraining)},
-        **special_ids,
     }
+    for key, field in family.config_keys:
+        value = getattr(config, field)
+        if value is None and key not in family.nullable:
+            value = {"embedding_size": config.embedding_width, "classifier_dropout": config.classifier_rate}[field]
+        values[key] = value
+    values.update({key: allowed[0] for key, allowed in (*family.fixed, *family.fixed_in_pretraining)})
+    values.update(special_ids)
     if labels is not None:
         values["problem_type"] = _SINGLE_LABEL
         values["id2label"] = {str(index): label for index, label in enumerate(labels)}
@@ -176,7 +185,7 @@ def write_config(
 
 
 def read_raw(directory: str | Path) -> dict[str, Any]:
-    """All of `config.json`, or a UserError that names the file."""
+    """Return everything in `config.json`, or raise a UserError that names the file."""
     path = Path(directory) / CONFIG
     try:
         return storage.read_object(path, "fetch it again")

@@ -1,4 +1,4 @@
-"""Does a tokenizer belong to the model of a Hugging Face directory; its special ids for `config.json`."""
+"""Whether a tokenizer belongs to the model of a Hugging Face directory, and its special ids for `config.json`."""
 
 import logging
 from collections.abc import Mapping
@@ -13,40 +13,43 @@ from xtransfer.models.hf.families import FAMILIES
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
-# Of the embedding's rows, those that a tokenizer has. Rows are added to round a size up, and some embeddings are far
-# larger than their vocabulary (IndoBERT: 50,000 rows for 30,521 tokens).
-_LEAST, _USUAL = 0.5, 0.9
+# The share of the embedding's rows that a tokenizer has tokens for. Rows are added to round a size up, and some
+# embeddings are far larger than their vocabulary (IndoBERT: 50,000 rows for 30,521 tokens).
+_MINIMUM_SHARE, _USUAL_SHARE = 0.5, 0.9
 
 log = logging.getLogger(__name__)
 
 
 def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
-    """UserError where a tokenizer cannot belong to the model of `directory`, whose `config.json` is read.
+    """Refuse a tokenizer that cannot belong to the model of `directory`, by its `config.json`.
 
-    Refused are ids beyond the embedding, a vocabulary of less than half of it, another begin or end id, another pad id
-    where positions follow it, no special token at the front (whose vector is pooled), and token types that the model
-    does not have. What is unusual but changes no number is a warning. Where config.json names its `tokenizer_class`,
-    the model was trained with another family's tokenizer, and its begin and end ids may be leftovers.
+    Refused are ids beyond the embedding, a vocabulary of less than half of it, a different begin or end id, a different
+    pad id if positions depend on it, no special token at the front (whose vector is pooled), and token types that the
+    model does not have. Oddities that change no number are warnings. If config.json names a `tokenizer_class`, the
+    model was trained with another family's tokenizer, so its begin and end ids may be leftovers and are not compared.
 
-    A tokenizer that passes may still be unfit for pairs of texts: see `check_pairs`.
+    A tokenizer that passes may still be unfit for pairs of texts; see `check_pairs`.
+
+    Raises:
+      UserError: the tokenizer is refused.
     """
     config, raw = read_config(directory), read_raw(directory)
-    name = getattr(tokenizer, "name_or_path", "") or "tokenizer"
+    name = _name_of(tokenizer)
     place = f"({Path(directory) / CONFIG})"
     vocabulary = tokenizer.get_vocab()
     largest = max(vocabulary.values(), default=-1)
     if largest >= config.vocab_size:
         wrong = f"token ids up to {largest}, but the model embeds {config.vocab_size}"
-    elif len(vocabulary) < _LEAST * config.vocab_size:
+    elif len(vocabulary) < _MINIMUM_SHARE * config.vocab_size:
         wrong = f"{len(vocabulary)} tokens, but the model embeds {config.vocab_size}"
     else:
         wrong = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer)
     if wrong:
         raise UserError(f"{name}: {wrong} {place}: another model's tokenizer?")
-    if len(vocabulary) < _USUAL * config.vocab_size:
-        _warn(f"{name}: only {len(vocabulary)} tokens, and the model embeds {config.vocab_size} {place}")
+    if len(vocabulary) < _USUAL_SHARE * config.vocab_size:
+        _warn(f"{name}: only {len(vocabulary)} tokens, but the model embeds {config.vocab_size} {place}")
     if tokenizer.pad_token_id != config.pad_id:
-        pads = f"pad id {tokenizer.pad_token_id}, and the model's is {config.pad_id}"
+        pads = f"pad id {tokenizer.pad_token_id}, but the model's is {config.pad_id}"
         _warn(f"{name}: {pads} {place}; padding is masked, so no number changes")
 
 
@@ -54,43 +57,50 @@ def check_pairs(directory: str | Path, tokenizer: Any) -> None:
     """Refuse a tokenizer that gives pairs of texts more token types than the model of `directory` has.
 
     Raises:
-      UserError: it does; single texts can still be used with it.
+      UserError: it does. Single texts can still be used with it.
     """
     types = _types_beyond(read_config(directory), tokenizer("a", "a"))
     if types:
-        name = getattr(tokenizer, "name_or_path", "") or "tokenizer"
         raise UserError(
-            f"{name}: pairs have {types} ({Path(directory) / CONFIG}): pairs of texts cannot be used with it"
+            f"{_name_of(tokenizer)}: pairs have {types} ({Path(directory) / CONFIG}): it cannot be used with text pairs"
         )
+
+
+def _name_of(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or "tokenizer"
 
 
 @cache
 def _warn(message: str) -> None:
-    """Once a process, for teacher, student and description may have the same checkpoint."""
+    """Warn once per process: teacher, student, and `describe` may use the same checkpoint."""
     log.warning(message)
 
 
 def _wrong_special_id(config: EncoderConfig, raw: Mapping[str, Any], tokenizer: Any) -> str:
-    """Which special id of a tokenizer is not the model's and matters, or ""."""
+    """Return which special id differs from the model's and matters, or ""."""
     if FAMILIES[config.family].positions_after_pad and tokenizer.pad_token_id != config.pad_id:
         return f"pad id {tokenizer.pad_token_id}, but the model's is {config.pad_id}"
-    for kind in ("bos", "eos") if raw.get("tokenizer_class") is None else ():
-        wanted, found = raw.get(f"{kind}_token_id"), getattr(tokenizer, f"{kind}_token_id")
-        if None not in (wanted, found) and found not in (wanted if isinstance(wanted, list) else [wanted]):
-            return f"{kind} id {found}, but the model's is {wanted}"
+    if raw.get("tokenizer_class") is not None:
+        return ""
+    for kind in ("bos", "eos"):
+        expected, actual = raw.get(f"{kind}_token_id"), getattr(tokenizer, f"{kind}_token_id")
+        if expected is None or actual is None:
+            continue
+        if actual not in (expected if isinstance(expected, list) else [expected]):
+            return f"{kind} id {actual}, but the model's is {expected}"
     return ""
 
 
 def _wrong_layout(config: EncoderConfig, tokenizer: Any) -> str:
-    """What about a tokenizer's texts the model was not made for, or ""."""
+    """Return what the model was not made for in the layout of a tokenized text, or ""."""
     single = tokenizer("a", return_special_tokens_mask=True)
     if not single["special_tokens_mask"] or not single["special_tokens_mask"][0]:
-        return "no special token stands first, but the model classifies by it"
+        return "no special token at the front, but the model classifies by it"
     return _types_beyond(config, single)
 
 
 def _types_beyond(config: EncoderConfig, encoding: Mapping[str, Any]) -> str:
-    """How the token types that an example is fed with are beyond the model's, or ""; without types they are zeros."""
+    """Return which token types of an example the model lacks, or ""; without token types they are zeros."""
     types = max(encoding.get("token_type_ids", ()), default=0) + 1
     if 1 <= config.type_vocab_size < types:
         return f"{types} token types, but the model's type_vocab_size is {config.type_vocab_size}"
@@ -98,6 +108,6 @@ def _types_beyond(config: EncoderConfig, encoding: Mapping[str, Any]) -> str:
 
 
 def special_ids(tokenizer: Any) -> dict[str, int]:
-    """The special ids of a tokenizer under their keys in `config.json`, those that it has."""
-    found = {key: getattr(tokenizer, key, None) for key in SPECIAL_IDS}
-    return {key: value for key, value in found.items() if value is not None}
+    """Return the special ids that a tokenizer has, under their keys in `config.json`."""
+    ids = {key: getattr(tokenizer, key, None) for key in SPECIAL_IDS}
+    return {key: value for key, value in ids.items() if value is not None}

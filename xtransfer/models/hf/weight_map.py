@@ -1,7 +1,7 @@
-"""What a table of names is: how the names of a family's Hugging Face checkpoints map to the encoder's.
+"""The form of a weight map: how the tensor names of a family's checkpoints map to the encoder's parameters.
 
-A rule is a pair of names in which `{n}` stands for a layer's number, so that the same table reads and writes. The
-tables themselves are in `xtransfer.models.hf.families`. No arrays here: `xtransfer.models.hf` moves the numbers.
+A rule is a pair of names in which `{n}` stands for a layer's number, so the same table serves reading and writing. The
+tables themselves are in `families`. This module touches no arrays; `weights` does.
 """
 
 import re
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 
 NONE = "none"
-TRANSPOSE = "transpose"  # PyTorch's Linear keeps [out, in], ours is [in, out]
+TRANSPOSE = "transpose"  # PyTorch's Linear stores [out, in], ours [in, out]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`source` in the file is `target` in the model; the first is transformed to give the second."""
+    """Maps the tensor `source` in the file to the parameter `target`, through `transform`."""
 
     source: str
     target: str
@@ -23,7 +23,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class NewLeaves:
-    """Leaves that a checkpoint may lack, all together or none: `only_with` names leaves that must then be new too."""
+    """Leaves that a checkpoint may lack, all together; `only_with` names leaves that must then be new too."""
 
     target: str
     only_with: str | None = None
@@ -33,18 +33,23 @@ class NewLeaves:
 class Family:
     """Everything that is particular to the checkpoints of one `model_type`.
 
-    `aliases`: (pattern, replacement) applied in order to a source name before the rules see it.
-    `copies`: (pattern, source, leaf) names of tensors that repeat another one (a tied decoder), which matters to a
-    model with that leaf only.
-    `ignorable`: patterns of source names that carry no parameter of ours.
-    `heads`: patterns of targets that a model without that head leaves in the file.
-    `defaults`: fields of EncoderConfig that differ from BERT's, where no key of config.json says otherwise.
-    `config_keys`: key of config.json -> field of EncoderConfig; `required` are keys without a default.
-    `nullable`: keys of config.json that may be null.
-    `fixed`: keys of config.json that, where present, must have one of these values; `fixed_in_pretraining` those of
-    which only the pretraining heads ask so.
-    `positions_after_pad`: position ids begin at pad_id + 1, not at 0.
-    `architectures`: (leaf, class name) the first whose leaf a model has; "" for any model.
+    Attributes:
+      name: the `model_type`.
+      rules: tensors to parameters.
+      aliases: (pattern, replacement) pairs, applied in order to a tensor's name before the rules see it.
+      copies: (pattern, source, leaf) for tensors that repeat another one, such as a tied decoder. They matter only to a
+        model with that leaf.
+      ignorable: patterns of tensor names that carry none of our parameters.
+      heads: patterns of targets that stay in the file if a model has no such head.
+      new: leaves that a checkpoint may lack.
+      config_keys: (key of config.json, field of EncoderConfig) pairs.
+      required: the keys without a default.
+      fixed: (key, allowed values) for keys of config.json that may only have these values.
+      architectures: (leaf, class name) pairs; the first whose leaf a model has names it, and "" matches any model.
+      defaults: fields of EncoderConfig that differ from BERT's, unless a key of config.json sets them.
+      nullable: keys of config.json that may be null.
+      fixed_in_pretraining: as `fixed`, but only for the pretraining heads.
+      positions_after_pad: whether position ids start at pad_id + 1, and not at 0.
     """
 
     name: str
@@ -64,58 +69,60 @@ class Family:
     positions_after_pad: bool = False
 
     def canonical(self, source: str) -> str:
-        """The name under which the rules know a source tensor."""
+        """Return the name by which the rules know a tensor."""
         for pattern, replacement in self.aliases:
             source = re.sub(pattern, replacement, source)
         return source
 
     def target(self, source: str) -> tuple[str, str] | None:
-        """(target, transform) of a canonical source name; None where no rule matches.
+        """Return (target, transform) for a canonical tensor name, or None if no rule matches.
 
-        Raises ValueError where several rules match: a fault of the table.
+        Raises:
+          ValueError: several rules match, which is a fault of the table.
         """
-        found = [
-            (_fill(rule.target, match), rule.transform)
-            for rule in self.rules
-            if (match := _pattern(rule.source).fullmatch(source))
-        ]
-        if len(found) > 1:
-            raise ValueError(f"{self.name}: {source} matches {len(found)} rules")
-        return found[0] if found else None
+        matches = []
+        for rule in self.rules:
+            match = _pattern(rule.source).fullmatch(source)
+            if match:
+                matches.append((_fill(rule.target, match), rule.transform))
+        if len(matches) > 1:
+            raise ValueError(f"{self.name}: {source} matches {len(matches)} rules")
+        return matches[0] if matches else None
 
     def source(self, target: str) -> tuple[str, str]:
-        """(canonical source, transform) of a target: the inverse of `target`. KeyError where there is none."""
+        """Return (canonical tensor name, transform) for a target, the inverse of `target`; KeyError if it has none."""
         for rule in self.rules:
-            if match := _pattern(rule.target).fullmatch(target):
+            match = _pattern(rule.target).fullmatch(target)
+            if match:
                 return _fill(rule.source, match), rule.transform
         raise KeyError(f"{self.name}: no name for {target}")
 
     def is_ignorable(self, source: str) -> bool:
-        """Whether a canonical source name is one that is left in the file."""
+        """Return whether a canonical tensor name stays in the file."""
         return any(re.fullmatch(pattern, source) for pattern in self.ignorable)
 
     def is_head(self, target: str) -> bool:
-        """Whether a target belongs to a head, which a model may not have."""
+        """Return whether a target belongs to a head, which a model may lack."""
         return any(re.fullmatch(pattern, target) for pattern in self.heads)
 
     def copy_of(self, source: str) -> tuple[str, str] | None:
-        """(canonical source name that this one repeats, leaf without which it does not matter), if it repeats one."""
+        """Return (the canonical name that this one repeats, the leaf without which it does not matter), or None."""
         return next(
             ((original, leaf) for pattern, original, leaf in self.copies if re.fullmatch(pattern, source)), None
         )
 
     @property
     def pretrains(self) -> bool:
-        """Whether there are rules for the pretraining heads."""
+        """Whether the family has rules for the pretraining heads."""
         return any(_pattern(rule.target).fullmatch("decoder_bias") for rule in self.rules)
 
     @property
     def pools_in_encoder(self) -> bool:
-        """Whether a bare encoder's file has the dense layer that the head reads."""
+        """Whether the file of a bare encoder has the dense layer that the head reads."""
         return self.target(self.canonical("pooler.dense.weight")) is not None
 
     def architecture(self, targets: frozenset[str]) -> str:
-        """The class name for config.json of a model with these leaves."""
+        """Return the class name in config.json for a model with these leaves."""
         return next(name for leaf, name in self.architectures if not leaf or leaf in targets)
 
 
@@ -129,23 +136,23 @@ def _fill(template: str, match: re.Match[str]) -> str:
 
 
 def dense(source: str, target: str) -> tuple[Rule, Rule]:
-    """The rules of a linear layer."""
+    """Return the rules of a linear layer."""
     return Rule(f"{source}.weight", f"{target}.kernel", TRANSPOSE), Rule(f"{source}.bias", f"{target}.bias")
 
 
 def norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """The rules of a LayerNorm."""
+    """Return the rules of a LayerNorm."""
     return Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")
 
 
 def embeddings(prefix: str, *names: str) -> tuple[Rule, ...]:
-    """The rules of embedding tables and the LayerNorm over their sum."""
+    """Return the rules of embedding tables, and of the LayerNorm over their sum."""
     tables = (Rule(f"{prefix}.{name}.weight", f"encoder.embeddings.{name}.embedding") for name in names)
     return (*tables, *norm(f"{prefix}.LayerNorm", "encoder.embeddings.norm"))
 
 
 def bert_layers(prefix: str) -> tuple[Rule, ...]:
-    """The rules of the layers under the names that BERT, RoBERTa and ELECTRA share."""
+    """Return the rules of the layers under the names that BERT, RoBERTa, and ELECTRA share."""
     source, target = f"{prefix}.{{n}}", "encoder.layers.{n}"
     return (
         *dense(f"{source}.attention.self.query", f"{target}.attention.query"),
@@ -159,7 +166,7 @@ def bert_layers(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-# Keys of config.json that BERT, RoBERTa and ELECTRA share.
+# Keys of config.json that BERT, RoBERTa, and ELECTRA share.
 BERT_KEYS = (
     ("vocab_size", "vocab_size"),
     ("hidden_size", "hidden_size"),
@@ -182,7 +189,7 @@ BERT_FIXED: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("is_decoder", (False,)),
     ("add_cross_attention", (False,)),
 )
-# LayerNorm's parameters as TensorFlow's checkpoints, and those converted from them, name them.
+# LayerNorm's parameters under the names in TensorFlow's checkpoints, and in those converted from them.
 OLD_NORM = (
     (r"((?i:layer_?norm))\.gamma$", r"\1.weight"),
     (r"((?i:layer_?norm))\.beta$", r"\1.bias"),

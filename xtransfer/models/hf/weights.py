@@ -1,9 +1,9 @@
-"""Tensors of a Hugging Face directory: strict reading into a model's state, and writing it back.
+"""Strict reading of a Hugging Face directory's tensors into a model's state, and writing them back.
 
 Every tensor of the file matches exactly one rule of the family's table, every leaf of the model is filled, and only
-declared heads may be new. Only safetensors is read, so nothing in a file is ever run. A tensor is read when its turn
-comes, the part of each device by itself and in pieces: beyond the parameters and the files' mapping, memory holds
-about one tensor, or one device's part of it.
+declared heads may be new. Only safetensors are read, so nothing in a file is ever executed. A tensor is read when its
+turn comes, one device's shard at a time and in pieces. So beyond the parameters and the mapped files, memory holds
+about one tensor, or one device's shard of it.
 """
 
 import logging
@@ -33,31 +33,40 @@ from xtransfer.runtime.sharding import path_name
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NO_WEIGHTS = (
-    f"no {WEIGHTS} (pickled weights such as pytorch_model.bin are never read: convert them with safetensors, or ask "
-    "for a revision of the checkpoint that has them)"
+    f"no {WEIGHTS} (pickled weights such as pytorch_model.bin are never read: convert them to safetensors, or choose a "
+    "revision of the checkpoint that has them)"
 )
-DTYPES = ("F32", "F16", "BF16")  # the half precisions are widened
+DTYPES = ("F32", "F16", "BF16")  # half precision is widened to float32
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
-_PIECE = 1 << 18  # numbers read at a time: what they take beside the tensor is little, and stays in the cache
+_PIECE = 1 << 18  # numbers to read at a time: small beside a tensor, and they stay in the processor's cache
 
-Index = tuple[slice, ...]  # a part of an array: a slice of each axis, with start and stop
+Index = tuple[slice, ...]  # a region of an array: a slice of each axis, with start and stop
 
 log = logging.getLogger(__name__)
 
 
 def leaves(state: nnx.State) -> dict[str, Any]:
-    """The variables of a state by dotted path."""
+    """Return the variables of a state by dotted path."""
     return {dotted(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def dotted(path: Sequence[Any]) -> str:
-    """A leaf's path as one name."""
+    """Return a leaf's path as one name."""
     return ".".join(map(str, path))
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: name and shape as in the file; `only_with`: a leaf without which it does not matter."""
+    """One tensor of a file.
+
+    Attributes:
+      file: the safetensors file.
+      name: as in the file.
+      dtype: as in the file.
+      shape: as in the file.
+      transform: turns it into the leaf, see `weight_map`.
+      only_with: the leaf without which this tensor does not matter; None if it always does.
+    """
 
     file: Path
     name: str
@@ -67,7 +76,7 @@ class Tensor:
     only_with: str | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """UserError where this cannot be a leaf of `shape`; nothing but the file's header is needed."""
+        """Refuse this tensor for a leaf of `shape`; only the file's header is needed."""
         expected = shape[::-1] if self.transform == TRANSPOSE else shape
         if self.shape != expected:
             raise UserError(
@@ -78,18 +87,22 @@ class Tensor:
             raise UserError(f"{self.file}: tensor {self.name} has dtype {self.dtype}: one of {', '.join(DTYPES)}")
 
     def read(self, files: "Files", index: Index) -> np.ndarray:
-        """A part of the leaf as float32. UserError: NaN or Inf in it, or a file that cannot be read."""
-        turned = self.transform == TRANSPOSE
-        part = np.empty([axis.stop - axis.start for axis in index], np.float32)
-        as_in_file = part.T if turned else part
-        for rows, piece in self.pieces(files, index[::-1] if turned else index):
+        """Return a region of the leaf as float32.
+
+        Raises:
+          UserError: it holds NaN or Inf, or the file cannot be read.
+        """
+        transposed = self.transform == TRANSPOSE
+        region = np.empty([axis.stop - axis.start for axis in index], np.float32)
+        as_in_file = region.T if transposed else region
+        for rows, piece in self.pieces(files, index[::-1] if transposed else index):
             if not np.isfinite(piece).all():
                 raise UserError(f"{self.file}: tensor {self.name} has NaN or Inf: the checkpoint is broken")
             as_in_file[rows] = piece
-        return part
+        return region
 
     def pieces(self, files: "Files", index: Index) -> Iterator[tuple[slice, np.ndarray]]:
-        """Runs of rows of a part of the tensor as it lies in the file: (which of the part's rows, float32)."""
+        """Yield a region of the tensor in runs of rows, as the file has them: (which rows of the region, float32)."""
         first, *others = index
         step = max(1, _PIECE // max(1, int(np.prod([axis.stop - axis.start for axis in others]))))
         try:
@@ -102,22 +115,22 @@ class Tensor:
             raise UserError(f"{self.file}: tensor {self.name} cannot be read ({error}): fetch it again") from error
 
     def equals(self, other: "Tensor", files: "Files") -> bool:
-        """Whether both have the same numbers; their shapes are the same."""
+        """Return whether both tensors, of the same shape, hold the same numbers."""
         pairs = zip(self.pieces(files, whole(self.shape)), other.pieces(files, whole(self.shape)), strict=True)
         return all(np.array_equal(one, another) for (_, one), (_, another) in pairs)
 
 
-Files = Mapping[Path, Any]  # the open files of a checkpoint
+Files = Mapping[Path, Any]  # a checkpoint's open files
 
 
 def whole(shape: Sequence[int]) -> Index:
-    """The part of an array that is all of it."""
+    """Return the index of a whole array."""
     return tuple(slice(0, size) for size in shape)
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """The tensors of a checkpoint by the leaf that they fill, and those that repeat another tensor."""
+    """A checkpoint's tensors by the leaf that they fill, and its copies, which repeat another tensor."""
 
     directory: Path
     family: Family
@@ -126,7 +139,11 @@ class WeightSource:
 
     @classmethod
     def open(cls, directory: str | Path, family: Family) -> "WeightSource":
-        """Reads the names only. UserError: no safetensors, a broken file, a tensor without a rule, two for one leaf."""
+        """Open a checkpoint and read its names.
+
+        Raises:
+          UserError: no safetensors, a broken file, a tensor without a rule, or two tensors for one leaf.
+        """
         targets: dict[str, Tensor] = {}
         copies: dict[str, Tensor] = {}
         for file in weight_files(directory):
@@ -154,13 +171,17 @@ class WeightSource:
         shardings: Any = None,
         order: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> nnx.State:
-        """`abstract` with float32 numbers from the files; declared heads that they lack are drawn from `seed`.
+        """Return `abstract` with float32 numbers from the files.
 
-        `shardings`, a tree like `abstract`, says where each leaf lies: of a tensor only the parts of this process's
-        devices are read. Without it, leaves lie on the default device. `order` gives, for leaves named by their path,
-        the places in the file of what stands on their last axis.
+        Args:
+          abstract: the shapes of the parameters.
+          seed: the seed of declared heads that the files lack.
+          shardings: a tree like `abstract`, the layout of each leaf; only the shards of this process's devices are
+            read. None puts every leaf on the default device.
+          order: for some leaves, by path: the indices in the file of the entries of their last axis.
 
-        UserError: a missing or surplus tensor, a wrong shape (both are named), another dtype, NaN or Inf.
+        Raises:
+          UserError: a missing or unexpected tensor, a wrong shape (both are named), another dtype, NaN, or Inf.
         """
         shapes = {path: variable.shape for path, variable in leaves(abstract).items()}
         missing = shapes.keys() - self.targets.keys()
@@ -195,7 +216,7 @@ class WeightSource:
             yield {file: stack.enter_context(_opened(file)) for file in sorted(names)}
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]], missing: set[str]) -> None:
-        """All that the files' headers tell: nothing is read from a checkpoint that does not fit."""
+        """Check everything that the files' headers say, so that nothing is read from a checkpoint that does not fit."""
         self._check_missing(missing)
         for path, tensor in self.targets.items():
             if path in shapes:
@@ -208,44 +229,45 @@ class WeightSource:
             tensor.check(shapes[path])
 
     def _copies_in(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
-        """The tied copies, by the leaf that they repeat, that the model would use."""
+        """Return the tied copies that the model would use, by the leaf that they repeat."""
         return [(path, copy) for path, copy in self.copies.items() if path in shapes and copy.only_with in shapes]
 
     def _check_missing(self, missing: set[str]) -> None:
-        """Declared heads may be missing whole; anything else is an error that names the tensor as the file would."""
-        there = self.targets.keys() | self.copies.keys()
+        """Refuse missing tensors, named as in the file; a declared head may be missing completely."""
+        present = self.targets.keys() | self.copies.keys()
         allowed: set[str] = set()
         for new in self.family.new:
-            complete = not any(re.fullmatch(new.target, path) for path in there)
+            complete = not any(re.fullmatch(new.target, path) for path in present)
             if complete and new.only_with:
-                complete = not any(re.fullmatch(new.only_with, path) for path in there)
+                complete = not any(re.fullmatch(new.only_with, path) for path in present)
             if complete:
                 allowed |= {path for path in missing if re.fullmatch(new.target, path)}
-        if wrong := sorted(missing - allowed):
-            names = [self.family.source(path)[0] for path in wrong]
+        not_allowed = sorted(missing - allowed)
+        if not_allowed:
+            names = [self.family.source(path)[0] for path in not_allowed]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"{self.directory}: the weights lack tensor {', '.join(names[:3])}{more}")
 
 
 def _placed(read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
-    """A leaf from its parts, each read once, sent to its devices and let go before the next."""
+    """Return a leaf, reading each shard once and releasing it before the next."""
     if sharding is None:
         return jax.device_put(read(whole(shape))).block_until_ready()
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        parts = index if index is not None else whole(shape)
-        spans = tuple(part.indices(size)[:2] for part, size in zip(parts, shape, strict=True))
+        axes = index if index is not None else whole(shape)
+        spans = tuple(axis.indices(size)[:2] for axis, size in zip(axes, shape, strict=True))
         devices.setdefault(spans, []).append(device)
     arrays: list[jax.Array] = []
     for spans, holders in devices.items():
-        part = read(tuple(slice(*span) for span in spans))
-        arrays += jax.block_until_ready([jax.device_put(part, device) for device in holders])
-        del part
+        shard = read(tuple(slice(*span) for span in spans))
+        arrays += jax.block_until_ready([jax.device_put(shard, device) for device in holders])
+        del shard
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _drawn(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """A new leaf as BERT initialises it; depends on its path, its shape and the seed only."""
+    """Return a new leaf as BERT initializes it, from its path, its shape, and the seed only."""
     if path.endswith("kernel"):
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
         return (0.02 * rng.standard_normal(shape)).astype(np.float32)
@@ -253,9 +275,10 @@ def _drawn(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def weight_files(directory: str | Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: model.safetensors or, without one, the shards of the index.
+    """Return the files that hold a checkpoint's weights: model.safetensors or, without it, the shards of the index.
 
-    UserError: neither is there, or an index that does not say the truth about its shards.
+    Raises:
+      UserError: neither exists, or the index does not match its shards.
     """
     directory = Path(directory)
     if (directory / WEIGHTS).is_file():
@@ -265,29 +288,32 @@ def weight_files(directory: str | Path) -> list[Path]:
         raise UserError(f"{directory}: {NO_WEIGHTS}")
     table = read_index(index)
     files = [directory / name for name in sorted(set(table.values()))]
-    if absent := [file.name for file in files if not file.is_file()]:
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
         raise UserError(f"{index}: {', '.join(absent)} missing")
-    found = [(name, file.name) for file in files for name, _, _ in _tensors(file)]
-    if twice := [name for name, count in Counter(name for name, _ in found).items() if count > 1]:
-        raise UserError(f"{index}: tensor {min(twice)} is in several of the files")
-    if different := set(found) ^ set(table.items()):
-        raise UserError(f"{index}: tensor {min(different)[0]} is not in the file that the index says, or not in both")
+    file_of_tensor = [(name, file.name) for file in files for name, _, _ in _tensors(file)]
+    repeated = [name for name, count in Counter(name for name, _ in file_of_tensor).items() if count > 1]
+    if repeated:
+        raise UserError(f"{index}: tensor {min(repeated)} is in several of the files")
+    different = set(file_of_tensor) ^ set(table.items())
+    if different:
+        raise UserError(f"{index}: tensor {min(different)[0]} is not in the file that the index names, or not in both")
     return files
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Tensor -> file name from `model.safetensors.index.json`. UserError: anything but files of its own directory."""
+    """Return the file name of each tensor in an index; UserError unless they are files of its own directory."""
     table = storage.read_object(index, "fetch it again").get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
     if not names or not all(isinstance(n, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", n) for n in names):
-        raise UserError(f"{index}: weight_map has to map tensors to .safetensors files of this directory")
+        raise UserError(f"{index}: weight_map must map tensors to .safetensors files of this directory")
     return dict(table or {})
 
 
 def _tensors(file: Path) -> list[tuple[str, str, tuple[int, ...]]]:
     with _opened(file) as handle:
         slices = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118
-        return [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+        return [(name, tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in slices]
 
 
 def _opened(file: Path) -> Any:
@@ -300,7 +326,8 @@ def _opened(file: Path) -> Any:
 def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "float32") -> None:
     """Write a state under the family's names in `dtype`, one of STORED. In float32 it is the inverse of `fill`.
 
-    UserError: a number that `dtype` cannot hold, or NaN or Inf.
+    Raises:
+      UserError: a number that `dtype` cannot hold, NaN, or Inf.
     """
     tensors: dict[str, np.ndarray] = {}
     for path, variable in leaves(params).items():
@@ -309,4 +336,4 @@ def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "f
         if not np.isfinite(array).all():
             raise UserError(f"{file}: tensor {name} has NaN or Inf, or numbers beyond {dtype}: not saved")
         tensors[name] = np.ascontiguousarray(array.T) if transform == TRANSPOSE else array
-    save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without this mark
+    save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without this metadata

@@ -1,4 +1,4 @@
-"""The registry: `model_type` of config.json -> the family's table. A new family is its own file and one line here."""
+"""The table of families, by the `model_type` of config.json. A new family is a file of its own and a line here."""
 
 from xtransfer.models.hf.families.bert import BERT
 from xtransfer.models.hf.families.distilbert import DISTILBERT

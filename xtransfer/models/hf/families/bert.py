@@ -1,4 +1,4 @@
-"""BERT, multilingual BERT, LaBSE, MiniLM, multilingual-e5: the reference that the other families differ from."""
+"""BERT, multilingual BERT, LaBSE, MiniLM, and multilingual-e5: the reference for the other families."""
 
 from xtransfer.models.hf.weight_map import (
     BERT_FIXED,

@@ -1,6 +1,6 @@
-"""DistilBERT: no token types, no dropout after attention, a head of dense, relu, out; LayerNorm's eps is fixed.
+"""DistilBERT: no token types, no dropout after attention, a head of dense, ReLU, and output, and a fixed LayerNorm eps.
 
-Position embeddings are read from the file whether they were learned or sinusoids. The language model's head is left in
+Position embeddings come from the file, whether they were learned or are sinusoids. The language model's head stays in
 the file.
 """
 

@@ -1,7 +1,7 @@
-"""ELECTRA: embeddings of their own size, projected to the layers'; a head of dense, gelu, out like RoBERTa's.
+"""ELECTRA: embeddings with a width of their own, projected to the layers' width, and a head like RoBERTa's with GELU.
 
-The head's gelu is the exact one whatever `hidden_act` is. What generator and discriminator have beyond the encoder is
-left in the file.
+The head's GELU is the exact one, whatever `hidden_act` is. Everything that the generator and the discriminator have
+beyond the encoder stays in the file.
 """
 
 from xtransfer.models.hf.weight_map import (

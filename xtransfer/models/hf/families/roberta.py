@@ -1,8 +1,8 @@
-"""RoBERTa, XLM-RoBERTa and CamemBERT: one architecture, three model types.
+"""RoBERTa, XLM-RoBERTa, and CamemBERT: one architecture, three model types.
 
-They differ from BERT in that positions begin after the pad id, and in the head, which has no pooler before it: dense,
-tanh, out, with dropout on its input too. The pooler that an encoder-only file carries, and the language model's head,
-are left in the file.
+They differ from BERT in two ways. Positions start after the pad id. The head has no pooler before it: it is a dense
+layer, tanh, and the output, with dropout on its input too. The pooler in an encoder-only file and the language model's
+head stay in the file.
 """
 
 from xtransfer.models.hf.weight_map import (

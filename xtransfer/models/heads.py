@@ -1,0 +1,154 @@
+"""What goes on top of an encoder: the classifier, and BERT's pretraining heads.
+
+Shapes: R rows, S tokens per row, M examples per row, P masked positions per row, H hidden size, V vocabulary size,
+K classes. Pooler and logits are float32 whatever the compute dtype is.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xtransfer.models.dropout import DropoutKey, dropout
+from xtransfer.models.encoder import Encoder, EncoderConfig, at_site, layer_norm, linear
+from xtransfer.models.layers import ACTIVATIONS
+
+Batch = Mapping[str, jax.Array]
+"""A packed batch on the device. The model reads these keys:
+
+  input_ids, segment_ids, position_ids, token_type_ids: [R, S] int32. Segment 0 is padding.
+  cls_index: [R, M] int32, the position of each example's first token.
+  mlm_positions: [R, P] int32, the masked positions; only for pretraining.
+  row_index: [R] int32, optional: the row numbers in the global batch, if these rows are one microbatch of it. Dropout
+    masks depend on them, so that microbatches have the masks of the global batch.
+  embedded: [R, S, H] in the compute dtype, optional: the output of `Classifier.embed` for these rows, if it was
+    computed before.
+"""
+
+ARCHITECTURES: Mapping[str, type[Encoder]] = {"bert": Encoder}
+"""`EncoderConfig.architecture` -> the encoder's module, with the methods of `Encoder`."""
+
+POOLINGS = ("cls", "mean")
+
+
+class Pooler(nnx.Module):
+    """A dense layer and an activation (BERT's is tanh) over one vector per example."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.dense = linear(config.hidden_size, config.hidden_size, rngs=rngs)
+        self.act = config.head_act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Transform the pooled vectors: [R, M, H] -> [R, M, H] float32."""
+        return ACTIVATIONS[self.act](self.dense(x))
+
+
+class Classifier(nnx.Module):
+    """Encoder, pooler, dropout, and a linear head: one row of logits per example.
+
+    Args:
+      config: the encoder's architecture.
+      num_classes: K.
+      rngs: initializes the parameters.
+      pooling: "cls" reads an example's first token, as the families' own heads do; "mean" the mean of its tokens.
+      dtype: the compute dtype.
+      remat: compute each layer again in the backward pass, which saves memory.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+        pooling: str = "cls",
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r}: one of {', '.join(POOLINGS)}")
+        self.encoder = ARCHITECTURES[config.architecture](config, rngs=rngs, dtype=dtype, remat=remat)
+        self.pooler = Pooler(config, rngs=rngs)
+        self.head = linear(config.hidden_size, num_classes, rngs=rngs)
+        self.pooling = pooling
+        self.rate = config.classifier_rate
+        self.input_rate = self.rate if config.head_input_dropout else 0.0
+
+    def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return the output of the pooler, [R, M, H] float32, which is finite in empty slots too."""
+        key = _dropout_key(batch, dropout_key)
+        hidden = _encode(self.encoder, batch, key)  # [R, S, H]
+        if self.pooling == "cls":
+            vectors = gather_tokens(hidden, batch["cls_index"])  # [R, M, H]
+        else:
+            vectors = segment_mean(hidden, batch["segment_ids"], batch["cls_index"].shape[1])  # [R, M, H]
+        return self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H]
+
+    def embed(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return the input of the encoder's first layer, [R, S, H], for a batch's key `embedded`."""
+        key = at_site(_dropout_key(batch, dropout_key), 0)
+        ids = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids"))
+        return self.encoder.embed(*ids, dropout_key=key)
+
+    def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return the logits of a packed batch, [R, M, K] float32."""
+        pooled = self.pooled(batch, dropout_key=dropout_key)  # [R, M, H]
+        return self.head(dropout(pooled, self.rate, at_site(_dropout_key(batch, dropout_key), 1)))  # [R, M, K]
+
+
+class MaskedLM(nnx.Module):
+    """BERT's pretraining heads: masked tokens, with a decoder tied to the word embeddings, and next sentence."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.encoder = ARCHITECTURES[config.architecture](config, rngs=rngs, dtype=dtype)
+        self.pooler = Pooler(config, rngs=rngs)
+        self.transform = linear(config.hidden_size, config.hidden_size, rngs=rngs, dtype=dtype)
+        self.transform_norm = layer_norm(config, rngs, dtype)
+        self.decoder_bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
+        self.next_sentence = linear(config.hidden_size, 2, rngs=rngs)
+        self.act = config.hidden_act
+
+    def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Return the logits of the masked tokens [R, P, V] and of next sentence [R, M, 2], both float32.
+
+        Unused places of `mlm_positions` may hold any position.
+        """
+        masked, pooled = self.token_logits_and_pooled(batch, dropout_key=dropout_key)
+        return masked, self.next_sentence(pooled)  # [R, P, V], [R, M, 2]
+
+    def token_logits_and_pooled(
+        self, batch: Batch, *, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the logits of the masked tokens [R, P, V] and the pooled first tokens [R, M, H], both float32."""
+        hidden = _encode(self.encoder, batch, _dropout_key(batch, dropout_key))  # [R, S, H]
+        masked = gather_tokens(hidden, batch["mlm_positions"])  # [R, P, H]
+        masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, H]
+        table = self.encoder.embeddings.word_embeddings.embedding[...].astype(masked.dtype)  # [V, H]
+        logits = jnp.einsum("rph,vh->rpv", masked, table, preferred_element_type=jnp.float32)  # [R, P, V]
+        pooled = self.pooler(gather_tokens(hidden, batch["cls_index"]))  # [R, M, H]
+        return logits + self.decoder_bias[...], pooled  # [R, P, V], [R, M, H]
+
+
+def gather_tokens(hidden: jax.Array, index: jax.Array) -> jax.Array:
+    """Return hidden [R, S, H] at index [R, M] as [R, M, H]."""
+    return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
+
+
+def segment_mean(hidden: jax.Array, segment_ids: jax.Array, slots: int) -> jax.Array:
+    """Return the mean of each segment's tokens, [R, slots, H] float32: slot m holds segment m + 1, or zeros."""
+    segment = jnp.arange(1, slots + 1, dtype=segment_ids.dtype)
+    member = (segment_ids[:, None, :] == segment[None, :, None]).astype(hidden.dtype)  # [R, M, S]
+    total = jnp.einsum("rms,rsh->rmh", member, hidden, preferred_element_type=jnp.float32)  # [R, M, H]
+    count = jnp.sum(member, axis=-1, dtype=jnp.float32)[:, :, None]  # [R, M, 1]
+    return total / jnp.maximum(count, 1.0)
+
+
+def _dropout_key(batch: Batch, key: jax.Array | None) -> DropoutKey | None:
+    return None if key is None else DropoutKey(key, batch.get("row_index"))
+
+
+def _encode(encoder: Encoder, batch: Batch, key: DropoutKey | None) -> jax.Array:
+    ids = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids"))
+    return encoder(*ids, dropout_key=at_site(key, 0), embedded=batch.get("embedded"))
