@@ -165,7 +165,7 @@ def test_a_killed_run_ends_with_the_same_bits(setting, undisturbed, tmp_path, se
     assert status == (-9 if sent == signal.SIGKILL else 143)
     assert not (tmp_path / "cut" / "results.jsonl").exists()
     assert start(setting, tmp_path / "cut", *LONGER).wait(300) == 0, (tmp_path / "cut.log").read_text()
-    assert "goes on from step" in (tmp_path / "cut.log").read_text()
+    assert "resuming from step" in (tmp_path / "cut.log").read_text()
 
     one, other = (final_weights(workdir, "monox_kd") for workdir in (undisturbed, tmp_path / "cut"))
     assert one.keys() == other.keys() and len(one) > 10

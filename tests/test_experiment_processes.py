@@ -25,11 +25,11 @@ from xtransfer.train import loop
 
 place_batch, workdir = loop.place_batch, sys.argv[sys.argv.index("--workdir") + 1]
 
-def recorded(mesh, batch, parts):
+def recorded(mesh, batch, num_slices):
     row = {"part": sharding.process_slice(mesh), "rows": batch["input_ids"].tolist(), "labels": batch["label"].tolist()}
     with open(f"{workdir}.{processes.index()}.batches", "a") as file:
         file.write(json.dumps(row) + "\\n")
-    return place_batch(mesh, batch, parts)
+    return place_batch(mesh, batch, num_slices)
 
 loop.place_batch = recorded
 terminal.run(main.main)
@@ -64,7 +64,7 @@ def preempted(command, tmp_path_factory):
         two.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
         two.processes[1].send_signal(signal.SIGTERM)
         assert two.statuses(60) == [143, 143], two.said()
-        assert two.err(0) == "stopping when what is done is saved; the same command goes on from there\n"
+        assert two.err(0) == "stopping as soon as the work is saved; run the same command again to resume\n"
         assert two.out(1) == two.err(1) == ""
     assert not (workdir / "results.jsonl").exists()
     return workdir
@@ -124,7 +124,7 @@ def test_what_two_processes_began_others_end(command, alone, preempted, tmp_path
     """Also where parameters and rows are shared by processes in another way."""
     shutil.copytree(preempted, tmp_path / "run")
     ended = group.run([*command, str(tmp_path / "run"), *mesh], count, devices, tmp_path / "run")
-    resumed_from = int(re.search(r"goes on from step (\d+)", ended.out(0))[1])
+    resumed_from = int(re.search(r"resuming from step (\d+)", ended.out(0))[1])
     assert EVERY <= resumed_from < STEPS
     assert batches(tmp_path / "run", count) == batches(alone, 1)[resumed_from - STEPS :]
     assert_same(tmp_path / "run", alone, resumed_from)

@@ -1,8 +1,8 @@
-"""Every setting there is, with its default and its bounds; the only room that reads a config file.
+"""All settings, with their defaults and bounds, and the only code that reads a config file.
 
-A config file is Python: `get_config(arg)` returns a locked `ConfigDict` that starts from
-`default(ExperimentConfig)`; flags override it (`--config.student.learning_rate=3e-5`). `load` turns the
-result into frozen dataclasses, checked key by key; past this module nothing else is a setting.
+A config file is Python: `get_config(arg)` returns a locked `ConfigDict` that starts from `default(ExperimentConfig)`,
+and flags override it (`--config.student.learning_rate=3e-5`). `load` turns the result into frozen dataclasses, checked
+key by key. Everything else in the package takes its settings from those.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ def setting(
     choices: Sequence[str] = (),
     distinct: bool = False,
 ) -> Any:
-    """A field with its default and, where given, the bounds (inclusive) or the choices of its value.
+    """Return a dataclass field with a default and the bounds (inclusive) or the choices of its value.
 
-    For a tuple the bounds are those of each item; `distinct` asks for one item or more, each once.
+    For a tuple, the bounds apply to each item; `distinct` requires at least one item, and each only once.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "choices": tuple(choices), "distinct": distinct}
     return field(default=default, metadata=bounds)
@@ -43,38 +43,38 @@ def setting(
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is classified, in which languages, and how much of it may be learnt from."""
+    """What is classified, in which languages, and how much text the models learn from."""
 
     name: str = "minireviews"
-    # Where the user's own copy of the data is; of a published corpus its archive, the folder that holds its archives,
-    # or the folder with their contents; "" = downloaded from its publisher.
+    # Your own copy of the data. For a published corpus: its archive, the folder with its archives, or the folder with
+    # their contents; "" downloads it from its publisher.
     data_dir: str = ""
-    cache_dir: str = ""  # where prepared datasets are kept; "" = ~/.cache/xtransfer
+    cache_dir: str = ""  # the directory of prepared datasets; "" is ~/.cache/xtransfer
     source_language: str = "en"
     target_languages: tuple[str, ...] = ()  # () = every other language of the task
-    labelled: int = setting(0, at_least=0)  # labelled source examples, class-balanced; 0 = all
+    labelled: int = setting(0, at_least=0)  # labelled source examples, balanced over classes; 0 = all
     labelled_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     unlabelled_from: str = setting("split", choices=("none", "split", "train_rest", "file"))
-    unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all there are
-    unlabelled_file: str = ""  # of unlabelled_from = "file"; has text_column and, for pairs, pair_column
-    held_out_dev: int = setting(0, at_least=0)  # examples of train, where a language has no dev split; 0 = a tenth
+    unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all
+    unlabelled_file: str = ""  # for unlabelled_from = "file"; has text_column and, for pairs, pair_column
+    held_out_dev: int = setting(0, at_least=0)  # dev examples to hold out of train, if needed; 0 = a tenth
     held_out_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     empty_text: str = setting("error", choices=("error", "skip"))
-    # The rest is read by the task `files` only, but for the columns of an unlabelled_file.
-    path: str = "{language}/{split}.tsv"  # below data_dir; the ending, .tsv, .csv, .jsonl or .parquet, tells the format
-    language_column: str = ""  # "" = a file for each language; else path has no {language}, a file holds all of them
-    labels: tuple[str, ...] = ()  # in canonical order; () = as found in the source language's train, sorted
+    # Only the task `files` reads the rest, except that an unlabelled_file has these columns too.
+    path: str = "{language}/{split}.tsv"  # below data_dir; the ending (.tsv, .csv, .jsonl, .parquet) is the format
+    language_column: str = ""  # "" = one file per language; otherwise one file holds all, without {language}
+    labels: tuple[str, ...] = ()  # in canonical order; () = those of the source language's train, sorted
     text_column: str = "text"
-    pair_column: str = ""  # "" = one text, not a pair
+    pair_column: str = ""  # "" = single texts, not pairs
     label_column: str = "label"
     id_column: str = ""  # "" = the row's number
 
     def check(self, prefix: str = "") -> None:
-        """Refuses settings that do not go together."""
+        """Refuse settings that contradict each other."""
         if (self.unlabelled_from == "file") != bool(self.unlabelled_file):
             raise UserError(
                 f"config key {prefix}unlabelled_file is {self.unlabelled_file!r} and {prefix}unlabelled_from is "
-                f"{self.unlabelled_from!r}: a file is named if, and only if, that is 'file'"
+                f"{self.unlabelled_from!r}: name a file if, and only if, that is 'file'"
             )
 
 
@@ -83,7 +83,7 @@ class ModelConfig:
     """One encoder and how it is fine-tuned."""
 
     checkpoint: str = ""  # embedded name, directory, or hub id with an optional @revision
-    max_length: int = setting(128, at_least=4)  # tokens, special ones included
+    max_length: int = setting(128, at_least=4)  # tokens, with special ones
     pooling: str = setting("cls", choices=("cls", "mean"))
     frozen: tuple[str, ...] = ()  # regular expressions of parameter paths that keep their pretrained values
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))  # parameters stay float32
@@ -92,15 +92,15 @@ class ModelConfig:
     steps: int = setting(1000, at_least=1, at_most=MAX_STEPS)
     warmup_fraction: float = setting(0.1, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
-    clip_norm: float = setting(1.0, at_least=0)  # of the gradient; 0 = off
+    clip_norm: float = setting(1.0, at_least=0)  # largest norm of the gradient; 0 = off
     row_length: int = setting(0, at_least=0)  # tokens of a packed row; 0 = max_length
     packed: bool = True
-    evaluations: int = setting(5, at_least=1)  # checkpoints, evenly spaced, each scored on the source dev split
-    accumulation: int = setting(0, at_least=0)  # parts that a batch is computed in, one after the other; 0 = what suits
-    remat: bool = False  # compute each layer again for its gradient and do not keep what it computed: less memory
+    evaluations: int = setting(5, at_least=1)  # evenly spaced checkpoints, each scored on the source dev split
+    accumulation: int = setting(0, at_least=0)  # microbatches per batch; 0 = automatic
+    remat: bool = False  # compute each layer again in the backward pass, which saves memory
 
     def check(self, prefix: str = "") -> None:
-        """Refuses settings that do not go together."""
+        """Refuse settings that contradict each other."""
         if 0 < self.row_length < self.max_length:
             raise UserError(
                 f"config key {prefix}row_length is {self.row_length}: a row must hold an example of {prefix}max_length "
@@ -109,7 +109,7 @@ class ModelConfig:
         if self.accumulation > self.batch_size:
             raise UserError(
                 f"config key {prefix}accumulation is {self.accumulation}: a batch of {prefix}batch_size "
-                f"{self.batch_size} examples has no more parts than that"
+                f"{self.batch_size} examples has at most as many microbatches"
             )
         for pattern in self.frozen:
             try:
@@ -125,21 +125,21 @@ class TransferConfig:
     temperature: float = setting(1.0, at_least=1e-3)
     temperature_on: str = setting("teacher", choices=("teacher", "both"))
     scale_by_t2: bool = False
-    threshold: float = setting(0.0, at_least=0, at_most=1)  # pseudo-labels below this confidence are left out
+    threshold: float = setting(0.0, at_least=0, at_most=1)  # pseudo-labels below this confidence do not count
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """The device mesh: batches are split over data × fsdp, parameters over fsdp × tensor (`runtime/sharding.py`)."""
 
-    data: int = setting(0, at_least=0)  # 0 = all devices that the others leave
+    data: int = setting(0, at_least=0)  # 0 = all remaining devices
     fsdp: int = setting(1, at_least=1)
     tensor: int = setting(1, at_least=1)
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """One experiment: a teacher, its logits, and students by every objective and seed."""
+    """One experiment: a teacher, its logits, and a student for every objective and seed."""
 
     task: TaskConfig = TaskConfig()
     teacher: ModelConfig = ModelConfig()
@@ -151,7 +151,7 @@ class ExperimentConfig:
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
     evaluation_batch_size: int = setting(256, at_least=1)
     mesh: MeshConfig = MeshConfig()
-    platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on any other; "" = what there is
+    platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on another platform; "" = any
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class PretrainConfig:
 
     task: TaskConfig = TaskConfig()
     languages: tuple[str, ...] = setting(("en",), distinct=True)
-    # "" = from scratch; else a checkpoint to go on from, whose tokenizer and architecture take the place of those below
+    # "" = from scratch; otherwise a checkpoint to continue from, whose tokenizer and architecture replace those below
     start_from: str = ""
     vocab_size: int = setting(6000, at_least=100)
     hidden_size: int = setting(128, at_least=1)
@@ -168,13 +168,13 @@ class PretrainConfig:
     num_heads: int = setting(4, at_least=1)
     intermediate_size: int = setting(512, at_least=1)
     max_positions: int = setting(128, at_least=8)
-    dropout: float = setting(0.1, at_least=0, at_most=0.9)  # written to the checkpoint, for fine-tuning
+    dropout: float = setting(0.1, at_least=0, at_most=0.9)  # written into the checkpoint, for fine-tuning
     pretraining_dropout: float = setting(0.0, at_least=0, at_most=0.9)
     row_length: int = setting(96, at_least=8)
-    rows: int = setting(20, at_least=1)  # rows of a batch
-    masks: int = setting(15, at_least=1)  # masked tokens of a row
-    pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # of draws that are translation pairs
-    partner_weight: float = setting(1.0, at_least=0)  # of finding the other half, beside 1 for the masked tokens
+    rows: int = setting(20, at_least=1)  # rows per batch
+    masks: int = setting(15, at_least=1)  # masked tokens per row
+    pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # share of draws that are translation pairs
+    partner_weight: float = setting(1.0, at_least=0)  # of the translation-ranking loss, beside 1 for masked tokens
     learning_rate: float = setting(1e-3, at_least=0)
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
@@ -183,7 +183,7 @@ class PretrainConfig:
     seed: int = setting(0, at_least=0, at_most=MAX_SEED)
 
     def check(self, prefix: str = "") -> None:
-        """Refuses settings that do not go together."""
+        """Refuse settings that contradict each other."""
         if self.hidden_size % self.num_heads:
             raise UserError(f"config key num_heads is {self.num_heads}: it must divide hidden_size {self.hidden_size}")
         if self.masks > self.row_length:
@@ -192,8 +192,8 @@ class PretrainConfig:
             raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# What may differ between two starts in one workdir: which stages there are, where the data lie, how many rows are
-# predicted at a time, and on which devices and in how many parts the same is computed.
+# Settings that may differ between two starts in one workdir: the stages, the place of the data, the rows to predict at
+# a time, the devices, and the number of microbatches.
 FREE = (
     *("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "platform"),
@@ -202,12 +202,12 @@ FREE = (
 
 
 def default(schema: type = ExperimentConfig) -> ConfigDict:
-    """The defaults of `schema` as a locked `ConfigDict`, for a config file to start from."""
+    """Return the defaults of `schema` as a locked `ConfigDict`, for a config file to start from."""
     return ConfigDict(dataclasses.asdict(schema())).lock()
 
 
 def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentConfig) -> Any:
-    """Reads `FILE[:arg]` and `--config.key=value` overrides into a checked `schema` instance."""
+    """Read `FILE[:arg]` and `--config.key=value` overrides into a checked instance of `schema`."""
     path = source if Path(source).exists() else source.partition(":")[0]
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file; --config takes FILE or FILE:arg")
@@ -222,7 +222,7 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
         values(argv)
     except flags.Error as error:
         raise UserError(f"{error}") from error
-    except Exception as error:  # the file is the user's program: whatever it raises is about the file
+    except Exception as error:  # the file is the user's program, so any exception is about the file
         raise UserError(f"{source}: {type(error).__name__}: {error}") from error
     if not isinstance(holder.value, ConfigDict):
         raise UserError(f"{source}: get_config returned {holder.value!r}, not a ConfigDict")
@@ -230,7 +230,7 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
 
 
 def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, prefix: str = "") -> Any:
-    """Checks every key, type and bound of `config` against `schema`; `UserError` names the key."""
+    """Check every key, type, and bound of `config` against `schema`; a UserError names the key."""
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     hints = typing.get_type_hints(schema)
     fields = {item.name: item for item in dataclasses.fields(schema)}
@@ -239,7 +239,7 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
         _check_key(schema, key, prefix)
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise UserError(f"config key {prefix}{key} takes keys of its own, not {value!r}")
+                raise UserError(f"config key {prefix}{key} has keys below it, so it cannot be {value!r}")
             checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
         else:
             checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
@@ -250,7 +250,7 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
 
 
 def _check_key(schema: Any, key: str, prefix: str = "") -> None:
-    """Follows a dotted key through nested schemas; an unknown part is an error that names the nearest one."""
+    """Follow a dotted key through nested schemas; the error for an unknown key names the nearest one."""
     name, _, rest = key.partition(".")
     hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
     if name not in hints:
@@ -267,7 +267,7 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
         item_kind = typing.get_args(kind)[0]
         items = tuple(_checked_value(f"{key}[{i}]", item, item_kind, bounds) for i, item in enumerate(value))
         if bounds.get("distinct") and (not items or len(set(items)) < len(items)):
-            raise UserError(f"config key {key} is {items!r}: give at least one, and each only once")
+            raise UserError(f"config key {key} is {items!r}: expected at least one, and each only once")
         return items
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -286,11 +286,11 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old → new` for every setting that differs, those of `FREE` left out."""
+    """Return lines `key: old → new` for every setting that differs, except those in `FREE`."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if isinstance(after, Mapping) and key not in old:  # on record since before there was such a group of settings
+        if isinstance(after, Mapping) and key not in old:  # recorded before this group of settings existed
             before = {}
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
@@ -300,10 +300,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def cache_dir(task: TaskConfig) -> Path:
-    """Where prepared datasets are kept."""
+    """Return the directory of prepared datasets."""
     return user_path(task.cache_dir) if task.cache_dir else Path.home() / ".cache" / "xtransfer"
 
 
 def user_path(text: str) -> Path:
-    """A path as a person writes it: `~` is the home directory; the `~name` of nobody stays as it is."""
+    """Return a path as a person writes it: `~` is the home directory, and `~name` of an unknown user stays as it is."""
     return Path(os.path.expanduser(text))

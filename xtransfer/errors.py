@@ -1,14 +1,21 @@
-"""The one exception that a person is meant to read, and the nearest name to a mistyped one."""
+"""The exceptions that a user is meant to read.
+
+    Exception
+    └── UserError              something the user can fix, in one line
+        ├── MissingSplitError  a task has no such split in a language
+        └── DamagedError       an archive is truncated or corrupt (`data.corpora.archives`)
+
+Anything else that is raised is a defect of the program, and keeps its stack trace.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the thing and says what to do.
+    """Something the user can fix: one line that names the thing and says what to do.
 
-    The binaries print it without a stack trace and exit with status 1 (see `xtransfer.runtime.terminal`).
-    Anything else that is raised is a defect of the program and keeps its trace.
+    The commands print it without a stack trace and exit with status 1 (see `runtime.terminal`).
     """
 
 
@@ -26,7 +33,7 @@ class MissingSplitError(UserError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the nearest of the names there are, or nothing where none is near."""
+    """Return `; did you mean 'x'?` with the nearest of `names`, or "" if none is near."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 

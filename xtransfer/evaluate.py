@@ -1,8 +1,8 @@
-"""Binary: scores the checkpoints of a workdir on every language, apart from training.
+"""Score the checkpoints of a workdir in every language, in a process of its own.
 
     python -m xtransfer.evaluate --workdir DIR
 
-Reads the Orbax checkpoints that `xtransfer.main` left and adds to DIR/results.jsonl what is not there yet.
+Reads the Orbax checkpoints that `xtransfer.main` wrote, and adds the missing results to DIR/results.jsonl.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from xtransfer.train.finetuning import Models
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags, evaluates, prints the table."""
-    parser = argparse.ArgumentParser(prog="xtransfer.evaluate", description=__doc__.partition("\n")[0])
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of a run of xtransfer.main")
+    """Parse the flags, evaluate, and report."""
+    parser = argparse.ArgumentParser(prog="python -m xtransfer.evaluate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the workdir of xtransfer.main")
     cluster.add_flags(parser)
     args = parser.parse_args(argv)
     terminal.start(cluster.flags_of(args))
     workdir = Workdir(args.workdir)
-    config = _for_these_devices(read_config(workdir))
+    config = _fit_devices(read_config(workdir))
     task = load_task(config.task)
     models = Models(config, task)
     check_unchanged(workdir.task, models.facts())
@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
     processes.on_first(lambda: report(workdir))
 
 
-def _for_these_devices(config: ExperimentConfig) -> ExperimentConfig:
-    """The config, without its mesh where that does not fit: a pod's checkpoints are scored on a laptop too."""
+def _fit_devices(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the config, without its mesh if that does not fit: a laptop can score a pod's checkpoints."""
     devices = jax.device_count()
     if math.prod(mesh_sizes(dataclasses.astuple(config.mesh), devices)) == devices:
         return config
-    terminal.log(f"the mesh on record does not fit the {devices} device(s) here: batches are split over all of them")
+    terminal.log(f"the recorded mesh does not fit the {devices} device(s) here; splitting batches over all of them")
     return dataclasses.replace(config, mesh=MeshConfig())
 
 

@@ -1,4 +1,4 @@
-"""The stages of an experiment: teacher -> logits -> students -> evaluation. What is done is not redone."""
+"""The stages of an experiment: teacher -> logits -> students -> evaluation. Finished work is never repeated."""
 
 import functools
 import hashlib
@@ -30,26 +30,30 @@ from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.loop import CHECKPOINTS
 
-SHARD_SIZE = 1024  # examples of a logits shard: what an interruption may cost
+SHARD_SIZE = 1024  # examples per logits shard, which is the most that an interruption costs
 
 
 def run(config: ExperimentConfig, root: Path) -> None:
-    """Runs every stage that is not done yet.
+    """Run every stage that is not finished yet.
 
-    All that a user may have to mend (settings, data of every language, checkpoints) is looked at before
-    anything is trained, and the settings are put on record only then.
+    Everything that a user may have to fix (settings, data in every language, checkpoints) is checked before anything is
+    trained, and only then are the settings recorded.
+
+    Raises:
+      UserError: something cannot work, or the workdir belongs to other settings or data.
     """
     sharding.check_platform(config.platform)
     workdir, settings = Workdir(root), workdirs.as_record(config)
-    if (wanted := processes.on_first(lambda: settings)) != settings:
-        keys = ", ".join(key for key in settings if wanted[key] != settings[key])
-        raise UserError(f"config keys {keys} are not those of process 0: start all processes with the same settings")
+    first_settings = processes.on_first(lambda: settings)
+    if first_settings != settings:
+        keys = ", ".join(key for key in settings if first_settings[key] != settings[key])
+        raise UserError(f"config keys {keys} differ from process 0: start all processes with the same settings")
     with locks.group_lock(root):
         workdirs.check_unchanged(workdir.config, settings)
-        chosen = [configured_objective(config, name) for name in config.objectives]
+        objectives = [configured_objective(config, name) for name in config.objectives]
         task = load_task(config.task)
         task = replace(task, load=functools.cache(task.load))
-        material = transfer_set.gather(config, task)
+        examples = transfer_set.gather(config, task)
         for language in (task.source_language, *task.target_languages):
             for split in config.evaluation_splits:
                 task.load(split, language)
@@ -59,36 +63,34 @@ def run(config: ExperimentConfig, root: Path) -> None:
         workdirs.record(workdir.config, settings)
         workdirs.record(workdir.task, facts)
         terminal.log(
-            f"{task.name}: {len(material.labelled):,} labelled and {len(material.unlabelled):,} unlabelled "
-            f"{task.source_language} examples -> {', '.join(task.target_languages)} · {jax.device_count()} "
-            f"{jax.devices()[0].platform} device(s)"
-            + (f" of {processes.count()} processes" if processes.count() > 1 else "")
+            f"{task.name}: {len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
+            f"{task.source_language} examples -> {', '.join(task.target_languages)} · {_devices()}"
         )
-        stages = Stages(workdir, config, models, material)
+        stages = Stages(workdir, config, models, examples)
         stages.train_teacher()
         for seed in config.seeds:
-            for objective in chosen:
+            for objective in objectives:
                 stages.train_student(objective, seed)
         with locks.group_lock(root, "evaluation", wait=True):
             evaluate(workdir, config, task, models)
 
 
 class Stages:
-    """The stages up to the students; tokens and stores are made once and shared by all seeds and objectives."""
+    """The stages up to the students. All seeds and objectives share tokens and logits stores."""
 
-    def __init__(self, workdir: Workdir, config: ExperimentConfig, models: Models, material: TransferSet):
-        self.workdir, self.config, self.models, self.material = workdir, config, models, material
+    def __init__(self, workdir: Workdir, config: ExperimentConfig, models: Models, examples: TransferSet):
+        self.workdir, self.config, self.models, self.examples = workdir, config, models, examples
         self._stores: dict[Path, LogitsStore] = {}
 
     def train_teacher(self) -> None:
-        """Stage 1: the monolingual encoder on L."""
+        """Run stage 1: fine-tune the monolingual encoder on L."""
         teacher = self.models.teacher
         if not teacher.is_trained(self.workdir.teacher):
-            dataset, dev = self._dataset(teacher, self.material.labelled), teacher.dataset(self.material.dev)
+            dataset, dev = self._dataset(teacher, self.examples.labelled), teacher.dataset(self.examples.dev)
             teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, self.config.teacher_seed)
 
     def train_student(self, objective: Objective, seed: int) -> None:
-        """Stages 2 and 3: the logits that an objective learns from, then the student."""
+        """Run stages 2 and 3: label for an objective with its teacher, then train the student."""
         student, directory = self.models.student, self.workdir.student(objective.name, seed)
         if student.is_trained(directory):
             return
@@ -96,18 +98,16 @@ class Stages:
         if objective.teacher != "none":
             is_vanilla = objective.teacher == "vanilla"
             model = student if is_vanilla else self.models.teacher
-            store = self._labels_of(
-                model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher
-            )
+            store = self._label(model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher)
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
             dataset = replace(dataset, teacher_logits=logits)
         student.train(directory, objective, dataset, self._dev, seed)
 
-    def _labels_of(self, model: Finetuner, run_: Path) -> LogitsStore:
-        """Stage 2: the logits of a trained model for L ∪ U, computed once and kept under the workdir."""
+    def _label(self, model: Finetuner, run_: Path) -> LogitsStore:
+        """Run stage 2: store the logits of a trained model for L ∪ U, unless they are stored already."""
         if run_ in self._stores:
             return self._stores[run_]
-        examples = self.material.everything
+        examples = self.examples.everything
         with Checkpoints(run_ / CHECKPOINTS, read_only=True) as checkpoints:
             params = checkpoints.restore_params(selected_step(run_, "source_dev"), model.abstract_params())
         key = {
@@ -119,31 +119,36 @@ class Stages:
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
         if not processes.on_first(lambda: store.complete):
-            title, dataset = f"labels of {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
+            title, dataset = f"labelling with {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
             missing = sum(len(store.shard_indices(shard)) for shard in processes.on_first(store.missing_shards))
-            with terminal.progress_bar(title, missing, unit="examples") as ticker:
+            with terminal.progress_bar(title, missing, unit="examples") as progress:
 
                 def predict(indices: np.ndarray) -> np.ndarray:
-                    return model.predict(params, dataset.take(indices), ticker.advance)
+                    return model.predict(params, dataset.take(indices), progress.advance)
 
                 label(store, predict)
         self._stores[run_] = store
         return store
 
-    def _dataset(self, model: Finetuner, drawn: Sequence[Example]) -> Dataset:
-        return model.dataset(drawn, self.material.drawn_from)
+    def _dataset(self, model: Finetuner, sample: Sequence[Example]) -> Dataset:
+        return model.dataset(sample, self.examples.drawn_from)
 
     @functools.cached_property
     def _everything(self) -> Dataset:
-        return self._dataset(self.models.student, self.material.everything)
+        return self._dataset(self.models.student, self.examples.everything)
 
     @functools.cached_property
     def _labelled(self) -> Dataset:
-        return self._dataset(self.models.student, self.material.labelled)
+        return self._dataset(self.models.student, self.examples.labelled)
 
     @functools.cached_property
     def _dev(self) -> Dataset:
-        return self.models.student.dataset(self.material.dev)
+        return self.models.student.dataset(self.examples.dev)
+
+
+def _devices() -> str:
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    return f"{devices} of {processes.count()} processes" if processes.count() > 1 else devices
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

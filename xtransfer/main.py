@@ -1,4 +1,4 @@
-"""Binary: runs an experiment from the teacher to the table, or goes on with it.
+"""Run an experiment from the teacher to the report, or resume it.
 
 python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart [--config.key=value …]
 """
@@ -13,14 +13,14 @@ from xtransfer.runtime import cluster, processes, terminal
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags, runs the stages, prints the table."""
+    """Parse the flags, run the stages, and report."""
     parser = argparse.ArgumentParser(
-        prog="xtransfer.main",
+        prog="python -m xtransfer.main",
         description=__doc__.partition("\n")[0],
-        epilog="Any setting of the config is a flag: --config.student.learning_rate=3e-5",
+        epilog="Every setting of the config is a flag: --config.student.learning_rate=3e-5",
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="an experiment, see configs/")
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="everything the run writes")
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment, see configs/")
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="where the run writes everything")
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.flags_of(args))

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON read strictly."""
+"""Atomic files and directories, digests, and strict JSON."""
 
 import contextlib
 import fcntl
@@ -146,12 +146,12 @@ def sha256(path: Path) -> str:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as JSON lines, whole or not at all; NaN and infinities are a ValueError."""
+    """Write rows as JSON lines, atomically; NaN and infinities raise a ValueError."""
     write_atomically(path, "".join(_line(row) for row in rows))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one row and waits until it is on the disk; a full disk is a `UserError`."""
+    """Append one row and wait until it is on the disk; a full disk raises a UserError."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(_line(row))
@@ -162,10 +162,10 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_json(text: str) -> Any:
-    """Parses strict JSON: no NaN or infinity, also none by overflow, and no key twice in an object.
+    """Parse strict JSON: no NaN or infinity, not even by overflow, and no key twice in an object.
 
     Raises:
-      ValueError: with what is wrong, for the caller to put the place before it.
+      ValueError: says what is wrong; the caller adds the place.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
@@ -174,14 +174,14 @@ def read_json(text: str) -> Any:
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file, read strictly; anything else is a `UserError` that ends with the remedy."""
+    """Read the JSON object in a file strictly; anything else raises a UserError that ends with the remedy."""
     try:
-        found = read_json(path.read_text(encoding="utf-8"))
+        value = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}): {remedy}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}: {remedy}")
-    return found
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}: {remedy}")
+    return value
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -192,13 +192,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
     return result
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:

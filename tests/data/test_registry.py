@@ -85,7 +85,7 @@ def test_a_file_of_unlabelled_text_is_one_of_any_task(builder, tmp_path: Path):
 def test_a_file_is_named_if_it_is_asked_for(kind: str, file: str):
     config = settings.default()
     config.task.unlabelled_from, config.task.unlabelled_file = kind, file
-    with pytest.raises(UserError, match="config key task.unlabelled_file is .* a file is named if, and only if"):
+    with pytest.raises(UserError, match="config key task.unlabelled_file is .* name a file if, and only if"):
         settings.parse(config)
     config.task.unlabelled_from, config.task.unlabelled_file = "file", "u.tsv"
     assert settings.parse(config).task.unlabelled_file == "u.tsv"

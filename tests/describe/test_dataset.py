@@ -33,7 +33,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     data = tiny.write_task(root / "data", train=24, other=8, languages=("en", "de", "fr"))
     (data / "fr" / "train.tsv").unlink()
-    (data / "de" / "dev.tsv").write_text("text\tlabel\nder Film\tugly\n")  # malformed, but never asked for
+    (data / "de" / "dev.tsv").write_text("text\tlabel\nder Film\tugly\n")  # malformed, but never requested
     train = (data / "en" / "train.tsv").read_text().splitlines()
     test = (data / "en" / "test.tsv").read_text().splitlines()
     (data / "en" / "train.tsv").write_text("\n".join([*train[:-2], "the odd film\tbad", "the odd film\tgood", ""]))

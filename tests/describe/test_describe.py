@@ -196,7 +196,7 @@ def test_a_fault_is_one_line(flags: list[str], monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("number", ["0", "-3"])
 def test_no_batches(flags: list[str], number: str) -> None:
-    with pytest.raises(UserError, match="--batches is .*: give 1 or more"):
+    with pytest.raises(UserError, match="--batches is .*: expected 1 or more"):
         describe.main([*flags, "--batches", number])
 
 

@@ -71,8 +71,8 @@ def test_files_on_disk_are_plain(tmp_path):
     [
         ({"classes": CLASSES[::-1]}, "classes: .*'negative', 'neutral', 'positive'.*'positive', 'neutral', 'negative'"),
         ({"ids": IDS[::-1]}, "ids_sha256"),
-        ({"ids": IDS[:-1]}, "count: 7 in the store, 6 asked for"),
-        ({"shard_size": 4}, "shard_size: 3 in the store, 4 asked for"),
+        ({"ids": IDS[:-1]}, "count: 7 in the store, 6 requested"),
+        ({"shard_size": 4}, "shard_size: 3 in the store, 4 requested"),
     ],
 )
 def test_a_store_of_something_else_is_refused_with_the_difference(tmp_path, changes, words):
@@ -95,7 +95,7 @@ def test_another_teacher_meets_an_empty_store(tmp_path):
 def test_broken_manifest_is_refused(tmp_path, content):
     store = filled(tmp_path)
     (store.directory / "manifest.json").write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match="manifest.json.*label anew"):
+    with pytest.raises(UserError, match="manifest.json.*label again"):
         opened(tmp_path)
 
 

@@ -41,10 +41,10 @@ def test_flags_name_the_group():
         (["--coordinator", "a:1"], "--processes, --process missing"),
         (["--processes", "2", "--process", "0"], "--coordinator missing"),
         (["--process", "0"], "--coordinator, --processes missing"),
-        ([*THREE[2:], "--coordinator", "host"], "--coordinator host: give HOST:PORT"),
-        ([*THREE[2:], "--coordinator", ":80"], "--coordinator :80: give HOST:PORT"),
+        ([*THREE[2:], "--coordinator", "host"], "--coordinator host: expected HOST:PORT"),
+        ([*THREE[2:], "--coordinator", ":80"], "--coordinator :80: expected HOST:PORT"),
         ([*THREE[2:], "--coordinator", "a:65536"], "a port from 1 to 65535"),
-        ([*THREE[:4], "--process", "4"], "--process is 4: of 4 processes give 0 to 3"),
+        ([*THREE[:4], "--process", "4"], "--process is 4: expected 0 to 3 for 4 processes"),
         ([*THREE[:4], "--process", "-1"], "--process is -1"),
         ([*THREE[:2], "--processes", "0", "--process", "0"], "--processes is 0"),
         (["--stall-timeout", "-1"], "--stall-timeout is -1"),
@@ -118,7 +118,7 @@ def test_the_tasks_of_a_step_come_before_those_of_its_job():
 )
 @pytest.mark.parametrize("value", ["", "2 tasks", "-1", "1.5", "²"])
 def test_what_slurm_would_not_say_is_named(name, value):
-    with pytest.raises(UserError, match=f"^{name} is '{value}', where SLURM gives a number: "):
+    with pytest.raises(UserError, match=f"^{name} is '{value}', but SLURM sets a number: "):
         cluster.in_cluster(SLURM | {name: value})
 
 
@@ -141,7 +141,7 @@ def listening():
 
 
 def test_a_taken_port_is_said_before_jax_meets_it(listening):
-    with pytest.raises(UserError, match=rf"port {listening} of this machine cannot be listened at \(Address already"):
+    with pytest.raises(UserError, match=rf"cannot listen on port {listening} here \(Address already"):
         cluster.check_port(Flags(f"127.0.0.1:{listening}", 2, 0))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.group import snippet
 
-SAID = "stopping when what is done is saved; the same command goes on from there\n"
+SAID = "stopping as soon as the work is saved; run the same command again to resume\n"
 SAVING = """
 together(1)
 open({place!r} + f"/there{{me}}", "w").close()

@@ -61,7 +61,7 @@ def test_a_stall_is_seen_where_the_store_has_gone(monkeypatch):
         def key_value_dir_get(self, place):
             raise RuntimeError("UNAVAILABLE")
 
-    here = processes._Group(client=Gone(), moved=-1000.0)
+    here = processes._Group(client=Gone(), last_progress=-1000.0)
     seen = []
     monkeypatch.setattr(processes, "_here", here)
     monkeypatch.setattr(processes, "_stalled", lambda seconds: (seen.append(seconds), here.done.set()))
@@ -97,13 +97,13 @@ together(2)
     with snippet(tmp_path, body, "--stall-timeout", "6") as two:
         assert two.statuses(60) == [124, 124], two.said()
         assert "together" in two.err(0) and "asleep_in_one_of_them" in two.err(1)
-        assert "nothing was finished for 6 s" in two.err(0) + two.err(1)
+        assert "no progress for 6 s" in two.err(0) + two.err(1)
 
 
 def test_a_process_alone_gives_up_where_it_is_asked_to(tmp_path):
     with snippet(tmp_path, "time.sleep(100)", "--stall-timeout", "1", count=1) as one:
         assert one.statuses(60) == [124]
-        assert "nothing was finished for 1 s" in one.err(0) and "in main" in one.err(0)
+        assert "no progress for 1 s" in one.err(0) and "in main" in one.err(0)
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ def test_where_one_does_not_come_the_others_say_so(tmp_path):
         two.processes[1].kill()
         assert two.statuses(60) == [1, -signal.SIGKILL]
         assert two.err(0) == (
-            f"error: not all of the processes met at 127.0.0.1:{two.port} within 3 s: see their logs, and start all of "
-            "them, each with a --process of its own\n"
+            f"error: not all processes met at 127.0.0.1:{two.port} within 3 s: see their logs, and start all of "
+            "them, each with its own --process\n"
         )
 
 
@@ -170,5 +170,5 @@ def test_a_malformed_variable_of_slurm_is_named(tmp_path, monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     with snippet(tmp_path, "print('joined')", count=1) as one:
         assert one.statuses(60) == [1]
-        assert one.err(0).startswith("error: SLURM_NTASKS is '2 tasks', where SLURM gives a number: ")
+        assert one.err(0).startswith("error: SLURM_NTASKS is '2 tasks', but SLURM sets a number: ")
         assert one.err(0).count("\n") == 1 and one.out(0) == ""

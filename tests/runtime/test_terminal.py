@@ -71,7 +71,7 @@ def test_a_lost_process_is_known_by_what_jax_says(monkeypatch, capsys):
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(SystemExit) as caught:
         terminal.run(raising(RuntimeError("UNAVAILABLE: Gloo: connection closed by peer")))
-    assert caught.value.code == terminal.EXIT_LOST and "out of reach (UNAVAILABLE: Gloo" in capsys.readouterr().err
+    assert caught.value.code == terminal.EXIT_LOST and "cannot be reached (UNAVAILABLE: Gloo" in capsys.readouterr().err
 
 
 def test_a_signal_after_the_last_poll_ends_behind_the_section(monkeypatch):

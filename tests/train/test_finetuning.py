@@ -14,8 +14,8 @@ from xtransfer.train import loop
 from xtransfer.train.finetuning import Finetuner
 
 WARNING = (
-    "warning: teacher: more than a quarter of each batch is padding: "
-    "change teacher.batch_size or teacher.row_length to waste less time"
+    "warning: teacher: more than a quarter of each batch is padding; "
+    "change teacher.batch_size or teacher.row_length to save time"
 )
 
 
@@ -65,4 +65,4 @@ def test_parts_that_devices_cannot_share_are_padded_and_warned_of(said: Callable
     """Eight rows are one for each device, so two parts have sixteen, half of them empty."""
     found = said(24, steps=steps, accumulation=2)
     assert "teacher: batches of 16 rows of 24 tokens, 50% of them real" in found
-    assert "change teacher.batch_size or teacher.row_length or teacher.accumulation to waste less time" in found
+    assert "change teacher.batch_size or teacher.row_length or teacher.accumulation to save time" in found

@@ -82,12 +82,12 @@ def test_pairs_are_pairs_whatever_is_drawn_with_them(checkpoint: str) -> None:
 def test_many_examples_show_their_progress(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(inputs, "_MANY", len(TRAIN))
+    monkeypatch.setattr(inputs, "_MANY_EXAMPLES", len(TRAIN))
     found = make(checkpoint)
     found.tokens(OTHER)
     assert "tokens for" not in capsys.readouterr().out
     found.tokens(TRAIN[:1], [TRAIN])
-    assert "tokens for the student: 5/5" in capsys.readouterr().out
+    assert "tokenizing for the student: 5/5" in capsys.readouterr().out
 
 
 def test_short_trainings_compile_one_size_of_batches(checkpoint: str) -> None:

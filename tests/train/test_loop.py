@@ -125,7 +125,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     setting = Setting()
     setting.tx = optax.sgd(1e38)
     setting.step = steps.make_train_step(setting.graphdef, loss_fn, setting.tx, setting.mesh, setting.params)
-    with pytest.raises(UserError, match="step 1 made parameters that are not finite"):
+    with pytest.raises(UserError, match="step 1 led to parameters that are not finite"):
         setting.fit(tmp_path, Plan("test", 1, 1, 0))
     assert steps_on_disk(tmp_path) == []
 
@@ -176,7 +176,7 @@ def test_a_truncated_checkpoint_is_named_with_what_to_do(tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with (
         Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints,
-        pytest.raises(UserError, match=r"checkpoints/20: this checkpoint cannot be read: .*; remove .* start again"),
+        pytest.raises(UserError, match=r"checkpoints/20: this checkpoint cannot be read: .*; remove .* to train this run again"),
     ):
         checkpoints.restore_params(20, states_of(setting))
 
@@ -184,7 +184,7 @@ def test_a_truncated_checkpoint_is_named_with_what_to_do(tmp_path):
 @pytest.mark.parametrize("line", ["hello", "{}", "[]", '{"step": "3"}'])
 def test_broken_metrics_are_named_with_their_line(tmp_path, line):
     (tmp_path / loop.METRICS_FILE).write_text('{"step": 5, "loss": 1.0}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2: .*remove .* to train this run anew"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: .*remove .* to train this run again"):
         loop.read_metrics(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The teacher labels the transfer set: fills a logits store, shard by shard, and can be interrupted."""
+"""Labelling the transfer set with the teacher: fills a logits store shard by shard, and may be interrupted."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ def label(
     predict: Callable[[np.ndarray], np.ndarray],
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Computes the missing shards of the store, in order; all processes take part, and the first writes.
+    """Compute the missing shards of the store, in order. All processes take part, and process 0 writes.
 
     Args:
-      store: whole shards in it are left as they are, truncated ones are written anew.
-      predict: from positions in `store.ids`, np.int64 [n], to raw logits, np.float32 [n, K].
-      progress: told the number of examples of each shard that is finished.
+      store: complete shards are left alone, and truncated ones are written again.
+      predict: returns raw logits, np.float32 [n, K], for positions in `store.ids`, np.int64 [n].
+      progress: called with the number of examples in each finished shard.
 
     Returns:
-      How many examples were computed: 0 where the store was complete.
+      The number of examples that were computed, 0 if the store was complete.
 
     Raises:
       UserError: logits of another shape, or not finite.
@@ -40,7 +40,7 @@ def label(
 
 
 def permute_classes(logits: np.ndarray, teacher_classes: Sequence[str], student_classes: Sequence[str]) -> np.ndarray:
-    """The teacher's logits with their columns in the student's order of classes, matched by name.
+    """Return the teacher's logits with their columns in the student's order of classes, matched by name.
 
     Args:
       logits: [..., K], columns as in `teacher_classes`.
@@ -48,10 +48,10 @@ def permute_classes(logits: np.ndarray, teacher_classes: Sequence[str], student_
       student_classes: the same names in any order.
 
     Returns:
-      [..., K], columns as in `student_classes`; the dtype of `logits`.
+      [..., K], columns as in `student_classes`, with the dtype of `logits`.
 
     Raises:
-      UserError: the two do not name the same classes, each once.
+      UserError: the two do not name the same classes, each of them once.
     """
     teacher, student = list(teacher_classes), list(student_classes)
     if sorted(teacher) != sorted(student) or len(set(teacher)) != len(teacher):

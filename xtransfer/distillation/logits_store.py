@@ -4,10 +4,9 @@
                  ids.txt            the example ids in row order, one per line
                  shard-00000.npy    rows 0 .. shard_size − 1, and so on
 
-Raw logits, so any temperature, threshold or loss works without another run of the teacher. The
-key hashes whatever decides them, so a store of another teacher or of other data is never met.
-A shard is there as a whole or not at all. One writer at a time, the first process: the workdir is locked
-above.
+Raw logits suit any temperature, threshold, or loss without another run of the teacher. The key hashes everything that
+decides them, so a store of another teacher or of other data is never used. A shard exists completely or not at all.
+Only process 0 writes, and the workdir's lock keeps other runs out.
 """
 
 import dataclasses
@@ -26,11 +25,11 @@ from xtransfer.errors import UserError
 from xtransfer.runtime import processes
 
 FORMAT = 1
-_AGAIN = "the same command labels what is missing"
+_AGAIN = "run the same command to label the missing shards"
 
 
 def store_key(*, teacher_fingerprint: str, tokenizer_fingerprint: str, max_length: int, data_fingerprint: str) -> str:
-    """The store's directory name: 16 hex digits that differ where any of the four differs."""
+    """Return the store's directory name: 16 hex digits that differ if any of the four arguments differs."""
     fields = {
         "teacher_fingerprint": teacher_fingerprint,
         "tokenizer_fingerprint": tokenizer_fingerprint,
@@ -43,7 +42,7 @@ def store_key(*, teacher_fingerprint: str, tokenizer_fingerprint: str, max_lengt
 
 @dataclasses.dataclass(frozen=True)
 class LogitsStore:
-    """An opened store; made by `open_store`. Holds no logits: shards are read when asked for."""
+    """An open store, from `open_store`. It holds no logits; shards are read on request."""
 
     directory: Path
     classes: tuple[str, ...]
@@ -52,26 +51,26 @@ class LogitsStore:
 
     @property
     def num_shards(self) -> int:
-        """How many shards the whole store has."""
+        """The number of shards in the complete store."""
         return -(-len(self.ids) // self.shard_size)
 
     def shard_indices(self, shard: int) -> np.ndarray:
-        """The rows that a shard holds, as positions in `ids`: np.int64 [n_i]."""
+        """Return the rows that a shard holds, as positions in `ids`: np.int64 [n_i]."""
         if not 0 <= shard < self.num_shards:
             raise IndexError(f"shard {shard} of {self.num_shards}")
         return np.arange(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.ids)))
 
     def missing_shards(self) -> list[int]:
-        """Shards that are absent, truncated or of another size, in ascending order."""
+        """Return the shards that are absent, truncated, or of another size, in ascending order."""
         return [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
 
     @property
     def complete(self) -> bool:
-        """Whether every shard is there and whole."""
+        """Whether every shard exists and is complete."""
         return not self.missing_shards()
 
     def write_shard(self, shard: int, logits: np.ndarray) -> None:
-        """Writes a shard, whole or not at all; on the disk when this returns.
+        """Write a shard, completely or not at all; it is on the disk when this returns.
 
         Args:
           shard: from `missing_shards`.
@@ -81,11 +80,11 @@ class LogitsStore:
           UserError: another shape or dtype, a value that is not finite, or a failing disk.
         """
         indices = self.shard_indices(shard)
-        wanted = (len(indices), len(self.classes))
-        if logits.shape != wanted or logits.dtype != np.float32:
+        expected = (len(indices), len(self.classes))
+        if logits.shape != expected or logits.dtype != np.float32:
             raise UserError(
                 f"{self._path(shard)}: the teacher gave logits of shape {logits.shape} {logits.dtype}, "
-                f"expected {wanted} float32 for classes {list(self.classes)}"
+                f"expected {expected} float32 for classes {list(self.classes)}"
             )
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
@@ -96,10 +95,10 @@ class LogitsStore:
         storage.write_atomically(self._path(shard), _npy(logits))
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
-        """The logits of these examples, in this order: np.float32 [n, K].
+        """Return the logits of these examples, in this order: np.float32 [n, K].
 
         Raises:
-          UserError: the store is not complete, or holds no such id.
+          UserError: the store is incomplete, or has no such id.
         """
         missing = self.missing_shards()
         if missing:
@@ -130,7 +129,7 @@ class LogitsStore:
 def open_store(
     root: Path, key_fields: Mapping[str, Any], *, classes: Sequence[str], ids: Sequence[str], shard_size: int
 ) -> LogitsStore:
-    """Opens the store of these key fields under `root`, or makes an empty one.
+    """Open the store of these key fields under `root`, or create an empty one.
 
     Args:
       root: the directory of all stores, `workdir/logits`.
@@ -140,7 +139,7 @@ def open_store(
       shard_size: examples per shard.
 
     Raises:
-      UserError: ids or classes that cannot be stored, a manifest that says otherwise, a failing disk.
+      UserError: ids or classes that cannot be stored, a manifest with other contents, or a failing disk.
     """
     classes, ids = tuple(classes), tuple(ids)
     _check(classes, ids, shard_size)
@@ -156,13 +155,13 @@ def open_store(
     }
     path = directory / "manifest.json"
 
-    def set_up() -> None:
+    def create() -> None:
         if not path.exists():
             storage.write_atomically(directory / "ids.txt", id_lines)
-            # The manifest comes last: where it stands, the store is set up.
+            # The manifest comes last: if it exists, the store is set up.
             storage.write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
-    processes.on_first(set_up)
+    processes.on_first(create)
     _compare(path, manifest)
     return LogitsStore(directory, classes, ids, shard_size)
 
@@ -192,19 +191,19 @@ def _is_unicode(text: str) -> bool:
 
 
 def _compare(path: Path, manifest: dict[str, Any]) -> None:
-    """Raises UserError with the differing entries where the file at `path` is not this manifest."""
-    found = storage.read_object(path, f"delete {path.parent} to label anew")
-    if found != manifest:
+    """Raise a UserError with the differing entries unless the file at `path` is this manifest."""
+    stored = storage.read_object(path, f"delete {path.parent} to label again")
+    if stored != manifest:
         differences = "; ".join(
-            f"{name}: {found.get(name, 'nothing')!r} in the store, {manifest.get(name, 'nothing')!r} asked for"
-            for name in sorted(found.keys() | manifest.keys())
-            if name not in found or name not in manifest or found[name] != manifest[name]
+            f"{name}: {stored.get(name, 'nothing')!r} in the store, {manifest.get(name, 'nothing')!r} requested"
+            for name in sorted(stored.keys() | manifest.keys())
+            if name not in stored or name not in manifest or stored[name] != manifest[name]
         )
-        raise UserError(f"{path}: holds other logits ({differences}): delete {path.parent} to label anew")
+        raise UserError(f"{path}: holds other logits ({differences}): delete {path.parent} to label again")
 
 
 def _npy(array: np.ndarray) -> bytes:
-    """The bytes of an .npy file, which are a function of the array alone."""
+    """Return the bytes of an .npy file, which depend on the array alone."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()

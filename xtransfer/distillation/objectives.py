@@ -1,14 +1,14 @@
-"""What a student is trained on: four objectives, settings of one general form.
+"""Training objectives: four settings of one general loss.
 
     loss(x) = hard_weight · CE(label, p) + soft_weight · KL(q ‖ p)
 
-with the teacher's q = softmax(z_t / T) and the student's p = softmax(z_s), or softmax(z_s / T)
-when the temperature is on both. KL and soft cross-entropy differ by the teacher's entropy, a
-constant for the student, so both give the gradient p − q; KL is the one worth reading.
+Here q = softmax(z_t / T) are the teacher's probabilities, and p = softmax(z_s) the student's, or softmax(z_s / T) if
+the temperature applies to both. KL and soft cross-entropy differ by the teacher's entropy, which is constant in the
+student, so both have the gradient p − q. KL is reported because 0 is its best value.
 
-Sources: "Can Monolingual Pretrained Models Help Cross-Lingual Classification?" (Chi et al.,
-AACL 2020, arXiv 1911.03913) for the objectives; "Distilling the Knowledge in a Neural Network"
-(Hinton et al., 2015, arXiv 1503.02531) for the temperature on both sides and the factor T².
+Sources: "Can Monolingual Pretrained Models Help Cross-Lingual Classification?" (Chi et al., AACL 2020, arXiv
+1911.03913) for the objectives; "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015, arXiv 1503.02531)
+for the temperature on both sides and the factor T².
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ from xtransfer.config import ExperimentConfig
 from xtransfer.errors import UserError, nearest
 
 Pair = tuple[jax.Array, jax.Array]
-"""(sum, count), both float32 scalars: exact over ragged batches and devices until divided."""
+"""A (sum, count) pair of float32 scalars. It stays exact over ragged batches and devices until it is divided."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """One way to train a student; hashable, so it can be a static argument of `jax.jit`.
+    """A way to train a student. It is hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
-      name: as the tables and the workdir call it.
-      hard_weight: factor of the cross-entropy with a label; where there is none, it is left out.
-      soft_weight: factor of KL(q ‖ p).
+      name: its name in tables and in the workdir.
+      hard_weight: the factor of the cross-entropy with a label, which examples without a label do not have.
+      soft_weight: the factor of KL(q ‖ p).
       temperature: T > 0 in q = softmax(z_t / T).
       temperature_on: "teacher" only, or "both" teacher and student.
-      scale_by_t2: multiply the soft term by T², as Hinton et al. do.
-      pseudo_labels: where no label is given, take the teacher's argmax for one.
-      threshold: a pseudo-label counts only where max softmax(z_t) >= threshold; 0 keeps all.
+      scale_by_t2: whether to multiply the soft term by T², as Hinton et al. do.
+      pseudo_labels: whether the teacher's argmax stands in for a missing label.
+      threshold: the smallest max softmax(z_t) for which a pseudo-label counts; 0 keeps all.
       data: "labelled" trains on the labelled source text, "all" on the unlabelled text as well.
-      teacher: "monolingual", "vanilla" (the student trained on labels alone) or "none".
+      teacher: "monolingual", "vanilla" (the student trained on labels alone), or "none".
     """
 
     name: str
@@ -57,7 +57,7 @@ class Objective:
     teacher: Literal["none", "monolingual", "vanilla"] = "none"
 
     def loss_settings(self) -> "Objective":
-        """The same loss without what it does not depend on: its name, its data, and which teacher it was."""
+        """Return the objective without what its loss does not depend on: name, data, and whose logits it uses."""
         teacher: Literal["none", "monolingual"] = "none" if self.teacher == "none" else "monolingual"
         return dataclasses.replace(self, name="", data="labelled", teacher=teacher)
 
@@ -76,10 +76,10 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 
 
 def validate(objective: Objective) -> None:
-    """Raises UserError that names the first field with an impossible value."""
+    """Check an objective; a UserError names the first field with an impossible value."""
 
-    def refuse(field: str, wanted: str) -> None:
-        raise UserError(f"objective {objective.name!r}: {field} = {getattr(objective, field)!r}, expected {wanted}")
+    def refuse(field: str, expected: str) -> None:
+        raise UserError(f"objective {objective.name!r}: {field} = {getattr(objective, field)!r}, expected {expected}")
 
     for field, choices in _CHOICES.items():
         if getattr(objective, field) not in choices:
@@ -93,11 +93,11 @@ def validate(objective: Objective) -> None:
         if not (math.isfinite(value) and value >= 0):
             refuse(field, "a finite number, 0 or more")
     if objective.hard_weight == 0 and objective.soft_weight == 0:
-        refuse("soft_weight", "above 0 where hard_weight is 0 too: nothing would be learnt")
+        refuse("soft_weight", "above 0 if hard_weight is 0 too: nothing would be learnt")
     if objective.teacher == "none" and (objective.soft_weight > 0 or objective.pseudo_labels):
         refuse("teacher", "'monolingual' or 'vanilla' for soft_weight > 0 or pseudo_labels")
     if objective.pseudo_labels and objective.hard_weight == 0:
-        refuse("hard_weight", "above 0 where pseudo_labels is true")
+        refuse("hard_weight", "above 0 if pseudo_labels is true")
 
 
 _CHOICES = {
@@ -108,16 +108,16 @@ _CHOICES = {
 
 
 def mean(pair: Pair) -> jax.Array:
-    """sum / count as a scalar; 0, with a zero gradient, where nothing was counted."""
+    """Return sum / count as a scalar, or 0, with a zero gradient, if nothing was counted."""
     total, count = pair
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
 
 
 def soft_kl(objective: Objective, student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-    """KL(q ‖ p) in nats of each example, at the objective's temperatures, without the factor T².
+    """Return KL(q ‖ p) in nats for each example, at the objective's temperatures and without the factor T².
 
     Args:
-      objective: gives T and whether it divides the student's logits too.
+      objective: the source of T, and of whether it divides the student's logits too.
       student_logits: [..., K] float32.
       teacher_logits: [..., K] float32; no gradient flows into them.
 
@@ -131,15 +131,15 @@ def soft_kl(objective: Objective, student_logits: jax.Array, teacher_logits: jax
 
 
 def hard_targets(objective: Objective, teacher_logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The class that the hard term aims at: the label, or a pseudo-label that passes the threshold.
+    """Return the class that the hard term aims at: the label, or a pseudo-label that passes the threshold.
 
     Args:
-      objective: says whether pseudo-labels are taken, and their threshold.
+      objective: says whether to use pseudo-labels, and from which confidence on.
       teacher_logits: [..., K] float32.
-      label: [...] int32, −1 where none.
+      label: [...] int32, −1 without a label.
 
     Returns:
-      [...] int32, −1 where the example has no target.
+      [...] int32, −1 if the example has no target.
     """
     if not objective.pseudo_labels:
         return label
@@ -155,23 +155,23 @@ def loss_terms(
     label: jax.Array,
     weight: jax.Array,
 ) -> dict[str, Pair]:
-    """The loss of a batch, and what to watch beside it, as (sum, count) pairs.
+    """Return the loss of a batch, and terms to watch beside it, as (sum, count) pairs.
 
-    To be differentiated is `mean` of "loss" after sum and count are added up over the global
-    batch. An example without any term (no label and no soft term, or a pseudo-label below the
-    threshold) is in neither sum nor count; neither is a slot of weight 0, whatever stands in it.
+    Differentiate `mean` of "loss" after sum and count have been added up over the global batch. An example without any
+    term (no label and no soft term, or a pseudo-label below the threshold) is in neither sum nor count. Neither is a
+    slot of weight 0, whatever it holds.
 
     Args:
       objective: static under jit.
-      student_logits: [..., K], computed on in float32.
-      teacher_logits: [..., K] raw logits, zeros where there is no teacher.
-      label: [...] int32, −1 where none.
+      student_logits: [..., K]; computed in float32.
+      teacher_logits: [..., K] raw logits, zeros without a teacher.
+      label: [...] int32, −1 without a label.
       weight: [...] float32, 0 in empty slots.
 
     Returns:
-      "loss": the objective's value. "hard": cross-entropy with the hard targets. "soft_kl":
-      KL(q ‖ p) in nats, without weight or T²; counts nothing for objectives without a teacher.
-      "accuracy": student's argmax against the given labels.
+      "loss": the objective's value. "hard": cross-entropy with the hard targets. "soft_kl": KL(q ‖ p) in nats, without
+      weight or T²; it counts nothing for objectives without a teacher. "accuracy": the student's argmax against the
+      given labels.
     """
     used = weight > 0
     # An empty slot may hold anything; zeros there keep 0 · NaN out of sums and gradients.
@@ -198,10 +198,14 @@ def loss_terms(
 
 
 def configured_objective(config: ExperimentConfig, name: str) -> Objective:
-    """The objective of a name with the config's settings; UserError for what cannot be, or not in this order."""
+    """Return an objective by name with the config's settings.
+
+    Raises:
+      UserError: there is no such objective, its settings are impossible, or it is listed before the one that it needs.
+    """
     if name not in OBJECTIVES:
-        there = f"there are {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
-        raise UserError(f"config key objectives: no objective {name!r}; {there}")
+        choices = f"choose from {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
+        raise UserError(f"config key objectives: no objective {name!r}; {choices}")
     options = config.transfer
     objective = dataclasses.replace(
         OBJECTIVES[name],
@@ -212,5 +216,5 @@ def configured_objective(config: ExperimentConfig, name: str) -> Objective:
     )
     validate(objective)
     if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
-        raise UserError(f"config key objectives: {name} learns from the student of 'vanilla': list that before it")
+        raise UserError(f"config key objectives: {name} learns from the student of 'vanilla'; list that one before it")
     return objective

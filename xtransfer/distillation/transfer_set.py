@@ -11,13 +11,13 @@ from xtransfer.runtime import terminal
 
 @dataclass(frozen=True)
 class TransferSet:
-    """What is learnt from, all in the source language.
+    """The text that teacher and student learn from, all in the source language.
 
     Attributes:
-      labelled: L.
-      unlabelled: U.
-      dev: the split that chooses checkpoints.
-      drawn_from: the whole splits that have L and U in them.
+      labelled: L, with labels.
+      unlabelled: U, without labels.
+      dev: the split that checkpoints are selected on.
+      drawn_from: the whole splits that L and U were drawn from.
     """
 
     labelled: list[Example]
@@ -32,15 +32,17 @@ class TransferSet:
 
 
 def gather(config: ExperimentConfig, task: Task) -> TransferSet:
-    """Reads the source language's splits and draws L and U from them."""
+    """Read the source language's splits, and draw L and U from them."""
     settings = config.task
     train = task.load("train", task.source_language)
     labelled = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels)
-    needs_text = any(OBJECTIVES[name].data == "all" for name in config.objectives)
-    kind = settings.unlabelled_from if needs_text else "none"
+    needs_unlabelled = any(OBJECTIVES[name].data == "all" for name in config.objectives)
+    kind = settings.unlabelled_from if needs_unlabelled else "none"
     unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
-    if needs_text and not unlabelled:
-        terminal.log("warning: no unlabelled text: lower task.labelled (train_rest takes what it leaves), or add some")
+    if needs_unlabelled and not unlabelled:
+        terminal.log(
+            "warning: no unlabelled text: lower task.labelled (train_rest takes the rest of train), or add some"
+        )
     drawn_from = [train]
     if unlabelled and kind != "train_rest":
         drawn_from.append(task.load(UNLABELLED, task.source_language))

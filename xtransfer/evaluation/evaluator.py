@@ -1,4 +1,4 @@
-"""Scores the checkpoints of a workdir on every language: reads Orbax, writes rows of results."""
+"""Scoring the checkpoints of a workdir in every language: Orbax checkpoints in, result rows out."""
 
 import functools
 import itertools
@@ -15,18 +15,16 @@ from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
 from xtransfer.evaluation import metrics, results
 from xtransfer.runs import selection
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.workdir import TEACHER, Workdir
 from xtransfer.runtime import processes, terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 
-TEACHER = results.TEACHER
-
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model: the row's objective ("teacher" for the teacher), its seed, and where it lies."""
+    """One trained model: its objective (`TEACHER` for the teacher), its seed, and its directory."""
 
     objective: str
     seed: int
@@ -34,45 +32,46 @@ class Run:
 
 
 def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
-    """The runs of an experiment in the order of its stages."""
+    """Return the runs of an experiment in the order of its stages."""
     students = [Run(o, s, workdir.student(o, s)) for o in config.objectives for s in config.seeds]
     return [Run(TEACHER, config.teacher_seed, workdir.teacher), *students]
 
 
 def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Models) -> list[dict[str, Any]]:
-    """Scores every selected checkpoint where it has no rows yet; returns all rows of the experiment's runs.
+    """Score every selected checkpoint that has no rows yet, and return all rows of the experiment's runs.
 
-    The teacher is scored in the source language only: it knows no other. Runs that are not finished
-    are named and left out. All processes take part, and the first writes.
+    The teacher is scored in the source language only, the one it knows. Unfinished runs are named and skipped. All
+    processes take part, and process 0 writes.
     """
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_place(row) for row in rows}
-    wanted = runs(workdir, config)
+    all_runs = runs(workdir, config)
 
     @functools.cache
     def dataset(model: Finetuner, split: str, language: str) -> Dataset:
         return model.dataset(task.load(split, language))
 
-    for run in wanted:
+    for run in all_runs:
         is_teacher = run.objective == TEACHER
         if not loop.finished(run.directory, (config.teacher if is_teacher else config.student).steps):
-            terminal.log(f"{run.directory}: not finished, left out")
+            terminal.log(f"{run.directory}: not finished, skipped")
             continue
         languages = (task.source_language, *(() if is_teacher else task.target_languages))
         jobs = list(_jobs(run, config.evaluation_splits, languages))
         due = processes.on_first(functools.partial(_due, jobs, scored))
-        if jobs := [job for job, is_due in zip(jobs, due, strict=True) if is_due]:
+        jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
+        if jobs:
             model = models.teacher if is_teacher else models.student
             rows += _score(workdir, task, model, run, jobs, dataset)
-            # a run's rows are all there, or none
+            # Written at once, so that a run has all of its rows or none.
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
-    keys = {(run.objective, run.seed) for run in wanted}
+    keys = {(run.objective, run.seed) for run in all_runs}
     return [row for row in rows if (row["objective"], row["seed"]) in keys]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One checkpoint of a run on one split of one language, for the protocols that chose it."""
+    """One checkpoint of a run on one split of one language, for the protocols that selected it."""
 
     step: int
     protocols: tuple[str, ...]
@@ -90,9 +89,9 @@ def _due(jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
 
 
 def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator[_Job]:
-    chosen = _selected(run.directory)
-    for step in sorted(set(chosen.values())):
-        protocols = tuple(name for name, best in chosen.items() if best == step)
+    step_by_protocol = _selected(run.directory)
+    for step in sorted(set(step_by_protocol.values())):
+        protocols = tuple(name for name, selected in step_by_protocol.items() if selected == step)
         for split in splits:
             for language in languages:
                 where = (split, language)
@@ -111,22 +110,22 @@ def _score(
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
     with (
-        terminal.progress_bar(title, total, unit="examples") as ticker,
+        terminal.progress_bar(title, total, unit="examples") as progress,
         Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints,
     ):
-        for step, of_step in itertools.groupby(jobs, lambda job: job.step):
+        for step, jobs_of_step in itertools.groupby(jobs, lambda job: job.step):
             params = checkpoints.restore_params(step, model.abstract_params())
-            for job in of_step:
+            for job in jobs_of_step:
                 examples = task.load(job.split, job.language)
-                logits = model.predict(params, dataset(model, job.split, job.language), ticker.advance)
+                logits = model.predict(params, dataset(model, job.split, job.language), progress.advance)
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
                 for score in _scores(run, job, examples, logits, task.labels):
                     for protocol in job.protocols:
                         where = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | where | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
-                said = _predictions(examples, logits, task.labels)
-                processes.on_first(functools.partial(storage.write_jsonl, path, said))
+                predictions = _predictions(examples, logits, task.labels)
+                processes.on_first(functools.partial(storage.write_jsonl, path, predictions))
 
 
 def _scores(
@@ -151,7 +150,7 @@ def _predictions(examples: Sequence[Example], logits: np.ndarray, labels: Sequen
 
 
 def selected_step(run: Path, protocol: str) -> int:
-    """The step of a run that a protocol chooses, by what training recorded."""
+    """Return the step of a run that a protocol selects, from what training recorded."""
     return _selected(run)[protocol]
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a finished set of predictions. A new metric is a new entry in `METRICS`."""
+"""Metrics of a complete set of predictions. A new metric is a new entry in `METRICS`."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,11 +9,11 @@ import numpy as np
 from xtransfer.errors import UserError
 
 SIGNIFICANCE = 0.05
-"""Level at which a result is told from chance: one-sided exact binomial test."""
+"""The level at which a result is better than chance, by a one-sided exact binomial test."""
 
 
 class Score(NamedTuple):
-    """One metric of one set: its name, its value, and over how many examples."""
+    """One metric on one set: its name, its value, and the number of examples."""
 
     metric: str
     value: float
@@ -21,7 +21,7 @@ class Score(NamedTuple):
 
 
 def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often gold class i was called j.
+    """Count how often gold class i was predicted as class j.
 
     Args:
       predictions: integers [n] in 0 .. K − 1.
@@ -29,10 +29,10 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
       num_classes: K.
 
     Returns:
-      np.int64 [K, K], rows gold, columns predicted.
+      np.int64 [K, K]; rows are gold classes, columns predictions.
 
     Raises:
-      UserError: nothing to score, different lengths, or a class out of range (an unlabelled example is one).
+      UserError: no examples, different lengths, or a class out of range, such as an unlabelled example's.
     """
     from sklearn.metrics import confusion_matrix as count
 
@@ -49,14 +49,14 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
 
 
 def accuracy(confusion: np.ndarray) -> float:
-    """The share of examples on the diagonal of a confusion matrix [K, K]."""
+    """Return the share of examples on the diagonal of a confusion matrix [K, K]."""
     return float(np.trace(confusion) / confusion.sum())
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """The mean F1 of the classes that occur in gold or predictions, from a confusion matrix [K, K].
+    """Return the mean F1 of the classes that occur as gold or prediction, from a confusion matrix [K, K].
 
-    scikit-learn's `f1_score(average="macro")`: a class that occurs on one side only has F1 = 0.
+    This is scikit-learn's `f1_score(average="macro")`: a class that occurs on one side only has F1 = 0.
     """
     correct = np.diag(confusion)
     total = confusion.sum(axis=0) + confusion.sum(axis=1)
@@ -64,29 +64,29 @@ def macro_f1(confusion: np.ndarray) -> float:
 
 
 def majority_share(confusion: np.ndarray) -> float:
-    """The accuracy of always answering the most frequent gold class, from a confusion matrix [K, K]."""
+    """Return the accuracy of always predicting the most frequent gold class, from a confusion matrix [K, K]."""
     return float(confusion.sum(axis=1).max() / confusion.sum())
 
 
 METRICS: Mapping[str, Callable[[np.ndarray], float]] = MappingProxyType({"accuracy": accuracy, "macro_f1": macro_f1})
-"""Name -> function of the confusion matrix; values from 0 to 1, higher is better."""
+"""The metrics by name: functions of the confusion matrix with values from 0 to 1. Higher is better."""
 
 CHANCE = "majority_share"
-"""The row beside the metrics that says what accuracy needs no model: `majority_share`."""
+"""The name of the row beside the metrics that holds `majority_share`, the accuracy that needs no model."""
 
 
 def scores(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> list[Score]:
-    """Every metric of integer arrays [n], and `CHANCE`; `UserError` as `confusion_matrix`."""
+    """Return every metric of integer arrays [n], and `CHANCE`; see `confusion_matrix` for errors."""
     confusion = confusion_matrix(predictions, labels, num_classes)
     functions = {**METRICS, CHANCE: majority_share}
     return [Score(name, function(confusion), len(labels)) for name, function in functions.items()]
 
 
 def at_chance(accuracy: float, count: int, majority: float) -> bool:
-    """Whether an accuracy over `count` examples cannot be told from always answering the most frequent class.
+    """Return whether an accuracy over `count` examples is no better than always predicting the majority class.
 
-    An exact binomial test at `SIGNIFICANCE` against the share of that class; for balanced classes that is 1/K. A set
-    of a single class (share 1) says nothing either way: False.
+    This is an exact binomial test at `SIGNIFICANCE` against that class's share, which is 1/K for balanced classes. A
+    set with a single class (share 1) says nothing either way, so the result is False.
     """
     from scipy.stats import binomtest
 
@@ -97,10 +97,10 @@ def at_chance(accuracy: float, count: int, majority: float) -> bool:
 
 
 def degenerate_warning(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> str | None:
-    """What is suspicious about predictions, in one line, or None.
+    """Return what is suspicious about predictions, in one line, or None.
 
-    Suspicious is an accuracy `at_chance`, of which one class for every example is a case. Arguments and errors as
-    `confusion_matrix`.
+    An accuracy `at_chance` is suspicious; predicting one class for every example is a case of that. See
+    `confusion_matrix` for arguments and errors.
     """
     confusion = confusion_matrix(predictions, labels, num_classes)
     count, majority = int(confusion.sum()), majority_share(confusion)
@@ -110,6 +110,6 @@ def degenerate_warning(predictions: np.ndarray, labels: np.ndarray, num_classes:
     if len(used) == 1:
         return f"constant prediction: class {used[0]} for all {count:,} examples"
     return (
-        f"accuracy {accuracy(confusion):.1%} over {count:,} examples cannot be told from always answering "
-        f"the most frequent class ({majority:.1%})"
+        f"accuracy {accuracy(confusion):.1%} over {count:,} examples is no better than the majority class "
+        f"({majority:.1%})"
     )

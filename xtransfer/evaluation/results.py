@@ -1,4 +1,4 @@
-"""From rows of results to the table: means over seeds, averages over languages, gains over the baseline."""
+"""Result rows to a results table: means over seeds, averages over languages, and gains over the baseline."""
 
 import dataclasses
 import statistics
@@ -26,8 +26,8 @@ ROW: Mapping[str, type] = {
 }
 """The keys of a row of results.jsonl, all of them required, and the types of their values.
 
-"selection" is the protocol (`xtransfer.runs.selection.PROTOCOLS`) that chose the checkpoint;
-a checkpoint that two protocols chose has its rows twice.
+"selection" is the protocol (see `runs.selection.PROTOCOLS`) that selected the checkpoint. A checkpoint that two
+protocols selected has its rows twice.
 """
 
 Row = Mapping[str, Any]
@@ -36,8 +36,8 @@ BASELINE = "vanilla"
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """A quantity over seeds: values by seed, their mean, and their sample sd (n − 1; None for one value)."""
+class SeedSummary:
+    """A quantity over seeds: its value for each seed, their mean, and their sample standard deviation."""
 
     by_seed: Mapping[int, float]
 
@@ -48,35 +48,35 @@ class Summary:
 
     @property
     def sd(self) -> float | None:
-        """The sample standard deviation."""
+        """The sample standard deviation (n − 1), or None for a single value."""
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """One objective: each language, the average over target languages, and its gain over the baseline.
+class ObjectiveResults:
+    """The results of one objective: each language, the average over target languages, and the gain over the baseline.
 
-    `average` and `gain` are None for the teacher; `gain` also for the baseline itself and where the
-    two have no seed in common. Gains are differences of the same seed's averages.
+    `average` and `gain` are None for the teacher. `gain` is also None for the baseline itself, and if the two have no
+    seed in common. A gain is the difference between averages with the same seed.
     """
 
     objective: str
-    languages: Mapping[str, Summary]
-    average: Summary | None
-    gain: Summary | None
+    languages: Mapping[str, SeedSummary]
+    average: SeedSummary | None
+    gain: SeedSummary | None
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that were run, ascending."""
+        """The seeds, ascending."""
         return tuple(sorted(next(iter(self.languages.values())).by_seed))
 
 
 @dataclasses.dataclass(frozen=True)
 class ResultsTable:
-    """What was measured, how, and a line per objective; values as in the rows.
+    """The results of all objectives on one split, by one metric and one selection protocol; values as in the rows.
 
-    `counts` and `majority` are of each language: its items, and the share of its most frequent class where the rows
-    say it.
+    `counts` holds the number of items in each language, and `majority` the share of its most frequent class, if the
+    rows have it.
     """
 
     task: str
@@ -87,11 +87,11 @@ class ResultsTable:
     target_languages: tuple[str, ...]
     counts: Mapping[str, int]
     majority: Mapping[str, float]
-    lines: tuple[Line, ...]
+    lines: tuple[ObjectiveResults, ...]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads results.jsonl; `UserError` with file and line for whatever is not a row."""
+    """Read results.jsonl; a UserError names the file and line of anything that is not a row."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -128,18 +128,19 @@ def aggregate(
     split: str = "test",
     selection: str = "source_dev",
 ) -> ResultsTable:
-    """Objectives × languages from rows of one experiment.
+    """Collect the rows of one experiment into a results table.
 
     Args:
-      rows: all rows; those of other metrics, splits and checkpoints are left out.
-      source_language: its column is apart from the average.
-      target_languages: what every run must have; empty: every language that any run has.
-      metric, split: which rows.
-      selection: protocol whose checkpoints are taken.
+      rows: all rows; other metrics, splits, and checkpoints are ignored.
+      source_language: it is not part of the average.
+      target_languages: the languages that every run must have; by default, every language that any run has.
+      metric: the metric to report.
+      split: the split to report.
+      selection: the protocol whose checkpoints are reported.
 
     Raises:
-      UserError: nothing left, a run that lacks a language (an average is never taken over fewer),
-        two different results in one place, another number of items, or more than one task.
+      UserError: no rows are left, a run lacks a language (no average is taken over fewer), two results differ for the
+        same place, the numbers of items differ, or the rows belong to several tasks.
     """
     rows = list(rows)
     chosen = _matching(rows, metric, split, selection)
@@ -171,16 +172,16 @@ def _matching(rows: Iterable[Row], metric: str, split: str, selection: str) -> l
 
 
 def _what_there_is(rows: Iterable[Row]) -> str:
-    """What to ask for instead, where there are results of something else."""
+    """Say what to ask for instead, if there are results of something else."""
     found = {(row["split"], row["selection"], row["metric"]) for row in rows if row["metric"] != CHANCE}
     if not found:
-        return "there are none of anything yet"
+        return "there are no results yet"
     splits, selections, metrics = (", ".join(sorted(set(names))) for names in zip(*found, strict=True))
     return f"there are results of metric {metrics}; split {splits}; selection {selections}"
 
 
 def _runs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, float]]:
-    """(objective, seed) -> language -> value; the same row twice is one, two different ones are an error."""
+    """Return value by language for each (objective, seed); a repeated row counts once, and a contradiction fails."""
     runs: dict[tuple[str, int], dict[str, float]] = {}
     steps: dict[tuple[str, int], int] = {}
     for row in rows:
@@ -208,7 +209,7 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
 
 def _lines(
     runs: Mapping[tuple[str, int], Mapping[str, float]], source_language: str, targets: tuple[str, ...]
-) -> tuple[Line, ...]:
+) -> tuple[ObjectiveResults, ...]:
     averages = {
         key: statistics.fmean(run[language] for language in targets) for key, run in runs.items() if key[0] != TEACHER
     }
@@ -219,11 +220,11 @@ def _lines(
         paired = [seed for seed in seeds if (BASELINE, seed) in averages]
         is_student = objective != TEACHER
         lines.append(
-            Line(
+            ObjectiveResults(
                 objective,
-                {name: Summary({seed: runs[objective, seed][name] for seed in seeds}) for name in languages},
-                Summary({seed: averages[objective, seed] for seed in seeds}) if is_student else None,
-                Summary({seed: averages[objective, seed] - averages[BASELINE, seed] for seed in paired})
+                {name: SeedSummary({seed: runs[objective, seed][name] for seed in seeds}) for name in languages},
+                SeedSummary({seed: averages[objective, seed] for seed in seeds}) if is_student else None,
+                SeedSummary({seed: averages[objective, seed] - averages[BASELINE, seed] for seed in paired})
                 if is_student and objective != BASELINE and paired
                 else None,
             )
@@ -232,6 +233,6 @@ def _lines(
 
 
 def _in_order(objectives: Iterable[str]) -> list[str]:
-    """The teacher, then objectives as their table lists them, then any others by name."""
+    """Return the teacher, then the objectives in the order of their table, then any others by name."""
     known = [TEACHER, *OBJECTIVES]
     return sorted(objectives, key=lambda name: (known.index(name) if name in known else len(known), name))

@@ -1,8 +1,8 @@
-"""Binary: writes a trained model as a Hugging Face directory, with its model card.
+"""Write a classifier classifier as a Hugging Face directory, with its model card.
 
     python -m xtransfer.export --workdir DIR --objective NAME --seed N --output DIR
 
-NAME is an objective, or "teacher". The output appears whole or not at all.
+NAME is an objective, or "teacher". The output appears complete or not at all.
 """
 
 import argparse
@@ -22,51 +22,51 @@ CARD = "README.md"
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags, writes the directory."""
-    parser = argparse.ArgumentParser(prog="xtransfer.export", description=__doc__.partition("\n")[0])
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of a run of xtransfer.main")
-    parser.add_argument("--objective", required=True, metavar="NAME", help='of the student, or "teacher"')
-    parser.add_argument("--seed", type=int, metavar="N", help="of the student; there is one teacher")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="to be made")
+    """Parse the flags, and export."""
+    parser = argparse.ArgumentParser(prog="python -m xtransfer.export", description=__doc__.partition("\n")[0])
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the workdir of xtransfer.main")
+    parser.add_argument("--objective", required=True, metavar="NAME", help='the student\'s objective, or "teacher"')
+    parser.add_argument("--seed", type=int, metavar="N", help="the student's seed; there is only one teacher")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the directory to create")
     parser.add_argument(
         "--selection",
         choices=SELECTIONS,
         default="source_dev",
-        help="how the checkpoint is chosen (default: %(default)s)",
+        help="the protocol that selects the checkpoint (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output}: exists already: give a new directory")
+        raise UserError(f"{args.output} already exists; choose a new directory")
     export(find_run(Workdir(args.workdir), args.objective, args.seed, args.selection), args.output)
 
 
-def export(chosen: SelectedRun, output: Path) -> None:
-    """Writes a checkpoint as config.json, model.safetensors (float32), tokenizer files and README.md, the card.
+def export(run: SelectedRun, output: Path) -> None:
+    """Write a checkpoint as config.json, model.safetensors (float32), tokenizer files, and README.md, the model card.
 
     Raises:
-      UserError: `output` exists with something in it or cannot be written, or the checkpoint cannot be read.
+      UserError: `output` is not empty or cannot be written, or the checkpoint cannot be read.
     """
-    results = chosen.workdir.results
-    card = model_card(chosen, read_rows(results) if results.exists() else [])
-    trained = load_run(chosen, make_mesh())
-    if trained.pooling != "cls":
+    results = run.workdir.results
+    card = model_card(run, read_rows(results) if results.exists() else [])
+    classifier = load_run(run, make_mesh())
+    if classifier.pooling != "cls":
         terminal.log(
-            f"warning: this classifier pools by {trained.pooling}, which transformers cannot: it would load {output} "
-            "without an error and compute other logits; read it with python -m xtransfer.predict only"
+            f"warning: this classifier pools by {classifier.pooling}, which transformers does not support: it would "
+            f"load {output} without an error and compute other logits; use python -m xtransfer.predict instead"
         )
-    trained.tokenizer.model_max_length = trained.max_length  # so that others cut texts where the training did
-    with terminal.deferred_stop(said=""):  # a SIGTERM leaves no half of it in a hidden directory
+    classifier.tokenizer.model_max_length = classifier.max_length  # so that others truncate texts as in training
+    with terminal.deferred_stop(message=""):  # so that SIGTERM leaves no half-written hidden directory
         hf_checkpoint.save(
             output,
-            trained.architecture,
-            trained.params,
-            tokenizer=trained.tokenizer,
-            labels=trained.labels,
-            pooling=trained.pooling,
+            classifier.architecture,
+            classifier.params,
+            tokenizer=classifier.tokenizer,
+            labels=classifier.labels,
+            pooling=classifier.pooling,
             notes={CARD: card},
         )
-    terminal.log(f"{output}: {chosen.objective} seed {chosen.seed}, step {chosen.step:,} ({chosen.selection}), written")
+    terminal.log(f"{output}: wrote {run.objective} seed {run.seed}, step {run.step:,} ({run.selection})")
 
 
 if __name__ == "__main__":
-    terminal.run(main, interrupted="the output is there whole or not at all")
+    terminal.run(main, interrupted="the output is complete or does not exist")

@@ -1,4 +1,4 @@
-"""Where a checkpoint came from, in words for others: its name, its place on the hub, its licence; no local path."""
+"""The origin of a checkpoint in words for others: its name, its place on the hub, and its licence; no local path."""
 
 import re
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Origin:
     """A checkpoint as others may know it.
 
     Attributes:
-      name: short, as plain text.
-      text: the name with where it is from, as Markdown.
-      hub_id: of its repository, None where it has none.
-      licence: as its own card declares it, None where that is not at hand.
+      name: a short name, as plain text.
+      text: the name and where it comes from, as Markdown.
+      hub_id: the name of its repository; None if it has none.
+      licence: the licence that its own card declares; None if the card is not at hand.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Origin:
 
 
 def origin(checkpoint: str) -> Origin:
-    """What a config's `checkpoint` is, in the order in which `hf.resolve` looks for it; nothing is fetched."""
+    """Return the origin of a config's `checkpoint`, in the order of `hf.checkpoint.resolve`; nothing is fetched."""
     embedded = hf_checkpoint.EMBEDDED / Path(checkpoint).name
     if embedded.name == checkpoint and (embedded / CONFIG).is_file():
-        return Origin(checkpoint, f"`{checkpoint}` (comes with xtransfer)", licence=declared_licence(embedded))
+        return Origin(checkpoint, f"`{checkpoint}` (part of xtransfer)", licence=declared_licence(embedded))
     path = user_path(checkpoint).resolve()
     repo, _, revision = checkpoint.partition("@")
     if path.is_dir() or not hub.is_id(repo):
@@ -44,7 +44,7 @@ def origin(checkpoint: str) -> Origin:
 
 
 def declared_licence(directory: Path) -> str | None:
-    """The licence in the front matter of a checkpoint's own card, where it has one."""
+    """Return the licence in the front matter of a checkpoint's own card, if it has one."""
     card = directory / "README.md"
     front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
     found = _LICENCE.search(front[1]) if front else None
@@ -52,10 +52,10 @@ def declared_licence(directory: Path) -> str | None:
 
 
 def as_line(text: str) -> str:
-    """A user's name as Markdown in one line, also in a table."""
+    """Return a user's name as Markdown on one line, which is safe in a table too."""
     return re.sub(r"([|`*<>\[\]\\])", r"\\\1", " ".join(text.split()))
 
 
 def as_code(text: str) -> str:
-    """The same set as code."""
+    """Return a user's name as code on one line, which is safe in a table too."""
     return "`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`"

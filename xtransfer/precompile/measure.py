@@ -26,7 +26,7 @@ def measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "matmul_limit_mcycles": step.flops / chips / chip.flops_per_cycle / 1e6,
         "collective_bytes": {},
         "mesh": dict(mesh.shape),
-        "parts": step.parts,
+        "parts": step.microbatches,
         "batch_shapes": len(step.row_sizes),
         "row_sizes": list(step.row_sizes),
     }

@@ -45,7 +45,7 @@ class Step:
       arguments: of it, abstract.
       row_sizes: rows of the batches that a run has, ascending; the last is the one in `arguments`.
       row_length: tokens of a row.
-      parts: that a batch is computed in, one after the other.
+      microbatches: how many a batch is computed in, one after the other.
       flops: of the matrix products, all chips together, by the rule of 6 (training) or 2 for each parameter and token.
     """
 
@@ -54,7 +54,7 @@ class Step:
     arguments: tuple[Any, ...]
     row_sizes: tuple[int, ...]
     row_length: int
-    parts: int
+    microbatches: int
     flops: int
 
 
@@ -77,8 +77,8 @@ class Role:
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
         arguments = (self.compiled_steps.abstract_state, batch, key)
-        function, parts = self.compiled_steps.train_step(objective), self.compiled_steps.parts(batch)
-        return self._step(name, function, arguments, plan, sizes, flops=6, parts=parts)
+        function, microbatches = self.compiled_steps.train_step(objective), self.compiled_steps.num_microbatches(batch)
+        return self._step(name, function, arguments, plan, sizes, flops=6, microbatches=microbatches)
 
     def infer(self, name: str) -> Step:
         """The step that labelling and evaluation run."""
@@ -98,10 +98,10 @@ class Role:
         sizes: tuple[int, ...],
         *,
         flops: int,
-        parts: int = 1,
+        microbatches: int = 1,
     ) -> Step:
         tokens = sizes[-1] * plan.row_length
-        return Step(name, function, arguments, sizes, plan.row_length, parts, flops * tokens * self._parameters)
+        return Step(name, function, arguments, sizes, plan.row_length, microbatches, flops * tokens * self._parameters)
 
     @functools.cached_property
     def _parameters(self) -> int:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if before is signal.default_int_handler:  # a background job's Ctrl-C stays ignored
         signal.signal(signal.SIGINT, interrupt)
     try:
-        with terminal.deferred_stop(said="") as stopping:
+        with terminal.deferred_stop(message="") as stopping:
 
             def check() -> None:
                 if interrupted.is_set():

@@ -1,7 +1,9 @@
-"""Tables and plots from results: `python -m xtransfer.report --workdir DIR [DIR …]`.
+"""Print and draw the results of workdirs.
 
-Prints objectives × languages of each workdir, and writes `report/results.md` and
-`report/results.png` below it. Says what was measured, on what and over how many seeds, no more.
+    python -m xtransfer.report --workdir DIR [DIR …]
+
+Prints objectives × languages for each workdir, and writes `report/results.md` and `report/results.png` below it, with
+what was measured, on what, and over how many seeds.
 """
 
 import argparse
@@ -17,10 +19,12 @@ from xtransfer.runtime import terminal
 def main(argv: list[str]) -> None:
     """Parse the flags, and report on every workdir."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=Path, nargs="+", required=True, metavar="DIR", help="of xtransfer.main")
-    parser.add_argument("--metric", choices=METRICS, default="accuracy")
-    parser.add_argument("--split", help="which split's results (default: test, where that was evaluated)")
-    parser.add_argument("--selection", choices=PROTOCOLS, default="source_dev", help="how checkpoints are chosen")
+    parser.add_argument("--workdir", type=Path, nargs="+", required=True, metavar="DIR", help="of an experiment")
+    parser.add_argument("--metric", choices=METRICS, default="accuracy", help="default: %(default)s")
+    parser.add_argument("--split", help="default: test, if it was evaluated")
+    parser.add_argument(
+        "--selection", choices=PROTOCOLS, default="source_dev", help="the selection protocol (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     for root in args.workdir:
         report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection)

@@ -1,4 +1,4 @@
-"""Tables of text, for a terminal and as Markdown: the one writer that every command uses."""
+"""The table writer of all commands, for a terminal and for Markdown."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -71,5 +71,6 @@ def show_fields(fields: Sequence[tuple[str, str]], console: Console) -> None:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells)  # a cell may hold Markdown, its bars escaped
+    # A cell may hold Markdown whose bars are escaped already.
+    escaped = (re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells)
     return "| " + " | ".join(escaped) + " |"

@@ -1,4 +1,4 @@
-"""The report of one workdir: the table on the terminal, and the same table and a plot as files."""
+"""The report of one workdir: its table on the terminal, and the table and a chart as files."""
 
 from pathlib import Path
 
@@ -18,34 +18,34 @@ def report(
     Args:
       workdir: an experiment that has been evaluated.
       metric: a name from `METRICS`.
-      split: None for test, or the first evaluated split where test was not evaluated.
+      split: None for test, or for the first evaluated split if test was not evaluated.
       selection: a name from `PROTOCOLS`.
 
     Raises:
       UserError: there are no such results, or a file cannot be written.
     """
-    config, facts = read_config(workdir), read_task(workdir)
+    config, task = read_config(workdir), read_task(workdir)
     results = aggregate(
         read_rows(workdir.results),
         source_language=config.task.source_language,
-        target_languages=facts.target_languages,
+        target_languages=task.target_languages,
         metric=metric,
         split=split or default_split(config.evaluation_splits),
         selection=selection,
     )
-    summary.show(results, terminal.console, facts)
-    for path in write(results, workdir.root / "report", facts):
+    summary.show(results, terminal.console, task)
+    for path in write(results, workdir.root / "report", task):
         terminal.log(f"written: {path}")
 
 
 def default_split(evaluated: tuple[str, ...]) -> str:
-    """The split to report where none is asked for: test, or else the first that was evaluated."""
+    """Return the split to report by default: test, or the first that was evaluated."""
     return "test" if "test" in evaluated else evaluated[0]
 
 
-def write(results: ResultsTable, directory: Path, facts: TaskRecord) -> list[Path]:
+def write(results: ResultsTable, directory: Path, task: TaskRecord) -> list[Path]:
     """Write results.md and results.png, and return their paths."""
     text, picture = directory / "results.md", directory / "results.png"
-    storage.write_atomically(text, summary.markdown(results, facts))
-    storage.write_atomically(picture, plot.plot(results, facts))
+    storage.write_atomically(text, summary.markdown(results, task))
+    storage.write_atomically(picture, plot.plot(results, task))
     return [text, picture]

@@ -1,4 +1,4 @@
-"""A trained classifier, ready to predict or to export: a run of a workdir, or a Hugging Face directory."""
+"""A trained classifier, ready to predict or export: a run of a workdir, or a Hugging Face directory."""
 
 import os
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.compiled_steps import abstract_params
 from xtransfer.runs.workdir import Workdir
 
-_MAX_LENGTH = 512  # of a Hugging Face classifier with more positions: attention costs the square of a row
+_MAX_LENGTH = 512  # for a Hugging Face classifier with more positions: attention grows with the square of a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +31,16 @@ class TrainedClassifier:
     """A classifier with its tokenizer and weights.
 
     Attributes:
-      source: what the user named: a run, or a Hugging Face directory.
-      directory: the Hugging Face directory of its architecture and tokenizer; a run's base checkpoint.
-      architecture: the encoder's.
-      tokenizer: a fast one.
-      graphdef: of a `Classifier` in compute dtype `dtype`.
-      params: its float32 parameters on the mesh.
+      source: the run or Hugging Face directory that the user named.
+      directory: the Hugging Face directory with its architecture and tokenizer; for a run, its base checkpoint.
+      architecture: of the encoder.
+      tokenizer: a fast tokenizer.
+      graphdef: of a `Classifier` with compute dtype `dtype`.
+      params: its float32 parameters, on the mesh.
       labels: the class names, in the order of the logits.
       pooling: "cls" or "mean".
-      max_length: tokens of an example at most, special ones included.
-      dtype: compute dtype, "float32" or "bfloat16".
+      max_length: the most tokens of an example, with special ones.
+      dtype: the compute dtype, "float32" or "bfloat16".
     """
 
     source: Path
@@ -56,13 +56,16 @@ class TrainedClassifier:
 
 
 def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str = "source_dev") -> TrainedClassifier:
-    """Opens either kind: a run's directory in a workdir, or a Hugging Face classifier (a directory or a hub id).
+    """Open a run's directory in a workdir, or a Hugging Face classifier (a directory or a hub id).
 
-    Of a run, the checkpoint that `selection` (one of SELECTIONS) chooses is taken.
+    Args:
+      directory: either kind.
+      mesh: where the parameters go.
+      selection: the protocol that selects a run's checkpoint, one of `SELECTIONS`.
 
     Raises:
-      UserError: neither kind, a workdir without saying which run, a run that is not finished or whose base checkpoint
-        has changed, an encoder without a trained head, or files that cannot be read.
+      UserError: neither kind, a workdir without a run, a run that is not finished or whose base checkpoint has changed,
+        an encoder without a trained head, or files that cannot be read.
     """
     check_selection(selection)
     directory = hf_checkpoint.resolve(str(directory))
@@ -72,43 +75,43 @@ def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str 
     found = run_of(workdir, directory)
     if found is None:
         is_root = directory.resolve() == workdir.root.resolve()
-        what = "a workdir" if is_root else f"no run of the workdir {workdir.root}"
-        raise UserError(f"{directory}: {what}: name the directory of a run; there is {list_runs(workdir)}")
+        what = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
+        raise UserError(f"{directory}: {what}: name the directory of a run; there are {list_runs(workdir)}")
     return open_run(workdir, *found, selection, mesh)
 
 
 def open_run(workdir: Workdir, objective: str, seed: int | None, selection: str, mesh: jax.sharding.Mesh) -> TrainedClassifier:
-    """Opens the run of an objective (or "teacher") and seed; arguments and errors as `find_run` and `load_run`."""
+    """Open the run of an objective (or "teacher") and seed; see `find_run` and `load_run`."""
     return load_run(find_run(workdir, objective, seed, selection), mesh)
 
 
-def load_run(chosen: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
-    """Restores a chosen checkpoint onto the mesh; of its base checkpoint only config and tokenizer are loaded.
+def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
+    """Load a selected checkpoint onto the mesh. Only config and tokenizer of its base checkpoint are read.
 
     Raises:
-      UserError: the base checkpoint is gone or has changed since, or the run's checkpoint cannot be read.
+      UserError: the base checkpoint is gone or has changed, or the run's checkpoint cannot be read.
     """
-    settings = chosen.settings
+    settings = run.settings
     base = hf_checkpoint.resolve(settings.checkpoint)
-    if hf_checkpoint.fingerprint_files(base) != chosen.fingerprint:
+    if hf_checkpoint.fingerprint_files(base) != run.fingerprint:
         raise UserError(
-            f"{base}: no longer the checkpoint that {chosen.directory} was trained from (the fingerprint of its files "
-            f"is not that in {chosen.workdir.task}): put the old files back"
+            f"{base}: no longer the checkpoint that {run.directory} was trained from (the fingerprint of its files "
+            f"differs from the one in {run.workdir.task}): restore the old files"
         )
     architecture = hf_config.read_config(base)
     graphdef, shapes = hf_checkpoint.abstract_classifier(
-        architecture, len(chosen.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
+        architecture, len(run.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
     )
-    with Checkpoints(chosen.directory / loop.CHECKPOINTS, read_only=True) as checkpoints:
-        params = checkpoints.restore_params(chosen.step, abstract_params(shapes, mesh))
+    with Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints:
+        params = checkpoints.restore_params(run.step, abstract_params(shapes, mesh))
     return TrainedClassifier(
-        source=chosen.directory,
+        source=run.directory,
         directory=base,
         architecture=architecture,
         tokenizer=load_tokenizer(base),
         graphdef=graphdef,
         params=params,
-        labels=chosen.task.labels,
+        labels=run.task.labels,
         pooling=settings.pooling,
         max_length=settings.max_length,
         dtype=settings.compute_dtype,
@@ -116,15 +119,15 @@ def load_run(chosen: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
 
 
 def _workdir_around(directory: Path) -> Workdir | None:
-    """The workdir that a directory is or lies in; None for a Hugging Face directory, wherever it lies."""
+    """Return the workdir that a directory is or lies in; None for a Hugging Face directory, wherever it lies."""
     here = Path(os.path.abspath(directory))
     if (here / CONFIG).is_file() and not _is_workdir(here):
         return None
-    # As it is written first, for a workdir some of whose directories are links to another disk.
+    # As the path is written first: some directories of a workdir may be links to another disk.
     for place in (here, *here.parents, *here.resolve().parents):
         if _is_workdir(place):
             return Workdir(place)
-    raise UserError(f"{directory}: neither a run of a workdir nor a Hugging Face directory: it has no {CONFIG}")
+    raise UserError(f"{directory}: neither a run of a workdir nor a Hugging Face directory, which has a {CONFIG}")
 
 
 def _is_workdir(directory: Path) -> bool:
@@ -155,13 +158,13 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassif
 
 
 def _classes(directory: Path, architecture: EncoderConfig) -> int:
-    """The number of outputs of the trained head, which have to be the logits of one class among several."""
+    """Return the number of outputs of the trained head, which must be the logits of one class among several."""
     head = WeightSource.open(directory, FAMILIES[architecture.family]).targets.get("head.kernel")
     if head is None:
         raise UserError(
-            f"{directory}: its weights have no trained classification head, so there is nothing to predict with: "
-            "name a fine-tuned classifier, or train one with python -m xtransfer.main"
+            f"{directory}: its weights have no trained classification head, so it cannot predict: name a fine-tuned "
+            "classifier, or train one with python -m xtransfer.main"
         )
     if head.shape[:1] < (2,):
-        raise UserError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: no classes to choose among")
+        raise UserError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: fewer than two classes")
     return head.shape[0]

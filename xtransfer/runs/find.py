@@ -1,4 +1,4 @@
-"""Which checkpoint of a workdir is meant: a finished run, by objective and seed, and the step that a protocol chose."""
+"""Finding a checkpoint in a workdir: a finished run, by objective and seed, and the step that a protocol selects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from xtransfer.train import loop
 from xtransfer.runs.workdir import TEACHER, Workdir
 
 SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero_shot)
-"""The protocols by which a checkpoint may be chosen for use: an oracle over target languages is none."""
+"""The protocols that may select a checkpoint for use, which excludes oracles over target languages."""
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What an experiment put on record of its task, and the fingerprints of its base checkpoints (`Workdir.task`)."""
+    """What an experiment recorded about its task, and the fingerprints of its base checkpoints (`Workdir.task`)."""
 
     name: str
     labels: tuple[str, ...]
@@ -30,9 +30,17 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class SelectedRun:
-    """A finished run and the step of it that the protocol `selection` chose.
+    """A finished run, and the step that a protocol selected.
 
-    `objective` is "teacher" for the teacher; `directory` is the run's.
+    Attributes:
+      workdir: of the experiment.
+      config: of the experiment.
+      task: of the experiment.
+      objective: the student's objective, or "teacher".
+      seed: of the run.
+      directory: of the run.
+      selection: the protocol.
+      step: the selected step.
     """
 
     workdir: Workdir
@@ -46,38 +54,42 @@ class SelectedRun:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether this is the monolingual teacher, not a student."""
+        """Whether this is the monolingual teacher and not a student."""
         return self.objective == TEACHER
 
     @property
     def settings(self) -> ModelConfig:
-        """How the model of this run was trained."""
+        """The settings that this run's model was trained with."""
         return self.config.teacher if self.is_teacher else self.config.student
 
     @property
     def fingerprint(self) -> str:
-        """That of the base checkpoint's files when the experiment was begun."""
+        """The fingerprint of the base checkpoint's files at the start of the experiment."""
         return self.task.teacher_checkpoint if self.is_teacher else self.task.student_checkpoint
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that it is for, the source language first; a teacher knows no other."""
+        """The languages that the model is for, the source language first; a teacher knows no other."""
         return (self.task.source_language, *(() if self.is_teacher else self.task.target_languages))
 
 
 def check_selection(selection: str) -> None:
-    """`UserError` for a protocol that is not one of SELECTIONS."""
+    """Refuse a protocol that is not one of `SELECTIONS`."""
     if selection not in SELECTIONS:
         raise UserError(f"selection {selection!r}: one of {', '.join(SELECTIONS)}{nearest(selection, SELECTIONS)}")
 
 
 def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str) -> SelectedRun:
-    """The finished run of an objective (or "teacher") and seed, and its step; reads no weights.
+    """Find the finished run of an objective and seed, and its selected step, without reading any weights.
 
-    `seed` may be None for the teacher, of which there is one.
+    Args:
+      workdir: of the experiment.
+      objective: of the student, or "teacher".
+      seed: of the student; None for the teacher, of which there is only one.
+      selection: the protocol, one of `SELECTIONS`.
 
     Raises:
-      UserError: no experiment, no such run (what there is, is named), not finished, or no such protocol.
+      UserError: no experiment, no such run (the existing ones are named), not finished, or no such protocol.
     """
     check_selection(selection)
     config = workdirs.read_config(workdir)
@@ -91,15 +103,15 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
         directory, steps = workdir.student(objective, seed), config.student.steps
     if not loop.finished(directory, steps):
         raise UserError(
-            f"{directory}: this run has not come to its end (step {steps:,}): "
-            "give python -m xtransfer.main its config and workdir again, and it goes on"
+            f"{directory}: this run is not finished (it needs step {steps:,}): "
+            "run python -m xtransfer.main with its config and workdir again to resume"
         )
     scores = {int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(directory)}
     return SelectedRun(workdir, config, task, objective, seed, directory, selection, choose(scores)[selection])
 
 
 def run_of(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
-    """(objective, seed) of a run's directory, which may lead there by a link; None where it is no run's."""
+    """Return (objective, seed) of a run's directory, even through a link; None for any other directory."""
     directory = directory.resolve()
     if directory == workdir.teacher.resolve():
         return TEACHER, None
@@ -108,38 +120,38 @@ def run_of(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
 
 
 def list_runs(workdir: Workdir) -> str:
-    """The runs that were begun, by their paths below the workdir, for a message."""
+    """Return the paths of all runs below the workdir, finished or not, for a message."""
     runs = [workdir.teacher, *(workdir.student(*run) for run in _students(workdir))]
     return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "no run yet"
 
 
 def read_task(workdir: Workdir) -> TaskRecord:
-    """The task as the experiment recorded it; `UserError` where it did not, or where the record is broken."""
+    """Read the task as the experiment recorded it; a UserError says if the record is missing or broken."""
     path, remedy = workdir.task, "start the experiment again with python -m xtransfer.main"
     if not path.is_file():
         raise UserError(f"{path}: no such file: {remedy}")
-    found = storage.read_object(path, remedy)
+    record = storage.read_object(path, remedy)
     for key in ("labels", "target_languages"):
-        if not isinstance(found.get(key), list) or not all(isinstance(name, str) for name in found[key]):
-            raise UserError(f"{path}: {key} = {found.get(key)!r}, expected a list of names: {remedy}")
+        if not isinstance(record.get(key), list) or not all(isinstance(name, str) for name in record[key]):
+            raise UserError(f"{path}: {key} = {record.get(key)!r}, expected a list of names: {remedy}")
     for key in ("name", "source_language", "teacher_checkpoint", "student_checkpoint"):
-        if not isinstance(found.get(key), str):
-            raise UserError(f"{path}: {key} = {found.get(key)!r}, expected text: {remedy}")
-    if len(found["labels"]) < 2 or not isinstance(found.get("synthetic"), bool):
+        if not isinstance(record.get(key), str):
+            raise UserError(f"{path}: {key} = {record.get(key)!r}, expected text: {remedy}")
+    if len(record["labels"]) < 2 or not isinstance(record.get("synthetic"), bool):
         raise UserError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
     return TaskRecord(
-        name=found["name"],
-        labels=tuple(found["labels"]),
-        synthetic=found["synthetic"],
-        source_language=found["source_language"],
-        target_languages=tuple(found["target_languages"]),
-        teacher_checkpoint=found["teacher_checkpoint"],
-        student_checkpoint=found["student_checkpoint"],
+        name=record["name"],
+        labels=tuple(record["labels"]),
+        synthetic=record["synthetic"],
+        source_language=record["source_language"],
+        target_languages=tuple(record["target_languages"]),
+        teacher_checkpoint=record["teacher_checkpoint"],
+        student_checkpoint=record["student_checkpoint"],
     )
 
 
 def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
-    """The seed, where there is a run of it."""
+    """Return the seed if it has a run."""
     students = _students(workdir)
     if (objective, seed) in students and seed is not None:
         return seed
@@ -147,14 +159,14 @@ def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
     if objective not in names:
         what = f"no run of {objective!r}{nearest(objective, names)}"
     elif seed is None:
-        what = f"{objective} has a run for each seed: name one"
+        what = f"{objective} has a run for each seed; name one"
     else:
         what = f"no run of {objective} with seed {seed}"
-    raise UserError(f"{workdir.root}: {what}; there is {list_runs(workdir)}")
+    raise UserError(f"{workdir.root}: {what}; there are {list_runs(workdir)}")
 
 
 def _students(workdir: Workdir) -> list[tuple[str, int]]:
-    """(objective, seed) of every student that was begun, whatever the config asks for now."""
-    found = workdir.root.glob("students/*/seed-*")
-    numbers = [(path.parent.name, path.name.removeprefix("seed-")) for path in found if path.is_dir()]
+    """Return (objective, seed) of every student in the workdir, whatever the config asks for now."""
+    directories = [path for path in workdir.root.glob("students/*/seed-*") if path.is_dir()]
+    numbers = [(path.parent.name, path.name.removeprefix("seed-")) for path in directories]
     return sorted((objective, int(number)) for objective, number in numbers if number.isdecimal())

@@ -1,7 +1,7 @@
-"""Which checkpoint of a run is reported. A new protocol is a new entry in `PROTOCOLS`.
+"""Selection protocols: which checkpoint of a run is reported. A new protocol is a new entry in `PROTOCOLS`.
 
-Zero-shot means that nothing of the target languages chose the checkpoint: only the source
-language's dev split, or nothing at all. The oracle tells how much that costs.
+In zero-shot transfer nothing from the target languages selects the checkpoint: the source language's dev split does, or
+nothing at all. The oracle shows what that costs.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from xtransfer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DevScores:
-    """Dev values of one run, higher is better: step -> value, for targets by language."""
+    """A run's dev values by step, for the targets also by language. Higher is better."""
 
     source: Mapping[int, float]
     targets: Mapping[str, Mapping[int, float]]
@@ -21,7 +21,7 @@ class DevScores:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How to choose, in words and as a function; None where the run lacks what it needs."""
+    """A way to select, in words and as a function that returns None if the run lacks what it needs."""
 
     describe: str
     zero_shot: bool
@@ -43,13 +43,13 @@ def _target_dev_oracle(scores: DevScores) -> int | None:
         for step in sorted(scores.source):
             if step not in values:
                 raise UserError(
-                    f"step {step} has no dev result in {language}: an average is never over fewer languages"
+                    f"step {step} has no dev result in {language}: no average is taken over fewer languages"
                 )
     return _best({step: sum(values[step] for values in scores.targets.values()) for step in scores.source})
 
 
 def _best(values: Mapping[int, float]) -> int:
-    """The step with the highest value; the earliest of equals."""
+    """Return the step with the highest value, and the earliest among equals."""
     return min(values, key=lambda step: (-values[step], step))
 
 
@@ -67,20 +67,20 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 def choose(
     source_dev: Mapping[int, float], target_dev: Mapping[str, Mapping[int, float]] | None = None
 ) -> dict[str, int]:
-    """The step that each protocol chooses among the checkpoints of one run.
+    """Return the step that each protocol selects among the checkpoints of one run.
 
     Args:
-      source_dev: step -> the metric on the source language's dev split, for every checkpoint.
-      target_dev: language -> step -> the metric, where target languages have dev results.
+      source_dev: the metric on the source language's dev split by step, for every checkpoint.
+      target_dev: the metric by language and step, if target languages have dev results.
 
     Returns:
-      protocol -> step; ties go to the earliest step. "target_dev_oracle" only with `target_dev`.
+      The step by protocol; ties go to the earliest step. "target_dev_oracle" only occurs with `target_dev`.
 
     Raises:
-      UserError: no checkpoint at all, a value that is NaN, or a step without one of the target languages.
+      UserError: no checkpoint, a NaN value, or a step without one of the target languages.
     """
     if not source_dev:
-        raise UserError("no dev result in the source language: no checkpoint can be chosen")
+        raise UserError("no dev result in the source language, so no checkpoint can be selected")
     scores = DevScores(source_dev, target_dev or {})
     for language, values in {"the source language": source_dev, **scores.targets}.items():
         for step, value in values.items():

@@ -1,4 +1,4 @@
-"""The places of a workdir, what is on record there, and the lock that keeps a second run out."""
+"""The places in a workdir, and what an experiment records there."""
 
 import dataclasses
 import fcntl
@@ -21,12 +21,12 @@ from xtransfer.errors import UserError
 
 
 TEACHER = "teacher"
-"""What stands in place of an objective's name for the teacher, which knows the source language only."""
+"""Stands for an objective's name for the teacher, which knows the source language only."""
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """Where everything of one experiment lies, below `root`."""
+    """The places of one experiment's files, below `root`."""
 
     root: Path
 
@@ -37,12 +37,12 @@ class Workdir:
 
     @property
     def task(self) -> Path:
-        """What the experiment is made from: the task's name and labels, fingerprints of data and checkpoints."""
+        """The task's name and labels, and the fingerprints of data and checkpoints."""
         return self.root / "task.json"
 
     @property
     def teacher(self) -> Path:
-        """The monolingual teacher's run."""
+        """The run of the monolingual teacher."""
         return self.root / "teacher"
 
     @property
@@ -52,46 +52,46 @@ class Workdir:
 
     @property
     def results(self) -> Path:
-        """One row per checkpoint × language × split × metric."""
+        """The result rows: one per checkpoint × language × split × metric."""
         return self.root / "results.jsonl"
 
     def student(self, objective: str, seed: int) -> Path:
-        """One student's run."""
+        """Return the run of one student."""
         return self.root / "students" / objective / f"seed-{seed}"
 
     def predictions(self, run: Path, step: int, split: str, language: str) -> Path:
-        """What one checkpoint said of one language's split."""
+        """Return the file with a checkpoint's predictions on one split of one language."""
         return self.root / "predictions" / run.relative_to(self.root) / str(step) / f"{split}-{language}.jsonl"
 
 
 def read_config(workdir: Workdir) -> ExperimentConfig:
-    """The config that the workdir was made with."""
+    """Return the config of the experiment in a workdir."""
     if not workdir.config.is_file():
         raise UserError(f"{workdir.root}: no config.json, so no experiment has been started in this workdir")
     return settings.parse(_read(workdir.config))
 
 
 def as_record(config: Any) -> dict[str, Any]:
-    """A config as it is written and compared."""
+    """Return a config in the form that is written and compared."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuses to go on with what was begun with other facts than those on record; the error names the difference."""
+    """Refuse to continue if the facts differ from those recorded at `path`; the error names the differences."""
     if not path.exists():
         return
     changed = settings.differences(_read(path), facts)
     if changed:
         raise UserError(
             f"{path.parent} was made with something else ({'; '.join(changed)}): choose another directory, "
-            "or start again with what is on record"
+            "or go back to the recorded settings and data"
         )
 
 
 def record(path: Path, facts: Mapping[str, Any]) -> None:
-    """Puts facts on record; where they stand there already, nothing is written.
+    """Record facts, unless they are recorded already.
 
-    Of many processes the first writes, and the others see that they know the same facts.
+    With several processes, process 0 writes, and the others check that they have the same facts.
     """
     processes.on_first(lambda: _record(path, facts))
     if not processes.is_first():

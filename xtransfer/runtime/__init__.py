@@ -1,1 +1,1 @@
-"""What a process runs on: the terminal, other processes, the cluster, preemption, sharding, and locks."""
+"""What a process runs on: terminal, other processes, cluster, preemption, sharding, and locks."""

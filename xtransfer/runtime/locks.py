@@ -12,7 +12,7 @@ from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.runtime import processes
 
-_MARK = ".processes"  # what the first of many processes leaves, for the others to find
+_MARK = ".processes"  # a file that process 0 leaves for the others to find
 _MARK_SECONDS = 15.0
 
 
@@ -35,7 +35,7 @@ def group_lock(directory: Path, purpose: str = "run", *, wait: bool = False) -> 
 
 
 def _check_shared(directory: Path, mark: str) -> None:
-    """UserError where the first process's mark cannot be read; a network's file system may show it late."""
+    """Raise a UserError if process 0's mark cannot be read. A network file system may show it late."""
     end = time.monotonic() + _MARK_SECONDS
     while True:
         try:
@@ -53,9 +53,17 @@ def _check_shared(directory: Path, mark: str) -> None:
 
 @contextmanager
 def directory_lock(directory: Path, purpose: str = "run", *, wait: bool = False) -> Iterator[None]:
-    """Holds a directory for one process per purpose; a second one waits, or is refused with the first one's number.
+    """Hold a directory for one process per purpose.
 
     The lock is the operating system's, so a killed run leaves none behind.
+
+    Args:
+      directory: created if it does not exist.
+      purpose: several processes may hold the directory for different purposes.
+      wait: wait for the owner to finish; otherwise refuse.
+
+    Raises:
+      UserError: another process holds the directory (it is named), or the directory cannot be written to.
     """
     path = directory / f".{purpose}.lock"
     try:
@@ -74,7 +82,7 @@ def directory_lock(directory: Path, purpose: str = "run", *, wait: bool = False)
             raise UserError(f"{path} cannot be locked: {error.strerror}; choose a directory on another disk") from error
         try:
             os.ftruncate(file.fileno(), 0)  # in append mode the next write goes to the start
-            os.write(file.fileno(), f"{os.getpid()}\n".encode())  # not buffered: closing would fail once more
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())  # unbuffered: closing would fail once more
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; make room, or choose another disk") from error
         yield

@@ -1,8 +1,8 @@
-"""Where many processes stop when one of them is to be preempted: all at the same step, with all that is done saved.
+"""Where several processes stop when one of them is preempted: at the same step, with everything finished saved.
 
-One signal is enough. The thread that watches (`distributed`) sees it, tells the others how far the work here is, and
-finds with them the first question whether to stop that none of them has asked yet. Where none has to save all end at
-once; where no question comes any more they end behind the section in which they save.
+One signal is enough. The watcher thread (see `processes`) notices it, publishes how far the work here is, and finds
+with the others the first poll of `stop_requested` that none of them has made yet. If no process has anything to save,
+all end at once. If no further poll comes, they end after the section in which they save.
 """
 
 import json
@@ -14,81 +14,82 @@ from typing import Any
 from xtransfer.runtime import processes
 
 EXIT_PREEMPTED = 143
-SAVING = "stopping when what is done is saved; the same command goes on from there"
+SAVING = "stopping as soon as the work is saved; run the same command again to resume"
 
 _STOP, _OUT = f"{processes.SIGNS}stop/", "out/"
 
 
 @dataclass
 class _Work:
-    """How far the work of this process is, under the lock.
+    """How far the work of this process is; guarded by the lock.
 
     Attributes:
-      asked: how often it asked whether to stop.
-      saving: how many sections it is in that have to save.
-      borders: how often it came into such a section or out of one.
-      stop_at: the question at which it is to stop.
-      out_at: the border at which it is to stop, where no question comes.
-      wanted: this process is to be preempted.
+      polls: how often it polled whether to stop.
+      saving: how many sections that must save it is in.
+      borders: how often it entered or left such a section.
+      stop_at: the number of the poll at which it must stop.
+      out_at: the number of the border at which it must stop if no poll comes.
+      preempted: set if this process is to be preempted.
     """
 
     lock: Any = field(default_factory=threading.RLock)
-    asked: int = 0
+    polls: int = 0
     saving: int = 0
     borders: int = 0
     stop_at: int | None = None
     out_at: int = 0
-    wanted: threading.Event = field(default_factory=threading.Event)
+    preempted: threading.Event = field(default_factory=threading.Event)
 
 
 _work = _Work()
 
 
 def request_stop() -> None:
-    """This process is to be preempted: all agree on a place to stop, see `stop_requested`."""
-    _work.wanted.set()
+    """Announce that this process is to be preempted; all agree on where to stop, see `stop_requested`."""
+    _work.preempted.set()
 
 
 def saving(entered: bool) -> None:
-    """The work comes into a section that has to save before it stops, or out of it."""
+    """Note that the work enters or leaves a section that must save before it stops."""
     with _work.lock:
         _work.saving += 1 if entered else -1
         _work.borders += 1
 
 
 def leave_if_stopped() -> None:
-    """Ends this process after a section that all were to stop in and that asked no more; when all are out of it."""
+    """End this process after a section in which all were to stop but polled no more, once all have left it."""
     with _work.lock:
         if _work.stop_at is None or _work.saving or _work.borders < _work.out_at:
             return
-        processes.tell(_OUT, "")
-        if processes.told_by_all(_OUT) is not None:
+        processes.publish(_OUT, "")
+        if processes.read_all(_OUT) is not None:
             processes.leave(EXIT_PREEMPTED)
 
 
 def stop_requested() -> bool:
-    """Whether to save and stop now. All processes ask equally often, and get the same answers."""
+    """Return whether to save and stop now. All processes must call this equally often, and get the same answers."""
     with _work.lock:
-        _work.asked += 1
-        return _work.stop_at is not None and _work.asked >= _work.stop_at
+        _work.polls += 1
+        return _work.stop_at is not None and _work.polls >= _work.stop_at
 
 
-def look(signs: set[str]) -> None:
-    """Agrees with the others as soon as one is to be preempted; for the thread that watches, with the signs of all."""
-    if _work.stop_at is None and (_work.wanted.is_set() or any(sign.startswith(_STOP) for sign in signs)):
+def on_signs(signs: set[str]) -> None:
+    """Agree with the others on where to stop if one is to be preempted; the watcher calls this with all signs."""
+    if _work.stop_at is None and (_work.preempted.is_set() or any(sign.startswith(_STOP) for sign in signs)):
         _agree()
 
 
 def _agree() -> None:
-    """Finds where to stop: at a question that none has asked yet, or behind the section that the foremost is in."""
+    """Find where to stop: at a poll that no process has made yet, or after the section that the foremost is in."""
     with _work.lock:
-        processes.tell(_STOP, json.dumps([_work.asked, _work.borders, _work.saving]))
-        if (found := processes.told_by_all(_STOP)) is None:
+        processes.publish(_STOP, json.dumps([_work.polls, _work.borders, _work.saving]))
+        messages = processes.read_all(_STOP)
+        if messages is None:
             return
-        asked, borders, saving = zip(*map(json.loads, found), strict=True)
-        _work.stop_at, _work.out_at = max(asked) + 1, max(borders)
-        if not any(saving):  # at once
+        polls, borders, saving = zip(*map(json.loads, messages), strict=True)
+        _work.stop_at, _work.out_at = max(polls) + 1, max(borders)
+        if not any(saving):  # nothing to save: stop at once
             processes.leave(EXIT_PREEMPTED)
         if processes.is_first():
             print(SAVING, file=sys.stderr, flush=True)
-        leave_if_stopped()  # the work here enters no other section while it waits for those who save
+        leave_if_stopped()  # the lock keeps the work here out of other sections while others save

@@ -1,8 +1,9 @@
-"""What every binary shares: its exit status, its one-line errors, its progress bars, its log lines."""
+"""What every command shares: exit statuses, one-line errors, progress bars, and log lines."""
 
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,30 +23,31 @@ from xtransfer.runtime.cluster import Flags
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
-EXIT_LOST = 134  # another process died; also the status of JAX's own abort then
+EXIT_LOST = 134  # another process died; JAX's own abort has the same status
 EXIT_PREEMPTED = preemption.EXIT_PREEMPTED
 
 console = Console(highlight=False, soft_wrap=True)
 _LOG_EVERY_SECONDS = 15.0
 _stop = threading.Event()
-_deferred: list[str] = []  # for each `deferred_stop` that is open what SIGTERM says
-_LOST = ("Gloo", "oordination service", "UNAVAILABLE", "eartbeat")
+_deferred: list[str] = []  # the message that SIGTERM prints in each open `deferred_stop`
+_LOST = re.compile(r"\b(gloo|coordination service|unavailable|heartbeat)", re.IGNORECASE)
 
 
-def run(
-    main: Callable[[list[str]], None], *, interrupted: str = "the same command goes on where this one stopped"
-) -> None:
-    """Runs a binary's `main(argv)`; what a user can mend becomes one line on stderr and exit status 1.
+def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same command again to resume") -> None:
+    """Run a command's `main(argv)`; print what a user can fix as one line on stderr, and exit with status 1.
 
-    That is a `UserError`, a path that the system refuses, and too little memory. `interrupted` is what Ctrl-C leaves,
-    for the line that is said then.
+    That is a `UserError`, a path that the system refuses, or too little memory.
+
+    Args:
+      main: takes the arguments without the program's name.
+      interrupted: what to say after Ctrl-C.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that PyTorch is missing, which is meant
-    for stream in (sys.stdout, sys.stderr):  # a table in an ASCII locale is better with question marks than not at all
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that PyTorch is missing, as it should be
+    for stream in (sys.stdout, sys.stderr):  # in an ASCII locale, a table with question marks is better than none
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # Orbax and TFDS warn of what they were asked to do; their errors come as exceptions.
+    # Orbax and TFDS warn about what they were asked to do. Their errors come as exceptions.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         main(sys.argv[1:])
@@ -59,18 +61,18 @@ def run(
             processes.leave(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
         raise
     except Exception as error:
-        message = _for_people(error)
+        message = _user_message(error)
         if message is None and not processes.joined():
             raise
-        _say_and_exit(error, message)
+        _report_and_exit(error, message)
 
 
 def start(flags: Flags) -> None:
-    """Joins the other processes of a run, where there are any; only the first has a terminal from here on."""
-    processes.start(flags, preemption.look)
+    """Join the other processes of a run, if there are any. From here on, only process 0 has a terminal."""
+    processes.start(flags, preemption.on_signs)
     if not processes.joined():
         return
-    # What the libraries below write to the descriptor itself, of their connections, is nobody's business.
+    # Libraries below Python write about their connections to the file descriptor itself: send that nowhere.
     sys.stdout.flush()
     terminal, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -81,10 +83,10 @@ def start(flags: Flags) -> None:
         warnings.simplefilter("ignore")
 
 
-def _say_and_exit(error: Exception, message: str | None) -> None:
-    """Says an error once for all processes, and ends them."""
+def _report_and_exit(error: Exception, message: str | None) -> None:
+    """Print an error once for all processes, and end them."""
     if processes.joined():
-        processes.settle()
+        processes.wait_for_ending()
     line = " ".join((message or f"{type(error).__name__}: {error}").split())
     if message is None:
         traceback.print_exception(error)
@@ -98,13 +100,13 @@ def _exit(line: str, status: int) -> None:
     sys.exit(status)
 
 
-def _for_people(error: Exception) -> str | None:
-    """What to say of an error that its user can mend; None for a defect of the program."""
+def _user_message(error: Exception) -> str | None:
+    """Return the message for an error that the user can fix; None for a defect of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    # JAX's own class is not imported for this: its errors carry the status by name.
+    # JAX's own exception class is not imported for this: its errors carry the status by name.
     text = one_line(error, limit=1000)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return (
@@ -112,17 +114,17 @@ def _for_people(error: Exception) -> str | None:
             "--batch-size) or max_length, or set student.accumulation, student.remat or mesh.fsdp"
         )
     if text.startswith("Unable to initialize backend"):
-        return f"{text[:200]}: JAX_PLATFORMS asks for devices that are not here"
+        return f"{text[:200]}: JAX_PLATFORMS asks for devices that this machine does not have"
     if _is_loss(error):
-        return f"another process has ended or is out of reach ({text[:60]}…): the logs of the others tell more"
+        return f"another process has ended or cannot be reached ({text[:60]}…): see the logs of the others"
     return None
 
 
 def _is_loss(error: Exception) -> bool:
-    """Whether the connection to another process broke: by their texts, as JAX raises no class of its own for it."""
+    """Return whether the connection to another process broke, by the error's text: JAX raises no class of its own."""
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
-        return False  # they name what users named
-    return processes.count() > 1 and any(sign in str(error) for sign in _LOST)
+        return False  # its text holds names that the user chose
+    return processes.count() > 1 and _LOST.search(str(error)) is not None
 
 
 def _terminate(signum: int, frame: Any) -> None:
@@ -131,23 +133,25 @@ def _terminate(signum: int, frame: Any) -> None:
     if processes.joined():
         preemption.request_stop()
     elif not _deferred:
-        # Not sys.exit: an exception that is raised inside a callback of the garbage collector is swallowed.
+        # Not sys.exit: an exception raised inside a callback of the garbage collector is swallowed.
         sys.stdout.flush()
         os._exit(EXIT_PREEMPTED)
     elif _deferred[-1] and not again:
-        os.write(2, f"{_deferred[-1]}\n".encode())  # print may be at work right now, and is not to be entered twice
+        os.write(2, f"{_deferred[-1]}\n".encode())  # not print, which may be running now and cannot be entered twice
 
 
 @contextmanager
-def deferred_stop(said: str = preemption.SAVING) -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM (preemption) ends nothing by itself: the work polls what this yields, saves, and exits.
+def deferred_stop(message: str = preemption.SAVING) -> Iterator[Callable[[], bool]]:
+    """Defer SIGTERM (preemption) inside the block, which polls the yielded function, saves, and exits.
 
-    Elsewhere SIGTERM exits at once with `EXIT_PREEMPTED`: what is done piece by piece is safe on the disk. Of many
-    processes one signal is enough, and all stop at the same poll; so they all have to poll equally often. What comes
-    after the last poll ends the process behind the section, where all is saved. A process that works alone says `said`
-    as soon as the signal comes; many have their own line.
+    Outside such a block, SIGTERM exits at once with `EXIT_PREEMPTED`, because everything finished is on the disk. With
+    several processes one signal is enough, and all of them stop at the same poll, so they must poll equally often. If
+    the signal comes after the last poll, the process exits at the end of the block.
+
+    Args:
+      message: what a process that works alone prints when the signal comes; several processes have their own line.
     """
-    _deferred.append(said)
+    _deferred.append(message)
     preemption.saving(True)
     try:
         yield preemption.stop_requested if processes.joined() else _stop.is_set
@@ -161,7 +165,7 @@ def deferred_stop(said: str = preemption.SAVING) -> Iterator[Callable[[], bool]]
 
 
 class ProgressBar:
-    """Counts the work of one stage: `advance(done)` after each piece."""
+    """The progress of one stage. Call `advance` after each piece of work."""
 
     def __init__(self, title: str, total: int, unit: str, progress: Progress | None):
         self.title, self.total, self.unit = title, total, unit
@@ -171,7 +175,7 @@ class ProgressBar:
         self._done = 0.0
 
     def advance(self, steps: float = 1, *, note: str = "") -> None:
-        """`steps` more of `total` are done."""
+        """Report that `steps` more of `total` are done."""
         self._done += steps
         processes.note_progress()
         now = time.monotonic()
@@ -186,7 +190,7 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(title: str, total: int, *, unit: str = "steps") -> Iterator[ProgressBar]:
-    """A progress bar with throughput and time left on a terminal; a plain line now and then elsewhere."""
+    """Show a progress bar with throughput and time left on a terminal, or a plain line now and then elsewhere."""
     if not console.is_terminal or console.quiet:
         yield ProgressBar(title, total, unit, None)
         return
@@ -204,5 +208,5 @@ def progress_bar(title: str, total: int, *, unit: str = "steps") -> Iterator[Pro
 
 
 def log(message: str) -> None:
-    """One line for people, at once."""
+    """Print one line for people, at once."""
     console.print(message, markup=False)

@@ -1,7 +1,7 @@
-"""Orbax checkpoints of a training run: `<directory>/<step>/`, the only place that imports Orbax.
+"""Orbax checkpoints of a training run in `<directory>/<step>/`. Only this module imports Orbax.
 
-A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer's
-state. Kept are the newest (to go on from) and the best on the source language's dev split (to use).
+A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer state. Two are
+kept: the newest, to resume from, and the best on the source language's dev split, to use.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _policies = ocp.checkpoint_managers
 
 
 class Checkpoints:
-    """The checkpoints of one run, as a context: leaving it waits until what was saved is on the disk."""
+    """The checkpoints of one run. As a context manager it waits on exit until everything saved is on the disk."""
 
     def __init__(self, directory: Path, *, read_only: bool = False):
         self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
@@ -46,26 +46,27 @@ class Checkpoints:
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints there are, ascending."""
+        """Return the steps of all complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, *, score: float | None) -> None:
-        """Saves the state under its step, in the background; `score` (source dev) decides whether it is kept."""
+        """Save a state under its step, in the background; its score on source dev decides whether it is kept."""
         step = int(state.step)
-        self.wait()  # where the last save went wrong (a full disk), this raises
+        self.wait()  # raises if the last save failed, such as on a full disk
         metrics = None if score is None else {"score": score, "step": step}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params), resume=ocp.args.StandardSave(state.opt_state)
         )
         if not self._manager.save(step, args=items, metrics=metrics):
-            raise RuntimeError(f"{self.directory}: checkpoint {step} was not saved (the newest is {self.steps()[-1:]})")
+            newest = self.steps()[-1:]
+            raise RuntimeError(f"{self.directory}: checkpoint {step} was not saved (the newest is {newest})")
 
     def wait(self) -> None:
-        """Returns when everything saved is on the disk; raises what went wrong there."""
+        """Wait until everything saved is on the disk; raise the error of a failed save."""
         self._manager.wait_until_finished()
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The whole state of a step, laid out as `abstract` (shapes, dtypes, shardings) says."""
+        """Return the whole state of a step, in the shapes, dtypes, and shardings of `abstract`."""
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params), resume=ocp.args.StandardRestore(abstract.opt_state)
         )
@@ -74,27 +75,27 @@ class Checkpoints:
         return TrainState(_scalar(step, counter), restored["params"], restored["resume"])
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """The parameters alone of a step, laid out as `abstract_params` says."""
+        """Return the parameters of a step, in the shapes, dtypes, and shardings of `abstract_params`."""
         return self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params)))["params"]
 
     def restore_arrays(self, step: int) -> dict[str, np.ndarray]:
-        """Every parameter of a step under its dotted path, on the host: for a look, without knowing the model."""
+        """Return every parameter of a step by its dotted path, on the host, without knowing the model."""
         tree = self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
         return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
     def _restore(self, step: int, items: Any) -> Any:
         try:
             return self._manager.restore(step, args=items)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file, bare Exception too
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file, even bare Exception
             reason = str(error).strip().partition("\n")[0][:200]
             raise UserError(
                 f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}; "
-                f"remove {self.directory.parent} and start again to train this run anew"
+                f"remove {self.directory.parent} to train this run again"
             ) from error
 
 
 def _rank(metrics: dict[str, Any]) -> Any:
-    # Of two equal scores the earlier step is the better one, here as in evaluation/selection.py.
+    # Of two equal scores the earlier step is better, as in runs/selection.py.
     return metrics["score"], -metrics["step"]
 
 

@@ -1,7 +1,7 @@
-"""The programs that one encoder runs in one role: training, labelling and evaluation, compiled for a mesh.
+"""The steps that one encoder runs in one role: training, and the forward pass of labelling and evaluation.
 
-They are made of settings and shapes alone. So the very same ones compile where there are no weights, and for devices
-that are not there.
+They are built from settings and shapes alone. So the very same steps compile without weights, and for devices that the
+machine does not have.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ from xtransfer.train.microbatches import num_microbatches
 
 
 class CompiledSteps:
-    """Steps of a classifier with these settings on a mesh, each compiled once per shape of batch.
+    """The steps of a classifier on a mesh, each compiled once per batch shape.
 
     Args:
-      settings: of the role.
-      architecture: of its checkpoint.
+      settings: the role's settings.
+      architecture: the architecture of its checkpoint.
       num_classes: K.
-      mesh: of real devices, or of a topology's.
+      mesh: a mesh of real devices, or of a topology's.
 
     Raises:
-      UserError: a `frozen` pattern that matches no parameter.
+      UserError: a `frozen` pattern matches no parameter.
     """
 
     def __init__(self, settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh):
@@ -50,11 +50,11 @@ class CompiledSteps:
         self._train_steps: dict[Objective, steps.TrainStep] = {}
 
     def abstract_params(self) -> Any:
-        """Shapes, dtypes and shardings of the parameters, for a restore."""
+        """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
         return abstract_params(self.shapes, self.mesh)
 
     def train_step(self, objective: Objective) -> steps.TrainStep:
-        """One step by an objective; objectives that differ in whose logits they learn from only share it."""
+        """Return the training step of an objective. Objectives that differ only in whose logits they use share it."""
         objective = objective.loss_settings()
         if objective not in self._train_steps:
 
@@ -63,12 +63,18 @@ class CompiledSteps:
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
             self._train_steps[objective] = steps.make_train_step(
-                self.graphdef, terms, self.optimizer, self.mesh, self.shapes, num_microbatches=self.parts, embed=_embed
+                self.graphdef,
+                terms,
+                self.optimizer,
+                self.mesh,
+                self.shapes,
+                num_microbatches=self.num_microbatches,
+                embed=_embed,
             )
         return self._train_steps[objective]
 
-    def parts(self, batch: Mapping[str, Any]) -> int:
-        """How many parts the training step computes a batch of these shapes in."""
+    def num_microbatches(self, batch: Mapping[str, Any]) -> int:
+        """Return the number of microbatches in which the training step computes a batch of these shapes."""
         rows, length = batch["input_ids"].shape
         return num_microbatches(self._accumulation, rows, length, self._size, self.mesh)
 
@@ -78,7 +84,7 @@ def _embed(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -
 
 
 def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes and dtypes of parameters with their shardings on the mesh: what a restore asks for."""
+    """Return the shapes and dtypes of parameters with their shardings on the mesh, for a restore."""
     layout = param_shardings(mesh, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
 

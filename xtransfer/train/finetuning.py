@@ -1,4 +1,4 @@
-"""Fine-tuning one encoder: what teacher and student, vanilla and distilled, have in common."""
+"""Fine-tuning one encoder: everything that teacher and student share, whatever the objective."""
 
 import dataclasses
 import functools
@@ -24,15 +24,15 @@ from xtransfer.train import loop, state
 from xtransfer.train.compiled_steps import CompiledSteps
 from xtransfer.train.inputs import ModelInputs
 
-_SAMPLED = 16  # batches by which the share of padding is told
-_FULL = 0.75  # share of real tokens in a batch below which something is worth changing
+_SAMPLED = 16  # batches from which the share of padding is estimated
+_FULL = 0.75  # share of real tokens in a batch below which a setting should change
 
 
 class Finetuner:
-    """An encoder with its tokenizer on a mesh: tokenises, trains and predicts with the settings of one role.
+    """An encoder with its tokenizer on a mesh: tokenizes, trains, and predicts with the settings of one role.
 
-    All runs of one instance share their compiled programs. What cannot work (a checkpoint, its head, a
-    tokenizer, a length, a frozen pattern) is a `UserError` here, before anything is trained.
+    All runs of one instance share their compiled steps. The constructor raises a UserError for everything that cannot
+    work (a checkpoint, its head, a tokenizer, a length, a frozen pattern), before anything is trained.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Finetuner:
         self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache)
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.eval_batch_size = eval_batch_size
-        self.fresh_params(seed=0)  # reads every tensor once: a checkpoint that does not fit is found now
+        self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
         self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
 
     @property
@@ -57,7 +57,7 @@ class Finetuner:
         return len(self.labels)
 
     def fresh_params(self, seed: int) -> Any:
-        """The pretrained parameters with a head drawn from `seed` (or the checkpoint's own head)."""
+        """Return the pretrained parameters with a head drawn from `seed`, or with the checkpoint's own head."""
         return hf_checkpoint.load_classifier(
             self.inputs.directory,
             self.num_classes,
@@ -69,18 +69,18 @@ class Finetuner:
         )[1]
 
     def abstract_params(self) -> Any:
-        """Shapes, dtypes and shardings of the parameters, for a restore."""
+        """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
         return self.compiled_steps.abstract_params()
 
     def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
-        """The examples with their tokens, which are as of `ModelInputs.tokens`; without a teacher's logits."""
+        """Return a dataset of the examples without teacher logits; see `ModelInputs.tokens`."""
         return self.inputs.dataset(examples, self.num_classes, drawn_from)
 
     def predict(self, params: Any, dataset: Dataset, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        """Logits [n, K] float32 in the dataset's order; `on_batch(b)` hears of each b examples that are done.
+        """Return the logits [n, K] float32 in the dataset's order; call `on_batch` with the size of each batch.
 
         Raises:
-          UserError: logits that are not finite.
+          UserError: the logits are not finite.
         """
         batches = prefetch(eval_batches(dataset, self.inputs.evaluation_plan(self.eval_batch_size)))
         logits = predict(
@@ -89,13 +89,13 @@ class Finetuner:
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
             raise UserError(
-                f"{self.role}: the logits of {len(bad)} examples are not finite, the first is {dataset.ids[bad[0]]}: "
-                "the training went wrong, try a lower learning_rate"
+                f"{self.role}: the logits of {len(bad)} examples are not finite; the first is {dataset.ids[bad[0]]}: "
+                "training diverged, try a lower learning_rate"
             )
         return logits
 
     def train(self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int) -> None:
-        """Trains by `objective`, scoring checkpoints by accuracy on `dev`; goes on where it stopped."""
+        """Train by `objective`, scoring checkpoints by accuracy on `dev`, or resume; return at once if it is done."""
         if self.is_trained(directory):
             return
 
@@ -104,18 +104,17 @@ class Finetuner:
             return {"dev_accuracy": float(right.mean())}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
-        plan = dataclasses.replace(self.inputs.training_plan, part=process_slice(self.mesh))
+        plan = dataclasses.replace(self.inputs.training_plan, process_slice=process_slice(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
         sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
         terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
-        in_parts = self.settings.accumulation > 1
-        # A short training has padding for the sake of fewer programs; but parts have it for nothing.
-        if share < _FULL and (plan.fitted_sizes > 1 or in_parts):
-            names = ("batch_size", "row_length", *(("accumulation",) if in_parts else ()))
-            keys = " or ".join(f"{self.role}.{name}" for name in names)
-            terminal.log(
-                f"warning: {title}: more than a quarter of each batch is padding: change {keys} to waste less time"
-            )
+        accumulates = self.settings.accumulation > 1
+        # A short training pads in order to compile fewer steps. Padding for microbatches has no such use.
+        if share < _FULL and (plan.fitted_sizes > 1 or accumulates):
+            keys = f"{self.role}.batch_size or {self.role}.row_length"
+            if accumulates:
+                keys += f" or {self.role}.accumulation"
+            terminal.log(f"warning: {title}: more than a quarter of each batch is padding; change {keys} to save time")
         loop.fit(
             directory,
             loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
@@ -130,12 +129,12 @@ class Finetuner:
         )
 
     def is_trained(self, directory: Path) -> bool:
-        """Whether the run in `directory` has come to its end."""
+        """Return whether the run in `directory` is finished."""
         return loop.finished(directory, self.settings.steps)
 
 
 class Models:
-    """Teacher and student of an experiment on one mesh, each made when it is first asked for."""
+    """Teacher and student of an experiment on one mesh, each created on first use."""
 
     def __init__(self, config: ExperimentConfig, task: Task):
         self._config, self._task = config, task
@@ -152,7 +151,7 @@ class Models:
         return self._finetuner("student", self._config.student)
 
     def facts(self) -> dict[str, Any]:
-        """What an experiment is made from beside its settings: with any of it changed, results would be another's."""
+        """Return what an experiment is made from besides its settings: if any of it changes, so do the results."""
         task = self._task
         return {
             "name": task.name,

@@ -1,4 +1,4 @@
-"""AdamW as encoders are fine-tuned with it, and the parameters it leaves alone."""
+"""AdamW as it is used to fine-tune encoders, and frozen parameters."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SCHEDULES = ("linear", "cosine")
 
 
 def schedule(kind: str, *, peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then a linear or cosine way down to 0 at `steps`."""
+    """Return linear warm-up from 0 to `peak`, then linear or cosine decay to 0 at `steps`."""
     warmup = round(steps * warmup_fraction)
     if kind == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
@@ -32,18 +32,27 @@ def adamw(
     frozen: Sequence[str] = (),
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW with clipping of the gradient's global norm (0 = off).
+    """Return AdamW with clipping of the gradient's global norm.
 
-    Biases and LayerNorm parameters do not decay. Parameters whose dotted path one of the regular
-    expressions `frozen` matches are not trained and cost no optimizer state; an expression that
-    matches none is a `UserError` when the state is made.
+    Biases and LayerNorm parameters do not decay.
+
+    Args:
+      learning_rate: a number or a schedule.
+      weight_decay: AdamW's.
+      clip_norm: the largest norm of the gradient; 0 turns clipping off.
+      frozen: regular expressions of dotted paths. Parameters that one of them matches are not trained and need no
+        optimizer state.
+      b2: AdamW's.
+
+    Raises:
+      UserError: an expression matches no parameter; raised when the state is created.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     trained = optax.chain(clip, optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay, mask=_decays))
     if not frozen:
         return trained
-    parts = {"trained": trained, "frozen": optax.set_to_zero()}
-    return optax.partition(parts, lambda params: _frozen_labels(params, frozen))
+    transforms = {"trained": trained, "frozen": optax.set_to_zero()}
+    return optax.partition(transforms, lambda params: _frozen_labels(params, frozen))
 
 
 def _decays(params: Any) -> Any:

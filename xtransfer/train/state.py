@@ -1,4 +1,4 @@
-"""What training carries from step to step, which is also what a checkpoint holds."""
+"""The state that training carries from step to step, and that a checkpoint holds."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from xtransfer.runtime import sharding
 
 
 class TrainState(NamedTuple):
-    """Steps done (int32 scalar), the parameters and the optimizer's state over them, all on the mesh."""
+    """The number of steps done (int32 scalar), the parameters, and the optimizer state, all on the mesh."""
 
     step: Any
     params: Any
@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, laid out as `state_shardings` says; `params` may be donated."""
+    """Return the state before the first step, laid out by `state_shardings`; `params` may be donated."""
     shardings = state_shardings(params, optimizer, mesh)
     placed = jax.device_put(params, shardings.params)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
@@ -27,7 +27,7 @@ def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> 
 
 
 def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The sharding of every leaf of a state; `params` may be abstract. Moments lie where parameters are updated."""
+    """Return the sharding of every leaf of a state; `params` may be abstract. Moments lie with the updates."""
     opt_state = jax.eval_shape(optimizer.init, params)
     return TrainState(
         sharding.replicated(mesh), sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, opt_state)
@@ -35,7 +35,7 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
 
 
 def updated_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Where every parameter is updated: with its moments or, if it has none since it is frozen, where it lies."""
+    """Return where each parameter is updated: with its moments, or in its own place if it is frozen and has none."""
     layouts = (sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, params))
     state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))
     names = tuple(f".{sharding.path_name(path)}" for path, _ in state)
@@ -47,7 +47,7 @@ def updated_shardings(params: Any, optimizer: optax.GradientTransformation, mesh
 
 
 def abstract(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of a state, for a restore; `params` may be abstract."""
+    """Return the shapes, dtypes, and shardings of a state, for a restore; `params` may be abstract."""
     shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
     return jax.tree.map(
         lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),

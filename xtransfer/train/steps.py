@@ -1,4 +1,4 @@
-"""One training step, pure and jitted with its layout; what is learnt is the caller's loss."""
+"""One training step: a pure function, jitted with its layout. The loss is the caller's."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ from xtransfer.train.microbatches import EmbedFn, Terms, TermsFn, accumulated_gr
 from xtransfer.train.state import TrainState, state_shardings, updated_shardings
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
-GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # by terms, of parameters, batch, dropout key
+GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # (terms, parameters, batch, dropout key)
 TrainStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Terms]]
 
 
 def whole_gradient(terms_of: TermsFn, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Terms]:
-    """The gradient of the mean loss of a batch with respect to `params`, and the loss terms."""
+    """Return the gradient of a batch's mean loss with respect to `params`, and the loss terms."""
 
     def loss(params_: Any) -> tuple[jax.Array, Terms]:
         terms = terms_of(params_, batch, key)
@@ -40,13 +40,20 @@ def train_step(
     gradient_of: GradientFn = whole_gradient,
     spread: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Terms]:
-    """The state after one step on `batch`, and the loss terms of the state before it.
+    """Return the state after one step on `batch`, and the loss terms of the state before it.
 
-    `loss_fn(model, batch, dropout_key)` gives (sum, count) pairs, of which "loss" is minimised as
-    sum / count over the global batch; the count must not depend on the parameters. Dropout is a pure
-    function of `key` and the step's number.
+    Dropout is a pure function of `key` and the step's number.
 
-    `gradient_of` is called as `whole_gradient`, `spread` lays out a tree of parameters as they are updated.
+    Args:
+      graphdef: of the model.
+      loss_fn: (model, batch, dropout key) -> (sum, count) pairs. The step minimizes "loss" as sum / count over the
+        global batch; the count must not depend on the parameters.
+      optimizer: the gradient transformation.
+      state: before the step.
+      batch: arrays [R, ...].
+      key: the run's dropout key.
+      gradient_of: computes the gradient, as `whole_gradient` does.
+      spread: lays out a tree of parameters as they are updated.
     """
     dropout_key = jax.random.fold_in(key, state.step)
 
@@ -69,35 +76,45 @@ def make_train_step(
     num_microbatches: Callable[[Any], int] = lambda batch: 1,
     embed: EmbedFn | None = None,
 ) -> TrainStep:
-    """`train_step` compiled for `mesh`: state in its shardings and donated, rows of the batch split over devices.
+    """Return `train_step` compiled for `mesh`, with the state donated and the batch's rows split over devices.
 
     Args:
-      graphdef, loss_fn, optimizer: as of `train_step`.
-      mesh: of devices.
-      params: may be abstract, only shapes are looked at.
+      graphdef: of the model.
+      loss_fn: see `train_step`.
+      optimizer: the gradient transformation.
+      mesh: the device mesh.
+      params: the parameters, which may be abstract.
       num_microbatches: the number of microbatches for a batch, from its shapes. They are computed one after the other,
         with the memory of one, of one more gradient, and of what `embed` returns and its gradient.
-      embed: of a model, a batch and a dropout key, for `accumulated_gradient`.
+      embed: (model, batch, dropout key) -> the batch's key `embedded`, see `accumulated_gradient`.
     """
     states = state_shardings(params, optimizer, mesh)
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     layouts = states.params, updated_shardings(params, optimizer, mesh)
 
     def spread(tree: Any) -> Any:
-        # First as the parameters lie: else the compiler takes the split back into the model's own products.
+        # Through the parameters' own layout first: otherwise the compiler moves the split into the model's products.
         return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
         gradient_of: GradientFn = whole_gradient
-        if (parts := num_microbatches(batch)) > 1:
-            looked_up = embed and (lambda params_, *of: embed(nnx.merge(graphdef, params_), *of))
-            gradient_of = functools.partial(accumulated_gradient, embed=looked_up, parts=parts, mesh=mesh)
+        microbatches = num_microbatches(batch)
+        if microbatches > 1:
+            gradient_of = functools.partial(
+                accumulated_gradient, embed=embed_params, microbatches=microbatches, mesh=mesh
+            )
         with sharding.on_mesh(mesh):
             return train_step(graphdef, loss_fn, optimizer, state, batch, key, gradient_of=gradient_of, spread=spread)
 
+    embed_params: EmbedFn | None = None
+    if embed is not None:
+
+        def embed_params(params_: Any, batch: Any, key: jax.Array) -> jax.Array:
+            return embed(nnx.merge(graphdef, params_), batch, key)
+
     return jax.jit(
         step,
-        in_shardings=(states, sharding.batch_sharding(mesh), whole),
-        out_shardings=(states, whole),
+        in_shardings=(states, sharding.batch_sharding(mesh), replicated),
+        out_shardings=(states, replicated),
         donate_argnums=0,
     )

@@ -159,7 +159,7 @@ def test_the_parts_of_processes_make_up_the_batch(n, batch_size, shards, packed,
     dataset = make_dataset(n, seed=seed)
     plan = replace(PLAN, batch_size=batch_size, slots=3 if packed else 1, multiple_of=shards, packed=packed)
     for parts in (1, 2, 4):
-        plans = [replace(plan, part=(part, parts)) for part in range(parts)]
+        plans = [replace(plan, process_slice=(part, parts)) for part in range(parts)]
         check_parts(TrainBatches(dataset, plan, seed)(i), [TrainBatches(dataset, each, seed)(i) for each in plans])
         rounds = zip(*(pipeline.eval_batches(dataset, each) for each in plans), strict=True)
         for (indices, whole), found in zip(pipeline.eval_batches(dataset, plan), rounds, strict=True):

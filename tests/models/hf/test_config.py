@@ -138,7 +138,10 @@ def test_defaults_are_those_of_the_family(directory: Path) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a positive integer"),
         ({"num_attention_heads": 4}, "hidden_size 15 is not a multiple of its 4 attention heads"),
         ({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification': only 'single_"),
-        ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification, whose head is for another task"),
+        (
+            {"architectures": ["BertForTokenClassification"]},
+            "BertForTokenClassification, whose head is for another",
+        ),
         ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice, whose head is for another task"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0, expected a number from 0 to below 1"),

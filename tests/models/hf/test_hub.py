@@ -33,7 +33,7 @@ Files = dict[str, bytes]
 
 @dataclass
 class Hub:
-    """What the server has and what it was asked for; `failing`: method and file -> how many answers are `status`."""
+    """What the server has and what it was requested; `failing`: method and file -> how many answers are `status`."""
 
     files: dict[str, Files]  # by commit
     revisions: dict[str, str]
@@ -267,7 +267,10 @@ def test_a_gated_repository_says_where_to_ask(online: Hub, tmp_path: Path) -> No
     ("change", "message"),
     [
         (lambda files: files.pop("model.safetensors"), r"no model\.safetensors \(pickled weights .* never read: conv"),
-        (lambda files: files.pop("config.json"), r"the repository has no config\.json: not a complete transformers model"),
+        (
+            lambda files: files.pop("config.json"),
+            r"the repository has no config\.json: not a complete transformers",
+        ),
     ],
 )
 def test_a_repository_without_what_is_needed(change: Any, message: str, online: Hub) -> None:

@@ -76,8 +76,8 @@ class BatchPlan:
       position_offset: position id of an example's first token.
       multiple_of: the number of rows is a multiple of this.
       packed: False for one example per row.
-      part: (p, n): of every batch only the p-th of n equal runs of rows is made, for process p of n. The batch itself
-        is the same for any n, which has to divide `multiple_of`.
+      process_slice: (p, n): make only the p-th of n equal runs of rows of every batch, for process p of n. The global
+        batch is the same for any n, which must divide `multiple_of`.
       fitted_sizes: training: as in `packing.row_sizes`.
     """
 
@@ -88,14 +88,14 @@ class BatchPlan:
     position_offset: int
     multiple_of: int
     packed: bool = True
-    part: tuple[int, int] = (0, 1)
+    process_slice: tuple[int, int] = (0, 1)
     fitted_sizes: int = packing.FITTED_SIZES
 
     def __post_init__(self) -> None:
         """ValueError for rows that cannot be shared out."""
-        part, parts = self.part
-        if not 0 <= part < parts or self.multiple_of % parts:
-            raise ValueError(f"part {part} of {parts} of batches with a multiple of {self.multiple_of} rows")
+        index, count = self.process_slice
+        if not 0 <= index < count or self.multiple_of % count:
+            raise ValueError(f"slice {index} of {count} of batches with a multiple of {self.multiple_of} rows")
 
 
 def make_plan(
@@ -291,27 +291,27 @@ def _cut(
 def _assemble(
     dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray, rows: int
 ) -> tuple[np.ndarray, Batch]:
-    """The plan's part of a batch of `rows` rows, and the examples in it in the order of `indices`."""
-    part, parts = plan.part
-    own_rows = rows // parts
-    own = placed[:, 0] // own_rows == part
-    indices, placed = indices[own], placed[own] - np.asarray([part * own_rows, 0], np.int32)
+    """Return the plan's slice of a batch of `rows` rows, and the examples in it in the order of `indices`."""
+    index, count = plan.process_slice
+    slice_rows = rows // count
+    inside = placed[:, 0] // slice_rows == index
+    indices, placed = indices[inside], placed[inside] - np.asarray([index * slice_rows, 0], np.int32)
     batch = packing.lay_out(
         dataset.tokens,
         indices,
         placed,
         row_length=plan.row_length,
-        rows=own_rows,
+        rows=slice_rows,
         slots=plan.slots,
         pad_id=plan.pad_id,
         position_offset=plan.position_offset,
     )
     row, slot = placed[:, 0], placed[:, 1]
-    label = np.full((own_rows, plan.slots), -1, np.int32)
+    label = np.full((slice_rows, plan.slots), -1, np.int32)
     label[row, slot] = dataset.labels[indices]
-    logits = np.zeros((own_rows, plan.slots, dataset.num_classes), np.float32)
+    logits = np.zeros((slice_rows, plan.slots, dataset.num_classes), np.float32)
     if dataset.teacher_logits is not None:
         logits[row, slot] = dataset.teacher_logits[indices]
-    weight = np.zeros((own_rows, plan.slots), np.float32)
+    weight = np.zeros((slice_rows, plan.slots), np.float32)
     weight[row, slot] = 1.0
     return indices, batch | {"label": label, "teacher_logits": logits, "weight": weight}
