@@ -15,7 +15,7 @@ from xtransfer.data.registry import load_task
 from xtransfer.data.tokens import cache as token_cache
 from xtransfer.data.tokens import tokenizer as text
 from xtransfer.describe import dataset
-from xtransfer.describe.dataset import Count, Description
+from xtransfer.describe.dataset import Description, SetSize
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
@@ -86,15 +86,15 @@ def test_rows_are_of_the_mesh_that_is_asked_for_wherever_they_are_looked_at(
 
 def test_counts(found: Description) -> None:
     assert found.counts == (
-        Count("en", "L", 10, (5, 5), 0),
-        Count("en", "U", 14, (0, 0), 14),
-        Count("en", "train", 24, (12, 12), 0),
-        Count("en", "dev", 8, (4, 4), 0),
-        Count("en", "test", 9, (5, 4), 0),
-        Count("de", "train", 24, (12, 12), 0),
-        Count("de", "test", 9, (4, 5), 0),
-        Count("fr", "dev", 8, (4, 4), 0),
-        Count("fr", "test", 9, (4, 5), 0),
+        SetSize("en", "L", 10, (5, 5), 0),
+        SetSize("en", "U", 14, (0, 0), 14),
+        SetSize("en", "train", 24, (12, 12), 0),
+        SetSize("en", "dev", 8, (4, 4), 0),
+        SetSize("en", "test", 9, (5, 4), 0),
+        SetSize("de", "train", 24, (12, 12), 0),
+        SetSize("de", "test", 9, (4, 5), 0),
+        SetSize("fr", "dev", 8, (4, 4), 0),
+        SetSize("fr", "test", 9, (4, 5), 0),
     )
     assert found.count("test").labels == (5, 4) and found.count("test", "de").labels == (4, 5)
 

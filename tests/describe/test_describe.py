@@ -16,7 +16,7 @@ from rich.console import Console
 from tests.helpers import tiny
 from xtransfer.data.batches.measures import Filling, Lengths
 from xtransfer.describe import __main__ as describe
-from xtransfer.describe.dataset import Count, Description, Measured, Packing, Shown
+from xtransfer.describe.dataset import Description, MeasuredSet, PackedTraining, SetSize, ShownExample
 from xtransfer.errors import UserError
 from xtransfer.runtime import terminal
 
@@ -31,25 +31,27 @@ FOUND = Description(
     models={"teacher": "mono, up to 128 tokens", "student": "multi, up to 64 tokens"},
     devices=8,
     counts=(
-        Count("en", "L", 40, (20, 20), 0),
-        Count("en", "U", 2000, (0, 0), 2000),
-        Count("en", "train", 4000, (1000, 3000), 0),
-        Count("en", "dev", 80, (20, 60), 0),
-        Count("en", "test", 200, (50, 150), 0),
-        Count("en", "unlabelled", 2000, (0, 0), 2000),
-        Count("de", "test", 200, (50, 150), 0),
-        Count("ja", "test", 400, (60, 340), 0),
+        SetSize("en", "L", 40, (20, 20), 0),
+        SetSize("en", "U", 2000, (0, 0), 2000),
+        SetSize("en", "train", 4000, (1000, 3000), 0),
+        SetSize("en", "dev", 80, (20, 60), 0),
+        SetSize("en", "test", 200, (50, 150), 0),
+        SetSize("en", "unlabelled", 2000, (0, 0), 2000),
+        SetSize("de", "test", 200, (50, 150), 0),
+        SetSize("ja", "test", 400, (60, 340), 0),
     ),
     missing=("train of de, ja: reviews has none [there]",),
     repeated={"L ∪ U": 7, "dev": 0, "test": 3},
     measured=(
-        Measured("teacher", "en", "L", Lengths(40, (20, 90, 130, 1311), 3, 1000, 800, "word", 0.0)),
-        Measured("student", "ja", "test", Lengths(400, (20, 40, 64, 65), 1, 9000, 12000, "character", 0.25)),
+        MeasuredSet("teacher", "en", "L", Lengths(40, (20, 90, 130, 1311), 3, 1000, 800, "word", 0.0)),
+        MeasuredSet("student", "ja", "test", Lengths(400, (20, 40, 64, 65), 1, 9000, 12000, "character", 0.25)),
     ),
-    packing=(Packing("student", "L ∪ U", 2040, 1.57, 32, 64, Filling(((16, 90), (24, 10)), 0.9312, 0.4)),),
+    packing=(PackedTraining("student", "L ∪ U", 2040, 1.57, 32, 64, Filling(((16, 90), (24, 10)), 0.9312, 0.4)),),
     examples=(
-        Shown("reviews/train/en/1", "bad", "Not [good]", None, {"teacher": "[CLS] not", "student": "[CLS] [UNK]"}),
-        Shown("reviews/test/de/1", "so|so", "Na ja", "oder", {"student": "[CLS] na"}),
+        ShownExample(
+            "reviews/train/en/1", "bad", "Not [good]", None, {"teacher": "[CLS] not", "student": "[CLS] [UNK]"}
+        ),
+        ShownExample("reviews/test/de/1", "so|so", "Na ja", "oder", {"student": "[CLS] na"}),
     ),
 )
 
@@ -126,14 +128,14 @@ def test_the_teacher_in_other_languages_is_explained() -> None:
 
 
 def test_examples_without_a_label_have_a_line() -> None:
-    counts = tuple(Count("de", "test", 200, (50, 149), 1) if c.language == "de" else c for c in FOUND.counts)
+    counts = tuple(SetSize("de", "test", 200, (50, 149), 1) if c.language == "de" else c for c in FOUND.counts)
     rows = rows_of(describe.markdown(dataclasses.replace(FOUND, counts=counts)), "Labels")
     assert rows[2] == ["none", "0 (0.0%)", "0 (0.0%)", "0 (0.0%)", "0 (0.0%)", "0–1 (0.0%–0.5%)"]
 
 
 def test_synthetic_text_is_called_so_and_many_languages_are_counted() -> None:
     many = tuple(f"l{i}" for i in range(6))
-    counts = (*FOUND.counts[:6], *(Count(name, "test", 200, (50, 150), 0) for name in many))
+    counts = (*FOUND.counts[:6], *(SetSize(name, "test", 200, (50, 150), 0) for name in many))
     found = dataclasses.replace(FOUND, synthetic=True, target_languages=many, counts=counts)
     page = describe.markdown(found)
     assert page.startswith("# reviews (synthetic): en → 6 languages\n") and "| test of 6 languages |" in page
@@ -141,7 +143,7 @@ def test_synthetic_text_is_called_so_and_many_languages_are_counted() -> None:
 
 
 def test_no_other_language_and_no_unlabelled_text() -> None:
-    counts = (FOUND.counts[0], Count("en", "U", 0, (0, 0), 0), *FOUND.counts[2:5])
+    counts = (FOUND.counts[0], SetSize("en", "U", 0, (0, 0), 0), *FOUND.counts[2:5])
     page = describe.markdown(dataclasses.replace(FOUND, target_languages=(), counts=counts))
     assert page.startswith("# reviews: en → no other language\n") and "learnt from: 40 labelled examples of en;" in page
     assert rows_of(page, "Labels")[0][-1] == "–"

@@ -151,9 +151,7 @@ def test_of_a_hub_id_only_its_config_is_needed(tmp_path: Path, monkeypatch: pyte
     config = settings.load(str(ROOT / "configs/tpu_shapes.py"), ["--config.student.checkpoint=someone/some-bert"])
     assert step(config, "evaluation", Override(rows=1)).row_sizes == (8,)
     config = settings.load(str(ROOT / "configs/tpu_shapes.py"), ["--config.student.checkpoint=someone/other"])
-    with pytest.raises(
-        UserError, match="someone/other: no such directory, and not available from the hub: HF_HUB_OFF"
-    ):
+    with pytest.raises(UserError, match="someone/other: no such directory, and not available from the hub: HF_HUB_OFF"):
         step(config, "evaluation", Override(rows=1))
 
 

@@ -1,4 +1,4 @@
-"""What an experiment learns from and is evaluated on, without training anything or reading weights."""
+"""The data of an experiment and its tokens, without training anything or reading weights."""
 
 import dataclasses
 import functools
@@ -23,15 +23,15 @@ from xtransfer.errors import MissingSplitError, UserError
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.inputs import ModelInputs, sides
 
-LEARNT = {"labelled": "L", "all": "L ∪ U"}  # the sets that objectives learn from, by `Objective.data`
+TRAINING_SETS = {"labelled": "L", "all": "L ∪ U"}  # the training sets of objectives, by `Objective.data`
 _EXAMPLES = 3
-_TOKENS, _CHARACTERS = 64, 400  # of an example that is shown
+_TOKENS, _CHARACTERS = 64, 400  # to show of an example
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
-class Count:
-    """A set of examples ("L", "U" or a split): how many, of each label in the task's order, and without one."""
+class SetSize:
+    """The size of a set of examples ("L", "U", or a split): in all, by label in the task's order, and without label."""
 
     language: str
     name: str
@@ -41,8 +41,8 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the tokenizer of a role ("teacher" or "student") makes of a set of examples."""
+class MeasuredSet:
+    """The lengths of a set of examples under the tokenizer of a role ("teacher" or "student")."""
 
     role: str
     language: str
@@ -51,8 +51,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """The training batches of a role on a set ("L" or "L ∪ U"); `epochs` is how often it is gone through."""
+class PackedTraining:
+    """The training batches of a role on a set ("L" or "L ∪ U")."""
 
     role: str
     name: str
@@ -64,8 +64,8 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An example for the eye: the name of its label, and its tokens by role."""
+class ShownExample:
+    """An example to show: the name of its label, and its tokens by role."""
 
     id: str
     label: str
@@ -76,14 +76,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Description:
-    """All that there is to see.
+    """Everything that `describe` shows.
 
     Attributes:
-      models: role -> checkpoint and length.
-      counts: of L and U, which are drawn from the source language's splits, and of every split that there is.
-      missing: why there are no more, a line for each reason.
-      repeated: of "L ∪ U" how many texts occur in it before; of the source's splits how many texts occur in it.
-      devices: that the rows of a batch are divided among.
+      models: checkpoint and length by role.
+      counts: of L and U, which are drawn from the source language's splits, and of every existing split.
+      missing: why other splits are missing, one line per reason.
+      repeated: for "L ∪ U", the number of repeated texts; for each source split, the number of its texts in L ∪ U.
+      devices: the number of devices that share the rows of a batch.
     """
 
     task: str
@@ -95,24 +95,28 @@ class Description:
     unlabelled_from: str
     models: dict[str, str]
     devices: int
-    counts: tuple[Count, ...]
+    counts: tuple[SetSize, ...]
     missing: tuple[str, ...]
     repeated: dict[str, int]
-    measured: tuple[Measured, ...]
-    packing: tuple[Packing, ...]
-    examples: tuple[Shown, ...]
+    measured: tuple[MeasuredSet, ...]
+    packing: tuple[PackedTraining, ...]
+    examples: tuple[ShownExample, ...]
 
-    def count(self, name: str, language: str = "") -> Count:
-        """The count of L, U or a split that is there, by default of the source language."""
+    def count(self, name: str, language: str = "") -> SetSize:
+        """Return the count of L, U, or an existing split, by default in the source language."""
         wanted = (language or self.source_language, name)
         return next(each for each in self.counts if (each.language, each.name) == wanted)
 
 
 def describe(experiment: ExperimentConfig, batches: int) -> Description:
-    """Looks at an experiment's data with its tokenizers; of each training set up to `batches` batches are made.
+    """Look at an experiment's data with its tokenizers.
+
+    Args:
+      experiment: the config.
+      batches: the number of batches to make from each training set.
 
     Raises:
-      UserError: what would stop the experiment before its training, but for the weights.
+      UserError: anything that would stop the experiment before training, except for the weights.
     """
     task = load_task(experiment.task)
     load, cached, source = task.load, functools.cache(task.load), task.source_language
@@ -121,17 +125,17 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     kept = cache_dir(experiment.task) / "tokens"
     teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=kept)
     student = ModelInputs("student", experiment.student, shards=devices, token_cache=kept)
-    material = transfer_set.gather(experiment, task)
+    transfer = transfer_set.gather(experiment, task)
     kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
-    learnt = (
-        _learnt(teacher, material, ["labelled"], experiment.teacher_seed, batches),
-        _learnt(student, material, kinds, experiment.seeds[0], batches),
+    training = (
+        _training_sets(teacher, transfer, ["labelled"], experiment.teacher_seed, batches),
+        _training_sets(student, transfer, kinds, experiment.seeds[0], batches),
     )
     counts, looked_at, missing = _splits(task, experiment.evaluation_splits)
-    measured = [each for part, _ in learnt for each in part]
+    measured = [each for part, _ in training for each in part]
     for (_, split), examples in looked_at.items():
-        measured += [_measure(reader, split, examples, reader.tokens(examples)) for reader in (teacher, student)]
-    texts = {(example.text, example.text_pair) for example in material.everything}
+        measured += [_measure(inputs, split, examples, inputs.tokens(examples)) for inputs in (teacher, student)]
+    texts = {(example.text, example.text_pair) for example in transfer.everything}
     of_target = next((examples for (language, _), examples in looked_at.items() if language != source), [])
     return Description(
         task=task.name,
@@ -146,56 +150,58 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
             for each in (teacher, student)
         },
         devices=devices,
-        counts=(_count(task, source, "L", material.labelled), _count(task, source, "U", material.unlabelled), *counts),
+        counts=(_count(task, source, "L", transfer.labelled), _count(task, source, "U", transfer.unlabelled), *counts),
         missing=missing,
-        repeated={"L ∪ U": len(material.everything) - len(texts)}
+        repeated={"L ∪ U": len(transfer.everything) - len(texts)}
         | {
             split: sum((example.text, example.text_pair) in texts for example in examples)
             for (language, split), examples in looked_at.items()
             if language == source
         },
         measured=tuple(sorted(measured, key=lambda each: each.role == "student")),
-        packing=tuple(each for _, part in learnt for each in part),
-        examples=(*_shown(task, material.labelled, (teacher, student)), *_shown(task, of_target, (student,))),
+        packing=tuple(each for _, part in training for each in part),
+        examples=(*_shown(task, transfer.labelled, (teacher, student)), *_shown(task, of_target, (student,))),
     )
 
 
 def _shards(mesh: MeshConfig) -> int:
-    """Parts that a batch is split into on the mesh of the settings, which need not be one of the devices here."""
+    """Return how many devices share a batch on the config's mesh, which need not fit the devices here."""
     data, fsdp, _ = mesh_sizes(dataclasses.astuple(mesh), jax.device_count())
     return data * fsdp
 
 
-def _learnt(
-    reader: ModelInputs, material: TransferSet, kinds: Sequence[str], seed: int, batches: int
-) -> tuple[list[Measured], list[Packing]]:
-    """L and U measured, and the batches of what the model is trained on."""
-    tokens, n = reader.tokens(material.everything, material.drawn_from), len(material.labelled)
+def _training_sets(
+    inputs: ModelInputs, transfer: TransferSet, kinds: Sequence[str], seed: int, batches: int
+) -> tuple[list[MeasuredSet], list[PackedTraining]]:
+    """Measure L and U, and make batches of the training sets."""
+    tokens, n = inputs.tokens(transfer.everything, transfer.drawn_from), len(transfer.labelled)
     sets = {"labelled": tokens.take(np.arange(n)), "all": tokens}
-    measured = [_measure(reader, "L", material.labelled, sets["labelled"])]
-    if material.unlabelled:
-        measured.append(_measure(reader, "U", material.unlabelled, tokens.take(np.arange(n, len(tokens)))))
-    return measured, [_packing(reader, LEARNT[kind], sets[kind], seed, batches) for kind in kinds]
+    measured = [_measure(inputs, "L", transfer.labelled, sets["labelled"])]
+    if transfer.unlabelled:
+        measured.append(_measure(inputs, "U", transfer.unlabelled, tokens.take(np.arange(n, len(tokens)))))
+    return measured, [_packing(inputs, TRAINING_SETS[kind], sets[kind], seed, batches) for kind in kinds]
 
 
-def _measure(reader: ModelInputs, name: str, examples: Sequence[Example], tokens: Tokens) -> Measured:
-    """The lengths of examples of one language, of which these are the tokens."""
-    return Measured(reader.role, examples[0].language, name, measures.measure(reader.cache, *sides(examples), tokens))
+def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens: Tokens) -> MeasuredSet:
+    """Measure the lengths of examples in one language, given their tokens."""
+    return MeasuredSet(
+        inputs.role, examples[0].language, name, measures.measure(inputs.cache, *sides(examples), tokens)
+    )
 
 
-def _packing(reader: ModelInputs, name: str, tokens: Tokens, seed: int, batches: int) -> Packing:
-    """The first batches of a training on these tokens."""
-    steps, plan = reader.settings.steps, reader.training_plan
+def _packing(inputs: ModelInputs, name: str, tokens: Tokens, seed: int, batches: int) -> PackedTraining:
+    """Make the first training batches from these tokens."""
+    steps, plan = inputs.settings.steps, inputs.training_plan
     found = measures.filling(tokens, plan, seed, min(batches, steps))
     epochs = steps * plan.batch_size / len(tokens)
-    return Packing(reader.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, found)
+    return PackedTraining(inputs.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, found)
 
 
 def _splits(
     task: Task, evaluated: Sequence[str]
-) -> tuple[list[Count], dict[tuple[str, str], list[Example]], tuple[str, ...]]:
-    """Counts of all splits; the source's dev and what is evaluated, source first; why other splits are not there."""
-    counts: list[Count] = []
+) -> tuple[list[SetSize], dict[tuple[str, str], list[Example]], tuple[str, ...]]:
+    """Count all splits; return source dev and the evaluated splits, source first; say why others are missing."""
+    counts: list[SetSize] = []
     looked_at: dict[tuple[str, str], list[Example]] = {}
     missing: dict[tuple[str, str], tuple[str, list[str]]] = {}  # (split, kind of reason) -> (first message, languages)
     for language in (task.source_language, *task.target_languages):
@@ -221,35 +227,35 @@ def _splits(
     return counts, looked_at, tuple(lines)
 
 
-def _count(task: Task, language: str, name: str, examples: Sequence[Example]) -> Count:
+def _count(task: Task, language: str, name: str, examples: Sequence[Example]) -> SetSize:
     found = Counter(example.label for example in examples)
-    return Count(language, name, len(examples), tuple(found[i] for i in range(len(task.labels))), found[-1])
+    return SetSize(language, name, len(examples), tuple(found[i] for i in range(len(task.labels))), found[-1])
 
 
-def _shown(task: Task, examples: Sequence[Example], readers: Sequence[ModelInputs]) -> list[Shown]:
-    """The first example of each of the first labels; more of those where there are too few labels."""
+def _shown(task: Task, examples: Sequence[Example], models: Sequence[ModelInputs]) -> list[ShownExample]:
+    """Return the first example of each of the first labels, and further examples if there are too few labels."""
     first = {example.label: example for example in reversed(examples)}.values()
     ids = {example.id for example in first}
     chosen = [*(e for e in examples if e.id in ids), *(e for e in examples if e.id not in ids)][:_EXAMPLES]
     found = []
     for example in chosen:
         tokens = {}
-        for reader in readers:
-            ids_ = reader.tokens([example]).input_ids
-            pieces = reader.tokenizer.convert_ids_to_tokens(ids_[:_TOKENS].tolist())
-            tokens[reader.role] = " ".join(pieces) + _more(len(ids_) - _TOKENS, "tokens")
+        for inputs in models:
+            ids_ = inputs.tokens([example]).input_ids
+            pieces = inputs.tokenizer.convert_ids_to_tokens(ids_[:_TOKENS].tolist())
+            tokens[inputs.role] = " ".join(pieces) + _more(len(ids_) - _TOKENS, "tokens")
         label = task.labels[example.label] if example.label >= 0 else "none"
         found.append(
-            Shown(example.id, label, _cut(example.text), example.text_pair and _cut(example.text_pair), tokens)
+            ShownExample(example.id, label, _cut(example.text), example.text_pair and _cut(example.text_pair), tokens)
         )
     return found
 
 
-def _more(count: int, what: str) -> str:
-    return f" … and {count:,} {what} more" if count > 0 else ""
+def _more(count: int, unit: str) -> str:
+    return f" … and {count:,} {unit} more" if count > 0 else ""
 
 
 def _cut(text: str) -> str:
-    """The beginning of a text on one line, its control characters shown as such."""
+    """Return the beginning of a text on one line, with its control characters made visible."""
     shown = "".join("⏎" if c == "\n" else "�" if unicodedata.category(c) in _HIDDEN else c for c in text[:_CHARACTERS])
     return shown + _more(len(text) - _CHARACTERS, "characters")

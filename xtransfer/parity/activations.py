@@ -1,6 +1,6 @@
-"""Is our encoder the same function as the original? Its activations beside those of a `Reference`.
+"""Our encoder's activations, and their differences from a `Reference`.
 
-The batch is unpacked, an example a row, and everything is float32 at the highest precision of the matrix products.
+The batch is unpacked, with one example per row. Everything is float32, at the highest precision of matrix products.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,17 +20,20 @@ from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import WeightSource
 
 TOLERANCE = 1e-4
-LONGEST = 128  # tokens of an example; a reference of twelve stays small
+LONGEST = 128  # tokens of an example, so that a reference of twelve examples stays small
 _LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, LONGEST)  # of the random examples
-_ONLY_IN_FIXTURES = {"prediction_logits", "seq_relationship_logits"}  # the pretraining heads': as wide as a vocabulary
+_ONLY_IN_FIXTURES = {"prediction_logits", "seq_relationship_logits"}  # pretraining heads, as wide as a vocabulary
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One activation: how far ours is from the reference's.
+    """The difference between our activation and the reference's.
 
-    `maximum` and `mean` are of the absolute difference, `largest` is the reference's largest magnitude, `worst` the
-    index of the maximum (token or example first).
+    Attributes:
+      maximum: the largest absolute difference.
+      mean: the mean absolute difference.
+      largest: the reference's largest magnitude.
+      worst: the index of the maximum, token or example first.
     """
 
     name: str
@@ -42,17 +45,17 @@ class Difference:
 
     @property
     def allowed(self) -> float:
-        """How large `maximum` may be: TOLERANCE, relative where numbers are larger than one."""
+        """The bound on `maximum`: TOLERANCE, relative if the reference has values above one."""
         return TOLERANCE * max(1.0, self.largest)
 
     @property
     def ok(self) -> bool:
-        """Whether it is within what is allowed; NaN is not."""
+        """Whether it is within the bound; NaN is not."""
         return self.maximum <= self.allowed
 
 
 def pad(examples: Iterable[tuple[np.ndarray, np.ndarray]], config: EncoderConfig) -> dict[str, np.ndarray]:
-    """(ids, token types), both [length], of each example -> the inputs of a reference, each [N, S] int32."""
+    """Return the inputs of a reference, each [N, S] int32, from examples of ids and token types, both [length]."""
     rows = list(examples)
     shape = (len(rows), max(len(ids) for ids, _ in rows))
     input_ids = np.full(shape, config.pad_id, np.int32)
@@ -65,12 +68,12 @@ def pad(examples: Iterable[tuple[np.ndarray, np.ndarray]], config: EncoderConfig
 
 
 def limit(config: EncoderConfig) -> int:
-    """Tokens of an example at most, in an input for this model."""
+    """Return the most tokens of an example in an input for this model."""
     return min(LONGEST, config.max_positions - config.position_offset)
 
 
 def random_inputs(config: EncoderConfig, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs of random token ids, for a checkpoint without its tokenizer; the second half is of the last type."""
+    """Return random token ids, for a checkpoint without a tokenizer; the second half has the last token type."""
     rng = np.random.default_rng(seed)
     words = np.delete(np.arange(config.vocab_size), config.pad_id)
     last = max(config.type_vocab_size, 1) - 1
@@ -79,16 +82,16 @@ def random_inputs(config: EncoderConfig, *, seed: int = 0) -> dict[str, np.ndarr
 
 
 def batch_of(inputs: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[str, np.ndarray]:
-    """The inputs of a reference as a classifier's batch of one example a row."""
+    """Return the inputs of a reference as a classifier's batch with one example per row."""
     rows, length = inputs["input_ids"].shape
     positions = np.broadcast_to(config.position_offset + np.arange(length, dtype=np.int32), (rows, length))
-    if FAMILIES[config.family].positions_after_pad:  # a pad token in a text is not counted
+    if FAMILIES[config.family].positions_after_pad:  # a pad token within a text does not count
         words = (inputs["input_ids"] != config.pad_id).astype(np.int32)
         positions = config.pad_id + np.cumsum(words, axis=1, dtype=np.int32) * words
     return {
         "input_ids": inputs["input_ids"],
         "token_type_ids": inputs["token_type_ids"],
-        # Padding stays at the first position, since a row may be longer than the model where it is only padding.
+        # Padding stays at the first position: a row may be longer than the model if the rest is padding.
         "position_ids": np.where(inputs["attention_mask"] == 1, positions, config.position_offset),
         "segment_ids": inputs["attention_mask"],
         "cls_index": np.zeros((rows, 1), np.int32),
@@ -96,10 +99,10 @@ def batch_of(inputs: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[st
 
 
 def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What our encoder computes with a checkpoint, under the names and in the shapes of `Reference.activations`.
+    """Return what our encoder computes with a checkpoint, in the names and shapes of `Reference.activations`.
 
-    `pooled` and `logits` only where their weights are in the file. The head reads the first token also where the
-    classifier pools by the mean: that is the head which `transformers` has.
+    `pooled` and `logits` only occur if the file has their weights. The head reads the first token even if the
+    classifier pools by the mean, because `transformers` has no other head.
     """
     config = hf_config.read_config(directory)
     heads = WeightSource.open(directory, FAMILIES[config.family]).targets
@@ -128,10 +131,10 @@ def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict
 
 
 def compare(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
-    """A row for each activation, in the reference's order.
+    """Return a row for each activation, in the reference's order.
 
     Raises:
-      ValueError: one of them has an activation that the other lacks, or of another shape.
+      ValueError: one side lacks an activation, or has it in another shape.
     """
     names = [name for name in reference if name in ours or name not in _ONLY_IN_FIXTURES]
     if set(names) != set(ours):
@@ -143,14 +146,14 @@ def _row(name: str, ours: np.ndarray, reference: np.ndarray) -> Difference:
     if ours.shape != reference.shape:
         raise ValueError(f"{name}: {list(ours.shape)} against {list(reference.shape)} of the reference")
     difference = np.abs(ours.astype(np.float64) - reference)
-    # argmax takes the first NaN for the largest, and so does max.
+    # argmax treats the first NaN as the largest value, and so does max.
     worst = tuple(int(index) for index in np.unravel_index(np.argmax(difference), difference.shape))
     largest = float(np.max(np.abs(reference)))
     return Difference(name, ours.shape, float(difference.max()), float(difference.mean()), largest, worst)
 
 
 def records(rows: Iterable[Difference]) -> list[dict[str, Any]]:
-    """The rows for a JSON file; what is no number is null."""
+    """Return the rows for a JSON file; NaN and infinity become null."""
 
     def number(value: float) -> float | None:
         return value if np.isfinite(value) else None

@@ -1,9 +1,10 @@
-"""What the original computes: activations of a checkpoint by PyTorch and `transformers`, live or from a file.
+"""What the original computes: a checkpoint's activations by PyTorch and `transformers`, live or from a file.
 
-The only module that imports PyTorch or a model of `transformers`, inside its functions: nothing else needs them.
-A reference is kept as safetensors, so that a machine without PyTorch can hold our encoder against it.
-Names: `embeddings` is what enters the first layer, `layer_1` … what each layer gives, `pooled` what the last linear
-layer of the head reads (of BERT also without a head: the pooler's output), `logits` what it gives.
+This is the only module that imports PyTorch or a model of `transformers`, and it does so inside functions, because
+nothing else needs them. A reference is saved as safetensors, so that machines without PyTorch can compare with it.
+
+Names: `embeddings` is the input of the first layer, `layer_1` … the output of each layer, `pooled` the input of the
+head's last linear layer (for BERT without a head, the pooler's output), and `logits` its output.
 """
 
 import hashlib
@@ -32,17 +33,17 @@ _FORMAT = "xtransfer-reference-1"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What was computed from what. N examples of up to S tokens, T tokens in all, H hidden size, K classes.
+    """A reference's inputs and outputs. N examples of up to S tokens, T tokens in all, H hidden size, K classes.
 
     Attributes:
-      inputs: input_ids, attention_mask, token_type_ids, each [N, S] int32; padding is at the end of a row.
-      activations: float32 by name, in the order of computation: embeddings, layer_1 … [T, H], the tokens that are not
-        padding row by row; pooled [N, H] and logits [N, K] where the checkpoint has what computes them. Of a
+      inputs: input_ids, attention_mask, and token_type_ids, each [N, S] int32, with padding at the end of a row.
+      activations: float32 by name, in the order of computation: embeddings and layer_1 … [T, H], the tokens that are
+        not padding, row by row; pooled [N, H] and logits [N, K] if the checkpoint computes them; for a
         BertForPreTraining also prediction_logits [T, V] and seq_relationship_logits [N, 2].
-      weights: sha256 of the weights, see `fingerprint`.
+      weights: the sha256 of the weights, see `fingerprint`.
       made_with: the versions that computed it.
       labels: [N] int32, or None.
-      gradients: of the mean cross-entropy of labels, float32 by the tensor's name in the file and with its shape.
+      gradients: of the labels' mean cross-entropy, float32, by the tensor's name in the file and in its shape.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -54,12 +55,12 @@ class Reference:
 
 
 def available() -> bool:
-    """Whether PyTorch is installed, so that `compute` works."""
+    """Return whether PyTorch is installed, so that `compute` works."""
     return importlib.util.find_spec("torch") is not None
 
 
 def fingerprint(directory: str | Path) -> str:
-    """sha256 over the bytes of a checkpoint's safetensors files, shards in the order of their names."""
+    """Return the sha256 over the bytes of a checkpoint's safetensors files, with shards in the order of their names."""
     digest = hashlib.sha256()
     for path in weight_files(Path(directory)):
         digest.update(bytes.fromhex(storage.sha256(path)))
@@ -73,24 +74,24 @@ def compute(
     *,
     architecture: str | None = None,
 ) -> Reference:
-    """Runs a checkpoint in `transformers`: float32, no dropout.
+    """Run a checkpoint in `transformers`, in float32 and without dropout.
 
     Args:
-      directory: of the checkpoint; only safetensors is read and no code from it is run.
-      inputs: see `Reference.inputs`; token types are left out where the model has none.
-      labels: [N] classes; with them also the gradients (the checkpoint needs a classification head then).
-      architecture: a class of `transformers`; None takes the sequence classifier where its head is in the file, else
-        the bare encoder.
+      directory: of the checkpoint. Only safetensors are read, and no code from it is run.
+      inputs: see `Reference.inputs`; a model without token types does not get them.
+      labels: [N] classes, for gradients; the checkpoint then needs a classification head.
+      architecture: a class of `transformers`; None is the sequence classifier if its head is in the file, or else the
+        bare encoder.
 
     Raises:
-      UserError: PyTorch is not installed, or `transformers` cannot load the checkpoint whole.
+      UserError: PyTorch is not installed, or `transformers` cannot load the whole checkpoint.
     """
     if not available():
-        raise UserError("PyTorch is not installed: install torch, or give a reference that a machine with it recorded")
+        raise UserError("PyTorch is not installed: install torch, or pass a reference that was recorded elsewhere")
     import torch
     import transformers
 
-    weights = fingerprint(directory)  # first: it says in our words where there are no safetensors
+    weights = fingerprint(directory)  # first, because it explains missing safetensors in our words
     model, absent = _load(Path(directory), architecture)
     accepted = inspect.signature(model.forward).parameters
     arguments = {name: torch.from_numpy(inputs[name]).long() for name in INPUTS if name in accepted}
@@ -99,7 +100,7 @@ def compute(
         reader.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.set_grad_enabled(labels is not None):
         outputs = model(**arguments, output_hidden_states=True)
-    # The poolers of other families' bare encoders are trained by nothing and read by no head.
+    # The poolers of other families' bare encoders were never trained, and no head reads them.
     family = FAMILIES[read_config(directory).family]
     if not seen and family.pools_in_encoder and not any("pooler" in name for name in absent):
         seen.append(outputs.pooler_output)
@@ -119,7 +120,7 @@ def compute(
 
 
 def save(file: str | Path, reference: Reference) -> None:
-    """Writes a reference as safetensors, whole or not at all; UserError where it cannot be written."""
+    """Write a reference as safetensors, atomically; UserError if it cannot be written."""
     tensors = {f"inputs.{name}": value for name, value in reference.inputs.items()}
     tensors |= {f"activations.{name}": value for name, value in reference.activations.items()}
     tensors |= {f"gradients.{name}": value for name, value in reference.gradients.items()}
@@ -136,23 +137,24 @@ def save(file: str | Path, reference: Reference) -> None:
 
 
 def load(file: str | Path, directory: str | Path) -> Reference:
-    """Reads a reference of the checkpoint in `directory`.
+    """Read a reference of the checkpoint in `directory`.
 
-    UserError: there is no such file, it is no reference, or it was recorded from other weights.
+    Raises:
+      UserError: there is no such file, it is not a reference, or it was recorded from other weights.
     """
     file = Path(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such file: record it with --record where PyTorch is installed")
+        raise UserError(f"{file}: no such file: record it with --record on a machine with PyTorch")
     try:
         with safe_open(file, "np") as handle:
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}): record it again") from error
+        raise UserError(f"{file}: not a complete safetensors file ({error}): record it again") from error
     names = metadata.get("activations", "").split()
     wanted = {f"inputs.{name}" for name in INPUTS} | {f"activations.{name}" for name in names}
     if metadata.get("format") != _FORMAT or not wanted <= set(tensors):
-        raise UserError(f"{file}: not a reference of {_FORMAT}: record it again")
+        raise UserError(f"{file}: not a reference in the format {_FORMAT}: record it again")
     if metadata["weights"] != fingerprint(directory):
         raise UserError(f"{file}: stale: recorded from other weights than those in {directory}: record it again")
 
@@ -171,7 +173,7 @@ def load(file: str | Path, directory: str | Path) -> Reference:
 
 
 def is_reference(file: str | Path) -> bool:
-    """Whether a file is a reference, of any checkpoint."""
+    """Return whether a file is a reference, for any checkpoint."""
     try:
         with safe_open(file, "np") as handle:
             return (handle.metadata() or {}).get("format") == _FORMAT
@@ -180,7 +182,7 @@ def is_reference(file: str | Path) -> bool:
 
 
 def _load(directory: Path, architecture: str | None) -> tuple[Any, frozenset[str]]:
-    """(model without dropout, names of its parameters that the file lacks)."""
+    """Return a model without dropout, and the names of its parameters that the file lacks."""
     import transformers
 
     if architecture is not None:
@@ -188,7 +190,8 @@ def _load(directory: Path, architecture: str | None) -> tuple[Any, frozenset[str
     model, absent = _from_pretrained(transformers.AutoModelForSequenceClassification, directory)
     if absent:
         model, absent = _from_pretrained(transformers.AutoModel, directory)
-    if lost := sorted(name for name in absent if "pooler" not in name):  # they are random in the model
+    lost = sorted(name for name in absent if "pooler" not in name)  # they are random in the model
+    if lost:
         raise UserError(f"{directory}: transformers does not find {', '.join(lost[:3])} in it: nothing to compare with")
     return model, absent
 
@@ -197,7 +200,7 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
     from transformers.utils import logging
 
     shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it warns of the heads that a checkpoint lacks, which is looked at here
+    logging.set_verbosity_error()  # it would warn about missing heads, which are checked here
     logging.disable_progress_bar()
     try:
         model, info = cls.from_pretrained(
@@ -209,7 +212,7 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
             attn_implementation="eager",
             output_loading_info=True,
         )
-    except Exception as error:  # whatever is wrong with the files, in the words of several libraries
+    except Exception as error:  # several libraries say in their own words what is wrong with the files
         raise UserError(f"{directory}: transformers cannot load it: {one_line(error, limit=300)}") from error
     finally:
         logging.set_verbosity(shown)
@@ -219,14 +222,14 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
 
 
 def _reader_of_pooled(model: Any) -> Any:
-    """The last linear layer of a classification head, or BERT's next-sentence layer; None where there is neither."""
+    """Return the last linear layer of a classification head, or BERT's next-sentence layer, or None."""
     if hasattr(model, "classifier"):
         return getattr(model.classifier, "out_proj", model.classifier)
     return getattr(getattr(model, "cls", None), "seq_relationship", None)
 
 
 def _activations(outputs: Any, pooled: list[Any], real: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs of a model under our names, without padding."""
+    """Return a model's outputs under our names, without padding."""
     hidden = [_numpy(value)[real] for value in outputs.hidden_states]
     found = {"embeddings": hidden[0]} | {f"layer_{i}": value for i, value in enumerate(hidden[1:], 1)}
     if pooled:

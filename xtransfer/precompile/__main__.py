@@ -1,9 +1,9 @@
-"""Binary: compiles the steps of an experiment for a TPU topology, on a machine without TPUs, and tells what they take.
+"""Compile an experiment's steps for a TPU topology, without a TPU.
 
     python -m xtransfer.precompile --config FILE[:arg] --topology v5e:2x4 [--json F] [--config.key=value …]
 
-They are the very steps that `xtransfer.main` runs. Of each: a chip's memory, estimated cycles and what they are spent
-on, collectives. It needs the package `libtpu`; weights are not read.
+These are the same steps that `xtransfer.main` runs. For each step it reports a chip's memory, the estimated cycles and
+what they are spent on, and collectives. It needs the package `libtpu` and reads no weights.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from xtransfer.precompile.topology import EXAMPLES, Chip, chip_of, devices_of
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import make_mesh
 
-_MOST = 2**20  # rows of a chip, or tokens of a row
+_MOST = 2**20  # rows per chip, or tokens per row
 
 
 def lines(row: Mapping[str, Any], chip: Chip) -> Iterator[str]:
-    """What the terminal shows of a step."""
+    """Yield what the terminal shows about a step."""
     sizes = "/".join(map(str, row["row_sizes"]))
-    shapes = "1 shape" if row["batch_shapes"] == 1 else f"{row['batch_shapes']} shapes, this is the largest"
-    per_chip = f"{row['rows_per_chip']} rows of {row['row_length']} tokens a chip"
-    per_chip += f" in {row['parts']} parts" if row["parts"] > 1 else ""
+    shapes = "1 shape" if row["batch_shapes"] == 1 else f"{row['batch_shapes']} shapes, of which this is the largest"
+    per_chip = f"{row['rows_per_chip']} rows of {row['row_length']} tokens per chip"
+    per_chip += f" in {row['parts']} microbatches" if row["parts"] > 1 else ""
     yield f"{row['step']}: {per_chip} (batches of {sizes} rows: {shapes})"
     needed = "more" if row["hbm_gib"] is None else f"{row['hbm_gib']:.2f} GiB"
     if "arguments_gib" not in row:
@@ -55,37 +55,36 @@ def lines(row: Mapping[str, Any], chip: Chip) -> Iterator[str]:
     if without:
         yield f"  not counted {row['ops_without_estimate']} ops without an estimate: {without}"
     if row["loops_of_unknown_length"]:
-        yield f"  warning: {row['loops_of_unknown_length']} loops of unknown length are counted as if they turned once"
+        yield f"  warning: {row['loops_of_unknown_length']} loops of unknown length count as if they ran once"
     moved = ", ".join(f"{kind} {amount / 2**20:,.2f} MiB" for kind, amount in row["collective_bytes"].items())
     yield f"  collectives {moved or 'none'}"
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags, compiles the steps, prints and writes what they take."""
+    """Parse the flags, compile the steps, and report what they need."""
     args, overrides = _parser().parse_known_args(argv)
     names = [name.strip() for name in args.steps.split(",")]
     for name in names:
         if name not in STEPS:
-            raise UserError(f"--steps {name}: no such step{nearest(name, STEPS)}; there are {', '.join(STEPS)}")
+            raise UserError(f"--steps {name}: no such step{nearest(name, STEPS)}; choose from {', '.join(STEPS)}")
     chip, config = chip_of(args.topology), settings.load(args.config, overrides)
     mesh = make_mesh(dataclasses.astuple(config.mesh), devices_of(args.topology))
     sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     terminal.log(f"{args.topology}: {mesh.devices.size} chips of {chip.memory:g} GiB · mesh {sizes}")
     rows: list[dict[str, Any]] = []
-    _write(
-        args.json, args.topology, mesh, rows
-    )  # a place that cannot be written to is found before anything is compiled
+    _write(args.json, args.topology, mesh, rows)  # a path that cannot be written fails before anything is compiled
     for step in steps(config, mesh, Override(args.rows_per_chip, args.row_length, args.unpacked), names):
         terminal.log(f"{step.name}: compiling, which takes a minute or two for a base encoder …")
         started = time.monotonic()
         rows.append(measure(step, chip, mesh) | {"compile_seconds": round(time.monotonic() - started, 1)})
         for line in lines(rows[-1], chip):
             terminal.log(line)
-        _write(args.json, args.topology, mesh, rows)  # each time: an interruption costs no more than the step at hand
-    if large := [row["step"] for row in rows if not row["fits"]]:
+        _write(args.json, args.topology, mesh, rows)  # after each step, so that an interruption costs only one
+    large = [row["step"] for row in rows if not row["fits"]]
+    if large:
         raise UserError(
             f"{', '.join(large)}: more than the {chip.memory:g} GiB of a chip: lower batch_size or "
-            "evaluation_batch_size, or set mesh.fsdp, accumulation or remat"
+            "evaluation_batch_size, or set mesh.fsdp, accumulation, or remat"
         )
 
 
@@ -97,20 +96,20 @@ def _write(path: Path | None, topology: str, mesh: jax.sharding.Mesh, rows: Sequ
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="xtransfer.precompile",
+        prog="python -m xtransfer.precompile",
         description=__doc__.partition("\n")[0],
-        epilog="Any setting of the config is a flag: --config.mesh.fsdp=8. Exit status 0: every step fits into a chip; "
-        "1: one does not (the JSON is written all the same), or something is wrong with what was given.",
+        epilog="Every setting of the config is a flag: --config.mesh.fsdp=8. The exit status is 0 if every step fits "
+        "into a chip, and 1 if one does not (the JSON is written anyway) or if the input is wrong.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="an experiment, see configs/")
-    parser.add_argument("--topology", required=True, metavar="NAME", help=f"chips, like {EXAMPLES}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="to be written, with one object for each step")
-    parser.add_argument("--steps", default=",".join(STEPS), metavar="A,B", help="which ones (default: %(default)s)")
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment, see configs/")
+    parser.add_argument("--topology", required=True, metavar="NAME", help=f"the chips, like {EXAMPLES}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one object per step for programs")
     parser.add_argument(
-        "--rows-per-chip", type=_count, metavar="N", help="rows of a batch on each shard of data × fsdp"
+        "--steps", default=",".join(STEPS), metavar="A,B", help="the steps to compile (default: %(default)s)"
     )
-    parser.add_argument("--row-length", type=_count, metavar="S", help="tokens of a row")
-    parser.add_argument("--unpacked", action="store_true", help="one text in a row")
+    parser.add_argument("--rows-per-chip", type=_count, metavar="N", help="rows of a batch per shard of data × fsdp")
+    parser.add_argument("--row-length", type=_count, metavar="S", help="tokens per row")
+    parser.add_argument("--unpacked", action="store_true", help="one text per row")
     return parser
 
 

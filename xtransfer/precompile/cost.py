@@ -1,9 +1,9 @@
-"""What a compiled program says of itself: memory, estimated cycles and collectives, read from its text.
+"""The cost of a compiled program, from its own text: memory, estimated cycles, and collectives.
 
-The TPU compiler writes an estimate of cycles beside most instructions of a program. Their sum over what is run in order
-(the entry computation, and loops as often as they turn) depends on the program and the compiler alone, so programs can
-be compared by it. It is no promise of time: what has no estimate, embedding look-ups and transfers among it, is counted
-beside it and not in it.
+The TPU compiler writes an estimate of cycles beside most instructions. Their sum over everything that runs in order
+(the entry computation, and loops as often as they run) depends on the program and the compiler alone, so it can compare
+programs. It does not promise a time. Instructions without an estimate, such as embedding look-ups and transfers, are
+counted separately.
 """
 
 import re
@@ -23,7 +23,7 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# Instructions that take no time of their own, or whose time is that of the `-start` before them.
+# Instructions that take no time of their own, or whose time is counted at the `-start` before them.
 _FREE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"),
@@ -38,7 +38,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip: what goes in, what is needed in between, what comes out beside it, and the program itself."""
+    """Bytes on one chip: arguments, temporary arrays, outputs in memory of their own, and the program itself."""
 
     arguments: int
     temporaries: int
@@ -47,12 +47,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.arguments + self.temporaries + self.outputs + self.code
 
 
 def memory(analysis: Any) -> Memory:
-    """The memory of a program by `Compiled.memory_analysis()`; an output in an argument's place costs nothing."""
+    """Return a program's memory from `Compiled.memory_analysis()`; an output in place of an argument costs nothing."""
     return Memory(
         arguments=analysis.argument_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
@@ -62,7 +62,7 @@ def memory(analysis: Any) -> Memory:
 
 
 def needed_when_out_of_memory(message: str) -> int | None:
-    """The bytes that a compiler which ran out of the chip's memory (HBM) says it wanted; None where it does not."""
+    """Return the bytes that a compiler wanted when it ran out of the chip's memory (HBM); None if it does not say."""
     found = _OOM.search(message)
     if found is None:
         return None
@@ -75,10 +75,10 @@ class Cycles:
     """Estimated cycles of one run of a program on one chip.
 
     Attributes:
-      total: of all that has an estimate.
-      groups: cycles by what they are spent on, the largest first; they sum to `total`.
-      without: how many instructions have no estimate, by kind; what a loop repeats is counted each time.
-      unknown_loops: loops whose length the text does not tell; they are in `total` as if they turned once.
+      total: over all instructions with an estimate.
+      groups: cycles by purpose, the largest first; they sum to `total`.
+      without: the number of instructions without an estimate, by kind; a loop counts each time.
+      unknown_loops: the number of loops of unknown length, which `total` counts as if they ran once.
     """
 
     total: int
@@ -88,7 +88,7 @@ class Cycles:
 
 
 def cycles(program: Program) -> Cycles:
-    """The sum of the compiler's estimates over what is run in order, and what it leaves out."""
+    """Sum the compiler's estimates over everything that runs in order, and count what they leave out."""
     groups: Counter[str] = Counter()
     without: Counter[str] = Counter()
     trains = any("transpose(" in line.op_name for line, _ in program.run())
@@ -103,7 +103,7 @@ def cycles(program: Program) -> Cycles:
 
 
 def _unestimated(program: Program, instruction: Instruction) -> str:
-    """What kind of work an instruction without an estimate is; "" for none worth counting."""
+    """Return the kind of work of an instruction without an estimate, or "" if it is not worth counting."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or any(f'"{name}"' in instruction.line for name in _FREE_CALLS):
         return ""
@@ -113,7 +113,7 @@ def _unestimated(program: Program, instruction: Instruction) -> str:
         return "work of the sparse core"
     inside = {line.opcode for line in program.inside(instruction)}
     if any(one.removesuffix("-start") in _COLLECTIVES for one in inside):
-        # What is overlapped is one fusion where it starts and one where it ends.
+        # Overlapped work is one fusion at its start and one at its end.
         return "" if instruction.name.startswith("async-collective-done") else "collectives"
     if all(elements <= 1 for elements in element_counts(instruction.result)):
         return ""
@@ -126,7 +126,7 @@ def _unestimated(program: Program, instruction: Instruction) -> str:
 
 
 def _group(program: Program, instruction: Instruction, trains: bool) -> str:
-    """What an instruction's cycles are spent on, e.g. "backward: dense matmul + dropout bits"."""
+    """Return what an instruction's cycles are spent on, such as "backward: dense matmul + dropout bits"."""
     inside = list(program.inside(instruction))
     source = instruction.op_name or next((line.op_name for line in reversed(inside) if line.op_name), "")
     found = {_kind(line, program.written_by(line), _phase(line.op_name, trains)) for line in inside}
@@ -161,7 +161,7 @@ _MOVES = frozenset(
 
 
 def _kind(line: Instruction, functions: tuple[str, ...], phase: str) -> str:
-    """The kind of work of one instruction, "" for small change that goes with whatever it is fused to."""
+    """Return the kind of work of one instruction, or "" for minor work that belongs to what it is fused with."""
     name = line.op_name
     if line.opcode in _MOVES:
         return ""
@@ -187,15 +187,15 @@ def _kind(line: Instruction, functions: tuple[str, ...], phase: str) -> str:
 
 
 def _has_batch_axis(op_name: str) -> bool:
-    """Whether a product by `einsum` has an axis in both factors and in the result, as only activations have it."""
+    """Return whether a product by `einsum` has an axis in both factors and the result, as only activations do."""
     return any(set(a) & set(b) & set(c) for a, b, c in re.findall(r"(\w+),(\w+)->(\w+)", op_name))
 
 
 def collectives(program: Program) -> dict[str, int]:
-    """Bytes that one chip gets from each kind of collective in one run, by kind, the largest first.
+    """Return the bytes that one chip receives from each kind of collective in one run, the largest first.
 
-    They are those of the result: an all-reduce's reduced arrays, all that an all-gather has gathered, the part that a
-    reduce-scatter leaves here. An asynchronous one counts once; in a loop, each time.
+    The bytes are those of the result: an all-reduce's reduced arrays, everything that an all-gather gathers, and the
+    shard that a reduce-scatter leaves here. An asynchronous collective counts once, and in a loop each time.
     """
     found: dict[tuple[str, str], int] = {}
     for name, lines in program.computations.items():
@@ -204,9 +204,9 @@ def collectives(program: Program) -> dict[str, int]:
             if kind not in _COLLECTIVES or not program.executions[name]:
                 continue
             result = line.result
-            if kind == "all-reduce" and "all-reduce-scatter" in name:  # how the TPU compiler writes a reduce-scatter
+            if kind == "all-reduce" and "all-reduce-scatter" in name:  # the TPU compiler's form of a reduce-scatter
                 kind, result = "reduce-scatter", lines[-1].result
-            # What is overlapped stands in several fusions, which share a channel; others may have the same by chance.
+            # An overlapped one is in several fusions with one channel, which others may share by chance.
             channel = re.search(r"channel_id=(\d+)", line.line) if "chain_id=" in line.line else None
             key = (kind, channel[1] if channel else f"{name} {line.name}")
             found[key] = max(found.get(key, 0), size(result) * program.executions[name])

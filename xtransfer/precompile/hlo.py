@@ -1,4 +1,4 @@
-"""HLO, the text of a compiled program, as data: its computations, what is run of them, and who wrote each part."""
+"""HLO, the text of a compiled program, as data: its computations, what runs, and which function each part is from."""
 
 import math
 import re
@@ -20,7 +20,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a program: its name, its opcode, its result's type as written, and the rest of the line."""
+    """One line of a program: name, opcode, the result's type as written, and the rest of the line."""
 
     name: str
     opcode: str
@@ -29,26 +29,26 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate, None where there is none."""
+        """The compiler's estimate, or None."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
         return int(found[1]) if found else None
 
     @property
     def op_name(self) -> str:
-        """The operation that it was made from, as JAX names it (`jit(step)/jvp()/dot_general`), "" if unknown."""
+        """JAX's name for its operation (`jit(step)/jvp()/dot_general`), or "" if unknown."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.line)
         return found[1] if found else ""
 
     @property
     def called(self) -> list[str]:
-        """Names of the computations that it refers to."""
+        """The names of the computations that it refers to."""
         branches = [name.strip().lstrip("%") for part in _BRANCHES.findall(self.line) for name in part.split(",")]
         return [*_CALLED.findall(self.line), *branches]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The text of a compiled program: its computations by name, that which is run, and who wrote each part."""
+    """The text of a compiled program: its computations by name, the entry, and the functions of each part."""
 
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
@@ -56,7 +56,7 @@ class Program:
 
     @cached_property
     def executions(self) -> dict[str, int]:
-        """How often each computation is run, those inside fusions included; a loop of unknown length counts once."""
+        """Count how often each computation runs, inside fusions too; a loop of unknown length counts once."""
         times: Counter[str] = Counter()
 
         def visit(name: str, count: int) -> None:
@@ -71,10 +71,10 @@ class Program:
         return times
 
     def turns(self, instruction: Instruction) -> int | None:
-        """How often a `while` turns (1 for any other instruction); None where the text does not tell.
+        """Return how often a `while` runs (1 for any other instruction), or None if the text does not say.
 
-        Loops of a known length count up from 0 and compare with a constant. Those of JAX go by 1, as s32; those that
-        the compiler makes, to hide a collective behind a product, go by what their body adds, as u32.
+        Loops of known length count up from 0 and compare with a constant. JAX's loops count by 1, as s32. Loops that
+        the compiler makes, to hide a collective behind a product, count by what their body adds, as u32.
         """
         if instruction.opcode != "while":
             return 1
@@ -94,7 +94,7 @@ class Program:
         return self.computations.get(name[1], ()) if name else ()
 
     def _step(self, body: tuple[Instruction, ...], condition: tuple[Instruction, ...]) -> int | None:
-        """What a loop's body adds to the one number that its condition looks at; None where that is not plain."""
+        """Return what a loop's body adds to the one number that its condition compares; None if that is not plain."""
         looked_at = [
             found[1] for line in condition if (found := re.search(r"get-tuple-element\(.*index=(\d+)", line.line))
         ]
@@ -110,7 +110,7 @@ class Program:
         return steps[0] if len(steps) == 1 else None
 
     def run(self) -> Iterator[tuple[Instruction, int]]:
-        """What is run in order, and how often: the entry computation and, inside it, loops, calls and all branches."""
+        """Yield what runs in order, and how often: the entry computation with its loops, calls, and all branches."""
 
         def visit(name: str, count: int) -> Iterator[tuple[Instruction, int]]:
             for instruction in self.computations[name]:
@@ -122,7 +122,7 @@ class Program:
         return visit(self.entry, 1)
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """The instruction itself or, of a fusion, all that was fused into it."""
+        """Yield the instruction itself or, for a fusion, everything that was fused into it."""
         bodies = [name for name in instruction.called if name in self.computations]
         if instruction.opcode not in ("fusion", "async-start") or not bodies:
             yield instruction
@@ -132,13 +132,13 @@ class Program:
                 yield from self.inside(line)
 
     def written_by(self, instruction: Instruction) -> tuple[str, ...]:
-        """The Python functions that an instruction comes from, the innermost first."""
+        """Return the Python functions that an instruction comes from, the innermost first."""
         frame = re.search(r"stack_frame_id=(\d+)", instruction.line)
         return self.functions.get(int(frame[1]), ()) if frame else ()
 
 
 def parse(text: str) -> Program:
-    """A program from `Compiled.as_text()`; ValueError where there is no entry computation in it."""
+    """Return a program from `Compiled.as_text()`; ValueError if the text has no entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -153,12 +153,12 @@ def parse(text: str) -> Program:
             if opcode:
                 current.append(Instruction(found[1], opcode[1], found[2][: opcode.start()].strip(), found[2]))
     if not entry:
-        raise ValueError("the text of a program without an entry computation")
+        raise ValueError("the program's text has no entry computation")
     return Program({name: tuple(lines) for name, lines in computations.items()}, entry, _functions(text))
 
 
 def _functions(text: str) -> dict[int, tuple[str, ...]]:
-    """Functions of each stack frame, by the tables at the head of the text; empty where they are left out."""
+    """Return the functions of each stack frame, from the tables at the head of the text; empty without tables."""
 
     def table(name: str, row: str) -> list[Any]:
         found = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
@@ -168,7 +168,7 @@ def _functions(text: str) -> dict[int, tuple[str, ...]]:
     places: dict[str, str] = dict(table("FileLocations", r"^(\d+) \{.*function_name_id=(\d+)"))
     rows = table("StackFrames", r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)")
     frames: dict[str, tuple[str, str]] = {frame: (place, parent) for frame, place, parent in rows}
-    # Where a frame names itself, the number of a parent is one too high: 1 stands for none.
+    # If a frame names itself, the number of its parent is one too high: 1 stands for none.
     shift = int(any(frame == parent for frame, (_, parent) in frames.items()))
     found: dict[int, tuple[str, ...]] = {}
     for frame in frames:
@@ -183,17 +183,17 @@ def _functions(text: str) -> dict[int, tuple[str, ...]]:
 
 
 def size(result: str) -> int:
-    """Bytes of an array, or of a tuple of arrays, from its type as written (`bf16[8,128]{1,0}`), without padding."""
+    """Return the bytes of an array, or a tuple of arrays, from its type as written (`bf16[8,128]{1,0}`), unpadded."""
     return sum(math.ceil(bits * elements / 8) for bits, elements in _arrays(result))
 
 
 def element_counts(result: str) -> list[int]:
-    """Elements of every array in a type as written."""
+    """Return the number of elements of every array in a type as written."""
     return [elements for _, elements in _arrays(result)]
 
 
 def _arrays(result: str) -> Iterator[tuple[int, int]]:
-    """(bits of an element, elements) of every array in a type."""
+    """Yield (bits per element, elements) of every array in a type."""
     for kind, axes in _SHAPE.findall(result):
         if kind != "token":
             bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])

@@ -1,4 +1,4 @@
-"""Compile a step for a topology, and measure what the compiled program takes."""
+"""Compiling a step for a topology, and measuring what the compiled program needs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _GROUPS = 10
 
 
 def measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Compiles a step; its row of the JSON, in which a step that does not fit has no cycles."""
+    """Compile a step and return its row of the JSON output, which has no cycles if the step does not fit."""
     chips = mesh.devices.size
     row: dict[str, Any] = {
         "step": step.name,

@@ -1,4 +1,4 @@
-"""The steps of an experiment, with abstract arguments, ready to be compiled."""
+"""The steps of an experiment with abstract arguments, ready to compile."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ STEPS = ("teacher_train", "labelling", "student_train", "evaluation")
 
 @dataclass(frozen=True)
 class Override:
-    """A batch in place of the experiment's: rows on each shard of data × fsdp, tokens of a row, one text in a row."""
+    """A batch in place of the experiment's: rows per shard of data × fsdp, tokens per row, and one text per row."""
 
     rows: int | None = None
     row_length: int | None = None
@@ -37,16 +37,16 @@ class Override:
 
 @dataclass(frozen=True)
 class Step:
-    """A step to be compiled.
+    """A step to compile.
 
     Attributes:
       name: one of `STEPS`.
       function: jitted, as training or inference calls it.
-      arguments: of it, abstract.
-      row_sizes: rows of the batches that a run has, ascending; the last is the one in `arguments`.
-      row_length: tokens of a row.
-      microbatches: how many a batch is computed in, one after the other.
-      flops: of the matrix products, all chips together, by the rule of 6 (training) or 2 for each parameter and token.
+      arguments: abstract.
+      row_sizes: the numbers of rows of a run's batches, ascending; `arguments` has the last one.
+      row_length: tokens per row.
+      microbatches: the number of microbatches per batch.
+      flops: of the matrix products on all chips, by the rule of 6 (training) or 2 per parameter and token.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Step:
 
 
 class Role:
-    """The encoder of one role with its programs on a mesh, and the batches that it will see."""
+    """The encoder of one role on a mesh, and the batches that it will see."""
 
     def __init__(self, role: str, config: ExperimentConfig, task: Task, mesh: jax.sharding.Mesh, override: Override):
         own: ModelConfig = getattr(config, role)
@@ -72,7 +72,7 @@ class Role:
         self.compiled_steps = CompiledSteps(self.settings, self.architecture, len(task.labels), mesh)
 
     def train(self, name: str, objective: Objective) -> Step:
-        """The training step by an objective."""
+        """Return the training step of an objective."""
         plan, sizes = self._training(objective)
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -81,7 +81,7 @@ class Role:
         return self._step(name, function, arguments, plan, sizes, flops=6, microbatches=microbatches)
 
     def infer(self, name: str) -> Step:
-        """The step that labelling and evaluation run."""
+        """Return the step that labelling and evaluation run."""
         plan = self._plan(self.config.evaluation_batch_size, 1)
         full, short = eval_row_sizes(plan)
         sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
@@ -105,36 +105,36 @@ class Role:
 
     @functools.cached_property
     def _parameters(self) -> int:
-        """Those that every token is multiplied with: all but the tables that tokens are looked up in."""
+        """The number of parameters that every token is multiplied with, which leaves out look-up tables."""
         leaves = jax.tree_util.tree_leaves_with_path(self.compiled_steps.shapes)
         return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
 
-    def _plan(self, batch_size: int, parts: int) -> BatchPlan:
-        """The layout of a batch without its tokenizer, which decides nothing of its shape."""
+    def _plan(self, batch_size: int, microbatches: int) -> BatchPlan:
+        """Return the layout of a batch, whose shape does not depend on the tokenizer."""
         shards = data_shards(self.mesh)
-        if self.rows is not None and self.rows % parts:
-            raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation {parts}")
+        if self.rows is not None and self.rows % microbatches:
+            raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation {microbatches}")
         batch_size = batch_size if self.rows is None else self.rows * shards
-        return plan_of(self.settings, self.architecture, batch_size, shards * parts)
+        return plan_of(self.settings, self.architecture, batch_size, shards * microbatches)
 
     def _training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
-        """The layout of the training's batches and their row counts, which only packing takes the texts for."""
+        """Return the layout of the training batches and their numbers of rows; only packing needs the texts."""
         plan = self._plan(self.settings.batch_size, self.settings.accumulation or 1)
         if self.rows is not None or not plan.packed:
             return plan, (packing.round_up(plan.batch_size, plan.multiple_of),)
         if plan.row_length < self.settings.max_length:
-            raise UserError(f"--row-length {plan.row_length} is below {self.role}.max_length: give --rows-per-chip too")
+            raise UserError(f"--row-length {plan.row_length} is below {self.role}.max_length: pass --rows-per-chip too")
         try:
             return self._training_of_texts(objective)
         except UserError as error:
-            raise UserError(f"{error} (without data and tokenizer, give --rows-per-chip, or --unpacked)") from error
+            raise UserError(f"{error} (without data and tokenizer, pass --rows-per-chip or --unpacked)") from error
 
     def _training_of_texts(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
         tokens_dir = settings.cache_dir(self.config.task) / "tokens"
-        reader = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
-        material = transfer_set.gather(self.config, self.task)
-        examples = material.everything if objective.data == "all" else material.labelled
-        dataset, plan = reader.dataset(examples, len(self.task.labels), material.drawn_from), reader.training_plan
+        inputs = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
+        transfer = transfer_set.gather(self.config, self.task)
+        examples = transfer.everything if objective.data == "all" else transfer.labelled
+        dataset, plan = inputs.dataset(examples, len(self.task.labels), transfer.drawn_from), inputs.training_plan
         return plan, TrainBatches(dataset, plan, 0).row_sizes
 
     def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,7 +146,7 @@ class Role:
 def steps(
     config: ExperimentConfig, mesh: jax.sharding.Mesh, override: Override, names: Sequence[str] = STEPS
 ) -> Iterator[Step]:
-    """The steps of an experiment on a mesh, in the order of `STEPS`; an encoder is made when it is needed."""
+    """Yield the steps of an experiment on a mesh, in the order of `STEPS`; encoders are built when needed."""
     chosen = [configured_objective(config, name) for name in config.objectives]
     objective = next((each for each in chosen if each.teacher != "none"), chosen[0])
     task = _task(config)
@@ -165,4 +165,4 @@ def _task(config: ExperimentConfig) -> Task:
     try:
         return load_task(config.task)
     except UserError as error:
-        raise UserError(f"{error} (to compile without data, give --config.task.name=minireviews)") from error
+        raise UserError(f"{error} (to compile without data, pass --config.task.name=minireviews)") from error

@@ -1,4 +1,4 @@
-"""TPU topologies by their names: what their chips are, and devices to compile for on a machine without them."""
+"""TPU topologies by name: their chips, and devices to compile for on a machine without them."""
 
 import importlib.util
 import os
@@ -10,11 +10,11 @@ import jax
 
 from xtransfer.errors import UserError, nearest, one_line
 
-FITTING_LIBTPU = f"pip install 'jax[tpu]=={jax.__version__}'"  # a newer one's programs may be unreadable to this JAX
+FITTING_LIBTPU = f"pip install 'jax[tpu]=={jax.__version__}'"  # this JAX may not read a newer one's programs
 EXAMPLES = "v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, v6e:4x4"
 
-# What compiling for chips that are not there takes: no search for them, and no lock, which is about using them. The
-# rest keeps libtpu from complaining that this is no TPU machine; on one, its own values stay.
+# What it takes to compile for absent chips: no search for them, and no lock, which protects their use. The rest keeps
+# libtpu from complaining that this is not a TPU machine. On a TPU machine its own values stay.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -26,10 +26,10 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Chip:
-    """A generation of TPU: memory in GiB, clock in GHz, bf16 operations a cycle of its matrix units.
+    """A generation of TPU: memory in GiB, clock in GHz, and bf16 operations per cycle of its matrix units.
 
     Sources: cloud.google.com/tpu/docs/v5e (16 GB, 197 Tflop/s: 4 units of 128 × 128 at 1.5 GHz), /v5p (95 GB, 459: 8 of
-    128 × 128 at 1.75 GHz) and /v6e (32 GB, 918: 4 of 256 × 256 at 1.75 GHz); an entry of a unit is two operations.
+    128 × 128 at 1.75 GHz), and /v6e (32 GB, 918: 4 of 256 × 256 at 1.75 GHz). Each cell of a unit does two operations.
     """
 
     memory: float
@@ -45,13 +45,16 @@ CHIPS = {
 
 
 def devices_of(topology: str) -> list[Any]:
-    """The chips of a topology by its name, for a mesh to compile for; JAX itself will run on the CPU.
+    """Return the chips of a topology, for a mesh to compile for; JAX itself then runs on the CPU.
 
-    To be called before JAX has looked for devices. UserError for a topology that is not, or without libtpu.
+    Call this before JAX has looked for devices.
+
+    Raises:
+      UserError: there is no such topology, or libtpu is missing.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "the package libtpu is missing, which compiles for TPUs on any Linux machine: "
+            "the package libtpu, which compiles for TPUs on any Linux machine, is missing: "
             f"{FITTING_LIBTPU}, or XTRANSFER_EXTRAS=tpu launch/test.sh --version"
         )
     from jax.experimental import topologies
@@ -64,16 +67,16 @@ def devices_of(topology: str) -> list[Any]:
     except Exception as error:
         said = one_line(error, limit=1000)
         if "lockfile" in said:
-            raise UserError(f"another process uses libtpu: wait for it to end ({said[:150]})") from error
-        raise UserError(f"--topology {topology}: {said[:200]}: give one like {EXAMPLES}") from error
+            raise UserError(f"another process uses libtpu; wait for it to end ({said[:150]})") from error
+        raise UserError(f"--topology {topology}: {said[:200]}: choose one like {EXAMPLES}") from error
 
 
 def chip_of(topology: str) -> Chip:
-    """The kind of chip that a topology's name begins with."""
+    """Return the kind of chip that a topology's name starts with."""
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
-        hint = nearest(name.lower(), CHIPS) or f"; there are {', '.join(CHIPS)}"
-        raise UserError(f"--topology {topology}: no such chip, give one like {EXAMPLES}{hint}")
+        hint = nearest(name.lower(), CHIPS) or f"; choose from {', '.join(CHIPS)}"
+        raise UserError(f"--topology {topology}: no such chip; choose one like {EXAMPLES}{hint}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
-        raise UserError(f"--topology {topology}: its sides are missing, as in {name}:2x4; give one like {EXAMPLES}")
+        raise UserError(f"--topology {topology}: its sides are missing, as in {name}:2x4; choose one like {EXAMPLES}")
     return CHIPS[name]

@@ -1,10 +1,10 @@
-"""Binary: text in, labels and probabilities out.
+"""Label text with a trained classifier.
 
     python -m xtransfer.predict --model DIR --input FILE --output FILE
 
 DIR is a run of a workdir (WORKDIR/students/<objective>/seed-<n> or WORKDIR/teacher) or a Hugging Face classifier. The
-input is .tsv, .csv, .jsonl or .parquet with a column `text`, and with `text_pair` and `id` where there are such
-columns. The output has a JSON line per row, in the input's order: {"id", "label", "probabilities": {name: p}}.
+input is .tsv, .csv, .jsonl, or .parquet with a column `text`, and optionally `text_pair` and `id`. The output has one
+JSON line per row, in the input's order: {"id", "label", "probabilities": {name: p}}.
 """
 
 import argparse
@@ -32,19 +32,19 @@ from xtransfer.runtime.sharding import make_mesh
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags and predicts. The output file appears whole, or not at all."""
+    """Parse the flags, and predict. The output file appears complete or not at all."""
     args = _parser().parse_args(argv)
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: Any) -> None:
-        # Raised inside a callback of the garbage collector an exception is lost: it waits for the next check, unless
+        # An exception raised inside a callback of the garbage collector is lost, so wait for the next check, unless
         # Ctrl-C comes again.
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
 
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a background job's Ctrl-C stays ignored
+    if before is signal.default_int_handler:  # a background job keeps ignoring Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
     try:
         with terminal.deferred_stop(message="") as stopping:
@@ -65,20 +65,20 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xtransfer.predict", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m xtransfer.predict", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="a run of a workdir, or a classifier")
-    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help=".tsv, .csv, .jsonl or .parquet")
+    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help=".tsv, .csv, .jsonl, or .parquet")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="JSON lines, in the input's order")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="default: text")
-    parser.add_argument("--pair-column", metavar="NAME", help="default: text_pair if there is one; '' for none")
-    parser.add_argument("--id-column", metavar="NAME", help="default: id if there is one; '' for the rows' numbers")
-    parser.add_argument("--empty-text", choices=("error", "skip"), default="error", help="rows without text")
-    parser.add_argument("--max-length", type=_positive, metavar="N", help="tokens of a text; default: the model's")
+    parser.add_argument("--pair-column", metavar="NAME", help="default: text_pair if it exists; '' for none")
+    parser.add_argument("--id-column", metavar="NAME", help="default: id if it exists; '' for row numbers")
+    parser.add_argument("--empty-text", choices=("error", "skip"), default="error", help="what to do without text")
+    parser.add_argument("--max-length", type=_positive, metavar="N", help="tokens per text; default: the model's")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="texts of 128 tokens to compute at once")
     parser.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="texts of 128 tokens that are computed at once"
+        "--selection", choices=SELECTIONS, default="source_dev", help="the protocol that selects a run's checkpoint"
     )
-    parser.add_argument("--selection", choices=SELECTIONS, default="source_dev", help="which checkpoint of a run")
     return parser
 
 
@@ -89,12 +89,12 @@ def _positive(text: str) -> int:
 
 
 def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
-    """`check()` is called now and then, and raises when the work shall stop."""
+    """Predict; `check` is called now and then, and raises when the work must stop."""
     source = tables.inspect(
         args.input, args.text_column, args.pair_column, args.id_column, skip_empty=args.empty_text == "skip"
     )
     with closing(Output(args.output, source.path, overwrite=args.overwrite)) as output:
-        # Read once before anything is computed: a fault in the last row shows now, not after hours.
+        # Read the file once first, so that a bad last row fails now and not after hours.
         kept = skipped = written = clipped = 0
         for row in tables.read_texts(source):
             kept, skipped = kept + (not row.empty), skipped + row.empty
@@ -102,8 +102,8 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
         if not kept:
             raise UserError(f"{source.path}: no rows with text")
         mesh = make_mesh()
-        trained = open_classifier(args.model, mesh, selection=args.selection)
-        max_length = _max_length(trained, args.max_length, pairs=bool(source.columns.pair))
+        classifier = open_classifier(args.model, mesh, selection=args.selection)
+        max_length = _max_length(classifier, args.max_length, pairs=bool(source.columns.pair))
         started = time.monotonic()
         with terminal.progress_bar("predict", kept, unit="rows") as ticker:
 
@@ -111,28 +111,31 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
                 ticker.advance(rows)
                 check()
 
-            with closing(predict(trained, mesh, source, max_length, args.batch_size, on_batch)) as windows:
+            with closing(predict(classifier, mesh, source, max_length, args.batch_size, on_batch)) as windows:
                 for window in windows:
-                    output.write(_lines(window, trained.labels))
+                    output.write(_lines(window, classifier.labels))
                     written += len(window.places)
                     clipped += window.clipped
         if written != kept:
-            raise UserError(f"{source.path}: had {kept} rows, then {written}: it was changed while it was read")
+            raise UserError(f"{source.path}: had {kept} rows, then {written}: it changed while it was read")
         output.commit()
     rate = written / (time.monotonic() - started)
-    notes = [f"rows without text, skipped: {skipped:,}"] * bool(skipped)
-    notes += [f"warning: very long texts, clipped: {clipped:,}"] * bool(clipped)
-    terminal.log(" · ".join([f"{args.output}: {written:,} rows, {rate:,.0f} a second", *notes]))
+    notes = [f"{args.output}: {written:,} rows, {rate:,.0f} rows/s"]
+    if skipped:
+        notes.append(f"rows without text, skipped: {skipped:,}")
+    if clipped:
+        notes.append(f"warning: very long texts, clipped: {clipped:,}")
+    terminal.log(" · ".join(notes))
 
 
-def _max_length(trained: TrainedClassifier, wanted: int | None, *, pairs: bool) -> int:
-    positions = trained.architecture.max_positions - trained.architecture.position_offset
+def _max_length(classifier: TrainedClassifier, wanted: int | None, *, pairs: bool) -> int:
+    positions = classifier.architecture.max_positions - classifier.architecture.position_offset
     if wanted is not None and wanted > positions:
-        raise UserError(f"--max-length {wanted} is more than the {positions} positions of {trained.directory}")
-    length = trained.max_length if wanted is None else wanted
+        raise UserError(f"--max-length {wanted} is more than the {positions} positions of {classifier.directory}")
+    length = classifier.max_length if wanted is None else wanted
     if pairs:
-        check_pairs(trained.directory, trained.tokenizer)
-    tokenize(trained.tokenizer, ["a"], ["a"] if pairs else None, length)  # refuses one without room for text
+        check_pairs(classifier.directory, classifier.tokenizer)
+    tokenize(classifier.tokenizer, ["a"], ["a"] if pairs else None, length)  # refuses a length without room for text
     return length
 
 

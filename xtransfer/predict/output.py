@@ -1,4 +1,4 @@
-"""The output file, which appears whole or not at all."""
+"""The output file, which appears complete or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ from xtransfer.errors import UserError
 
 
 class Output:
-    """A file that takes its name when it is whole: `write`, then `commit`; closed without it, nothing is left.
+    """A file that takes its name when it is complete: `write`, then `commit`. Closed before that, it leaves nothing.
 
     Raises:
-      UserError: the path exists already, is the input, is being written by another process, or cannot be written.
+      UserError: the path exists, is the input, is being written by another process, or cannot be written.
     """
 
     def __init__(self, path: Path, source: Path, *, overwrite: bool):
         if path.exists():
             if not path.is_file():
-                raise UserError(f"{path}: not a file; give another --output")
+                raise UserError(f"{path}: not a file; choose another --output")
             if os.path.samefile(path, source):
-                raise UserError(f"{path}: is the input; give another --output")
+                raise UserError(f"{path} is the input; choose another --output")
             if not overwrite:
-                raise UserError(f"{path}: exists already; give another --output, or --overwrite")
+                raise UserError(f"{path} already exists; choose another --output, or pass --overwrite")
         self._file = storage.AtomicFile(path, exclusive=True)
 
     def write(self, lines: Iterator[str]) -> None:

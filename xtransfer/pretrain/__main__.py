@@ -1,271 +1,35 @@
-"""Binary: pretrains a small BERT on a task's own text and writes a Hugging Face checkpoint.
+"""Pretrain a small encoder on a task's own text.
 
     python -m xtransfer.pretrain --config configs/pretrain_mini.py:english --output DIR
 
-Masked language modelling from scratch, with translation pairs where the languages have parallel text. It
-made the embedded checkpoints, and serves a user's own languages. What is interrupted goes on from
-`DIR.work/`, which is left for a look at `metrics.jsonl` when the checkpoint is written.
+This is masked language modelling from scratch, with translation pairs if the languages have parallel text, and it
+writes a Hugging Face checkpoint. The embedded checkpoints were made with it. An interrupted run resumes from
+`DIR.work/`, which stays afterwards for its `metrics.jsonl`.
 """
 
 import argparse
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from flax import nnx
-
-from xtransfer import config, storage
+from xtransfer import config
 from xtransfer.config import PretrainConfig
-from xtransfer.data.tokens.tokenizer import load_tokenizer
-from xtransfer.distillation.objectives import Pair, mean
 from xtransfer.errors import UserError
-from xtransfer.models.encoder import EncoderConfig
-from xtransfer.models.heads import MaskedLM
-from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.models.hf import config as hf_config
-from xtransfer.pretrain import masking
-from xtransfer.pretrain import text as corpora
-from xtransfer.runs.workdir import as_record, check_unchanged, record
-from xtransfer.runtime import sharding, terminal
-from xtransfer.runtime.locks import directory_lock
-from xtransfer.train import loop, optimizer, state, steps
-
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_PARTNER_TEMPERATURE = 0.1  # of the cosines
-_POSITION_SCALE = 0.03  # sinusoids of the same spread as BERT's normal(0.02)
+from xtransfer.pretrain.pretraining import pretrain
+from xtransfer.runtime import terminal
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags and pretrains."""
-    parser = argparse.ArgumentParser(prog="xtransfer.pretrain", description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="configs/pretrain_mini.py:english, …")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the checkpoint; must not exist")
+    """Parse the flags, and pretrain."""
+    parser = argparse.ArgumentParser(prog="python -m xtransfer.pretrain", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="such as configs/pretrain_mini.py:english"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="the checkpoint, which must not exist"
+    )
     args, overrides = parser.parse_known_args(argv)
     if args.output.exists():
-        raise UserError(f"{args.output} exists already: give another --output")
+        raise UserError(f"{args.output} already exists; choose another --output")
     pretrain(config.load(args.config, overrides, PretrainConfig), args.output)
-
-
-def pretrain(settings: PretrainConfig, output: Path) -> None:
-    """Tokenizer, batches, training, checkpoint; one process at a time in `<output>.work`."""
-    work = output.with_name(output.name + ".work")
-    with directory_lock(work):
-        recipe = as_record(settings)
-        check_unchanged(work / "config.json", recipe)
-        record(work / "config.json", recipe)
-        _pretrain(settings, output, work)
-
-
-def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
-    texts, pairs = corpora.texts(settings.task, settings.languages), corpora.pairs(settings.task, settings.languages)
-    tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
-    batches = _batches(settings, tokenizer, texts, pairs)
-    terminal.log(
-        f"{sum(map(len, texts.values())):,} texts, {sum(map(len, pairs.values())):,} pairs, {len(tokenizer):,} tokens"
-    )
-
-    mesh = sharding.make_mesh()
-    architecture = _architecture(settings, tokenizer)
-    graphdef, params = nnx.split(_model(architecture, settings), nnx.Param)
-    if settings.start_from:
-        params = hf_checkpoint.load_masked_lm(hf_checkpoint.resolve(settings.start_from), seed=settings.seed)[1]
-    rate = optimizer.schedule(
-        "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
-    )
-    tx = optimizer.adamw(rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, b2=0.98)
-    step = steps.make_train_step(graphdef, _loss(settings.partner_weight), tx, mesh, params)
-    final = loop.fit(
-        work,
-        loop.Plan("pretraining", settings.steps, max(settings.steps // 500, 1), settings.seed),
-        loop.Start(lambda: state.create(params, tx, mesh), state.abstract(params, tx, mesh)),
-        step,
-        batches,
-        None,
-        mesh,
-    )
-    notes = {
-        "README.md": _card(settings, loop.read_metrics(work)),
-        "pretraining.json": json.dumps(as_record(_without_places(settings)), indent=2) + "\n",
-        "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
-    }
-    if settings.start_from:  # its recipe and log are part of this one's
-        start = hf_checkpoint.resolve(settings.start_from)
-        notes |= {f"start-{p.name}": p.read_text(encoding="utf-8") for p in sorted(start.glob("pretraining.json*"))}
-    hf_checkpoint.save(output, architecture, final.params, tokenizer=tokenizer, dtype="float16", notes=notes)
-    terminal.log(f"{output}: written")
-
-
-def _loss(partner_weight: float) -> steps.LossFn:
-    def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
-        masked, pooled = model.token_logits_and_pooled(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, H]
-        token_loss = optax.losses.softmax_cross_entropy_with_integer_labels(masked, batch["mlm_targets"])
-        tokens = (jnp.sum(token_loss * batch["mlm_weight"]), jnp.sum(batch["mlm_weight"]))
-        partners, right = _partner_terms(pooled.reshape(-1, pooled.shape[-1]), batch["partner"].reshape(-1))
-        loss = mean(tokens) + partner_weight * mean(partners)
-        return {"loss": (loss, jnp.ones(())), "masked": tokens, "partner": partners, "partner_accuracy": right}
-
-    return terms
-
-
-def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
-    """Cross-entropy and accuracy of finding each half's partner by cosine among all halves that are apart.
-
-    pooled [N, H], partner [N] int32, -1 where there is none.
-    """
-    vectors = pooled / jnp.linalg.norm(pooled + 1e-6, axis=-1, keepdims=True)  # [N, H]
-    scores = vectors @ vectors.T / _PARTNER_TEMPERATURE  # [N, N]
-    apart = partner >= 0
-    candidate = apart[None, :] & ~jnp.eye(len(partner), dtype=bool)
-    scores = jnp.where(candidate, scores, -1e9)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(partner, 0))
-    count = jnp.sum(apart).astype(jnp.float32)
-    right = jnp.sum((jnp.argmax(scores, -1) == partner) & apart).astype(jnp.float32)
-    return (jnp.sum(jnp.where(apart, losses, 0.0)), count), (right, count)
-
-
-def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
-    if settings.start_from:
-        architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
-        if settings.row_length > architecture.max_positions:
-            raise UserError(
-                f"row_length is {settings.row_length}: {settings.start_from} has {architecture.max_positions}"
-            )
-        return architecture
-    return EncoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        intermediate_size=settings.intermediate_size,
-        max_positions=settings.max_positions,
-        hidden_dropout=settings.dropout,
-        attention_dropout=settings.dropout,
-        pad_id=tokenizer.pad_token_id,
-    )
-
-
-def _model(architecture: EncoderConfig, settings: PretrainConfig) -> MaskedLM:
-    rate = settings.pretraining_dropout
-    trained = dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate)
-    model = MaskedLM(trained, rngs=nnx.Rngs(settings.seed))
-    # A learned table that starts as sinusoids leaves the first plateau of the loss much sooner.
-    table = _POSITION_SCALE * _sinusoids(architecture.max_positions, architecture.hidden_size)
-    model.encoder.embeddings.position_embeddings.embedding[...] = jnp.asarray(table, jnp.float32)
-    return model
-
-
-def _sinusoids(length: int, size: int) -> np.ndarray:
-    """[length, size]: Vaswani et al., "Attention Is All You Need", 2017, section 3.5."""
-    angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, size, 2)[None, :] / size)
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size]
-
-
-def _tokenizer(
-    settings: PretrainConfig, texts: Mapping[str, list[str]], pairs: Mapping[str, Any], directory: Path
-) -> Any:
-    """That of `start_from`; else WordPiece, lower case with accents kept, trained once for all starts of a run."""
-    if settings.start_from:
-        return load_tokenizer(hf_checkpoint.resolve(settings.start_from))
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
-
-    if not directory.exists():
-        trained = BertWordPieceTokenizer(lowercase=True, strip_accents=False, handle_chinese_chars=True)
-        lines = [text for group in texts.values() for text in group]
-        lines += [side for group in pairs.values() for pair in group for side in pair]
-        trained.train_from_iterator(
-            lines,
-            vocab_size=settings.vocab_size,
-            min_frequency=2,
-            show_progress=False,
-            special_tokens=list(SPECIAL_TOKENS),
-        )
-        wrapped = BertTokenizerFast(
-            tokenizer_object=trained._tokenizer,
-            do_lower_case=True,
-            strip_accents=False,
-            model_max_length=settings.max_positions,
-        )
-        with storage.atomic_directory(directory) as partial:
-            wrapped.save_pretrained(partial)
-    return load_tokenizer(directory)
-
-
-def _batches(
-    settings: PretrainConfig, tokenizer: Any, texts: Mapping[str, list[str]], pairs: Mapping[str, list[tuple[str, str]]]
-) -> masking.PretrainingBatches:
-    def encoded(examples: list[tuple[str, str]]) -> list[masking.Halves]:
-        flat = [half for example in examples for half in example]
-        encodings = tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False)
-        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-        return [(a, b) for a, b in zip(ids[::2], ids[1::2], strict=True) if len(a) and len(b)]
-
-    special = masking.Special(
-        cls=tokenizer.cls_token_id,
-        sep=tokenizer.sep_token_id,
-        pad=tokenizer.pad_token_id,
-        mask=tokenizer.mask_token_id,
-        size=len(tokenizer),
-    )
-    return masking.PretrainingBatches(
-        {name: encoded([corpora.halves(text) for text in group]) for name, group in texts.items()},
-        {name: encoded(group) for name, group in pairs.items()},
-        special,
-        masking.Shape(settings.rows, settings.row_length, settings.masks),
-        pair_fraction=settings.pair_fraction,
-        seed=settings.seed,
-    )
-
-
-def _without_places(settings: PretrainConfig) -> PretrainConfig:
-    """The recipe without directories of the machine it ran on; of the start, its name is kept."""
-    task = dataclasses.replace(settings.task, cache_dir="", data_dir="")
-    return dataclasses.replace(settings, task=task, start_from=Path(settings.start_from).name)
-
-
-def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
-    """The model card: what it is, what it was made from and how, what it is not."""
-    last = log[-1]
-    languages = ", ".join(settings.languages)
-    return _CARD.format(
-        s=settings,
-        languages=languages,
-        start=f"further from `{Path(settings.start_from).name}`" if settings.start_from else "from scratch",
-        tags="\n".join(f"- {language}" for language in settings.languages),
-        masked=last["masked"],
-        partner_accuracy=last.get("partner_accuracy", 0.0),
-    )
-
-
-_CARD = """---
-language:
-{tags}
-license: apache-2.0
-library_name: transformers
----
-
-# A mini BERT for {languages}
-
-{s.num_layers} layers of {s.hidden_size}, pretrained {start} on the text of the task `{s.task.name}` and on nothing
-else. It exists to try methods on a laptop's CPU in minutes; it knows no other text, and no conclusion about real
-languages can be drawn from it. (The text of `minireviews` is synthetic: a generator wrote it.)
-
-- **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`; seed {s.seed}. Batches of {s.rows}
-  packed rows of {s.row_length} tokens, {s.masks} masked in each, for {s.steps:,} steps; where the text has
-  translations, {s.pair_fraction:.0%} of the draws are pairs of them. Half of all texts and pairs are halved, and the
-  pooler learns to find the other half among those of the batch; the next-sentence head is not trained.
-- **Log**: `pretraining.jsonl`. At the end, on the training batches: masked tokens {masked:.3f} nats, other halves
-  {partner_accuracy:.1%} found.
-- **Weights**: float16, widened to float32 when read. Tokenizer and weights belong together: the training of a tokenizer
-  is not deterministic.
-- **Licence**: Apache 2.0, text and weights.
-"""
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Batches for pretraining: masked tokens, and which two examples of a batch belong together.
+"""Batches for pretraining: masked tokens, and examples whose partner is to be found in the same batch.
 
 Texts and translation pairs come in two halves, and each is laid out by `packing.pack` in one of two ways:
 
-- **together**: a text as fine-tuning will see it, `[CLS] A B [SEP]`; a translation pair as
-  `[CLS] A [SEP] B [SEP]` whose second half restarts its positions (TLM: Conneau & Lample, "Cross-lingual
-  Language Model Pretraining", NeurIPS 2019);
-- **apart**: two examples, `[CLS] A [SEP]` and `[CLS] B [SEP]`, each other's partner among all that are apart
-  in the batch. To find the partner, the pooled `[CLS]` has to say what the halves share: of a review its
-  verdict (inverse cloze: Lee et al., "Latent Retrieval for Weakly Supervised Open Domain Question
-  Answering", ACL 2019), of a translation its meaning (translation ranking: Feng et al., "Language-agnostic
-  BERT Sentence Embedding", ACL 2022).
+- **together**: a text as fine-tuning will see it, `[CLS] A B [SEP]`; a translation pair as `[CLS] A [SEP] B [SEP]`,
+whose
+  second half restarts its positions (TLM: Conneau & Lample, "Cross-lingual Language Model Pretraining", NeurIPS 2019);
+- **apart**: two examples, `[CLS] A [SEP]` and `[CLS] B [SEP]`, each the other's partner among all examples of the batch
+  that are apart. To find its partner, the pooled `[CLS]` must express what the halves share: in a review the verdict
+  (inverse cloze: Lee et al., "Latent Retrieval for Weakly Supervised Open Domain Question Answering", ACL 2019), in a
+  translation the meaning (translation ranking: Feng et al., "Language-agnostic BERT Sentence Embedding", ACL 2022).
 
 Masking is BERT's (80 % mask, 10 % random, 10 % kept), with rare tokens sampled more often.
 """
@@ -22,17 +21,17 @@ import numpy as np
 from xtransfer.data.batches.packing import pack, rows_needed
 from xtransfer.data.tokens.tokenizer import Tokens
 
-Ids = np.ndarray  # [length] int32, no special tokens
+Ids = np.ndarray  # [length] int32, without special tokens
 Halves = tuple[Ids, Ids]
 
 _APART = 0.5  # share of texts and pairs whose halves are apart
-_FILL = 0.96  # of a batch's tokens to aim at: first-fit decreasing reaches it with short examples
-_RARITY = 0.5  # a token of count n is masked in proportion to n ** -_RARITY
+_FILL = 0.96  # share of a batch's tokens to fill, which first-fit decreasing reaches with short examples
+_RARITY = 0.5  # a token of count n is masked in proportion to n ** −_RARITY
 
 
 @dataclass(frozen=True)
 class Special:
-    """Ids of the special tokens, and the size of the vocabulary."""
+    """The ids of the special tokens, and the size of the vocabulary."""
 
     cls: int
     sep: int
@@ -43,7 +42,7 @@ class Special:
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch: R rows of S tokens with P masked positions, at most M examples a row."""
+    """The shape of a batch: R rows of S tokens with P masked positions, and at most M examples per row."""
 
     rows: int
     row_length: int
@@ -52,10 +51,10 @@ class Shape:
 
 
 class PretrainingBatches:
-    """Random access: batch i = f(seed, i).
+    """Pretraining batches by random access: batch i = f(seed, i).
 
-    `texts` maps a group (a language and domain) to its texts, `pairs` a language pair to its translations,
-    each in two halves. Groups are drawn with equal shares, and `pair_fraction` of all draws are translations.
+    `texts` holds texts by group (a language and domain), and `pairs` translations by language pair, each in two halves.
+    Groups are drawn with equal shares, and `pair_fraction` of all draws are translations.
     """
 
     def __init__(
@@ -74,9 +73,9 @@ class PretrainingBatches:
         self._mask_weight = _mask_weights([*self._texts, *self._pairs], special.size)
 
     def __call__(self, i: int) -> dict[str, np.ndarray]:
-        """A batch with `partner` [R, M], and `mlm_positions`, `mlm_targets` and `mlm_weight` [R, P].
+        """Return a batch with `partner` [R, M], and `mlm_positions`, `mlm_targets`, and `mlm_weight` [R, P].
 
-        `partner` is the place (row · M + slot) of the other half, -1 where an example has none.
+        `partner` is the place (row · M + slot) of the other half, −1 for an example without one.
         """
         rng = np.random.default_rng((self._seed, i))
         shape = self._shape
@@ -93,7 +92,7 @@ class PretrainingBatches:
         return batch
 
     def _draw(self, rng: np.random.Generator) -> list["_Example"]:
-        """A random text or pair: one example, or its two halves as one each."""
+        """Draw a random text or pair, as one example or as its two halves."""
         is_pair = rng.random() < self._pair_fraction
         groups = self._pairs if is_pair else self._texts
         group = groups[int(rng.integers(len(groups)))]
@@ -161,7 +160,7 @@ class PretrainingBatches:
 
 @dataclass(frozen=True, eq=False)
 class _Example:
-    """Ids with special tokens, and where positions and token types start anew (0: nowhere)."""
+    """Ids with special tokens, and where positions and token types restart (0: nowhere)."""
 
     ids: Ids
     restart: int
@@ -173,7 +172,7 @@ def _lengths(examples: Sequence[_Example]) -> np.ndarray:
 
 
 def _truncated(a: Ids, b: Ids, limit: int) -> Halves:
-    """Cuts the longer one until both fit in `limit` tokens together."""
+    """Cut the longer half until both fit in `limit` tokens together."""
     over = len(a) + len(b) - limit
     if over <= 0:
         return a, b

@@ -144,7 +144,7 @@ def test_labels_in_another_order_are_permuted_by_name() -> None:
             3,
             ("negative", "neutral", "good"),
             "classes are negative, neutral, positive, the task's are negative, neutral, good: if they are the same "
-            "classes, write the task's names into id2label; otherwise set `checkpoint` to the encoder that this classifier was",
+            "classes, write the task's names into id2label; otherwise set `checkpoint` to the encoder that this cl",
         ),
         (
             2,
@@ -238,9 +238,7 @@ def test_the_embedded_checkpoints_are_found_by_their_names_without_the_hub() -> 
 @pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith("bert")])
 def test_pretraining_goes_on_from_bert_only(name: str) -> None:
     family = name.partition("_")[0]
-    with pytest.raises(
-        UserError, match=rf"config\.json: model_type is {family}: only bert checkpoints can be pretra"
-    ):
+    with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: only bert checkpoints can be pretra"):
         hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
 
 
