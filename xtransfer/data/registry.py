@@ -1,7 +1,7 @@
-"""The registry of tasks.
+"""The table of tasks.
 
-A new task is a factory `TaskConfig -> Task` and its line in `TASKS`; of a published corpus a `Corpus` in a file of its
-own below builders/, and its line.
+A new task is a factory `TaskConfig -> Task` and a line in `TASKS`. A published corpus is a `Corpus` in a file of its
+own in `corpora/`, and a line in `CORPORA`.
 """
 
 import functools
@@ -24,10 +24,10 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
 
 
 def load_task(config: TaskConfig) -> Task:
-    """The task that a config names.
+    """Return the task that a config names.
 
     Raises:
-      UserError: there is no such task, or it cannot be made of this config.
+      UserError: there is no such task, or this config cannot make it.
     """
     if config.name not in TASKS:
         raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")

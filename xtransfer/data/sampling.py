@@ -1,4 +1,4 @@
-"""Draws of labelled, unlabelled and held-out examples; each a function of the examples and a seed."""
+"""Samples of labelled, unlabelled, and held-out examples. Each is a function of the examples and a seed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ from xtransfer.errors import UserError
 
 T = TypeVar("T")
 
-_HELD_OUT = 1 << 20  # its streams of random numbers lie above those of the labelled draws
+_HELD_OUT = 1 << 20  # first random stream for held-out samples, above those of labelled samples
 _FRACTION = 10
 
 
 def without_labels(examples: Sequence[Example]) -> list[Example]:
-    """The examples with label −1."""
+    """Return the examples with label −1."""
     return [dataclasses.replace(example, label=-1) for example in examples]
 
 
 def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Sequence[str] = ()) -> list[Example]:
-    """Draws n labelled examples, the same number of each class or one more.
+    """Draw n labelled examples with equal numbers for all classes, to within one.
 
-    The draws of one seed are nested: those for a smaller n are the first of those for a larger one.
+    For one seed, samples are nested: a smaller one is the beginning of a larger one.
 
     Args:
       examples: labelled examples with distinct ids.
-      n: how many; 0 = all of them, as they stand.
-      seed: of the draw.
-      names: the classes' names, for the error.
+      n: the size of the sample; 0 takes all examples in their order.
+      seed: of the sample.
+      names: the class names, for the error.
 
     Raises:
       UserError: a class has too few examples.
@@ -47,20 +47,20 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
     available = {label: len(draw) for label, draw in draws.items()}
     if any(available[label] <= (n - 1 - turn) // len(turns) for turn, label in enumerate(turns)) or not turns:
         have = ", ".join(f"{names[label] if names else label} {available[label]}" for label in sorted(available))
-        raise UserError(f"task.labelled {n}, equally of each class, is more than there is: {have or 'nothing'}")
+        raise UserError(f"task.labelled {n}, balanced over classes, is more than there is: {have or 'nothing'}")
     return [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
 
 
 def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: Sequence[Example]) -> list[Example]:
-    """Source-language examples without labels, none of them an example of `labelled`.
+    """Return source-language examples without labels, none of which is in `labelled`.
 
     Args:
-      task: where they come from.
-      kind: "none", "split" (the task's unlabelled split), "file" (the user's, which then stands for that split) or
-        "train_rest" (what `labelled` leaves of train).
-      limit: how many; 0 = all there are. For one seed, fewer are a subset of more.
-      seed: of the choice.
-      labelled: examples to leave out, by id.
+      task: the source of the examples.
+      kind: "none", "split" (the task's unlabelled split), "file" (the user's file, which replaces that split), or
+        "train_rest" (the rest of train).
+      limit: the number of examples; 0 takes all. For one seed, a smaller sample is a subset of a larger one.
+      seed: of the sample.
+      labelled: the examples to leave out, by id.
 
     Raises:
       UserError: there are fewer than `limit`, or there is no such split.
@@ -82,30 +82,30 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
 
 
 def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Splits labelled examples into what is left to learn from and n that are held out, both in the given order.
+    """Split labelled examples into a training set and a held-out set, both in the given order.
 
-    Every class has its share of what is held out, to within one example; so balanced examples give balanced parts.
+    Each class is represented in the held-out set in proportion, to within one example.
 
     Args:
       examples: labelled examples.
-      n: how many to hold out; 0 = a tenth, rounded up.
-      seed: of the draw.
+      n: the size of the held-out set; 0 is a tenth, rounded up.
+      seed: of the sample.
 
     Returns:
-      (left, held out), which together are `examples`.
+      (training set, held-out set), which together are `examples`.
 
     Raises:
-      UserError: fewer than one example would be left.
+      UserError: the training set would be empty.
       ValueError: an example has no label.
     """
     _check_labelled(examples)
     n = n or -(-len(examples) // _FRACTION)
     if n >= len(examples):
-        raise UserError(f"task.held_out_dev {n} leaves nothing of {len(examples)} training examples: lower it")
+        raise UserError(f"task.held_out_dev {n} leaves none of the {len(examples)} training examples: lower it")
     by_class: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         by_class.setdefault(example.label, []).append(i)
-    labels = _shuffled(sorted(by_class), seed, _HELD_OUT)  # whose turn it is where shares are equal
+    labels = _shuffled(sorted(by_class), seed, _HELD_OUT)  # breaks ties between equal shares
     exact = {label: len(by_class[label]) * n / len(examples) for label in labels}
     shares = {label: int(exact[label]) for label in labels}
     for label in sorted(labels, key=lambda label: shares[label] - exact[label])[: n - sum(shares.values())]:
@@ -117,10 +117,10 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
 
 
 def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Example], list[Example]]:
-    """(train, dev) of a language that has no dev split of its own; what is held out has dev in its ids.
+    """Return (train, dev) for a language without a dev split; the ids of held-out examples say dev.
 
     Raises:
-      UserError: as `held_out`.
+      UserError: see `held_out`.
     """
     left, dev = held_out(train, config.held_out_dev, config.held_out_seed)
     old, new = (f"{config.name}/{split}/" for split in ("train", "dev"))

@@ -1,4 +1,4 @@
-"""What a task is made of: examples, splits, languages, and the task itself."""
+"""A task: its examples, splits, and languages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from xtransfer.errors import UserError, nearest
 SPLITS = ("train", "dev", "test", "unlabelled")
 UNLABELLED = "unlabelled"
 
-_SHOWN = 60  # languages in an error
+_SHOWN = 60  # the most languages in an error
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Example:
 
     Attributes:
       id: task/split/language/id, the same in every run.
-      text: never empty.
+      text: not empty.
       text_pair: the second text, or None.
-      label: index into the task's labels, −1 where there is none.
-      language: as the task names it.
+      label: index into the task's labels, or −1 without a label.
+      language: the task's name for it.
     """
 
     id: str
@@ -33,20 +33,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task in a source language and others.
+    """A classification task in a source language and target languages.
 
     Attributes:
-      name: as in `xtransfer.data.registry.TASKS`.
-      labels: names of the classes in canonical order.
+      name: a key of `data.registry.TASKS`.
+      labels: the class names, in canonical order.
       source_language: the language of the labelled training text.
-      target_languages: the languages to transfer to; never the source language.
-      load: (split, language) -> examples, always the same ones in the same order. Labels of "unlabelled" are −1.
-        Raises UserError for data that are missing or malformed.
-      fingerprint: hash of what the data are: of every split of the source and the target languages, also of those
-        that are not asked for.
-      synthetic: whether the text was generated; whatever names the task says so.
-      pretraining: language -> texts to pretrain on, by group ("en/books", or just "en"); never of dev or test.
-      parallel: two languages -> translation pairs (text, text); none where the task has no parallel text.
+      target_languages: the languages to transfer to, without the source language.
+      load: returns the examples of a (split, language), always in the same order. Labels in "unlabelled" are −1. It
+        raises a UserError for missing or malformed data.
+      fingerprint: returns a hash of the data, of every split in the source and target languages, whether used or not.
+      synthetic: whether the text was generated; everything that names the task says so.
+      pretraining: returns a language's texts to pretrain on by group ("en/books", or "en"), never from dev or test.
+      parallel: returns translation pairs (text, text) for two languages; none if the task has no parallel text.
     """
 
     name: str
@@ -61,43 +60,43 @@ class Task:
 
 
 def example_id(task: str, split: str, language: str, number: str) -> str:
-    """The id of an example: task/split/language/number."""
+    """Return the id of an example: task/split/language/number."""
     return f"{task}/{split}/{language}/{number}"
 
 
 def label_index(name: str, labels: Sequence[str], where: str) -> int:
-    """The index of a label's name; a UserError that begins with `where` lists the names where it is not one of them."""
+    """Return the index of a label's name; the UserError for an unknown one starts with `where` and lists the names."""
     if name not in labels:
         raise UserError(f"{where}: label {name!r} is not one of {', '.join(labels)}{nearest(name, labels)}")
     return labels.index(name)
 
 
 def target_languages(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...]:
-    """The target languages of a config, by default every one that the task knows but the source language.
+    """Return the target languages of a config, by default every language of the task except the source.
 
     Raises:
-      UserError: a language that the task does not know, or one that is named twice or is the source language.
+      UserError: a language is unknown to the task, named twice, or the source language.
     """
     source, targets = config.source_language, tuple(config.target_languages)
     for key, language in [("source_language", source), *(("target_languages", target) for target in targets)]:
         if language not in known:
             shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
-            raise UserError(f"task.{key}: no data of {language!r}; there is {shown}{_near(language, known)}")
+            raise UserError(f"task.{key}: no data in {language!r}; there are {shown}{_near(language, known)}")
     if source in targets or len(set(targets)) < len(targets):
         raise UserError(f"task.target_languages {', '.join(targets)}: each once, and not the source language {source}")
     return targets or tuple(language for language in known if language != source)
 
 
 def check_request(split: str, language: str, config: TaskConfig, targets: Sequence[str]) -> None:
-    """Refuses a split that there is not (ValueError) and a language that the task was not made for (UserError)."""
+    """Refuse an unknown split (ValueError), and a language that the task was not made for (UserError)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if language != config.source_language and language not in targets:
         languages = ", ".join((config.source_language, *targets))
-        raise UserError(f"task {config.name!r} has no language {language!r} here; there is {languages}")
+        raise UserError(f"task {config.name!r} has no language {language!r} here; there are {languages}")
 
 
 def _near(language: str, known: Sequence[str]) -> str:
-    """The nearest name; of tags as long as "eng_Latn" or "en-US" those that begin like the language."""
+    """Return a hint with the nearest name; for tags like "eng_Latn" or "en-US", with one that starts alike."""
     alike = [tag for tag in known if tag.startswith(language)]
     return f"; did you mean {alike[0]!r}?" if alike and language else nearest(language, known)

@@ -1,6 +1,6 @@
-"""The task `files`: the user's own files, for each split one, with a language column, or one of each language.
+"""The task `files`: the user's own files, one per split with a language column, or one per language and split.
 
-And the user's file of unlabelled text, for any task.
+Also the user's file of unlabelled text, for any task.
 """
 
 import dataclasses
@@ -31,23 +31,23 @@ from xtransfer.data.task import (
 )
 from xtransfer.errors import MissingSplitError, UserError, nearest
 
-Found = Mapping[str, Mapping[str, int]]  # split -> language -> rows; 0 where they are not counted
+Found = Mapping[str, Mapping[str, int]]  # split -> language -> number of rows, or 0 if they are not counted
 Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
 
-_RARE = 100  # a class with so many times fewer examples than the largest one may be a slip of the pen
-_READ_AT_ONCE = 2  # files of all languages, which are not read anew for each language
+_RARE = 100  # a class this many times smaller than the largest one may be a misspelling
+_READ_AT_ONCE = 2  # files with all languages to keep, so that they are not read again for each language
 
 _log = logging.getLogger(__name__)
 
 
 def task(config: TaskConfig) -> Task:
-    """The task of the files that a config names.
+    """Return the task of the files that a config names.
 
-    A language with train and without dev gets a dev split that is held out of train.
+    A language with train but without dev gets a dev split that is held out of train.
 
     Raises:
-      UserError: a file that is needed is missing, or a setting does not fit. When loaded: a malformed file; a label
-        that is not one of the task's; a class without an example in the source language's train.
+      UserError: a necessary file is missing, or a setting does not fit. On loading: a malformed file, an unknown label,
+        or a class without an example in the source language's train.
     """
     _check_pattern(config)
     source = config.source_language
@@ -61,7 +61,7 @@ def task(config: TaskConfig) -> Task:
         raise UserError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
     held_out = {language for language in found["train"] if language not in found["dev"]}
     if source in held_out:
-        _log.warning("no dev file of %s: %s of train is held out for it", source, config.held_out_dev or "a tenth")
+        _log.warning("no dev file for %s: holding out %s of train for it", source, config.held_out_dev or "a tenth")
 
     def examples(split: str, language: str) -> list[Example]:
         return _examples(config, read(split, language), _file(config, split, language), labels, split, language)
@@ -89,13 +89,13 @@ def task(config: TaskConfig) -> Task:
 
 
 def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
-    """The task with the rows of `config.unlabelled_file` as the unlabelled split of its source language.
+    """Return the task with the rows of `config.unlabelled_file` as its source language's unlabelled split.
 
-    Where the file has a column `config.language_column`, they are those of the source language.
+    If the file has a column `config.language_column`, only the source language's rows count.
 
     Raises:
-      UserError: when made, for a missing file; when loaded, for a malformed one, or one that has single texts for a
-        task of pairs or the other way round.
+      UserError: the file is missing. On loading: it is malformed, or it has single texts for a task with pairs, or
+        pairs for a task with single texts.
     """
     path = user_path(config.unlabelled_file)
     if not path.is_file():
@@ -107,8 +107,8 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
             return task.load(split, language)
         has_pairs = any(example.text_pair is not None for example in task.load("test", language)[:1])
         if has_pairs != bool(config.pair_column):
-            wanted = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
-            raise UserError(f"task.pair_column {config.pair_column!r}, which {path} is read by: {wanted}")
+            remedy = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
+            raise UserError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
         with_language = bool(config.language_column) and config.language_column in tables.column_names(path)
         named = dataclasses.replace(columns, language=config.language_column if with_language else "")
         records = _records(config, path, named)
@@ -124,7 +124,7 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
 
 
 def _reader(config: TaskConfig) -> Read:
-    """Reads the rows of a split and language; a file of all languages is not read anew for each of them."""
+    """Return a function that reads a split and language; a file with all languages is read only once."""
 
     def of_file(split: str, language: str) -> list[Record]:
         path = _existing_file(config, split, language)
@@ -155,7 +155,7 @@ def _of_language(records: Sequence[Record], language: str, path: Path, columns: 
         known = sorted({record.language for record in records})
         near = nearest(language, known)
         raise UserError(
-            f"{path}: no row with text whose column {columns.language!r} is {language!r}; there is "
+            f"{path}: no row with text whose column {columns.language!r} is {language!r}; there are "
             f"{', '.join(known)}{near}"
         )
     return rows
@@ -177,16 +177,16 @@ def _examples(
 
 
 def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) -> None:
-    """Refuses a class that cannot be learnt."""
+    """Refuse a class without examples."""
     there = {example.label for example in train}
     missing = [repr(name) for i, name in enumerate(labels) if i not in there]
     if missing:
-        raise UserError(f"{path}: no example of {', '.join(missing)} of task.labels; add some, or mend task.labels")
+        raise UserError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")
 
 
 def _check_pattern(config: TaskConfig) -> None:
     if not config.data_dir:
-        raise UserError("task.data_dir is empty: give the directory that task.path starts from")
+        raise UserError("task.data_dir is empty: name the directory that task.path starts from")
     if not user_path(config.data_dir).is_dir():
         raise UserError(f"task.data_dir {config.data_dir}: no such directory")
     if not config.label_column:
@@ -194,13 +194,13 @@ def _check_pattern(config: TaskConfig) -> None:
     fields = sorted(set(re.findall(r"{(.*?)}", config.path)))
     if config.language_column and fields != ["split"]:
         raise UserError(
-            f"task.path {config.path!r}: expected {{split}} in it and no other {{}}, as the languages stand in "
+            f"task.path {config.path!r}: expected {{split}} in it and no other {{}}, because the languages are in "
             f"task.language_column {config.language_column!r}"
         )
     if not config.language_column and fields != ["language", "split"]:
         raise UserError(
-            f"task.path {config.path!r}: expected {{language}} and {{split}} in it, and no other {{}}; where a file "
-            "has all languages, name the column in task.language_column"
+            f"task.path {config.path!r}: expected {{language}} and {{split}} in it, and no other {{}}; if one file has "
+            "all languages, name the column in task.language_column"
         )
     if Path(config.path).is_absolute() or ".." in Path(config.path).parts:
         raise UserError(f"task.path {config.path!r}: expected a path below task.data_dir, without '..'")
@@ -222,7 +222,7 @@ def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
 
 
 def _languages(config: TaskConfig, split: str) -> dict[str, int]:
-    """The languages that have the split, sorted, with their numbers of rows, or 0 where each has a file."""
+    """Return the languages that have the split, sorted, with their numbers of rows, or 0 for one file each."""
     if config.language_column:
         path = _file(config, split, "")
         rows = Counter(tables.column_values(path, config.language_column)) if path.is_file() else {}
@@ -234,31 +234,32 @@ def _languages(config: TaskConfig, split: str) -> dict[str, int]:
     found = root.glob("*".join(map(glob.escape, parts)))
     matches = [pattern.fullmatch(path.relative_to(root).as_posix()) for path in found]
     for match in filter(None, matches):
-        if not match["language"].isprintable():  # so are half surrogates, which stand for what is not UTF-8
-            raise UserError(f"{root}: {match['language']!a} is no name of a language: rename it")
+        if not match["language"].isprintable():  # nor are half surrogates, which stand for bytes that are not UTF-8
+            raise UserError(f"{root}: {match['language']!a} cannot be the name of a language: rename it")
     return dict.fromkeys(sorted(match["language"] for match in matches if match), 0)
 
 
 def _targets(config: TaskConfig, found: Found) -> tuple[str, ...]:
-    """The target languages; a language that is asked for, or of which there is anything, must have test."""
+    """Return the target languages; a language that is requested, or that has any file, must have test."""
     known = tuple(found["test"])
     if not known:
-        raise UserError(f"task.path {config.path!r}: no file of split 'test' is so named below {config.data_dir}")
+        raise UserError(f"task.path {config.path!r}: there is no such file for split 'test' below {config.data_dir}")
     asked = {config.source_language, *config.target_languages}
     for split in SPLITS:
         for language in found[split]:
             if language not in known and (language in asked or not config.target_languages):
                 path, test = (_file(config, name, language) for name in (split, "test"))
-                remedy = "" if language in asked else ", or name those that are meant in task.target_languages"
+                remedy = "" if language in asked else ", or list the languages that you mean in task.target_languages"
                 remedy += nearest(language, known)
                 raise UserError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
     targets = target_languages(config, known)
     for split in SPLITS if config.language_column else ():
-        shown = {*asked, *targets} if split == "test" else {*asked, *known}  # each left out once, but for misspelt ones
+        # Requested languages are left out on purpose; only other ones may be misspelt.
+        shown = {*asked, *targets} if split == "test" else {*asked, *known}
         others = {language: rows for language, rows in found[split].items() if language not in shown}
         if others:
             path = _file(config, split, "")
-            _log.warning("%s: left out, as task.target_languages does not name them: %s", path, _counts(others))
+            _log.warning("%s: ignored, because task.target_languages does not list them: %s", path, _counts(others))
     return targets
 
 
@@ -268,7 +269,7 @@ def _columns(config: TaskConfig, *, labelled: bool) -> tables.Columns:
 
 
 def _labels_found(config: TaskConfig, read: Read) -> tuple[str, ...]:
-    """The classes of train, sorted. All are logged where one is rare, for a misspelt one is a class of its own."""
+    """Return the classes of train, sorted. If one is rare, log them all, because it may be a misspelling."""
     records = read("train", config.source_language)
     counts = dict(sorted(Counter(record.label for record in records if record.label is not None).items()))
     most = max(counts.values())
@@ -276,7 +277,7 @@ def _labels_found(config: TaskConfig, read: Read) -> tuple[str, ...]:
     if rare:
         path = _file(config, "train", config.source_language)
         shown = ", ".join(map(repr, rare))
-        _log.warning("%s: is %s misspelt? as task.labels is empty, the classes are: %s", path, shown, _counts(counts))
+        _log.warning("%s: is %s misspelt? Without task.labels, the classes are: %s", path, shown, _counts(counts))
     return tuple(counts)
 
 
@@ -285,7 +286,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[str], held_out: set[str]) -> str:
-    """sha256 over the bytes of all files there are, and over how they are read."""
+    """Return the sha256 over the bytes of all existing files, and over how they are read."""
     columns = dataclasses.astuple(_columns(config, labelled=True))
     whole = hashlib.sha256(json.dumps([columns, list(labels), config.empty_text]).encode())
     digest = functools.cache(storage.sha256)  # one file may have all languages

@@ -1,4 +1,4 @@
-"""From tokens to batches: random access for training, every example once for evaluation."""
+"""Tokens to batches: random access for training, and every example once for evaluation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-_TOKENS_PER_SLOT = 8  # a row has a slot for every so many tokens: examples are seldom shorter
-_SHORTEST_ROW = 128  # tokens; shorter rows cost less attention, but texts fill them badly
-_EVAL_WINDOW = 4096  # examples packed together in evaluation: first fit is quadratic
+_TOKENS_PER_SLOT = 8  # tokens of a row per slot: examples are seldom shorter
+_SHORTEST_ROW = 128  # tokens; in shorter rows attention costs less, but texts fill them badly
+_EVAL_WINDOW = 4096  # examples packed together in evaluation, because first fit is quadratic
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """n tokenised examples with what is known of them.
+    """n tokenized examples with their labels and, for a student, the teacher's logits.
 
     Attributes:
       tokens: token ids of the n examples.
-      labels: [n] int32, −1 where there is none.
+      labels: [n] int32, −1 without a label.
       teacher_logits: [n, num_classes] float32, or None.
       ids: n example ids.
       num_classes: K.
 
     Raises:
-      ValueError: the parts differ in length, or a label is not below num_classes.
+      ValueError: the fields differ in length, or a label is not below num_classes.
     """
 
     tokens: Tokens
@@ -42,7 +42,7 @@ class Dataset:
     num_classes: int
 
     def __post_init__(self) -> None:
-        """Checks the shapes once, so that no batch has to."""
+        """Check the shapes once, so that no batch has to."""
         n = len(self.tokens)
         if self.labels.shape != (n,) or len(self.ids) != n:
             raise ValueError(f"{n} token lists, labels of shape {self.labels.shape}, {len(self.ids)} ids")
@@ -54,11 +54,11 @@ class Dataset:
             )
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self.tokens)
 
     def take(self, indices: np.ndarray) -> "Dataset":
-        """The examples `indices` [m] as a data set, in that order."""
+        """Return the examples `indices` [m] as a dataset, in that order."""
         logits = None if self.teacher_logits is None else self.teacher_logits[indices]
         ids = tuple(self.ids[i] for i in indices)
         return Dataset(self.tokens.take(indices), self.labels[indices], logits, ids, self.num_classes)
@@ -66,19 +66,19 @@ class Dataset:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How batches are laid out.
+    """The layout of batches.
 
     Attributes:
-      batch_size: training: examples of a batch; evaluation: rows of a full batch, which take the same memory.
-      row_length: tokens of a row (S).
-      slots: examples of a row at most (M).
-      pad_id: input id of the padding.
-      position_offset: position id of an example's first token.
+      batch_size: in training, examples per batch; in evaluation, rows of a full batch, which take the same memory.
+      row_length: tokens per row (S).
+      slots: the most examples per row (M).
+      pad_id: the input id of padding.
+      position_offset: the position id of an example's first token.
       multiple_of: the number of rows is a multiple of this.
       packed: False for one example per row.
       process_slice: (p, n): make only the p-th of n equal runs of rows of every batch, for process p of n. The global
         batch is the same for any n, which must divide `multiple_of`.
-      fitted_sizes: training: as in `packing.row_sizes`.
+      fitted_sizes: in training, see `packing.row_sizes`.
     """
 
     batch_size: int
@@ -92,7 +92,7 @@ class BatchPlan:
     fitted_sizes: int = packing.FITTED_SIZES
 
     def __post_init__(self) -> None:
-        """ValueError for rows that cannot be shared out."""
+        """Raise a ValueError for rows that cannot be divided."""
         index, count = self.process_slice
         if not 0 <= index < count or self.multiple_of % count:
             raise ValueError(f"slice {index} of {count} of batches with a multiple of {self.multiple_of} rows")
@@ -101,7 +101,7 @@ class BatchPlan:
 def make_plan(
     batch_size: int, row_length: int, *, pad_id: int, position_offset: int, multiple_of: int, packed: bool = True
 ) -> BatchPlan:
-    """A `BatchPlan` of these settings, with as many slots in a row as its length is good for (one unpacked)."""
+    """Return a `BatchPlan` with these settings, and with as many slots per row as suit its length (one if unpacked)."""
     return BatchPlan(
         batch_size=batch_size,
         row_length=row_length,
@@ -116,11 +116,11 @@ def make_plan(
 class TrainBatches:
     """Endless training batches by random access: batch i depends on (dataset, plan, seed, i) and nothing else.
 
-    Every epoch is a new order. Batches run over the epochs' ends, so each has exactly `batch_size` examples.
+    Every epoch has a new order. Batches run across the ends of epochs, so each has exactly `batch_size` examples.
     """
 
     def __init__(self, dataset: Dataset, plan: BatchPlan, seed: int) -> None:
-        """Plans the batches; raises ValueError for an empty data set or a seed outside 0..2**32-1."""
+        """Plan the batches; raise a ValueError for an empty dataset or a seed outside 0..2**32-1."""
         self._dataset = dataset
         self._plan = plan
         self._seed = seed
@@ -138,7 +138,7 @@ class TrainBatches:
             raise ValueError(f"seed {seed} is outside 0..2**32-1")
 
     def __call__(self, i: int) -> Batch:
-        """Batch i with the eight keys of a batch: [R, S], [R, M] and [R, M, K], R one of `row_sizes`."""
+        """Return batch i with all keys of a batch, [R, S], [R, M], and [R, M, K], where R is one of `row_sizes`."""
         indices = self.indices(i)
         placed = packing.place(
             self._lengths[indices], self._plan.row_length, self._plan.slots, packed=self._plan.packed
@@ -148,11 +148,11 @@ class TrainBatches:
         return _assemble(self._dataset, self._plan, indices, placed, rows)[1]
 
     def indices(self, i: int) -> np.ndarray:
-        """[batch_size] int64, the examples of batch i."""
+        """Return the examples of batch i, [batch_size] int64."""
         return np.asarray(self._order[i], np.int64)
 
     def real_share(self, batches: int) -> float:
-        """How much of the first batches is tokens of examples, and not padding."""
+        """Return the share of the first batches that is tokens of examples, and not padding."""
         real = total = 0
         for i in range(batches):
             lengths = self._lengths[self.indices(i)]
@@ -170,13 +170,13 @@ class TrainBatches:
 
 
 def eval_batches(dataset: Dataset, plan: BatchPlan) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every example exactly once, in batches of two shapes: full ones, and a smaller one for a short last batch.
+    """Yield every example exactly once, in batches of two shapes: full ones, and a smaller one for a short last batch.
 
-    The whole data set is packed at once, so batches hold as many examples as fit, not a fixed number. The shapes
-    follow from the plan alone: all data sets of a plan share their compiled programs.
+    The whole dataset is packed at once, so batches hold as many examples as fit, and not a fixed number. The shapes
+    follow from the plan alone, so all datasets of a plan share their compiled steps.
 
     Yields:
-      ([n] int64 indices, batch). The order of the indices is that of the filled slots, row by row: index j belongs to
+      ([n] int64 indices, batch). The indices are in the order of the filled slots, row by row: index j belongs to
       `logits[batch["weight"] > 0][j]`.
     """
     indices, placed = _place_all(dataset, plan)
@@ -184,13 +184,13 @@ def eval_batches(dataset: Dataset, plan: BatchPlan) -> Iterator[tuple[np.ndarray
 
 
 def eval_row_sizes(plan: BatchPlan) -> tuple[int, int]:
-    """Rows of the two shapes of `eval_batches`: a full batch, and a smaller one for a short last batch."""
+    """Return the rows of the two shapes of `eval_batches`: a full batch, and a smaller one for a short last batch."""
     full = packing.round_up(plan.batch_size, plan.multiple_of)
     return full, packing.round_up(-(-full // 4), plan.multiple_of)
 
 
 def empty_batch(plan: BatchPlan, rows: int, num_classes: int) -> Batch:
-    """A batch of the plan without an example in it: the shapes and dtypes that any of `rows` rows has."""
+    """Return a batch of the plan without an example: the shapes and dtypes of every batch with `rows` rows."""
     nothing = Tokens(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int64))
     dataset = Dataset(nothing, np.zeros(0, np.int32), None, (), num_classes)
     return _assemble(dataset, plan, np.zeros(0, np.int64), np.zeros((0, 2), np.int32), rows)[1]
@@ -199,9 +199,9 @@ def empty_batch(plan: BatchPlan, rows: int, num_classes: int) -> Batch:
 def make_plans(
     batch_size: int, max_length: int, *, pad_id: int, position_offset: int, multiple_of: int
 ) -> tuple[BatchPlan, ...]:
-    """Plans of 128, 256, 512, … up to max_length tokens a row, whose batches all have the tokens of batch_size × 128.
+    """Return plans with 128, 256, 512, … up to max_length tokens per row, each with batch_size × 128 tokens per batch.
 
-    Short texts in short rows: what attention costs grows with the row.
+    Short texts go into short rows, because attention costs more in longer ones.
     """
     row_lengths = [_SHORTEST_ROW]
     while row_lengths[-1] * 2 < max_length:
@@ -222,18 +222,18 @@ def make_plans(
 def batches_by_length(
     tokens: Tokens, num_classes: int, plans: Sequence[BatchPlan]
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every example exactly once, each in a row of the shortest plan that holds it, or of a longer one.
+    """Yield every example exactly once, in a row of the shortest plan that holds it, or of a longer one.
 
-    Rows that do not fill a batch go on into the next longer plan that has examples of its own, so at most one batch
-    is not full.
+    Rows that do not fill a batch move to the next longer plan that has examples of its own, so at most one batch is not
+    full.
 
     Args:
-      tokens: n examples; none is longer than the last plan's rows.
+      tokens: n examples, none longer than the last plan's rows.
       num_classes: K.
-      plans: row lengths ascending.
+      plans: in ascending order of row length.
 
     Yields:
-      (indices, batch) as `eval_batches`.
+      (indices, batch), see `eval_batches`.
 
     Raises:
       ValueError: an example is longer than all rows.
@@ -256,13 +256,13 @@ def batches_by_length(
 
 
 def _place_all(dataset: Dataset, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
-    """All examples and their (row, slot), in the order of rows and slots; rows are numbered over the data set."""
+    """Return all examples and their (row, slot), in this order; rows are numbered across the dataset."""
     lengths = dataset.tokens.lengths
     windows = max(1, -(-len(dataset) // _EVAL_WINDOW)) if plan.packed else 1
     by_length = np.argsort(-lengths, kind="stable") if plan.packed else np.arange(len(dataset))
     parts, base = [], 0
     for window in range(windows):
-        # each window sees all lengths
+        # Each window has examples of all lengths.
         chosen, placed = _place(lengths, by_length[window::windows], plan)
         parts.append((chosen, placed + np.asarray([base, 0], np.int32)))
         base += packing.rows_used(placed)
@@ -270,7 +270,7 @@ def _place_all(dataset: Dataset, plan: BatchPlan) -> tuple[np.ndarray, np.ndarra
 
 
 def _place(lengths: np.ndarray, chosen: np.ndarray, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Some of the examples and their (row, slot), in the order of rows and slots."""
+    """Return some examples and their (row, slot), in the order of rows and slots."""
     placed = packing.place(lengths[chosen], plan.row_length, plan.slots, packed=plan.packed)
     order = np.lexsort((placed[:, 1], placed[:, 0]))
     return chosen[order], placed[order]
@@ -279,7 +279,7 @@ def _place(lengths: np.ndarray, chosen: np.ndarray, plan: BatchPlan) -> tuple[np
 def _cut(
     dataset: Dataset, plan: BatchPlan, indices: np.ndarray, placed: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Batches of the plan's two sizes from examples in the order of rows and slots."""
+    """Yield batches of the plan's two sizes from examples in the order of rows and slots."""
     full, short = eval_row_sizes(plan)
     for start in range(0, packing.rows_used(placed), full):
         here = slice(*np.searchsorted(placed[:, 0], [start, start + full]))

@@ -1,4 +1,4 @@
-"""Measures of tokenised text: lengths, what truncation cuts, tokens per word, and how full packed batches are."""
+"""Measures of tokenized text: lengths, truncation, tokens per word, and how full packed batches are."""
 
 import functools
 import re
@@ -15,9 +15,9 @@ from xtransfer.data.tokens.cache import TokenCache
 from xtransfer.data.tokens.tokenizer import Tokens, character_limit, tokenize_batches
 
 PERCENTILES = (50, 90, 99, 100)
-LONGEST = 1 << 16  # tokens after which a text is not measured any further
+LONGEST = 1 << 16  # tokens after which a text is measured no further
 
-# Thai, Lao, Tibetan, Burmese, Khmer, kana, Han: scripts that put no space between words.
+# Thai, Lao, Tibetan, Burmese, Khmer, kana, Han: scripts without spaces between words.
 _UNSPACED = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -25,17 +25,17 @@ _UNSPACED = re.compile(
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a tokenizer makes of n texts or pairs of texts.
+    """The lengths of n texts, or pairs of texts, under a tokenizer.
 
     Attributes:
       examples: n.
-      percentiles: tokens of an example before truncation, special ones included, at `PERCENTILES`; each is the length
-        of an example.
-      truncated: examples of which something is cut.
-      tokens: before truncation, special ones left out.
-      units: words, or characters that are no spaces: see `unit`.
-      unit: "character" where half of the characters or more are of scripts without spaces between words, else "word".
-      unknown: share of unknown tokens after truncation, special ones left out.
+      percentiles: tokens per example before truncation, with special ones, at `PERCENTILES`; each is the length of an
+        example.
+      truncated: the number of examples that are cut.
+      tokens: before truncation, without special ones.
+      units: the number of words, or of characters without spaces; see `unit`.
+      unit: "character" if at least half of the characters are in scripts without spaces between words, else "word".
+      unknown: the share of unknown tokens after truncation, without special ones.
     """
 
     examples: int
@@ -48,7 +48,7 @@ class Lengths:
 
     @property
     def fertility(self) -> float:
-        """Tokens per word, or per character; 0 where there is neither."""
+        """Tokens per word, or per character; 0 without either."""
         return self.tokens / self.units if self.units else 0.0
 
 
@@ -57,9 +57,9 @@ class Filling:
     """How full some training batches are.
 
     Attributes:
-      rows: (rows of a batch, how many batches have as many), fewest rows first.
-      real: share of real tokens in these batches.
-      unpacked: the share if each of the examples were alone in a row.
+      rows: (rows of a batch, number of such batches), fewest rows first.
+      real: the share of real tokens in these batches.
+      unpacked: the same share with one example per row.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -68,10 +68,10 @@ class Filling:
 
 
 def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling:
-    """Makes the first `batches` training batches of these examples and measures them.
+    """Make the first `batches` training batches of these examples, and measure them.
 
     Raises:
-      ValueError: there are no examples or no batches, or one of `TrainBatches`.
+      ValueError: there are no examples or no batches; see also `TrainBatches`.
     """
     if batches < 1:
         raise ValueError(f"{batches} batches to measure")
@@ -90,9 +90,9 @@ def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling
 
 
 def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None, tokens: Tokens) -> Lengths:
-    """Measures texts, or pairs of texts, of which `tokens` are what `cache` gives.
+    """Measure texts, or pairs of texts, whose tokens from `cache` are `tokens`.
 
-    Only what may have been cut is tokenised again, in whole (but for what is beyond 65,536 tokens).
+    Only examples that may have been cut are tokenized again, up to 65,536 tokens.
 
     Raises:
       ValueError: there are no texts.
@@ -122,10 +122,10 @@ def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None
 
 
 def count_units(texts: Iterable[str]) -> tuple[int, str]:
-    """(how many, "word" or "character"): what there is one of in the texts, and that their script sets apart.
+    """Count words, or characters if the script does not separate words: (count, "word" or "character").
 
-    Words are counted nearly as by the word boundaries of Unicode's UAX 29: runs of letters, marks and digits, joined
-    by what stands inside a word ("don't") or a number ("1,000.5").
+    Words are counted almost by the word boundaries of Unicode's UAX 29: runs of letters, marks, and digits, joined by
+    the characters that occur inside a word ("don't") or a number ("1,000.5").
     """
     words = characters = unspaced = 0
     pattern = _word()
@@ -138,7 +138,7 @@ def count_units(texts: Iterable[str]) -> tuple[int, str]:
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    # \w has no combining marks, which Indic scripts write their vowels with, nor the joiners between letters.
+    # \w has no combining marks, with which Indic scripts write their vowels, and no joiners between letters.
     marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
     run = rf"[\w{marks}\u200c\u200d]+"
     between = r"(?<=[^\W\d_])['’.](?=[^\W\d_])|(?<=\d)[.,;'’،٫٬](?=\d)"

@@ -1,6 +1,6 @@
-"""Lossless packing: a batch's examples laid out in as few rows as fit.
+"""Lossless packing: the examples of a batch laid out in as few rows as fit.
 
-The same indices always give the same layout, and no example is ever split, cut or dropped.
+The same indices always give the same layout, and no example is ever split, cut, or dropped.
 """
 
 import functools
@@ -12,14 +12,14 @@ import numpy as np
 from xtransfer.data.tokens.tokenizer import Tokens
 
 _SAMPLED_BATCHES = 128
-FITTED_SIZES = 3  # a fourth gained less than 1 % in all that was measured; each is a program to compile
-_ENOUGH = 0.96  # share of real tokens beyond which another program is not worth compiling
+FITTED_SIZES = 3  # a fourth gained less than 1 % in all measurements, and each size is a step to compile
+_ENOUGH = 0.96  # share of real tokens beyond which another size is not worth compiling
 
 
 def first_fit_decreasing(lengths: np.ndarray, row_length: int, slots: int) -> np.ndarray:
-    """The layout where examples, longest first, go each into the first row with room for it.
+    """Return the layout in which examples, longest first, each go into the first row with room.
 
-    Arguments, result and errors as of `place`. Source: Johnson, "Near-optimal bin packing algorithms", 1973.
+    See `place` for arguments, result, and errors. Source: Johnson, "Near-optimal bin packing algorithms", 1973.
     """
     lengths = np.asarray(lengths, np.int64)
     _check(lengths, row_length, slots)
@@ -36,10 +36,10 @@ def first_fit_decreasing(lengths: np.ndarray, row_length: int, slots: int) -> np
 
 
 def minimum_slack(lengths: np.ndarray, row_length: int, slots: int) -> np.ndarray:
-    """The layout where the longest example left opens a row, and those that fill up the row best join it.
+    """Return the layout in which the longest remaining example opens a row, and those that fill the row best join it.
 
-    It leaves next to nothing empty where examples are short against a row, and may be worse than first fit where few
-    fit in one. Arguments, result and errors as of `place`. Source: Gupta and Ho, "A new heuristic algorithm for the
+    It leaves almost nothing empty if examples are short relative to a row. It may be worse than first fit if few fit
+    into one. See `place` for arguments, result, and errors. Source: Gupta and Ho, "A new heuristic algorithm for the
     one-dimensional bin-packing problem", 1999.
     """
     lengths = np.asarray(lengths, np.int64)
@@ -59,9 +59,9 @@ def minimum_slack(lengths: np.ndarray, row_length: int, slots: int) -> np.ndarra
 
 
 def _best_fill(left: Sequence[Sequence[int]], room: int, most: int) -> list[int]:
-    """Lengths, at most `most` of those that are left, whose sum comes nearest to `room`; few and long, longest first.
+    """Return at most `most` of the remaining lengths whose sum comes nearest to `room`: few and long, longest first.
 
-    The sums that can be reached are the bits of one integer: bit c · (room + 1) + s is for a sum s of c lengths.
+    The reachable sums are the bits of one integer: bit c · (room + 1) + s stands for a sum s of c lengths.
     """
     lane = room + 1
     may_grow, counts = _lanes(most, lane), _lanes(most + 1, lane)
@@ -69,7 +69,7 @@ def _best_fill(left: Sequence[Sequence[int]], room: int, most: int) -> list[int]
     for length in range(room, 0, -1):
         if not left[length]:
             continue
-        grows = may_grow * ((1 << (lane - length)) - 1)  # sums that have room for this length
+        grows = may_grow * ((1 << (lane - length)) - 1)  # sums with room for this length
         for _ in range(min(len(left[length]), most)):
             longer = sums | (sums & grows) << (lane + length)
             if longer == sums:
@@ -83,7 +83,7 @@ def _best_fill(left: Sequence[Sequence[int]], room: int, most: int) -> list[int]
     at = (fewest & -fewest).bit_length() - 1
     chosen = []
     for length, before in reversed(steps):
-        if not before >> at & 1:  # reached by this step only
+        if not before >> at & 1:  # reached only by this step
             chosen.append(length)
             at -= lane + length
     return chosen[::-1]
@@ -91,17 +91,17 @@ def _best_fill(left: Sequence[Sequence[int]], room: int, most: int) -> list[int]
 
 @functools.cache
 def _lanes(count: int, width: int) -> int:
-    """The integer whose bits 0, width, …, (count − 1) · width are set."""
+    """Return the integer whose bits 0, width, …, (count − 1) · width are set."""
     return sum(1 << (c * width) for c in range(count))
 
 
 def place(lengths: np.ndarray, row_length: int, slots: int, *, packed: bool = True) -> np.ndarray:
-    """Places examples in rows: by `first_fit_decreasing`, or by `minimum_slack` where that takes fewer rows.
+    """Place examples in rows by `first_fit_decreasing`, or by `minimum_slack` if that needs fewer rows.
 
     Args:
-      lengths: [n] tokens of each example, all in 1..row_length.
-      row_length: tokens a row holds (S).
-      slots: examples a row holds at most (M).
+      lengths: [n] tokens per example, all in 1..row_length.
+      row_length: tokens per row (S).
+      slots: the most examples per row (M).
       packed: False puts example i alone into row i.
 
     Returns:
@@ -124,12 +124,12 @@ def place(lengths: np.ndarray, row_length: int, slots: int, *, packed: bool = Tr
 
 
 def rows_used(placed: np.ndarray) -> int:
-    """Rows of a layout [n, 2]; 0 for an empty one."""
+    """Return the number of rows in a layout [n, 2]; 0 for an empty one."""
     return int(placed[:, 0].max()) + 1 if len(placed) else 0
 
 
 def rows_needed(lengths: np.ndarray, row_length: int, slots: int, *, packed: bool = True) -> int:
-    """Rows that `pack` uses for examples of these lengths [n]; 0 for none."""
+    """Return the number of rows that `pack` uses for examples of these lengths [n]; 0 for none."""
     return rows_used(place(lengths, row_length, slots, packed=packed))
 
 
@@ -143,18 +143,19 @@ def row_sizes(
     packed: bool = True,
     fitted_sizes: int = FITTED_SIZES,
 ) -> tuple[int, ...]:
-    """The few row counts that a data set's batches are rounded up to, smallest first, so that few shapes compile.
+    """Return the few row counts that a dataset's batches are rounded up to, smallest first, so that few shapes compile.
 
-    Up to `fitted_sizes` are fitted to 128 seeded random batches, as few as keep the share of real tokens at 0.96 or as
-    near to it as they can. One is spare, for the rare batch beyond those, and the last holds any batch, for an example
-    never needs more than a row of its own.
+    Up to `fitted_sizes` sizes are fitted to 128 seeded random batches: as few as keep the share of real tokens at 0.96,
+    or as near to it as possible. One more is for the rare batch beyond those. The last holds any batch, because an
+    example never needs more than a row of its own.
 
     Args:
-      lengths: [N] tokens of each example of the data set.
-      batch_size: examples in a batch.
-      row_length, slots: as in `place`.
-      multiple_of: every size is a multiple of this (the data shards of the mesh).
-      packed: False for one example per row, where there is one size only.
+      lengths: [N] tokens per example of the dataset.
+      batch_size: examples per batch.
+      row_length: see `place`.
+      slots: see `place`.
+      multiple_of: every size is a multiple of this, the data shards of the mesh.
+      packed: False for one example per row, which needs one size only.
       fitted_sizes: at least 1.
 
     Raises:
@@ -180,14 +181,14 @@ def row_sizes(
 
 
 def _fitted(needed: np.ndarray, count: int) -> np.ndarray:
-    """Of all sets of `count` sizes that hold these batches, sorted, the one with the fewest rows in all."""
+    """Return, of all sets of `count` sizes that hold these batches, the one with the fewest rows in total, sorted."""
     values, batches = np.unique(needed, return_counts=True)
     count = min(count, len(values))
     smaller = list(itertools.combinations(range(len(values) - 1), count - 1))
     choices = np.full((len(smaller), count), len(values) - 1)
     choices[:, :-1] = np.asarray(smaller, np.int64).reshape(len(smaller), count - 1)
-    held = np.diff(np.cumsum(batches)[choices], axis=1, prepend=0)  # batches that each size holds
-    return values[choices[np.argmin((values[choices] * held).sum(axis=1))]]
+    batch_counts = np.diff(np.cumsum(batches)[choices], axis=1, prepend=0)  # batches that each size holds
+    return values[choices[np.argmin((values[choices] * batch_counts).sum(axis=1))]]
 
 
 def pack(
@@ -201,23 +202,25 @@ def pack(
     position_offset: int = 0,
     packed: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Lays out the examples `indices` (an index may occur more than once) in a batch of rows.
+    """Lay out the examples `indices` (an index may occur more than once) in a batch of rows.
 
-    Slot m of a row holds the row's (m+1)-th example, whose tokens have segment id m+1 and lie next to one another
-    from the left; rows that are not needed are empty.
+    Slot m of a row holds the row's (m+1)-th example, whose tokens have segment id m+1 and are contiguous, from the
+    left. Rows that are not needed are empty.
 
     Args:
-      tokens: the data set's token ids.
-      indices: [n] examples of this batch.
-      row_length: S. rows: R. slots: M.
-      pad_id: input id of the padding.
-      position_offset: position id of an example's first token. At pad_id + 1, a pad token that stands in a text has
-        position pad_id and is not counted, as RoBERTa's positions are made (Liu et al., 2019).
+      tokens: the dataset's token ids.
+      indices: [n] the examples of this batch.
+      row_length: S.
+      rows: R.
+      slots: M.
+      pad_id: the input id of padding.
+      position_offset: the position id of an example's first token. At pad_id + 1, a pad token within a text gets
+        position pad_id and is not counted, as in RoBERTa (Liu et al., 2019).
       packed: False puts example i of the batch alone into row i.
 
     Returns:
       int32 arrays: input_ids, segment_ids (0 = padding), position_ids, token_type_ids [R, S]; cls_index [R, M], where
-      in its row each example starts (0 in empty slots); slot [n, 2], the (row, slot) of each index.
+      each example starts in its row (0 in empty slots); slot [n, 2], the (row, slot) of each index.
 
     Raises:
       ValueError: the examples do not fit.
@@ -249,7 +252,7 @@ def lay_out(
     pad_id: int,
     position_offset: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of `pack`, without slot, for a layout `placed` [n, 2] that `place` has made of these examples."""
+    """Return the arrays of `pack`, without slot, for a layout `placed` [n, 2] of these examples from `place`."""
     if rows_used(placed) > rows:
         raise ValueError(f"{len(indices)} examples need {rows_used(placed)} rows of {row_length} tokens, got {rows}")
     starts = tokens.offsets[indices]
@@ -287,7 +290,7 @@ def lay_out(
 
 
 def round_up(value: int, multiple_of: int) -> int:
-    """The smallest multiple of `multiple_of` that is not below `value`."""
+    """Return the smallest multiple of `multiple_of` that is at least `value`."""
     return -(-value // multiple_of) * multiple_of
 
 

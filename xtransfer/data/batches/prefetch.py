@@ -1,4 +1,4 @@
-"""Work that is done ahead in a thread."""
+"""Work that a thread does ahead."""
 
 import queue
 import threading
@@ -11,9 +11,9 @@ _POLL_SECONDS = 0.1
 
 
 def prefetch(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Runs an iterator in a thread, up to `depth` items ahead.
+    """Run an iterator in a thread, up to `depth` items ahead.
 
-    What the iterator raises is raised here, in its turn. Closing this generator ends the thread.
+    An exception of the iterator is raised here, in its turn. Closing this generator ends the thread.
 
     Raises:
       ValueError: depth is below 1.
@@ -42,7 +42,7 @@ def _prefetch(iterator: Iterable[T], depth: int) -> Generator[T, None, None]:
                 if not put("item", item):
                     break
             put("end", None)
-        except BaseException as error:  # whatever it is, it belongs to the consumer
+        except BaseException as error:  # any exception belongs to the consumer
             put("error", error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

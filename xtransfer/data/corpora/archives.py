@@ -1,4 +1,4 @@
-"""Members of archives as streams, within bounds; nothing is ever unpacked to disk."""
+"""Members of archives as bounded streams. Nothing is ever unpacked to disk."""
 
 import contextlib
 import gzip
@@ -18,14 +18,14 @@ from typing import Any, BinaryIO
 
 from xtransfer.errors import UserError, one_line
 
-_MEMBERS = 100_000  # of an archive or folder: more than any corpus has
-_HEADERS = 64 << 20  # bytes of a tar that are no member's: headers and padding
+_MEMBERS = 100_000  # of an archive or folder, more than any corpus has
+_HEADERS = 64 << 20  # bytes of a tar that belong to no member: headers and padding
 _BLOCK = 1 << 16
 _DEEPEST = 1 << 10  # folders
 _ZIP, _GZIP = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b"
 _TAR_MAGIC = slice(257, 262)
 _PACKED = re.compile(r"\.(zip|tar|tgz|tar\.gz)$")
-# ValueError: of names and headers that the libraries do not check before they use them.
+# ValueError: for names and headers that the libraries use without checking them.
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -46,21 +46,21 @@ class DamagedError(UserError):
 def open_members(
     source: Path, wanted: Callable[[str], bool], *, member_limit: int, total_limit: int
 ) -> Iterator[tuple[str, BinaryIO]]:
-    """Opens the wanted members of a zip, tar or tar.gz archive, or the wanted files of a folder, one after the other.
+    """Open the wanted members of a zip, tar, or tar.gz archive, or the wanted files of a folder, one after the other.
 
     Args:
-      source: the archive, whatever its ending, or the folder that holds its contents.
-      wanted: of a name: a relative posix path, as "XNLI-1.0/xnli.dev.tsv".
-      member_limit: bytes of a wanted member at most, unpacked.
-      total_limit: bytes of all members of the archive together, or of the wanted files of the folder, unpacked.
+      source: the archive, whatever its ending, or the folder with its contents.
+      wanted: decides by name, a relative posix path such as "XNLI-1.0/xnli.dev.tsv".
+      member_limit: the most bytes of a wanted member, unpacked.
+      total_limit: the most bytes of all members of the archive, or of the folder's wanted files, unpacked.
 
     Yields:
-      (name, stream), in the order of the archive or, in a folder, sorted. A stream ends when the next one is asked for.
+      (name, stream), in the archive's order or, for a folder, sorted. A stream ends when the next one is requested.
 
     Raises:
-      UserError: the source is missing, no archive, truncated or corrupt (`DamagedError`), beyond a limit (as it says
-        or as it turns out), or has a member that is a link, a device or leads out of the archive. A link in a folder
-        may only lead to within it.
+      UserError: the source is missing, not an archive, truncated or corrupt (`DamagedError`), or beyond a limit (as it
+        says or as it turns out); or it has a member that is a link or a device, or that leads out of the archive. A
+        link in a folder may only lead to a place within it.
     """
     limits = _Limits(source, member_limit, total_limit)
     with _named(source):
@@ -75,7 +75,7 @@ def open_members(
                 members = _tar(source, wanted, limits, packed=head.startswith(_GZIP))
             else:
                 hint = "; it looks like a web page" if is_web_page(source) else ""
-                raise UserError(f"{source}: neither a zip, tar or tar.gz archive nor a folder{hint}")
+                raise UserError(f"{source}: neither a zip, tar, or tar.gz archive nor a folder{hint}")
     for name, stream in members:
         with io.BufferedReader(_Member(stream, name, limits), _BLOCK) as reader:
             yield name, reader
@@ -85,13 +85,13 @@ def open_members(
 def open_member(
     source: Path, ending: str, *, member_limit: int, total_limit: int, below: int = _DEEPEST
 ) -> Iterator[tuple[str, BinaryIO]]:
-    """Opens the one member that is `ending` or ends with "/" + `ending`, below so many folders at most.
+    """Open the one member that is `ending`, or that ends with "/" + `ending` below a limited number of folders.
 
-    The archive is read to its end, where its checksums are. A UserError of whoever reads the member is not raised if
-    the archive is damaged: then that is the fault.
+    The archive is read to its end, where its checksums are. If it is damaged, that error replaces a UserError of the
+    reader, because it is the cause.
 
     Raises:
-      UserError: as `open_members`, and where there is no such member or more than one.
+      UserError: see `open_members`; or there is no such member, or more than one.
     """
 
     def wanted(name: str) -> bool:
@@ -101,7 +101,7 @@ def open_member(
     with contextlib.closing(members):  # type: ignore[type-var]
         found = next(members, None)
         if found is None:
-            raise UserError(f"{source}: there is no {ending} in it: give the whole of it, or ask for other languages")
+            raise UserError(f"{source}: there is no {ending} in it: use the complete archive, or other languages")
         try:
             yield found
         except UserError:
@@ -113,22 +113,22 @@ def open_member(
         _drain(found[1])
         double = next(members, None)
         if double is not None:
-            raise UserError(f"{source}: {found[0]} and {double[0]} may both be meant: leave one {ending} in it")
+            raise UserError(f"{source}: {found[0]} or {double[0]}? Leave only one {ending} in it")
 
 
 def unpacked_name(filename: str) -> str:
-    """The name without the ending of an archive; the same name where it has none."""
+    """Return the name without the ending of an archive, or the name itself."""
     return _PACKED.sub("", filename)
 
 
 def is_web_page(path: Path) -> bool:
-    """Whether a file begins as a page of HTML does."""
+    """Return whether a file starts like an HTML page."""
     with _named(path), path.open("rb") as file:
         return file.read(512).lstrip()[:1] == b"<"
 
 
 def files_below(folder: Path, *, but: Path | None = None) -> list[str]:
-    """The relative posix paths of all files below a folder, sorted; linked folders, and `but`, are not entered.
+    """Return the relative posix paths of all files below a folder, sorted, without linked folders and `but`.
 
     Raises:
       UserError: there are too many, or a folder cannot be read.
@@ -139,13 +139,13 @@ def files_below(folder: Path, *, but: Path | None = None) -> list[str]:
         folders[:] = [name for name in folders if Path(directory, name).resolve() != skipped]
         names += (Path(directory, file).relative_to(folder).as_posix() for file in files)
         if len(names) > _MEMBERS:
-            raise UserError(f"{folder}: over {_MEMBERS:,} files: name the folder that holds the data, and no more")
+            raise UserError(f"{folder}: over {_MEMBERS:,} files: name the folder that holds the data and nothing else")
     return sorted(names)
 
 
 @dataclass
 class _Limits:
-    """What may still come out of a source."""
+    """What a source may still yield."""
 
     source: Path
     member: int
@@ -154,24 +154,24 @@ class _Limits:
     members: int = 0
 
     def declare(self, name: str, size: int, *, wanted: bool) -> None:
-        """Counts a member by what its archive says of it."""
+        """Count a member by what its archive says about it."""
         self.declared += size
         self.members += 1
         if wanted:
             self.check_member(name, size)
         if self.declared > self.total:
-            raise UserError(f"{self.source}: {name}: over {self.total:,} bytes together up to here: refused")
+            raise UserError(f"{self.source}: {name}: over {self.total:,} bytes in total so far: refused")
         if self.members > _MEMBERS:
-            raise UserError(f"{self.source}: {name}: over {_MEMBERS:,} members up to here: refused")
+            raise UserError(f"{self.source}: {name}: over {_MEMBERS:,} members so far: refused")
 
     def check_member(self, name: str, size: int) -> None:
-        """Refuses a member of so many bytes, or more than it may have."""
+        """Refuse a member of more bytes than allowed."""
         if size > self.member:
             raise UserError(f"{self.source}: {name}: over {self.member:,} bytes: refused")
 
 
 class _Member(io.RawIOBase):
-    """A member as it is read: counts what really comes out, and names the archive in every error."""
+    """A member while it is read: counts the bytes that really come out, and names the archive in every error."""
 
     def __init__(self, stream: Any, name: str, limits: _Limits) -> None:
         self._stream, self._name, self._limits, self._count = stream, name, limits, 0
@@ -189,7 +189,7 @@ class _Member(io.RawIOBase):
 
 
 class _Flow:
-    """The bytes of a tar as they are unpacked; keeps the last ones, which an unfinished tar does not have."""
+    """The bytes of a tar while they are unpacked; keeps the last ones, which a truncated tar lacks."""
 
     def __init__(self, stream: Any, limits: _Limits) -> None:
         self._stream, self._limits, self._count, self.tail = stream, limits, 0, b""
@@ -211,7 +211,7 @@ def _folder(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Ite
             if not path.is_relative_to(root):
                 raise UserError(f"{source}: {name} is a link that leads out of the folder: refused")
             if not path.is_file():
-                raise UserError(f"{source}: {name} is no plain file: refused")
+                raise UserError(f"{source}: {name} is not a plain file: refused")
             limits.declare(name, path.stat().st_size, wanted=True)
             file = path.open("rb")
         with file:
@@ -224,7 +224,7 @@ def _zip(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Iterat
     with archive:
         for member in archive.infolist():
             name = _checked_name(source, member.filename)
-            kind = stat.S_IFMT(member.external_attr >> 16)  # of a zip that was made on Unix, else 0
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 unless the zip was made on Unix
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"{source}: {name} is a link or device: refused")
             chosen = not member.is_dir() and wanted(name)
@@ -247,15 +247,15 @@ def _tar(source: Path, wanted: Callable[[str], bool], limits: _Limits, *, packed
                 member = archive.next()
             if member is None:
                 break
-            archive.members = []  # tarfile would keep them all
+            archive.members = []  # otherwise tarfile keeps them all
             name = _checked_name(source, member.name)
             if not (member.isdir() or member.isreg()) or member.issparse():
-                raise UserError(f"{source}: {name} is a link, device or sparse file: refused")
+                raise UserError(f"{source}: {name} is a link, device, or sparse file: refused")
             chosen = member.isreg() and wanted(name)
             limits.declare(name, member.size, wanted=chosen)
             if chosen:
                 yield name, archive.extractfile(member)
-        with _named(source):  # to the end, where the checksum of gzip stands
+        with _named(source):  # to the end, where gzip's checksum is
             while flow.read(_BLOCK):
                 pass
         if flow.tail.strip(b"\0") or len(flow.tail) < tarfile.BLOCKSIZE:
@@ -263,7 +263,7 @@ def _tar(source: Path, wanted: Callable[[str], bool], limits: _Limits, *, packed
 
 
 def _checked_name(source: Path, name: str) -> str:
-    """The name as a relative posix path; one that leads out of the archive is refused."""
+    """Return the name as a relative posix path; refuse one that leads out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
         raise UserError(f"{source}: {name!r} leads out of the archive: refused")
@@ -272,7 +272,7 @@ def _checked_name(source: Path, name: str) -> str:
 
 @contextmanager
 def _named(source: Path, name: str = "") -> Iterator[None]:
-    """Turns what goes wrong in an archive into one line that names it and the member."""
+    """Turn any failure in an archive into one line that names it and the member."""
     where = f"{source}: {name}" if name else str(source)
     try:
         yield
@@ -289,11 +289,11 @@ def _named(source: Path, name: str = "") -> Iterator[None]:
 
 @contextmanager
 def _damage_only() -> Iterator[None]:
-    """Lets no other fault of the user's out than a damaged archive."""
+    """Let only the error of a damaged archive out, and no other error of the user's."""
     try:
         yield
     except DamagedError as error:
-        raise error from None  # what was read of it is not worth a word
+        raise error from None  # the content that was read from it does not matter
     except UserError:
         pass
 

@@ -1,4 +1,4 @@
-"""A published corpus as a declaration: where it is downloaded, which languages and splits it has, how rows are read."""
+"""A published corpus as a declaration: where to download it, its languages and splits, and how to read its rows."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class Download:
     """One file of a corpus at its publisher.
 
     Attributes:
-      url: where it is.
-      filename: what it is called on disk, a relative path; the file a user brings has the same name.
-      sha256: hex digest of its bytes; "" where the publisher's is not known.
-      size: bytes, or 0 where it is not known.
+      url: the address.
+      filename: its name on disk, a relative path; a user's own copy has the same name.
+      sha256: the hex digest of its bytes; "" if the publisher's is unknown.
+      size: bytes, or 0 if unknown.
     """
 
     url: str
@@ -26,14 +26,14 @@ class Download:
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """One example as the corpus has it.
+    """One example of a corpus.
 
     Attributes:
       id: unique within its language and split.
-      text: the text, or the first of a pair.
+      text: the text, or the first one of a pair.
       text_pair: the second text, or None.
-      label: name of the class, one of the corpus's labels; None where there is none.
-      where: "member:line" (or "member:item"), which errors about the row name.
+      label: the name of the class, one of the corpus's labels; None without a label.
+      where: "member:line" (or "member:item"), for errors about the row.
     """
 
     id: str
@@ -45,11 +45,11 @@ class CorpusRow:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that the corpus is known to have and that is no example; counted, and reported by its reason.
+    """A row that the corpus is known to have but that is not an example. It is counted and reported by its reason.
 
     Attributes:
       where: "member:line" (or "member:item").
-      reason: why it is left out, the same words for all rows of a kind: "label '-'".
+      reason: why it is left out, in the same words for all rows of a kind, such as "label '-'".
     """
 
     where: str
@@ -61,47 +61,45 @@ class Sources:
     """The files of a corpus on this machine.
 
     Attributes:
-      paths: for each `Download.filename` an archive (zip, tar, tar.gz), or the folder where its contents are. Read
-        either by `archives.open_members`.
+      paths: for each `Download.filename`, an archive (zip, tar, tar.gz) or the folder with its contents. Read either
+        one with `archives.open_members`.
     """
 
     paths: Mapping[str, Path]
 
     def path(self, filename: str) -> Path:
-        """The archive or folder that holds the contents of a download.
+        """Return the archive or folder with the contents of a download.
 
         Raises:
           UserError: the user's data have no such file.
         """
         if filename not in self.paths:
-            raise UserError(
-                f"{filename} is missing; set task.data_dir to a folder with {filename} or its contents in it"
-            )
+            raise UserError(f"{filename} is missing; set task.data_dir to a folder with {filename} or its contents")
         return self.paths[filename]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus of the registry.
+    """A published corpus.
 
     Attributes:
-      name: as in the registry: "xnli", "webis_cls/books", "massive/intent".
-      version: three numbers of what `rows` makes of the files: raise it when that changes.
-      labels: names of the classes in canonical order.
-      source_language: the language that has labelled training text.
-      languages: tags of all languages, the source language among them.
-      splits: language -> those of train, dev, test and unlabelled that it has; a language with train and without dev
-        gets a dev split that is held out of train.
-      downloads: language -> the files that its splits are read from.
-      members: language -> the ends of the names of all files that its splits may be read from, as "de/test.tsv": what
-        else lies in the user's folder changes nothing.
-      rows: (sources, language, split) -> its rows in the order of the files, as a stream: never the whole file in
-        memory. Raises UserError for what is malformed, with "member:line".
-      homepage: where it is described.
-      citation: the paper, in one line.
+      name: a key of the registry: "xnli", "webis_cls/books", "massive/intent".
+      version: three numbers for what `rows` makes of the files; raise it if that changes.
+      labels: the class names, in canonical order.
+      source_language: the language with labelled training text.
+      languages: the tags of all languages, including the source language.
+      splits: returns the splits of a language, among train, dev, test, and unlabelled. A language with train but
+        without dev gets a dev split that is held out of train.
+      downloads: returns the files that a language's splits are read from.
+      members: returns the ends of the names of all files that a language's splits may be read from, such as
+        "de/test.tsv"; other files in the user's folder change nothing.
+      rows: yields the rows of (sources, language, split) in the order of the files, as a stream that never holds a
+        whole file. Raises a UserError with "member:line" for malformed input.
+      homepage: the page that describes it.
+      citation: the paper, on one line.
       licence: as the publisher states it.
       has_pairs: whether every row has a second text.
-      notes: what helps where the files cannot be downloaded; "" = nothing.
+      notes: help for when the files cannot be downloaded; "" for none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Files from their publishers: checked against their sha256, and in place only when they are whole."""
+"""Files from their publishers, checked against their sha256, and in place only when complete."""
 
 import hashlib
 import logging
@@ -21,28 +21,28 @@ _TIMEOUT = 60.0  # seconds without a byte
 _WAITS = (1.0, 4.0, 16.0)  # seconds before each further attempt
 _BUSY = (429, 500, 502, 503, 504)
 _PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-_UNKNOWN_SIZE = 4 << 30  # bytes that a file of unknown size may have
+_UNKNOWN_SIZE = 4 << 30  # the most bytes of a file of unknown size
 
 _log = logging.getLogger(__name__)
 
 
 class _TryAgain(Exception):
-    """What may be gone at the next attempt."""
+    """A failure that may be gone at the next attempt."""
 
 
 def fetch(download: Download, directory: Path) -> Path:
-    """The file of a download below `directory`, fetched unless it is there.
+    """Return the file of a download below `directory`, fetching it if necessary.
 
-    It appears under its name only when all of it has come and its sha256 is right. Where the sha256 is not known, the
-    one of the first time is kept beside the file and compared ever after. TFDS's download manager is not used: it knows
-    no bound of the size, does not try again, and leaves what it refused on the disk.
+    It gets its name only when it is complete and its sha256 is right. If the sha256 is unknown, the one of the first
+    download is kept beside the file, and later ones are compared with it. TFDS's download manager is not used: it has
+    no limit on size, does not retry, and leaves refused files on the disk.
 
     Args:
       download: what to fetch; its file name may have folders.
-      directory: where it is kept.
+      directory: where to keep it.
 
     Raises:
-      UserError: the file cannot be had, is not the one that was meant, or cannot be written; it says where to get it by
+      UserError: the file is not available, is not the expected one, or cannot be written. It says how to get it by
         hand.
     """
     path = directory / download.filename
@@ -58,7 +58,7 @@ def fetch(download: Download, directory: Path) -> Path:
             with storage.AtomicFile(path, unique=True) as file:
                 found = _fetch(download, file)
                 if not expected and unpacked_name(path.name) != path.name and is_web_page(file.temporary):
-                    raise UserError(f"{download.url}: it is a web page, no archive: refused; {_by_hand(download)}")
+                    raise UserError(f"{download.url}: a web page and not an archive: refused; {_by_hand(download)}")
                 if expected and found != expected:
                     raise UserError(
                         f"{download.url}: its sha256 is {found}, expected {expected}: refused; {_by_hand(download)}"
@@ -68,7 +68,7 @@ def fetch(download: Download, directory: Path) -> Path:
             first = next(directory.rglob("*.sha256"), None) is None  # a corpus may have hundreds of such files
             _log.log(
                 logging.WARNING if first else logging.INFO,
-                "%s: no sha256 of it is known; from now on it is %s (so with all files there: *.sha256)",
+                "%s: its sha256 is unknown; from now on it must be %s (as for all files with a *.sha256 beside them)",
                 path,
                 found,
             )
@@ -77,7 +77,7 @@ def fetch(download: Download, directory: Path) -> Path:
 
 
 def _fetch(download: Download, file: storage.AtomicFile) -> str:
-    """Writes the file, trying again after what may pass; returns its sha256."""
+    """Write the file, retrying after failures that may pass, and return its sha256."""
     for wait in (*_WAITS, None):
         try:
             return _attempt(download, file)
@@ -111,13 +111,13 @@ def _attempt(download: Download, file: storage.AtomicFile) -> str:
                 digest.update(chunk)
                 file.write(chunk)
                 ticker.advance(len(chunk) / _MIB)
-    if announced and size != announced:  # which older versions of urllib3 do not notice
-        raise _TryAgain(f"{size:,} of {announced:,} bytes came")
+    if announced and size != announced:  # older versions of urllib3 do not notice
+        raise _TryAgain(f"received {size:,} of {announced:,} bytes")
     return digest.hexdigest()
 
 
 def _announced(response: requests.Response) -> int:
-    """Bytes that the server says will come, 0 where it says nothing of what is written here."""
+    """Return how many bytes the server announces; 0 if that says nothing about the bytes that are written here."""
     length = response.headers.get("Content-Length", "")
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
     return int(length) if length.isdecimal() and not encoded else 0
@@ -130,7 +130,7 @@ def _by_hand(download: Download) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.Timeout):
-        return f"nothing came for {_TIMEOUT:.0f} s"
+        return f"nothing received for {_TIMEOUT:.0f} s"
     if isinstance(error, _PASSING):
         return "the connection failed"
     return one_line(error)

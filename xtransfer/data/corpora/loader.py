@@ -1,4 +1,4 @@
-"""The task of a corpus: finds or fetches its files, writes each language once with TFDS, reads it by random access."""
+"""The task of a corpus: find or fetch its files, write each language once with TFDS, and read it by random access."""
 
 import contextlib
 import functools
@@ -19,16 +19,16 @@ from xtransfer.data.task import UNLABELLED, Example, Task, check_request, exampl
 from xtransfer.errors import MissingSplitError, UserError, one_line
 from xtransfer.runtime import terminal
 
-_SHOWN = 20  # languages in an error
+_SHOWN = 20  # the most languages in an error
 
 _log = logging.getLogger(__name__)
 
 
 def task(corpus: Corpus, config: TaskConfig) -> Task:
-    """The task of a corpus. Each language is written once below the cache directory, and read from there.
+    """Return the task of a corpus. Each language is written once below the cache directory, and read from there.
 
     Raises:
-      UserError: a language or split that there is not; when loaded, for data that are missing or malformed.
+      UserError: there is no such language or split. On loading: data are missing or malformed.
     """
     _check_source(corpus, config)
     targets = target_languages(config, corpus.languages)
@@ -74,7 +74,7 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
 
 
 def _check_source(corpus: Corpus, config: TaskConfig) -> None:
-    """Refuses a source language without labelled text; the corpus's own is named first."""
+    """Refuse a source language without labelled text; the corpus's own is suggested first."""
     asked = config.source_language
     if asked in corpus.languages and "train" in corpus.splits(asked):
         return
@@ -86,16 +86,16 @@ def _check_source(corpus: Corpus, config: TaskConfig) -> None:
 
 
 class Prepared:
-    """The languages of a corpus below the cache directory; what is not there yet is written when it is asked for."""
+    """The languages of a corpus below the cache directory, each written on its first use."""
 
     def __init__(self, corpus: Corpus, config: TaskConfig) -> None:
-        """Reads nothing yet."""
+        """Read nothing yet."""
         self._corpus, self._config = corpus, config
         self._builders: dict[str, Any] = {}
 
     def read(self, language: str, split: str) -> list[Example]:
-        """The examples of a split in the order of the corpus's files."""
-        from xtransfer.data.corpora import tfds_builder  # TFDS takes a second to import
+        """Return the examples of a split in the order of the corpus's files."""
+        from xtransfer.data.corpora import tfds_builder  # importing TFDS takes a second
 
         builder = self._builder(language)
         with self._undamaged():
@@ -111,13 +111,13 @@ class Prepared:
             ]
 
     def digests(self, language: str) -> dict[str, str]:
-        """sha256 over the rows of each split."""
+        """Return the sha256 over the rows of each split."""
         builder = self._builder(language)
         with self._undamaged():
             return {split: builder.info.metadata[split]["digest"] for split in self._corpus.splits(language)}
 
     def _builder(self, language: str) -> Any:
-        """The TFDS builder of a language, its data written; safe beside other processes and after a killed one."""
+        """Return the TFDS builder of a language with its data written; safe beside other processes and after a kill."""
         if language not in self._builders:
             find, write_ = functools.partial(self._find, language), functools.partial(self._write, language)
             self._builders[language] = prepared(self._root, language, find, write_)
@@ -135,19 +135,19 @@ class Prepared:
 
         corpus, config, root = self._corpus, self._config, self._root
         sources = find_sources(corpus, config, language)
-        terminal.log(f"{corpus.name}/{language}: preparing, once, in {root}")
+        terminal.log(f"{corpus.name}/{language}: preparing once, in {root}")
 
         def new(say: Callable[[str], None]) -> XtransferCorpus:
             return XtransferCorpus(corpus, language, root, sources=sources, empty_text=config.empty_text, say=say)
 
         write(new, root)
-        builder = self._find(language)  # so that the first use reads what every later one reads
+        builder = self._find(language)  # so that the first use reads what all later ones read
         with self._undamaged():
             self._report(language, builder.info)
         return builder
 
     def _report(self, language: str, info: Any) -> None:
-        """Says how many examples there are, and what was left out."""
+        """Log how many examples there are, and what was left out."""
         name, splits = self._corpus.name, self._corpus.splits(language)
         for split in splits:
             for reason, count, where in info.metadata[split]["skipped"]:
@@ -163,14 +163,14 @@ class Prepared:
             yield
         except (UserError, OSError):
             raise
-        except Exception as error:  # whatever TFDS and array_record raise where a file is not as they wrote it
+        except Exception as error:  # TFDS and array_record raise many kinds for a file that is not as they wrote it
             raise UserError(
-                f"{self._root}: the prepared data are damaged ({one_line(error)}): delete that folder and start again"
+                f"{self._root}: the prepared data are damaged ({one_line(error)}): delete that folder and run again"
             ) from error
 
     @functools.cached_property
     def _root(self) -> Path:
-        # What is in the path keeps what another version, or another copy of the files, gave from being read as this.
+        # The path keeps data that another version, or another copy of the files, gave from being read as these.
         corpus, config = self._corpus, self._config
         if config.data_dir:
             paths = _user_paths(user_path(config.data_dir), _all_downloads(corpus))
@@ -183,7 +183,7 @@ class Prepared:
 
 
 def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
-    """The files of a language: the user's where `task.data_dir` is set, else fetched from their publisher.
+    """Return the files of a language: the user's if `task.data_dir` is set, or else the publisher's.
 
     Raises:
       UserError: there is no such file or folder, or a download fails.
@@ -203,7 +203,7 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
 
 
 def _user_paths(data_dir: Path, wanted: Sequence[Download]) -> dict[str, Path]:
-    """Where the contents of each download are in what the user brought."""
+    """Return the place of each download's contents in the user's data."""
     if data_dir.is_dir():
         return {download.filename: _user_path(data_dir, download.filename) for download in wanted}
     if not data_dir.is_file():
@@ -211,13 +211,13 @@ def _user_paths(data_dir: Path, wanted: Sequence[Download]) -> dict[str, Path]:
     names = [download.filename for download in wanted]
     if data_dir.name in names:
         return {data_dir.name: data_dir}
-    if len(names) > 1 and any(map(_is_packed, names)):  # files that are no archives may all be in this one
-        raise UserError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents in it")
+    if len(names) > 1 and any(map(_is_packed, names)):  # this one archive may hold all files that are not archives
+        raise UserError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents")
     return dict.fromkeys(names, data_dir)
 
 
 def _user_path(folder: Path, filename: str) -> Path:
-    """The archive of that name in the folder, or a folder of its contents, or the folder itself."""
+    """Return the archive of that name in the folder, a folder with its contents, or the folder itself."""
     file, unpacked = folder / filename, folder / archives.unpacked_name(filename)
     if file.is_file():
         return file if _is_packed(filename) else folder
@@ -225,7 +225,7 @@ def _user_path(folder: Path, filename: str) -> Path:
 
 
 def _is_packed(filename: str) -> bool:
-    """Whether a download is an archive; another file is read as a member of the folder that it lies in."""
+    """Return whether a download is an archive; any other file is read as a member of its folder."""
     return archives.unpacked_name(filename) != filename
 
 
@@ -234,7 +234,7 @@ def _all_downloads(corpus: Corpus) -> list[Download]:
 
 
 def _stamps(corpus: Corpus, config: TaskConfig, path: Path) -> list[list[Any]]:
-    """What tells whether the files that a corpus may read are the same as before: name, size, time of change."""
+    """Return name, size, and modification time of the files that a corpus may read, which say if they changed."""
     members = {member for language in corpus.languages for member in corpus.members(language)}
 
     def is_read(name: str) -> bool:
@@ -245,7 +245,7 @@ def _stamps(corpus: Corpus, config: TaskConfig, path: Path) -> list[list[Any]]:
     found: list[list[Any]] = []
     for name in names:
         file = path / name
-        with contextlib.suppress(FileNotFoundError):  # a link to nothing
+        with contextlib.suppress(FileNotFoundError):  # a broken link
             facts = file.stat()
             found.append([str(file.resolve()), facts.st_size, facts.st_mtime_ns])
     return found

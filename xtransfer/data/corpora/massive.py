@@ -1,8 +1,8 @@
-"""MASSIVE 1.0: what somebody wants of a voice assistant, translated into 51 locales, parallel by its ids.
+"""MASSIVE 1.0: requests to a voice assistant, translated into 51 locales, parallel by their ids.
 
 FitzGerald et al., "MASSIVE: A 1M-Example Multilingual Natural Language Understanding Dataset with 51
 Typologically-Diverse Languages", ACL 2023. Two tasks: the 60 intents, and the 18 scenarios that they belong to.
-A locale has 11,514, 2,033 and 2,974 utterances; some intents are rare.
+Each locale has 11,514, 2,033, and 2,974 utterances; some intents are rare.
 """
 
 import functools
@@ -46,17 +46,17 @@ _TOTAL_LIMIT = 4 << 30
 
 
 def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> Iterator[CorpusRow]:
-    """The utterances of a split in a locale's file.
+    """Yield the utterances of a split from a locale's file.
 
     Args:
-      stream: JSON lines, each with id, locale, partition, utt and the label.
+      stream: JSON lines, each with id, locale, partition, utt, and the label.
       name: of the file, for errors.
-      locale: whose file it is.
+      locale: of the file.
       split: the partition to read; the file holds all of them.
       label: "intent" or "scenario".
 
     Raises:
-      UserError: `name`:line and what is wrong there; of all partitions.
+      UserError: `name`:line and what is wrong there, in any partition.
     """
     for line, values in lines.rows(stream, name, ".jsonl"):
         where = f"{name}:{line}"

@@ -1,7 +1,7 @@
-"""PAWS-X: paraphrases and look-alikes of pairs of sentences in 7 languages; train is English.
+"""PAWS-X: pairs of sentences that are paraphrases or only look alike, in 7 languages; train is English.
 
-Yang, Zhang, Tar and Baldridge, "PAWS-X: A Cross-lingual Adversarial Dataset for Paraphrase Identification", EMNLP 2019.
-There are 49,401 English pairs in train, and up to 2,000 in dev and in test of each language.
+Yang, Zhang, Tar, and Baldridge, "PAWS-X: A Cross-lingual Adversarial Dataset for Paraphrase Identification",
+EMNLP 2019. Train has 49,401 English pairs; dev and test have up to 2,000 in each language.
 """
 
 from collections.abc import Iterator
@@ -30,10 +30,10 @@ _TOTAL_LIMIT = 1 << 30
 
 
 def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
-    """The pairs of a file, in which a quote is a character like any other.
+    """Yield the pairs of a file, in which a quote is an ordinary character.
 
     Args:
-      stream: UTF-8, with the columns id, sentence1, sentence2 and label.
+      stream: UTF-8, with the columns id, sentence1, sentence2, and label.
       name: of the file, for errors.
 
     Raises:
@@ -47,7 +47,7 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
         if _PLACEHOLDER in (first.strip(), second.strip()):
             yield Skipped(where, _UNTRANSLATED)
         elif label not in _NAMES:
-            raise UserError(f"{where}: label {label!r} is not one of 0 and 1; get the file again")
+            raise UserError(f"{where}: label {label!r} is not 0 or 1; get the file again")
         else:
             yield CorpusRow(id=number, text=first, text_pair=second, label=_NAMES[label], where=where)
 

@@ -1,7 +1,7 @@
 """SIB-200: topics of single sentences in 205 languages, parallel by their ids.
 
 Adelani et al., "SIB-200: A Simple, Inclusive, and Big Evaluation Dataset for Topic Classification in 200+ Languages and
-Dialects", EACL 2024. A language has 701, 99 and 204 sentences; the categories are not balanced.
+Dialects", EACL 2024. Each language has 701, 99, and 204 sentences; the categories are not balanced.
 """
 
 import csv
@@ -38,20 +38,20 @@ LABELS = ("entertainment", "geography", "health", "politics", "science/technolog
 COLUMNS = ("index_id", "category", "text")
 SPLITS = ("train", "dev", "test")
 
-# A commit, so that the files stay what they are.
+# A commit, so that the files never change.
 _RAW = "https://raw.githubusercontent.com/dadelani/sib-200/e7a172159963fd28c65f1ea53a0cea931bd08719/data/annotated"
 _MEMBER_LIMIT = 16 << 20  # the largest file has a third of a megabyte
-_TOTAL_LIMIT = 2 << 30  # of an archive of the whole repository
+_TOTAL_LIMIT = 2 << 30  # for an archive of the whole repository
 
 
 def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow]:
-    """The rows of a file.
+    """Yield the rows of a file.
 
-    Columns end at tabs. A cell that has a quote stands in quotes, and its own quotes are doubled, as pandas writes
-    them: to read it without quoting leaves the quotes in the text. No cell has a line break.
+    Columns end at tabs. A cell with a quote is quoted, and its own quotes are doubled, as pandas writes them. Reading
+    without quoting would leave the quotes in the text. No cell has a line break.
 
     Args:
-      stream: UTF-8, its header `index_id category text`.
+      stream: UTF-8, with the header `index_id category text`.
       name: of the file, for errors.
 
     Raises:

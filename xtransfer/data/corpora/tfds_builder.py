@@ -1,4 +1,4 @@
-"""The one TFDS builder of all corpora: writes the rows of a `Corpus` in one language; needs no TensorFlow."""
+"""The TFDS builder of all corpora, which writes the rows of a `Corpus` in one language. It needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from xtransfer.errors import UserError
 from xtransfer.runtime import terminal
 
 _EMPTY = "without text"
-_CHUNK = 4096  # rows read at a time
+_CHUNK = 4096  # rows to read at a time
 _SAY_EVERY_SECONDS = 15.0
 _NO_SOURCES = Sources({})
 
 
 class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
-    """A language of a corpus: splits as the corpus has them, rows in the order of its files.
+    """A language of a corpus, with the corpus's splits, and rows in the order of its files.
 
-    A row has `id`, `text`, `text_pair` ("" where there is none) and `label` (index, −1 where there is none). The
-    metadata hold for each split a sha256 over its rows and, by reason, how many rows were left out and where the first
-    one stands.
+    A row has `id`, `text`, `text_pair` ("" without one), and `label` (an index, −1 without a label). For each split,
+    the metadata hold the sha256 over its rows and, by reason, the number of rows that were left out and the place of
+    the first one.
     """
 
-    # TFDS looks beside the code for checksums of downloads: there are none, and the search needs a further package.
+    # TFDS looks for download checksums beside the code. There are none, and the search needs another package.
     code_path = None
     VERSION = tfds.core.Version("1.0.0")
 
@@ -49,9 +49,9 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
         empty_text: str = "error",
         say: Callable[[str], None] = terminal.log,
     ):
-        """`sources`, `empty_text` ("error" or "skip") and `say` are only needed to write the data.
+        """Open a language; `sources`, `empty_text` ("error" or "skip"), and `say` are only needed to write the data.
 
-        `say` hears now and then how far the writing is; standard output is not heard meanwhile.
+        `say` is called with progress lines now and then, because standard output is silenced meanwhile.
         """
         self._corpus, self._language, self._sources, self._empty_text = corpus, language, sources, empty_text
         self._say = say
@@ -102,9 +102,9 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
 
 
 def read(builder: XtransferCorpus, split: str) -> Iterator[tuple[str, str, str, int]]:
-    """(id, text, text_pair, label) of the rows of a prepared split, in order.
+    """Yield (id, text, text_pair, label) for the rows of a prepared split, in order.
 
-    The records are read in chunks and parsed here: one by one, and by TFDS, it takes thirty times as long.
+    The records are read in chunks and parsed here. One by one, and by TFDS, it takes thirty times as long.
     """
     records = builder.as_data_source(split=split).data_source
     for start in range(0, len(records), _CHUNK):
@@ -117,10 +117,10 @@ def read(builder: XtransferCorpus, split: str) -> Iterator[tuple[str, str, str, 
 def checked_rows(
     corpus: Corpus, sources: Sources, language: str, split: str, empty_text: str
 ) -> Iterator[CorpusRow | Skipped]:
-    """The rows of a corpus, each with an id of its own, text, and a label that the corpus has (unlabelled: none).
+    """Yield the rows of a corpus, each with an id of its own, text, and one of its labels (none if unlabelled).
 
     Raises:
-      UserError: where a row is not so, with its place; where the archive turns out to be damaged, that.
+      UserError: a row is not so, with its place; or the archive turns out to be damaged.
     """
     rows = corpus.rows(sources, language, split)
     try:
@@ -131,7 +131,7 @@ def checked_rows(
 
 
 def _read_to_the_end(rows: Iterator[CorpusRow | Skipped]) -> None:
-    """Reaches the checksums of the archive; what else is wrong with the rows does not matter any more."""
+    """Reach the archive's checksums; other faults in the rows no longer matter."""
     try:
         for _ in rows:
             pass
@@ -150,7 +150,7 @@ def _checked(
             yield row
             continue
         if row.id in ids:
-            raise UserError(f"{row.where}: id {row.id!r} is there twice in {split} of {language}")
+            raise UserError(f"{row.where}: id {row.id!r} occurs twice in {split} of {language}")
         ids.add(row.id)
         if (row.text_pair is not None) != corpus.has_pairs:
             raise ValueError(f"{corpus.name}: {row.where}: has_pairs is {corpus.has_pairs}, the row says otherwise")
@@ -159,7 +159,7 @@ def _checked(
             _check_encodable(text, row.where)
         if not all(map(str.strip, texts[1:])):
             if empty_text != "skip":
-                raise UserError(f"{row.where}: a text is empty; mend it, or set task.empty_text to 'skip'")
+                raise UserError(f"{row.where}: a text is empty; fill it in, or set task.empty_text to 'skip'")
             yield Skipped(row.where, _EMPTY)
         elif split == UNLABELLED:
             yield CorpusRow(row.id, row.text, row.text_pair, None, row.where)

@@ -1,4 +1,4 @@
-"""Writes what a TFDS builder makes: once, beside other processes, and whole or not at all."""
+"""Writing the data of a TFDS builder: once, beside other processes, and completely or not at all."""
 
 import contextlib
 import io
@@ -17,10 +17,10 @@ _Builder = TypeVar("_Builder", bound=Any)
 
 
 def prepared(root: Path, name: str, find: Callable[[], _Builder | None], write: Callable[[], _Builder]) -> _Builder:
-    """A builder whose data are there: as `find` finds them, else as `write` writes them.
+    """Return a builder whose data exist, from `find` or else from `write`.
 
-    One process writes, others that want the same name wait for it. Where the data are there nothing is written, so
-    `root` may be read-only.
+    One process writes, and others that want the same name wait for it. If the data exist, nothing is written, so `root`
+    may be read-only.
 
     Raises:
       UserError: `root` cannot be written.
@@ -28,19 +28,19 @@ def prepared(root: Path, name: str, find: Callable[[], _Builder | None], write: 
     builder = find()
     if builder is None:
         with _writable(root), locks.directory_lock(root, name, wait=True):
-            builder = find() or write()  # another process may have written them by now
+            builder = find() or write()  # another process may have written the data by now
     return builder
 
 
 def write(new: Callable[[Callable[[str], None]], _Builder], root: Path) -> _Builder:
-    """Writes a builder's data, in place of what a killed process left; the caller holds the lock.
+    """Write a builder's data, replacing what a killed process left. The caller holds the lock.
 
     Args:
-      new: makes the builder, with what logs a line while all else is silent.
-      root: for errors.
+      new: creates the builder, given a function that logs a line while everything else is silent.
+      root: the directory, for errors.
 
     Raises:
-      UserError: they cannot be written, or whatever the builder's rows raise.
+      UserError: the data cannot be written; or whatever the builder's rows raise.
     """
     with _writable(root), quiet() as say:
         builder = new(say)
@@ -54,17 +54,17 @@ def write(new: Callable[[Callable[[str], None]], _Builder], root: Path) -> _Buil
 def _writable(root: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # array_record raises the latter, whatever the operating system said
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any failure of the file system
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{root} cannot be written: {reason}") from error
 
 
 @contextmanager
 def quiet() -> Iterator[Callable[[str], None]]:
-    """TFDS shows bars of its own, says "downloading" though nothing is, and warns of a folder yet to be filled.
+    """Silence TFDS, which has progress bars of its own, says "downloading" without downloading, and warns needlessly.
 
     Yields:
-      What logs a line for people all the same.
+      A function that logs a line for people anyway.
     """
     heard = sys.stdout
 
@@ -80,5 +80,5 @@ def quiet() -> Iterator[Callable[[str], None]]:
             yield say
     finally:
         logger.setLevel(level)
-        # The first warning of all adds a handler, which would go on writing to where nobody reads.
+        # The first warning adds a handler, which would go on writing to a stream that nobody reads.
         logging.root.handlers[:] = handlers

@@ -1,7 +1,8 @@
-"""Webis-CLS-10: Amazon reviews of books, DVDs and music in English, German, French and Japanese, negative or positive.
+"""Webis-CLS-10: Amazon reviews of books, DVDs, and music, negative or positive, in 4 languages.
 
-Prettenhofer and Stein, "Cross-Language Text Classification using Structural Correspondence Learning", ACL 2010. A file
-is `<items>` of `<item>`s; the children of an item differ from language to language, in number and in order.
+Prettenhofer and Stein, "Cross-Language Text Classification using Structural Correspondence Learning", ACL 2010.
+The languages are English, German, French, and Japanese. A file is `<items>` of `<item>`s. The number and the order of
+an item's children differ between languages.
 """
 
 import re
@@ -36,27 +37,27 @@ _PROLOGUE = re.compile(rb"(?:\xef\xbb\xbf)?(?:<\?xml\s[^>]*\?>)?\s*<items>\s*")
 _ENCODING = re.compile(rb"<\?xml\s[^>]*encoding\s*=\s*[\"']([^\"']*)[\"']")
 _RATING = re.compile(r"[1-4](?:\.[0-9]+)?|5(?:\.0+)?")
 
-# More malformed items than both are a damaged file.
+# Beyond both of these numbers of malformed items, the file is damaged.
 _FEW = 20
 _FEW_SHARE = 0.05
 
 
 def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK) -> Iterator[CorpusRow | Skipped]:
-    """The reviews of one file, as a stream: memory holds a few megabytes of it.
+    """Yield the reviews of one file, with a few megabytes of it in memory.
 
-    The text is what stands in `<text>`, without white space at its ends; some has entities of HTML, which stay. A
-    `<rating>` above 3 is positive, below 3 negative. An item is skipped if it is not well-formed, if one of the two is
-    missing, empty or there twice, or if its rating is 3. Ids count the items of the file from 0, the skipped ones too.
+    The text is the content of `<text>` without white space at its ends. Some texts have HTML entities, which stay. A
+    `<rating>` above 3 is positive, and below 3 negative. An item is skipped if it is not well-formed, if one of the two
+    is missing, empty, or repeated, or if its rating is 3. Ids count the items of the file from 0, with skipped ones.
 
     Args:
       stream: UTF-8.
       member: its name, for errors.
-      labelled: whether ratings are read; without, no row has a label.
+      labelled: whether to read ratings; otherwise no row has a label.
       chunk: bytes to read at a time.
 
     Raises:
-      UserError: member:line; not a file of reviews, cut short, in another encoding, with a document type declaration
-        (which could define entities), or with too many malformed items.
+      UserError: member:line; the file is not one of reviews, is truncated, has another encoding, a document type
+        declaration (which could define entities), or too many malformed items.
     """
     items = malformed = 0
     for line, piece in _pieces(stream, member, chunk):
@@ -78,7 +79,7 @@ class _MalformedError(ValueError):
 
 
 def _review(piece: bytes, *, labelled: bool) -> tuple[str, str | None]:
-    if not piece.startswith(b"<item"):  # also keeps declarations from the XML parser
+    if not piece.startswith(b"<item"):  # this also keeps declarations away from the XML parser
         raise _MalformedError("text outside of <item>")
     if piece.count(b"<") > _TAG_LIMIT:
         raise _MalformedError("too many tags")
@@ -91,7 +92,7 @@ def _review(piece: bytes, *, labelled: bool) -> tuple[str, str | None]:
         return text, None
     rating = _child(item, "rating")
     if not _RATING.fullmatch(rating):
-        raise _MalformedError("<rating> is no number from 1 to 5")
+        raise _MalformedError("<rating> is not a number from 1 to 5")
     if float(rating) == 3:
         raise _MalformedError("<rating> is 3, neither negative nor positive")
     return text, LABELS[float(rating) > 3]
@@ -118,7 +119,7 @@ class _Window:
         self._data, self._start = b"", 0
 
     def next_mark(self, offset: int = 0) -> tuple[bytes, int, int] | None:
-        """The next tag of an item that starts `offset` bytes or more ahead, and how far ahead it starts and ends."""
+        """Return the next tag of an item at least `offset` bytes ahead, and how far ahead it starts and ends."""
         seen = self._start + offset
         while not (mark := _MARK.search(self._data, seen)):
             # A tag may be cut at the end of what has been read.
@@ -129,14 +130,14 @@ class _Window:
         return mark[0], mark.start() - self._start, mark.end() - self._start
 
     def take(self, size: int) -> bytes:
-        """Moves on by that many bytes, and returns them."""
+        """Move on by a number of bytes, and return them."""
         taken = self._data[self._start : self._start + size]
         self.line += taken.count(b"\n")
         self._start += len(taken)
         return taken
 
     def rest(self) -> Iterator[bytes]:
-        """All that is left, in pieces."""
+        """Yield everything that is left, in pieces."""
         yield self.take(len(self._data))
         while self._read():
             yield self.take(len(self._data))
@@ -151,14 +152,14 @@ class _Window:
 
 
 def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, bytes]]:
-    """Items from "<item" to "</item>", and whatever else there is between them but white space, with their lines.
+    """Yield items from "<item" to "</item>", and anything between them except white space, with their lines.
 
-    Cut by their tags, so that XML that is not well-formed spoils no more than its own item.
+    The stream is cut by its tags, so that XML that is not well-formed spoils only its own item.
     """
     window = _Window(stream, member, chunk)
     mark = window.next_mark()
     if mark is None:
-        raise UserError(f"{member}: no <item> in it; expected <items> of reviews")
+        raise UserError(f"{member}: it has no <item>; expected <items> of reviews")
     _check_prologue(window.take(mark[1]), member)
     mark = window.next_mark()
     while mark is not None:
@@ -172,13 +173,13 @@ def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, by
                 raise UserError(f"{member}:{line}: something follows </items>")
             return
         mark = window.next_mark(len(tag) if tag == b"<item" else 0)
-    raise UserError(f"{member}:{window.line}: cut short, there is no </items>; get the file again")
+    raise UserError(f"{member}:{window.line}: truncated: there is no </items>; get the file again")
 
 
 def _check_prologue(prologue: bytes, member: str) -> None:
     encoding = _ENCODING.search(prologue)
     if b"<!DOCTYPE" in prologue:
-        raise UserError(f"{member}: a document type declaration is not allowed, as it may define entities")
+        raise UserError(f"{member}: a document type declaration is not allowed, because it may define entities")
     if encoding and encoding[1].lower() not in (b"utf-8", b"utf8", b"us-ascii"):
         raise UserError(f"{member}: its encoding is {encoding[1].decode('latin-1')!r}, expected 'utf-8'")
     if not _PROLOGUE.fullmatch(prologue):

@@ -1,6 +1,6 @@
-"""XNLI: dev and test of natural language inference in 15 languages, translations of each other; train is MultiNLI's.
+"""XNLI: natural language inference in 15 languages, with parallel dev and test sets; train is MultiNLI.
 
-Conneau et al., "XNLI: Evaluating Cross-lingual Sentence Representations", EMNLP 2018. Williams, Nangia and Bowman, "A
+Conneau et al., "XNLI: Evaluating Cross-lingual Sentence Representations", EMNLP 2018. Williams, Nangia, and Bowman, "A
 Broad-Coverage Challenge Corpus for Sentence Understanding through Inference", NAACL 2018.
 """
 
@@ -31,7 +31,7 @@ MULTINLI = Download(
 _UNDECIDED = "-"
 _MEMBER_LIMIT = 2 << 30
 _TOTAL_LIMIT = 8 << 30
-# Whichever of them is there, the first before the second.
+# Whichever exists, the first before the second.
 _MEMBERS = {
     "train": ("multinli_1.0_train.jsonl", "multinli_1.0_train.txt"),
     "dev": ("xnli.dev.tsv", "xnli.dev.jsonl"),
@@ -41,15 +41,15 @@ _LABEL1 = 10  # tabs before the first annotator's label in MultiNLI's .txt, the 
 
 
 def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusRow | Skipped]:
-    """The pairs of one language in a file of all of them, as a stream; a pair has the same id in every language.
+    """Yield the pairs of one language from a file with all languages. A pair has the same id in every language.
 
     Args:
       stream: UTF-8.
-      member: its name, for errors; ".jsonl" is JSON lines, ".tsv" and ".txt" tab-separated without quoting.
+      member: its name, for errors; ".jsonl" is JSON lines, ".tsv" and ".txt" are tab-separated without quoting.
       language: one of `LANGUAGES`.
 
     Raises:
-      UserError: member:line; a row that cannot be read, or a language that there is not.
+      UserError: member:line; a row that cannot be read, or an unknown language.
     """
     for line, values in _records(stream, member):
         where = f"{member}:{line}"
@@ -61,9 +61,9 @@ def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusR
 
 
 def parse_multinli(stream: BinaryIO, member: str) -> Iterator[CorpusRow | Skipped]:
-    """The English pairs of MultiNLI, as a stream; ids are the numbers of the rows from 0, skipped ones too.
+    """Yield the English pairs of MultiNLI. Ids are the row numbers from 0, counting skipped rows too.
 
-    Args and errors as of `parse_xnli`.
+    See `parse_xnli` for arguments and errors.
     """
     for number, (line, values) in enumerate(_records(stream, member)):
         yield _row(values, str(number), f"{member}:{line}")
@@ -72,7 +72,7 @@ def parse_multinli(stream: BinaryIO, member: str) -> Iterator[CorpusRow | Skippe
 def _row(values: dict[str, Any], number: str, where: str) -> CorpusRow | Skipped:
     label = tables.text_of(values, "gold_label", where)
     if label == _UNDECIDED:
-        return Skipped(where, f"label {_UNDECIDED!r}, as the annotators disagree")
+        return Skipped(where, f"label {_UNDECIDED!r}, because the annotators disagree")
     return CorpusRow(
         id=number,
         text=tables.text_of(values, "sentence1", where),
@@ -89,7 +89,7 @@ def _records(stream: BinaryIO, member: str) -> Iterator[tables.Row]:
 
 
 def _filled(rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Adds the empty cells of further annotators, which some copies do not have at the end of a line."""
+    """Add the empty cells of further annotators, which some copies lack at the end of a line."""
     tabs = 0
     for number, line in rows:
         found = line.count("\t")
@@ -105,7 +105,7 @@ def _rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow | S
 
 
 def _member(source: Path, endings: Sequence[str]) -> str:
-    """The name of the first of these files that a source has."""
+    """Return the name of the first of these files that a source has."""
     members = archives.open_members(
         source,
         lambda name: name.rpartition("/")[2] in endings,
@@ -116,10 +116,10 @@ def _member(source: Path, endings: Sequence[str]) -> str:
     for ending in endings:
         found = [name for name in names if name.rpartition("/")[2] == ending]
         if len(found) > 1:
-            raise UserError(f"{source}: {found[0]} and {found[1]} are in it; leave one of them")
+            raise UserError(f"{source}: it has {found[0]} and {found[1]}; leave only one of them in it")
         if found:
             return found[0]
-    raise UserError(f"{source}: no {' or '.join(endings)} in it; get it again or set task.data_dir to where it is")
+    raise UserError(f"{source}: it has no {' or '.join(endings)}; get it again, or set task.data_dir to its folder")
 
 
 CORPORA = (

@@ -1,6 +1,6 @@
-"""Rows of TSV, CSV and JSONL as a stream, of a file or of a member of an archive.
+"""Rows of TSV, CSV, and JSONL as a stream, from a file or from a member of an archive.
 
-A row is read as it stands, or an error names the line. The user's own files are read by `files`, which opens them.
+A row is read exactly, or an error names its line. `tables` opens the user's own files.
 """
 
 import csv
@@ -13,20 +13,20 @@ from typing import Any, BinaryIO
 from xtransfer import storage
 from xtransfer.errors import UserError
 
-Lines = Iterable[tuple[int, str]]  # numbers from 1, and the line with what ends it
-Row = tuple[int, dict[str, Any]]  # the line it starts on, values by column name
+Lines = Iterable[tuple[int, str]]  # line numbers from 1, and lines with their ending
+Row = tuple[int, dict[str, Any]]  # the line it starts on, and values by column name
 
 _BOM = b"\xef\xbb\xbf"
-_MAX_LINE = 256 << 20  # bytes: what one line may take of the memory
+_MAX_LINE = 256 << 20  # bytes, which bounds the memory for one line
 
 
 def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    r"""The lines of a UTF-8 stream with their numbers, from 1; only "\n" ends a line, and stays on it.
+    r"""Yield the lines of a UTF-8 stream with their numbers, from 1. Only "\n" ends a line, and it stays on it.
 
-    A byte-order mark at the beginning is dropped. One line is held at a time.
+    A byte-order mark at the start is dropped. One line is in memory at a time.
 
     Raises:
-      UserError: `name`:line for what is not UTF-8, or has over 256 MiB.
+      UserError: `name`:line for text that is not UTF-8, or for a line of over 256 MiB.
     """
     number = 0
     while data := stream.readline(_MAX_LINE + 1):
@@ -45,24 +45,24 @@ def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
 
 
 def rows(stream: BinaryIO, name: str, ending: str) -> Iterator[Row]:
-    """The rows of a stream by the reader of an ending (".tsv", ".csv", ".jsonl"), with the line that each starts on.
+    """Yield the rows of a stream in the format of an ending, with the line that each starts on.
 
-    TSV has a header and no quoting: a quote is a character. CSV has a header and quotes as in RFC 4180. JSONL has one
-    object a line. One row is held at a time.
+    TSV has a header and no quoting: a quote is an ordinary character. CSV has a header and quotes as in RFC 4180. JSONL
+    has one object per line. One row is in memory at a time.
 
     Args:
       stream: UTF-8, with or without a byte-order mark.
       name: of the file or member, for errors.
-      ending: tells the format, as in `READERS`.
+      ending: a key of `READERS`, such as ".tsv".
 
     Raises:
-      UserError: `name`:line and what is wrong there; a line (of CSV: a row) of over 256 MiB.
+      UserError: `name`:line and what is wrong there, including a line (in CSV, a row) of over 256 MiB.
     """
     yield from READERS[ending](lines(stream, name), Path(name))
 
 
 def kind_of(value: Any) -> str:
-    """What a value of JSON or parquet is, in words."""
+    """Say in words what a value of JSON or Parquet is."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -72,11 +72,11 @@ def _read_tsv(numbered: Lines, path: Path) -> Iterator[Row]:
 
 
 def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
-    # Huge texts are clipped later, not refused. The limit is the process's: it is not put back, for another reader's
-    # sake.
+    # Huge texts are clipped later, not refused. The limit belongs to the process, and another reader may rely on it, so
+    # it is not reset.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
-    start, size = 1, 0  # of the row that is being read
-    following = 1  # the line that the next row starts on, if it starts with the next piece
+    start, size = 1, 0  # of the current row
+    following = 1  # the line of the next row, if it starts with the next piece
 
     def pieces() -> Iterator[str]:
         nonlocal size, following
@@ -84,7 +84,7 @@ def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
             size += len(line)
             if size > _MAX_LINE:
                 raise UserError(f"{path}:{start}: a row of over {_MAX_LINE >> 20} MiB; is a quote not closed?")
-            # A lone "\r" ends a row too, where it is not quoted, but no line.
+            # An unquoted lone "\r" ends a row too, but not a line.
             following = number
             *first, last = io.StringIO(line, newline="") if "\r" in line else (line,)
             yield from first

@@ -1,4 +1,4 @@
-"""Rows of a parquet file, a few at a time; numbers of rows, from 1, stand where other formats have lines."""
+"""Rows of a Parquet file, a few at a time. Row numbers, from 1, take the place of other formats' line numbers."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,30 +12,30 @@ from pyarrow import types
 from xtransfer.data.formats.lines import Row
 from xtransfer.errors import UserError, nearest
 
-_BUFFER = 1 << 20  # bytes of each column that are read ahead
-_BATCH_BYTES = 16 << 20  # of text, about
+_BUFFER = 1 << 20  # bytes of each column to read ahead
+_BATCH_BYTES = 16 << 20  # bytes of text, roughly
 _BATCH_ROWS = 512
 
 
 def names(path: Path) -> tuple[str, ...]:
-    """The names of the columns, in the file's order; none where there are no rows.
+    """Return the names of the columns in the file's order; none if there are no rows.
 
     Raises:
-      UserError: as `rows`.
+      UserError: see `rows`.
     """
     with _open(path) as file:
         return tuple(file.schema_arrow.names) if file.metadata.num_rows else ()
 
 
 def rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    """The rows of a file with their numbers, from 1; of a row the columns that are wanted.
+    """Yield the rows of a file with their numbers, from 1, and their wanted columns.
 
-    Columns are of text, numbers or truth values, and may be dictionary-encoded. A few rows are held at a time, whatever
-    the size of the row groups.
+    Columns hold text, numbers, or truth values, and may be dictionary-encoded. A few rows are in memory at a time,
+    whatever the size of the row groups.
 
     Raises:
-      UserError: path, or path:row, and what is wrong there: a column that is missing, or of another type; text that
-        is not UTF-8; a file that is damaged, or no parquet.
+      UserError: path, or path:row, and what is wrong there: a missing column, another type, text that is not UTF-8, or
+        a file that is damaged or not Parquet.
     """
     number = 0
     with _open(path) as file:
@@ -47,7 +47,7 @@ def rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                 number += 1
                 yield number, dict(zip(columns, cells, strict=True))
         if number != file.metadata.num_rows:
-            raise UserError(f"{path}: has {number} rows and says {file.metadata.num_rows}: it is damaged")
+            raise UserError(f"{path}: has {number} rows but says {file.metadata.num_rows}: it is damaged")
 
 
 @contextmanager
@@ -61,21 +61,21 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         reason = getattr(error, "strerror", None)
         if reason:
             raise UserError(f"{path}: cannot be read: {reason}") from None
-        raise UserError(f"{path}: damaged, or no parquet file: {_first_line(error)}") from None
+        raise UserError(f"{path}: damaged, or not a Parquet file: {_first_line(error)}") from None
     with file:
         yield file
 
 
 def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.RecordBatch | None:
     try:
-        # Empty ones are not the end.
+        # An empty batch is not the end.
         return next((batch for batch in batches if batch.num_rows), None)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged after row {number}: {_first_line(error)}") from None
 
 
 def _columns(schema: pa.Schema, wanted: Collection[str], path: Path) -> list[str]:
-    """The wanted columns, each once, in the file's order."""
+    """Return the wanted columns, each once, in the file's order."""
     for name in wanted:
         if name not in schema.names:
             shown = ", ".join(map(repr, schema.names))
@@ -89,8 +89,8 @@ def _columns(schema: pa.Schema, wanted: Collection[str], path: Path) -> list[str
     return [name for name in schema.names if name in wanted]
 
 
-# What else there is has no counterpart in the other formats. A column of type null has no value, which is an error of
-# its first row.
+# Other types have no counterpart in the other formats. A column of type null has no value, which is an error in its
+# first row.
 _READABLE = (
     types.is_string,
     types.is_large_string,
@@ -104,7 +104,7 @@ _READABLE = (
 
 
 def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
-    """As many rows as are read at once."""
+    """Return the number of rows to read at once."""
     largest = 1  # bytes of a row, on an average of its row group
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)

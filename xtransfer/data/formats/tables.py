@@ -1,4 +1,4 @@
-"""Strict readers of TSV, CSV, JSONL and parquet: a row is read as it stands, or an error names its file and line."""
+"""Strict readers of TSV, CSV, JSONL, and Parquet: a row is read exactly, or an error names its file and line."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -12,12 +12,12 @@ from xtransfer.errors import UserError, nearest
 
 _PARQUET = ".parquet"
 ENDINGS = (*READERS, _PARQUET)
-_OPTIONAL = {"pair": "text_pair", "id": "id"}  # columns that are read where the first row has them
+_OPTIONAL = {"pair": "text_pair", "id": "id"}  # columns to read if the first row has them
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read; "" = there is none."""
+    """The names of the columns to read; "" for none."""
 
     text: str
     pair: str = ""
@@ -27,7 +27,7 @@ class Columns:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The names there are."""
+        """Return the names that are not empty."""
         return tuple(filter(None, astuple(self)))
 
 
@@ -36,11 +36,11 @@ class Record:
     """One row of a file.
 
     Attributes:
-      line: where it starts, from 1; of parquet the number of the row, from 1.
-      id: of the id column, else the number of the data row, from 0.
-      text: never empty.
-      text_pair: never empty, or None without a pair column.
-      label: name of the class, or None without a label column.
+      line: the line it starts on, from 1; in Parquet the row's number, from 1.
+      id: from the id column, or else the number of the data row, from 0.
+      text: not empty.
+      text_pair: not empty, or None without a pair column.
+      label: the name of the class, or None without a label column.
       language: "" without a language column.
     """
 
@@ -54,13 +54,13 @@ class Record:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A file, and what is read of it.
+    """A file of texts, and how to read it.
 
     Attributes:
-      path: ends in .tsv, .csv, .jsonl or .parquet.
-      columns: names of the columns; "" for no pairs, or no ids.
-      undeclared: columns that no row may have, for the first row lacks them and nobody has named them.
-      skip_empty: whether rows without text are left out, or an error.
+      path: ends in .tsv, .csv, .jsonl, or .parquet.
+      columns: the names of the columns; "" for no pairs or no ids.
+      undeclared: columns that no row may have, because the first row lacks them and the user did not name them.
+      skip_empty: whether to skip rows without text; otherwise they are an error.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Text:
-    """A row: its line (of parquet its number, from 1), its id as given (else its number, from 0), its text or texts."""
+    """A row: its line (in Parquet its number, from 1), its id (or its number, from 0), and its text or texts."""
 
     line: int
     id: Any
@@ -80,25 +80,25 @@ class Text:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no text, or no second text of a pair."""
+        """Whether the text, or the second text of a pair, is missing."""
         return not self.text.strip() or (self.text_pair is not None and not self.text_pair.strip())
 
 
 def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> tuple[list[Record], int]:
-    """Reads a file whose ending is one of `ENDINGS`.
+    """Read a file whose ending is one of `ENDINGS`.
 
-    Text is UTF-8, with or without a byte-order mark; see `lines.rows` and `parquet.rows` for the formats.
+    Text is UTF-8, with or without a byte-order mark. See `lines.rows` and `parquet.rows` for the formats.
 
     Args:
       path: the file.
-      columns: what to read; other columns are ignored.
-      empty_text: "error", or "skip" to leave rows without text out.
+      columns: the columns to read; others are ignored.
+      empty_text: "error", or "skip" to leave out rows without text.
 
     Returns:
-      The records in the order of the file, and the number of rows that were left out.
+      The records in the file's order, and the number of rows that were left out.
 
     Raises:
-      UserError: file:line and what is wrong there. An id stands once in the file, or once of each language.
+      UserError: file:line and what is wrong there. An id may occur only once in the file, or once per language.
     """
     records: list[Record] = []
     lines_by_id: dict[tuple[str, str], int] = {}
@@ -116,26 +116,26 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
         key = (record.language, record.id)
         first = lines_by_id.get(key)
         lines_by_id.setdefault(key, line)
-        if first is not None:  # perhaps on the same line, of CSV
+        if first is not None:  # in CSV perhaps on the same line
             of = f" of {record.language!r}" if columns.language else ""
-            raise UserError(f"{where}: id {record.id!r}{of} already stands in {_unit(path)} {first}")
+            raise UserError(f"{where}: id {record.id!r}{of} already occurs in {_unit(path)} {first}")
         if record.text.strip() and (record.text_pair is None or record.text_pair.strip()):
             records.append(record)
         elif empty_text == "skip":
             skipped += 1
         else:
             column = columns.pair if record.text.strip() else columns.text
-            raise UserError(f"{where}: column {column!r} is empty; mend it, or set task.empty_text to 'skip'")
+            raise UserError(f"{where}: column {column!r} is empty; fill it in, or set task.empty_text to 'skip'")
     if not records:
         raise UserError(f"{path}: no rows with text")
     return records, skipped
 
 
 def column_names(path: Path) -> tuple[str, ...]:
-    """The names of the columns that the first row has; none where there is no row.
+    """Return the names of the first row's columns; none without a row.
 
     Raises:
-      UserError: as `read_rows`.
+      UserError: see `read_rows`.
     """
     if path.suffix.lower() == _PARQUET:
         return parquet.names(path)
@@ -143,17 +143,17 @@ def column_names(path: Path) -> tuple[str, ...]:
 
 
 def column_values(path: Path, column: str) -> Iterator[str]:
-    """The values in a column of names (labels, languages), row by row.
+    """Yield the values in a column of names (labels, languages), row by row.
 
     Raises:
-      UserError: file:line and what is wrong there; for all that needs no other column.
+      UserError: file:line and what is wrong there, as far as it does not concern another column.
     """
     for line, values in read_rows(path, (column,)):
         yield _name(values, column, f"{path}:{line}")
 
 
 def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> TextTable:
-    """What to read of a file: the columns that are named ("" for none), else those that its first row has.
+    """Return how to read a file: the columns that are named ("" for none), or else those of its first row.
 
     Raises:
       UserError: there is no row.
@@ -171,7 +171,7 @@ def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
 
 
 def read_texts(source: TextTable) -> Iterator[Text]:
-    """The rows of a file one by one, those without text too where they are to be skipped.
+    """Yield the rows of a file one by one, including those without text if they are to be skipped.
 
     Raises:
       UserError: file:line and what is wrong there.
@@ -181,7 +181,7 @@ def read_texts(source: TextTable) -> Iterator[Text]:
         where = f"{source.path}:{line}"
         for name in source.undeclared:
             if name in values:
-                raise UserError(f"{where}: column {name!r} is not in the first row; give it to all rows, or to none")
+                raise UserError(f"{where}: column {name!r} is not in the first row; add it to all rows, or to none")
         row = Text(
             line=line,
             id=_id(values, columns.id, where) if columns.id else number,
@@ -190,7 +190,7 @@ def read_texts(source: TextTable) -> Iterator[Text]:
         )
         if row.empty and not source.skip_empty:
             column = columns.pair if row.text.strip() else columns.text
-            raise UserError(f"{where}: column {column!r} is empty; mend it, or give --empty-text skip")
+            raise UserError(f"{where}: column {column!r} is empty; fill it in, or pass --empty-text skip")
         yield row
 
 
@@ -204,16 +204,16 @@ def _id(values: dict[str, Any], column: str, where: str) -> Any:
 
 
 def read_rows(path: Path, wanted: Collection[str] | None = None) -> Iterator[Row]:
-    """The rows of a file by the reader of its ending, with the line (of parquet: the row) that each starts on.
+    """Yield the rows of a file in the format of its ending, with the line (in Parquet, the row) that each starts on.
 
-    It holds no more than a row at a time, of parquet a few, so a file may be larger than the memory.
+    One row is in memory at a time, or a few for Parquet, so a file may be larger than memory.
 
     Args:
       path: the file.
-      wanted: columns to read of parquet, which must have them; None for all. Rows of other formats have all columns.
+      wanted: the columns to read from Parquet, which must have them; None reads all. Other formats give all columns.
 
     Raises:
-      UserError: as `read_records`, for all that needs no column names; a line (of CSV: a row) of over 256 MiB.
+      UserError: see `read_records`, as far as it needs no column names; or a line (in CSV, a row) of over 256 MiB.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -235,7 +235,7 @@ def _unit(path: Path) -> str:
 
 
 def value_of(values: dict[str, Any], column: str, where: str) -> Any:
-    """The value in a column of the row at `where`; UserError without that column, or with half a surrogate pair."""
+    """Return a column's value in the row at `where`; UserError without that column, or with half a surrogate pair."""
     if column not in values:
         near = nearest(column, values)
         raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
@@ -249,7 +249,7 @@ def value_of(values: dict[str, Any], column: str, where: str) -> Any:
 
 
 def text_of(values: dict[str, Any], column: str, where: str) -> str:
-    """The text in a column, perhaps empty; UserError as `value_of`, or where it is no text."""
+    """Return a column's text, which may be empty; UserError as in `value_of`, or if it is not text."""
     value = value_of(values, column, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text")
@@ -257,7 +257,7 @@ def text_of(values: dict[str, Any], column: str, where: str) -> str:
 
 
 def _name(values: dict[str, Any], column: str, where: str) -> str:
-    """The value of a label or id column, for which JSON may have an integer."""
+    """Return the value of a label or id column, which may be an integer in JSON."""
     value = value_of(values, column, where)
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or an integer")

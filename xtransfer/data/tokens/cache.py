@@ -1,12 +1,12 @@
-"""Token ids on disk, so that texts are tokenised once: ragged arrays, memory-mapped when they are read.
+"""Token ids on disk, so that texts are tokenized only once: ragged arrays that are memory-mapped for reading.
 
     <directory>/<key>/manifest.json        what the tokens are, and the size and sha256 of each array's file
                       input_ids.npy        [total] int32
                       token_type_ids.npy   [total] uint8
                       offsets.npy          [n + 1] int64
 
-The key hashes whatever decides the tokens, so an entry is never stale, and any may be deleted. An entry is there as a
-whole or not at all; what is damaged is made again.
+The key hashes everything that decides the tokens, so an entry is never stale, and any entry may be deleted. An entry
+exists completely or not at all, and a damaged one is made again.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ ARRAYS: dict[str, np.dtype[Any]] = {
 
 _log = logging.getLogger(__name__)
 
-# Tokenising this much takes no longer than the fsyncs of an entry, and a cache of single sentences helps no one.
+# Tokenizing this much takes no longer than the fsyncs of an entry, and a cache of single sentences helps nobody.
 _WORTH_KEEPING = 20_000  # characters
 _HASHED_TOGETHER = 1000  # texts per update of the hash
 
@@ -52,9 +52,9 @@ class TokenCache:
     """The tokens of one tokenizer at one length.
 
     Attributes:
-      directory: where entries are kept, of this and of any other tokenizer and length; None keeps nothing.
-      tokenizer: from `load_tokenizer`; not to be changed afterwards.
-      max_length: tokens of an example at most, special tokens included.
+      directory: holds the entries of any tokenizer and length; None keeps nothing.
+      tokenizer: from `load_tokenizer`; do not change it afterwards.
+      max_length: the most tokens of an example, with special ones.
     """
 
     directory: Path | None
@@ -64,18 +64,18 @@ class TokenCache:
     def tokens(
         self, texts: Sequence[str], pairs: Sequence[str] | None, *, on_batch: Callable[[int], None] | None = None
     ) -> Tokens:
-        """The tokens that `tokenize` gives, from the disk where they lie there, else tokenised and kept.
+        """Return the tokens that `tokenize` gives, from the disk or else from the tokenizer.
 
-        Memory does not grow with the number of examples: the arrays are written batch by batch and come back as
-        read-only maps of the files. A second process waits for the one that is tokenising, and reads what it wrote.
+        Memory does not grow with the number of examples: the arrays are written batch by batch, and come back as
+        read-only memory maps. A second process waits for the one that is tokenizing, and reads what it wrote.
 
         Args:
           texts: n texts.
           pairs: n second texts, or None.
-          on_batch: hears of each b examples that are tokenised; of none where all lie on the disk.
+          on_batch: called with the size of each tokenized batch, and not at all if everything is on the disk.
 
         Raises:
-          UserError: as `tokenize_batches`, or the directory cannot be written (a full disk), with its path.
+          UserError: see `tokenize_batches`; or the directory cannot be written (a full disk), with its path.
           ValueError: texts and pairs differ in number.
         """
         characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
@@ -97,25 +97,25 @@ class TokenCache:
         entry = directory / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         found = _read(entry, key)
         if found is None:
-            # One lock for all entries, as tokenising takes all cores: whoever holds it knows that nobody is writing.
+            # One lock for all entries, because tokenizing takes all cores. Its holder knows that nobody is writing.
             with directory_lock(directory, "tokenising", wait=True):
                 found = _read(entry, key, warn=True)
                 if found is None:
                     self._write(entry, key, texts, pairs, on_batch)
                     found = _read(entry, key, warn=True)
             if found is None:
-                raise UserError(f"{entry}: what was written there cannot be read again: the disk is failing")
+                raise UserError(f"{entry}: the tokens written there cannot be read again: the disk is failing")
         return found
 
     @cached_property
     def _fingerprint(self) -> str:
-        return tokenization.tokenizer_fingerprint(self.tokenizer)  # a second's work for a large vocabulary
+        return tokenization.tokenizer_fingerprint(self.tokenizer)  # takes a second for a large vocabulary
 
     def _key(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "tokenizer": self._fingerprint,
-            "tokenizers": importlib.metadata.version("tokenizers"),  # the same files, but perhaps other ids
+            "tokenizers": importlib.metadata.version("tokenizers"),  # another version may give other ids
             "max_length": self.max_length,
             "character_limit": tokenization.character_limit(self.max_length),
             "texts": texts_fingerprint(texts, pairs),
@@ -129,7 +129,7 @@ class TokenCache:
         pairs: Sequence[str] | None,
         on_batch: Callable[[int], None] | None,
     ) -> None:
-        """Tokenises into a temporary directory, which takes the entry's place when all of it is on the disk."""
+        """Tokenize into a temporary directory, which becomes the entry when everything is on the disk."""
         clipped = 0
         with _disk(entry), storage.atomic_directory(entry, locked=True) as temporary:
             with contextlib.ExitStack() as files:
@@ -151,12 +151,12 @@ class TokenCache:
 
 
 def texts_fingerprint(texts: Sequence[str], pairs: Sequence[str] | None) -> str:
-    """sha256 of texts, or of pairs of texts, in their order."""
+    """Return the sha256 of texts, or of pairs of texts, in their order."""
     sides = [texts] if pairs is None else [texts, pairs]
     digest = hashlib.sha256(f"{len(sides)} {len(texts)}".encode())
     for side in sides:
         for start in range(0, len(side), _HASHED_TOGETHER):
-            # A lone surrogate is the tokenizer's to refuse, with the example's number.
+            # The tokenizer refuses a lone surrogate, and names the example.
             encoded = [each.encode("utf-8", "surrogatepass") for each in side[start : start + _HASHED_TOGETHER]]
             digest.update(np.asarray([len(each) for each in encoded], "<i8").tobytes())
             digest.update(b"".join(encoded))
@@ -167,7 +167,7 @@ class _GrowingArray:
     """A one-dimensional .npy file that is written piece by piece."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        # Without a buffer, so that closing it after a failed write does not write, and fail, again.
+        # Unbuffered, so that closing it after a failed write does not write, and fail, again.
         self._file = (directory / f"{name}.npy").open("wb", buffering=0)
         self._dtype, self.length = ARRAYS[name], 0
         self._write_header()
@@ -190,22 +190,22 @@ class _GrowingArray:
         os.fsync(self._file.fileno())
 
     def _write_header(self) -> None:
-        # numpy leaves room in it for any length of the first axis, so that it can be written over.
+        # numpy leaves room in the header for any length of the first axis, so it can be overwritten.
         shape = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._file, shape)
 
 
 def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | None:
-    """The tokens of an entry; None where there is none, or where it is damaged."""
+    """Return the tokens of an entry; None if it does not exist or is damaged."""
     if not entry.exists():
         return None
     try:
         manifest = storage.read_json((entry / "manifest.json").read_text(encoding="utf-8"))
         if manifest["key"] != key:
-            raise ValueError("the manifest is of other tokens")
+            raise ValueError("the manifest belongs to other tokens")
         for name in ARRAYS:
             size = (entry / f"{name}.npy").stat().st_size
-            if size != manifest["files"][name]["size"]:  # before the slower look at all of its bytes
+            if size != manifest["files"][name]["size"]:  # before the slower check of all bytes
                 raise ValueError(f"{name}.npy has {size} bytes, not {manifest['files'][name]['size']}")
             if _facts(entry, name) != manifest["files"][name]:
                 raise ValueError(f"{name}.npy has other bytes than were written")
@@ -215,7 +215,7 @@ def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | N
         return Tokens(**arrays, clipped=manifest["clipped"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if warn:
-            _log.warning("%s: damaged, so the texts are tokenised again: %s", entry, error)
+            _log.warning("%s: damaged, so tokenizing the texts again: %s", entry, error)
         return None
 
 
@@ -226,7 +226,7 @@ def _facts(entry: Path, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _disk(entry: Path) -> Iterator[None]:
-    """What the disk cannot do is a `UserError` that names the entry."""
+    """Turn a failure of the disk into a UserError that names the entry."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Text to token ids: loading a tokenizer, clipping and tokenising in bulk."""
+"""Text to token ids: loading a tokenizer, clipping, and tokenizing in bulk."""
 
 import hashlib
 import itertools
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A call of the tokenizer takes this many examples or characters, whichever is less: work for every core, and memory
-# that depends neither on the number of examples nor on their length.
+# A call of the tokenizer takes this many examples or characters, whichever is less. That is work for every core, and
+# the memory depends neither on the number of examples nor on their length.
 _CHUNK = 1000
 _CHUNK_CHARACTERS = 1 << 20
 _CHARACTERS_PER_TOKEN = 20  # far above any language's mean, yet a 20 MB line costs nothing
-_TAKEN = 1 << 16  # examples that `Tokens.take` copies at once: where their tokens lie takes more memory than they do
-_MAX_TYPE_ID = 255  # they are kept as bytes
+_TAKEN = 1 << 16  # examples that `Tokens.take` copies at once: the places of tokens take more memory than the tokens
+_MAX_TYPE_ID = 255  # token types are kept as bytes
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
 
@@ -34,10 +34,10 @@ class Tokens:
     """The token ids of n examples, end to end.
 
     Attributes:
-      input_ids: [total] int32, special tokens included.
-      token_type_ids: [total], uint8 as `tokenize` gives them.
+      input_ids: [total] int32, with special tokens.
+      token_type_ids: [total], uint8 from `tokenize`.
       offsets: [n + 1] int64; example i is input_ids[offsets[i]:offsets[i + 1]].
-      clipped: examples of which characters were cut off before the tokenizer saw them.
+      clipped: the number of examples whose characters were cut off before tokenizing.
     """
 
     input_ids: np.ndarray
@@ -46,21 +46,21 @@ class Tokens:
     clipped: int = 0
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
-        """[n] int64, tokens of each example."""
+        """The number of tokens in each example, [n] int64."""
         return np.diff(self.offsets)
 
     def item(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, token_type_ids) of example i, each [length]."""
+        """Return (input_ids, token_type_ids) of example i, each [length]."""
         span = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.input_ids[span], self.token_type_ids[span]
 
     def take(self, indices: np.ndarray) -> "Tokens":
-        """The examples `indices` [m] in that order, in memory; none of them counts as clipped."""
+        """Return the examples `indices` [m] in that order, in memory; none of them counts as clipped."""
         starts, lengths = self.offsets[indices], self.lengths[indices]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         input_ids = np.empty(offsets[-1], self.input_ids.dtype)
@@ -74,7 +74,7 @@ class Tokens:
 
 
 def concatenate(parts: Sequence[Tokens]) -> Tokens:
-    """The examples of all parts, in memory; a single part stays what it is."""
+    """Return the examples of all parts, in memory; a single part is returned as it is."""
     if len(parts) == 1:
         return parts[0]
     return Tokens(
@@ -86,7 +86,7 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
 
 
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a checkpoint directory; runs no code from it and downloads nothing.
+    """Return the fast tokenizer of a checkpoint directory. Runs no code from it, and downloads nothing.
 
     Raises:
       UserError: there are no tokenizer files, they are broken, or the tokenizer has no fast form.
@@ -100,19 +100,19 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), trust_remote_code=False, local_files_only=True, use_fast=True
         )
-    except BaseException as error:  # a bad regex in tokenizer.json is a PanicException, which is no Exception
+    except BaseException as error:  # a bad regex in tokenizer.json is a PanicException, which is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {_one_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # a missing vocabulary file is not an error to transformers
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers accepts a missing vocabulary file
         raise UserError(f"{directory}: the tokenizer has no words beside its special tokens; add its tokenizer.json")
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """sha256 of all that decides ids and types of tokens; the same before and after `tokenize`, for any max_length."""
+    """Return the sha256 of everything that decides token ids and types; `tokenize` and max_length do not change it."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
     state["sides"] = [tokenizer.truncation_side, tokenizer.split_special_tokens, _has_types(tokenizer)]
@@ -127,7 +127,7 @@ def tokenize(
     *,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tokens:
-    """All of `tokenize_batches` as one, in memory; `on_batch(b)` hears of each b examples that are done."""
+    """Return all of `tokenize_batches` as one, in memory; call `on_batch` with the size of each batch."""
     batches = []
     for batch in tokenize_batches(tokenizer, texts, pairs, max_length):
         batches.append(batch)
@@ -139,18 +139,18 @@ def tokenize(
 def tokenize_batches(
     tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> Iterator[Tokens]:
-    """Tokenises texts, or pairs of texts, with special tokens, truncated to max_length and without padding.
+    """Tokenize texts, or pairs of texts, with special tokens, truncated to max_length and without padding.
 
-    The examples come in order, up to 1000 at a time, tokenised on all cores. A text longer than 20 characters per
-    token of max_length is clipped first and counted: a tokenizer reads all of a text before it truncates. Of a pair
-    the longer side is truncated first. Token types are zeros where the tokenizer's `model_input_names` do not name
-    them: its model was trained without, and `transformers` gives it none.
+    The examples come in order, up to 1000 at a time, and all cores tokenize. A tokenizer reads a whole text before it
+    truncates, so a text longer than 20 characters per token of max_length is clipped first, and counted. In a pair the
+    longer side is truncated first. Token types are zeros if the tokenizer's `model_input_names` lack them: the model
+    was trained without, and `transformers` gives it none.
 
     Args:
-      tokenizer: from `load_tokenizer`; its truncation and padding are set.
+      tokenizer: from `load_tokenizer`; its truncation and padding are changed.
       texts: n texts.
       pairs: n second texts, or None.
-      max_length: tokens of an example at most, special tokens included.
+      max_length: the most tokens of an example, with special ones.
 
     Raises:
       UserError: max_length leaves no room for text, or the tokenizer fails on an example (named by its index).
@@ -165,12 +165,12 @@ def tokenize_batches(
 
 
 def character_limit(max_length: int) -> int:
-    """Characters after which a text is clipped that is to have at most max_length tokens."""
+    """Return the number of characters after which a text is clipped for examples of at most max_length tokens."""
     return max_length * _CHARACTERS_PER_TOKEN
 
 
 def warn_of_clipped(clipped: int, total: int, max_length: int) -> None:
-    """Says in the log that texts were clipped, if any were."""
+    """Log that texts were clipped, if any were."""
     if clipped:
         limit = character_limit(max_length)
         _log.warning("%d of %d examples had texts of over %d characters, which were clipped", clipped, total, limit)
@@ -183,7 +183,7 @@ def _has_types(tokenizer: "PreTrainedTokenizerFast") -> bool:
 def _batches(tokenizer: "PreTrainedTokenizerFast", sides: list[Sequence[str]], max_length: int) -> Iterator[Tokens]:
     backend, limit = tokenizer.backend_tokenizer, character_limit(max_length)
     for start, stop in _chunks(sides, limit):
-        # Set each time, for whoever calls the tokenizer between two batches sets it anew.
+        # Set each time, because callers may use the tokenizer in between and change it.
         backend.no_padding()
         backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
         backend.encode_special_tokens = tokenizer.split_special_tokens
@@ -203,7 +203,7 @@ def _batches(tokenizer: "PreTrainedTokenizerFast", sides: list[Sequence[str]], m
 
 
 def _chunks(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the examples that go to the tokenizer together."""
+    """Yield (start, stop) of the examples that go to the tokenizer together."""
     start, characters, total = 0, 0, len(sides[0])
     for i in range(total):
         characters += sum(min(len(side[i]), limit) for side in sides)
@@ -215,17 +215,17 @@ def _chunks(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]
 def _encode(
     backend: "tokenizers.Tokenizer", sides: list[list[str]], start: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids and type ids of a chunk of texts (and second texts); looks for the guilty example when the chunk fails."""
+    """Return ids and type ids of a chunk of texts (and second texts); if it fails, find the example that fails."""
     try:
-        # Straight to the Rust code: the same ids as the tokenizer's own call gives, in two thirds of the time.
+        # Straight to the Rust code, which gives the same ids as the tokenizer's own call in two thirds of the time.
         encodings = backend.encode_batch_fast(sides[0] if len(sides) == 1 else list(zip(*sides, strict=True)))
         ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
         if not all(ids):
-            raise ValueError("no tokens come of it")
+            raise ValueError("it gives no tokens")
         if max(map(max, types)) > _MAX_TYPE_ID:
             raise ValueError(f"its token type ids go beyond {_MAX_TYPE_ID}")
         return ids, types
-    except BaseException as error:  # PanicException of the tokenizer is no Exception
+    except BaseException as error:  # the tokenizer's PanicException is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         if len(sides[0]) == 1:

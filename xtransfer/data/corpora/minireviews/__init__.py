@@ -1,6 +1,7 @@
-"""The embedded SYNTHETIC task `minireviews`: `prepare` writes a config once with TFDS, `read` gives its rows.
+"""The embedded SYNTHETIC task `minireviews`: `prepare` writes a config once with TFDS, and `read` returns its rows.
 
-Generator, language files and TFDS builder are in the modules beside this one; TFDS is imported only when it is used.
+The modules beside this one hold the generator, the TFDS builder, and the language files. TFDS is only imported when it
+is used.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def _root(data_dir: Path) -> Path:
 
 
 def prepare(config_name: str, data_dir: Path) -> MiniReviews:
-    """Writes one config under `data_dir` unless it is there, and returns its TFDS builder.
+    """Write one config under `data_dir` unless it exists, and return its TFDS builder.
 
-    Safe beside other processes (a file lock), and after a killed one (TFDS renames a finished folder into place). What
-    is there already may be read-only.
+    This is safe beside other processes (a file lock) and after a killed one (TFDS renames a finished folder into
+    place). Existing data may be read-only.
 
     Raises:
       UserError: an unknown config, or a directory that cannot be written.
@@ -61,7 +62,7 @@ def prepare(config_name: str, data_dir: Path) -> MiniReviews:
 
 
 def read(config_name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:
-    """Returns the rows of one prepared split in order, text as str, label as int.
+    """Return the rows of one prepared split in order, with text as str and label as int.
 
     Raises:
       UserError: an unknown config or split, or a config that `prepare` has not written here.

@@ -1,4 +1,4 @@
-"""TFDS builder of the SYNTHETIC task `minireviews`; needs neither TensorFlow nor the network."""
+"""The TFDS builder of the SYNTHETIC task `minireviews`, which needs neither TensorFlow nor the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ translation pairs of single sentences without labels, for pretraining only, and 
 
 
 def config_names() -> tuple[str, ...]:
-    """Returns the names of all builder configs."""
+    """Return the names of all builder configs."""
     return (*generator.LANGUAGES, *(name + PRETRAINING for name in generator.LANGUAGES), *generator.PAIRS)
 
 
@@ -31,10 +31,10 @@ def _config(name: str) -> tfds.core.BuilderConfig:
 
 
 class MiniReviews(tfds.core.GeneratorBasedBuilder):
-    """Splits: a language has train, dev, test, unlabelled; "<language>-pretraining" pretraining; a pair parallel."""
+    """The embedded reviews. A language has train, dev, test, and unlabelled; a pair of languages has parallel text."""
 
     name = "minireviews"
-    # TFDS looks beside the code for checksums of downloads: there are none, and the search needs a further package.
+    # TFDS looks for download checksums beside the code. There are none, and the search needs another package.
     code_path = None
     VERSION = tfds.core.Version(generator.VERSION)
     RELEASE_NOTES = {generator.VERSION: "First version."}

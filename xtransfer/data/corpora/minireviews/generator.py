@@ -1,7 +1,7 @@
-"""Seeded generator of the SYNTHETIC task `minireviews`: product reviews in four languages, and parallel sentences.
+"""The seeded generator of the SYNTHETIC task `minireviews`: product reviews in four languages, and parallel sentences.
 
-A *meaning* is a frame id with a filler id for each of its slots; the TOML file of a language says how its frames and
-fillers are put into words. Reviews of different languages are drawn independently; the parallel corpus realises one
+A *meaning* is the id of a frame, with the id of a filler for each of its slots. The TOML file of a language says how
+its frames and fillers are worded. Reviews in different languages are drawn independently; the parallel corpus words one
 meaning in two languages. Everything is a pure function of the seed strings below.
 """
 
@@ -17,22 +17,22 @@ from importlib import resources
 from typing import Any
 
 VERSION = "1.0.0"
-# Identifies the texts in prepared data and in every workdir's record. It is the sha256 of this package's files when the
-# texts were fixed. Renew it when the texts change (a test compares them), and only then.
+# Identifies the texts in prepared data and in every workdir's record. It is the sha256 of this package's files from
+# when the texts were fixed. Renew it if the texts change, which a test checks, and only then.
 FINGERPRINT = "15bd3d4e7824d7165ae71a2ba4e626ef80f2f1f0bfbd9674a68653eff090d497"
 LANGUAGES = ("en", "de", "fr", "ja")
 PAIRS = ("en-de", "en-fr", "en-ja", "de-fr", "de-ja", "fr-ja")
 DOMAINS = ("books", "dvd", "music")
 LABELS = ("negative", "positive")
-# Small splits first: a text belongs to the first split that drew it, so larger ones never change smaller ones.
+# Small splits first: a text belongs to the first split that drew it, so larger splits never change smaller ones.
 SPLIT_SIZES = {"test": 1000, "dev": 500, "train": 4000, "unlabelled": 4000, "pretraining": 15000}
 PARALLEL_SIZE = 40000
 LABEL_NOISE = 0.02
 TYPO_RATE = 0.01
-# Japanese has no spaces; a word is about two and a half characters, and slips of the pen are rarer.
+# Japanese has no spaces. A word is about two and a half characters, and typing errors are rarer.
 TYPO_RATE_PER_CHARACTER = 0.002
 
-# Frames that speak of a part, so that a verdict may still go the other way.
+# Frames about one aspect, after which the verdict may still go the other way.
 _CONCESSIONS = (
     "is", "is_very", "is_strong", "is_and", "not_at_all", "anything_but", "nobody", "not_as", "adv", "not_only",
     "why_some", "never", "neither", "adv_but",
@@ -40,7 +40,7 @@ _CONCESSIONS = (
 _AFTER_CONTRAST = ("even_so", "my_verdict", "all_the_same", "recommend", "not_np", "does_not_change", "what_counts")
 _SUMMARIES = ("all_in_all", "my_verdict", "very", "not_adj", "what_counts")
 _SKEW = 2.5
-# Frames that say plainly what is meant; the others deny, compare or quote somebody.
+# Frames that say plainly what they mean; the others deny, compare, or quote somebody.
 _PLAIN = ("is", "is_very", "is_strong", "is_and", "np", "say", "will_like", "adv", "say_because", "not_only", "say_and")
 _SLOT = re.compile(r"\{(\^?)([a-z_]+?)(\d*)(?:\.([a-z_0-9]+))?\}")
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -48,7 +48,7 @@ _WORD = re.compile(r"[^\W\d_]{4,}")
 
 @dataclass(frozen=True)
 class Review:
-    """One review: `label` 0 negative, 1 positive (after label noise)."""
+    """One review; `label` is 0 for negative and 1 for positive, after label noise."""
 
     text: str
     label: int
@@ -57,7 +57,7 @@ class Review:
 
 @dataclass(frozen=True)
 class Meaning:
-    """A sentence before it has words: `group` and `domain` find the frame, `slots` maps slot name to filler id."""
+    """A sentence before it is worded: `group` and `domain` find the frame, `slots` maps slot names to filler ids."""
 
     group: str
     frame: str
@@ -68,7 +68,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Language:
-    """Words of one language. frames[group, domain][id] = variants; fillers[slot, domain][id] = {form: text}."""
+    """The words of one language: frames[group, domain][id] = variants; fillers[slot, domain][id] = {form: text}."""
 
     frames: Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]]
     fillers: Mapping[tuple[str, str], Mapping[str, Mapping[str, str]]]
@@ -80,7 +80,7 @@ def _resource(language: str) -> bytes:
 
 @cache
 def load_language(language: str) -> Language:
-    """Reads the words of `language` (one of LANGUAGES)."""
+    """Read the words of `language`, one of LANGUAGES."""
     table = tomllib.loads(_resource(language).decode())
     columns: dict[str, list[str]] = table["forms"]
     frames = {
@@ -111,7 +111,7 @@ def _frame_ids(group: str, domain: str) -> tuple[str, ...]:
 
 @cache
 def _filler_ids(slot: str, domain: str, of: str = "") -> tuple[str, ...]:
-    """Ids of the fillers of `slot`; of adjectives only those that may be said `of` this aspect."""
+    """Return the ids of the fillers of `slot`; for adjectives only those that can describe the aspect `of`."""
     unsuited = _unsuited(of) if slot in ("pos", "neg", "strong_pos", "strong_neg") else frozenset()
     return tuple(i for i in load_language(LANGUAGES[0]).fillers[slot, domain] if i not in unsuited)
 
@@ -129,14 +129,14 @@ def _unsuited(of: str) -> frozenset[str]:
 
 @cache
 def _excluded(frame: str) -> frozenset[tuple[str, str]]:
-    """(slot, filler id) and ("frame", id) that contradict `frame` within one review."""
+    """Return the (slot, filler id) and ("frame", id) that contradict `frame` within one review."""
     pairs = _shared()["excludes"].get(frame, {})
     return frozenset((slot, i) for slot, ids in pairs.items() for i in ids)
 
 
 @cache
 def _frame_slots(group: str, frame: str, domain: str) -> tuple[tuple[str, str], ...]:
-    """(slot, its base name) for every slot that any language uses in this frame."""
+    """Return (slot, its base name) for every slot that any language uses in this frame."""
     names: dict[str, str] = {}
     for language in LANGUAGES:
         for variant in load_language(language).frames[group, domain][frame]:
@@ -145,7 +145,7 @@ def _frame_slots(group: str, frame: str, domain: str) -> tuple[tuple[str, str], 
 
 
 def _draw_filler(rng: random.Random, slot: str, domain: str, of: str) -> str:
-    """Draws an id; of what carries an opinion the first of the list are the frequent ones: words have a long tail."""
+    """Draw an id. Among words that carry an opinion the first of the list are frequent, with a long tail."""
     ids = _filler_ids(slot, domain, of)
     return ids[int(len(ids) * rng.random() ** (_SKEW if slot.endswith(("pos", "neg")) else 1))]
 
@@ -158,11 +158,15 @@ def draw_meaning(
     fixed: Mapping[str, str] | None = None,
     used: set[tuple[str, str]] | None = None,
 ) -> Meaning:
-    """Draws a sentence of `group` ("pos", "neg", "verdict_pos", "verdict_neg" or "neutral"), from `frames` if given.
+    """Draw a sentence of `group` ("pos", "neg", "verdict_pos", "verdict_neg", or "neutral"), from `frames` if given.
 
     Args:
-      fixed: fillers of slots that stay the same through a review, such as what the product is called.
-      used: (slot, filler id) and ("frame", id) that the review has used already; what is drawn is added.
+      rng: the random stream.
+      group: the kind of sentence.
+      domain: of the review.
+      fixed: fillers of slots that stay the same through a review, such as the word for the product.
+      used: the (slot, filler id) and ("frame", id) that the review has used; the drawn ones are added.
+      frames: the frames to draw from.
     """
     used = set() if used is None else used
     frames = frames or _frame_ids(group, domain)
@@ -172,7 +176,7 @@ def draw_meaning(
     used.add(("frame", frame))
     used.update(_excluded(frame))
     slots: dict[str, str] = {}
-    for slot, base in _frame_slots(group, frame, domain):  # sorted, so the aspect comes before what is said of it
+    for slot, base in _frame_slots(group, frame, domain):  # sorted, so an aspect comes before what describes it
         if fixed and base in fixed:
             slots[slot] = fixed[base]
             continue
@@ -185,14 +189,14 @@ def draw_meaning(
 
 
 def realise(meaning: Meaning, language: str) -> str:
-    """Returns the sentence that says `meaning` in `language`, with its first letter in upper case."""
+    """Return the sentence that says `meaning` in `language`, starting with a capital letter."""
     words = load_language(language)
     variants = words.frames[meaning.group, meaning.domain][meaning.frame]
 
     def fill(match: re.Match[str]) -> str:
         upper, base, number, form = match.groups()
         forms = words.fillers[base, meaning.domain][meaning.slots[base + number]]
-        if form in meaning.slots:  # agreement: the form named by the gender of another slot's filler
+        if form in meaning.slots:  # agreement: the form that the gender of another slot's filler names
             other = form.rstrip("0123456789")
             form = words.fillers[other, meaning.domain][meaning.slots[form]]["gender"]
         text = forms[form] if form else next(iter(forms.values()))
@@ -206,14 +210,14 @@ def _capitalised(text: str) -> str:
 
 
 def join(sentences: Sequence[str], language: str) -> str:
-    """Joins sentences as the language does: with a space, in Japanese without."""
+    """Join sentences as the language does: with a space, or in Japanese without one."""
     return ("" if language == "ja" else " ").join(sentences)
 
 
 def plan_review(rng: random.Random, polarity: int, domain: str, *, long: bool = False) -> list[Meaning]:
-    """Draws the two to four sentences of a review whose author means `polarity` (0 or 1).
+    """Draw the two to four sentences of a review whose author means `polarity` (0 or 1).
 
-    A `long` one starts with two to four further opinions of the same polarity.
+    A `long` review starts with two to four further opinions of the same polarity.
     """
     side, other = ("pos", "neg") if polarity else ("neg", "pos")
     polar: list[Meaning]
@@ -224,7 +228,7 @@ def plan_review(rng: random.Random, polarity: int, domain: str, *, long: bool = 
         return _PLAIN if rng.random() < 0.7 else None
 
     kind = rng.random()
-    if kind < 0.23:  # mixed opinion: what speaks against comes first, the verdict decides
+    if kind < 0.23:  # a mixed opinion: the objection comes first, and the verdict decides
         against = [draw(other, frames=_CONCESSIONS) for _ in range(rng.choice((1, 1, 1, 2)))]
         polar = [*against, draw(f"verdict_{side}", frames=_AFTER_CONTRAST)]
     elif kind < 0.60:  # one opinion, summed up
@@ -240,12 +244,12 @@ def plan_review(rng: random.Random, polarity: int, domain: str, *, long: bool = 
 
 
 def add_typos(text: str, language: str, rng: random.Random) -> str:
-    """Returns `text` with about one word in a hundred misspelt: two letters swapped, one dropped or one doubled."""
+    """Return `text` with about one word in a hundred misspelt: two letters swapped, one dropped, or one doubled."""
     if language == "ja":
         hits = [i for i in range(1, len(text) - 2) if rng.random() < TYPO_RATE_PER_CHARACTER]
         spans = [(i, i + 2) for i in hits if text[i : i + 2].isalpha()]
     else:
-        # Only a word of four letters or more is misspelt, which is about every second one.
+        # Only words of four letters or more are misspelt, which are about every second one.
         spans = [m.span() for m in _WORD.finditer(text) if rng.random() < 2 * TYPO_RATE]
     for start, end in reversed(spans):
         at = start if language == "ja" else rng.randrange(start + 1, end - 1)
@@ -256,7 +260,7 @@ def add_typos(text: str, language: str, rng: random.Random) -> str:
 
 
 def _cells(size: int, rng: random.Random) -> list[tuple[int, str]]:
-    """(label, domain) of every item, balanced to within one and shuffled."""
+    """Return (label, domain) for every item, balanced to within one, and shuffled."""
     cells = [(i % 2, DOMAINS[i // 2 % 3]) for i in range(size)]
     rng.shuffle(cells)
     return cells
@@ -264,7 +268,7 @@ def _cells(size: int, rng: random.Random) -> list[tuple[int, str]]:
 
 @cache
 def _splits(language: str, last: str) -> Mapping[str, tuple[Review, ...]]:
-    """Every split up to `last` in the order of SPLIT_SIZES; no text occurs twice among them."""
+    """Return every split up to `last` in the order of SPLIT_SIZES; no text occurs twice among them."""
     seen: set[str] = set()
     splits: dict[str, tuple[Review, ...]] = {}
     for split, size in SPLIT_SIZES.items():
@@ -290,7 +294,7 @@ def _new_text(rng: random.Random, polarity: int, domain: str, language: str, see
 
 
 def reviews(language: str, split: str) -> tuple[Review, ...]:
-    """Returns the reviews of one split: always the same ones, in the same order.
+    """Return the reviews of one split, always the same ones in the same order.
 
     Raises:
       KeyError: an unknown language or split.
@@ -301,7 +305,7 @@ def reviews(language: str, split: str) -> tuple[Review, ...]:
 
 
 def parallel(pair: str, size: int = PARALLEL_SIZE) -> Iterator[tuple[str, str]]:
-    """Yields `size` translation pairs of one to three sentences for `pair`, e.g. "en-de". They carry no label.
+    """Yield `size` translation pairs of one to three sentences for `pair`, such as "en-de". They have no label.
 
     Raises:
       KeyError: an unknown pair.

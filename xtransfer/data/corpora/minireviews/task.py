@@ -1,4 +1,4 @@
-"""The task `minireviews`: the embedded synthetic reviews, written below the cache directory at their first use."""
+"""The task `minireviews`: the embedded synthetic reviews, written below the cache directory on first use."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from xtransfer.data.task import UNLABELLED, Example, Task, check_request, exampl
 
 
 def task(config: TaskConfig) -> Task:
-    """The task of a config.
+    """Return the task of a config.
 
     Raises:
-      UserError: a language that there is not.
+      UserError: an unknown language.
     """
 
     def load(split: str, language: str) -> list[Example]:
