@@ -1,18 +1,18 @@
-"""Your own files: TSV, CSV, JSONL or parquet, one per language and split, with columns that you name.
+"""Your own files: TSV, CSV, JSONL, or Parquet, with columns that you name.
 
-For example files `DIR/<language>/{train,dev,test}.tsv` with the columns id, topic and text, 200 of the English examples
-labelled and the rest of them unlabelled text:
+For example, take files `DIR/<language>/{train,dev,test}.tsv` with the columns id, topic, and text. 200 of the English
+training examples are used with their labels, and the rest without:
 
     python -m xtransfer.main --config configs/files.py --workdir runs/topics --config.task.data_dir=DIR \\
       --config.task.source_language=en --config.task.target_languages="('de','fr')" \\
       --config.task.label_column=topic --config.task.id_column=id --config.task.labelled=200
 
-Where one file has all languages of a split, name the column that tells them apart:
+If one file holds all languages of a split, name the column of the language:
 
       --config.task.path='{split}.parquet' --config.task.language_column=lang
 
-The embedded mini checkpoints have seen nothing but synthetic reviews, so expect little of them on real text; give
-real ones with `--config.teacher.checkpoint=… --config.student.checkpoint=…` and their usual learning rate of 2e-5.
+The embedded mini encoders have seen only synthetic reviews, so expect little of them on real text. Name real encoders
+with `--config.teacher.checkpoint=… --config.student.checkpoint=…` and their usual learning rate of 2e-5.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The embedded encoders on `task.path` below `task.data_dir`; what train leaves over is the unlabelled text."""
+    """Return the config: the embedded encoders, and files at `task.path` below `task.data_dir`."""
     config = settings.default()
     config.task.name = "files"
     config.task.path = "{language}/{split}.tsv"

@@ -3,11 +3,11 @@
     python -m xtransfer.main --config configs/massive.py --workdir runs/massive
     python -m xtransfer.main --config configs/massive.py:scenario --workdir runs/massive-scenario
 
-The archive (39.5 MB) is downloaded, or taken from `--config.task.data_dir`. All English requests have labels of their
-intents, some of which are too rare for a balanced draw; of the scenarios there are 100 labels each, and the rest of the
-requests has none.
+The archive (39.5 MB) is downloaded, or read from `--config.task.data_dir`. Intents use the labels of all English
+requests, because some intents are too rare for a balanced sample. Scenarios use 100 labels each, and the other requests
+without labels.
 
-It has not been run by the authors: no expected result stands here.
+We have not run this config, so it states no expected result.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "intent") -> ConfigDict:
-    """`arg`: what is classified, intent or scenario."""
+    """Return the config for `arg`, which says what to classify: "intent" or "scenario"."""
     config = settings.default()
     config.task.name = f"massive/{arg}"
     config.task.source_language = "en-US"

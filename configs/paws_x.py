@@ -1,11 +1,11 @@
-"""PAWS-X: paraphrase or not, in 7 languages (Yang et al., EMNLP 2019), with real base encoders and few labels.
+"""PAWS-X: paraphrase identification in 7 languages (Yang et al., EMNLP 2019), with real base encoders and few labels.
 
     python -m xtransfer.main --config configs/paws_x.py --workdir runs/paws_x
 
-x-final.tar.gz (30 MB) is downloaded, or taken from `--config.task.data_dir`. 1,000 of the English pairs are labelled,
-20,000 more are used without labels.
+x-final.tar.gz (30 MB) is downloaded, or read from `--config.task.data_dir`. 1,000 English pairs are used with their
+labels, and 20,000 more without.
 
-It has not been run by the authors: no expected result stands here.
+We have not run this config, so it states no expected result.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """RoBERTa base teaches XLM-R base."""
+    """Return the config in which RoBERTa base teaches XLM-R base."""
     config = settings.default()
     config.task.name = "paws_x"
     config.task.labelled = 1000

@@ -1,9 +1,9 @@
-"""The whole method on the embedded synthetic task, in a few minutes on a laptop's CPU.
+"""The whole method on the embedded synthetic task, in a few minutes on the CPU of a laptop.
 
 launch/local.sh
 python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart
 
-Expected on two CPU cores, in three and a half minutes: accuracy in %, mean ± sd over two seeds.
+Expected after three and a half minutes on two CPU cores: accuracy in %, mean ± sd over two seeds.
 
 objective       en (source)  average of de, fr, ja   gain over vanilla
 teacher         83.4
@@ -19,7 +19,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """A mini English teacher, mini multilingual students, 128 labels and 2,000 reviews without."""
+    """Return the config: a mini English teacher, mini multilingual students, 128 labels, and 2,000 unlabelled texts."""
     config = settings.default()
     config.task.name = "minireviews"
     config.task.source_language = "en"
@@ -28,13 +28,13 @@ def get_config(arg: str = "") -> ConfigDict:
     for model in (config.teacher, config.student):
         model.max_length = 64
         model.batch_size = 32
-        # A small encoder's word vectors are what its languages share: few labels would bend only those they name.
+        # The languages share word embeddings. A few labels would change only those of the words that they occur with.
         model.frozen = (r"^encoder\.embeddings\.",)
     config.teacher.checkpoint = "mini-bert-en"
     config.student.checkpoint = "mini-bert-multilingual"
     config.teacher.learning_rate, config.teacher.steps = 5e-4, 100
     config.student.learning_rate, config.student.steps, config.student.evaluations = 1e-3, 160, 3
-    config.evaluation_batch_size = 32  # rows; a CPU is quicker with what its caches hold
+    config.evaluation_batch_size = 32  # rows; a CPU is faster if a batch fits its caches
     config.objectives = ("vanilla", "monox_kd", "monox_pl", "self_training")
     config.seeds = (0, 1)
     return config

@@ -1,15 +1,15 @@
-"""SIB-200: topics of sentences in 205 languages (Adelani et al., EACL 2024), 200 English labels, real base encoders.
+"""SIB-200: topics of sentences in 205 languages (Adelani et al., EACL 2024), with real base encoders and 200 labels.
 
     python -m xtransfer.main --config configs/sib200.py --workdir runs/sib200 \\
       --config.task.target_languages="('deu_Latn','fra_Latn','swh_Latn')"
 
-Without `task.data_dir` the files of the languages that are named are downloaded (0.2 MB each). A base encoder's run
-wants an accelerator. It has not been run whole by the authors: no expected result stands here.
+Without `task.data_dir`, the files of the named languages are downloaded (0.2 MB each). Base encoders need an
+accelerator. We have not run this config in full, so it states no expected result.
 
     --config configs/sib200.py:mini
 
-takes the embedded mini encoders instead, which have seen nothing but synthetic reviews: it shows that the files are
-read and that everything runs. Expect no more than the share of the most frequent class, 25 %.
+uses the embedded mini encoders, which have seen only synthetic reviews. It shows that the files can be read and that
+everything runs. Expect no more than the share of the majority class, 25 %.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for BERT base and XLM-R base, "mini" for the embedded encoders."""
+    """Return the config for `arg`: "" for BERT base and XLM-R base, "mini" for the embedded encoders."""
     config = settings.default()
     config.task.name = "sib200"
     config.task.source_language = "eng_Latn"

@@ -1,14 +1,14 @@
-"""What the steps of published encoders take on TPUs, compiled ahead of time: shapes alone, no weights and no tokenizer.
+"""The time and memory of published encoders on TPUs, compiled ahead of time. Only shapes are needed, and no weights.
 
     python -m xtransfer.precompile --config configs/tpu_shapes.py:mbert --topology v5e:2x4 \
         --rows-per-chip 128 --row-length 128 --unpacked
     python -m xtransfer.precompile --config configs/tpu_shapes.py:xlmr_large --topology v5e:2x4 \
         --rows-per-chip 16 --row-length 128 --unpacked --config.mesh.fsdp=8
 
-Expected of student_train with libtpu 0.0.52: 124.5 Mcycles and 4.1 GiB a chip for the first, with 32 rows 38.9 and
-3.3; for the second 73.6 and 4.1.
+Expected for student_train with libtpu 0.0.52: the first command says 124.5 Mcycles and 4.1 GiB per chip (with 32 rows
+per chip, 38.9 and 3.3), and the second says 73.6 and 4.1.
 
-It is for `xtransfer.precompile` only: there is nothing in it to train.
+This config is for `xtransfer.precompile` only. There is nothing in it to train.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ SHAPES = {"mbert": "bert-base-multilingual-cased", "xlmr_large": "xlm-roberta-la
 
 
 def get_config(arg: str = "mbert") -> ConfigDict:
-    """`arg`: "mbert" for multilingual BERT base, "xlmr_large" for XLM-R large; teacher and student alike."""
+    """Return the config for `arg`, the teacher and the student: "mbert" (multilingual BERT base) or "xlmr_large"."""
     config = settings.default()
     config.task.name = "minireviews"  # for its two classes
     for model in (config.teacher, config.student):

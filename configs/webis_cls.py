@@ -1,12 +1,12 @@
-"""Amazon reviews (Webis-CLS-10), the paper's sentiment task: en -> de, fr, ja, in one of three domains.
+"""Webis-CLS-10: Amazon reviews, the paper's sentiment task, from English to German, French, and Japanese.
 
     python -m xtransfer.main --config configs/webis_cls.py:books --workdir runs/books --config.task.data_dir=ARCHIVE
 
-ARCHIVE is cls-acl10-unprocessed.tar.gz of Zenodo record 3251672, or the folder with its contents; Zenodo may ask for a
-request before it gives the file. Domains: books, dvd, music. Train has 2,000 labelled reviews, of which a tenth
-is held out as dev; `unlabelled` has 9,000 to 170,000 reviews without labels, of which 20,000 are used.
+ARCHIVE is cls-acl10-unprocessed.tar.gz from Zenodo record 3251672, or the folder with its contents. Zenodo may ask you
+to request access first. The domains are books, dvd, and music. Train has 2,000 labelled reviews, of which a tenth is
+held out as dev. Of the 9,000 to 170,000 reviews without labels, 20,000 are used.
 
-It has not been run by the authors: no expected result stands here.
+We have not run this config, so it states no expected result.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "books") -> ConfigDict:
-    """`arg`: the domain."""
+    """Return the config for the domain `arg`."""
     config = settings.default()
     config.task.name = f"webis_cls/{arg}"
     config.task.empty_text = "skip"

@@ -1,13 +1,13 @@
-"""XNLI: entailment in 15 languages, trained on English MultiNLI, with real base encoders.
+"""XNLI: natural language inference in 15 languages, trained on English MultiNLI, with real base encoders.
 
     python -m xtransfer.main --config configs/xnli.py --workdir runs/xnli
     python -m xtransfer.main --config configs/xnli.py:few --workdir runs/xnli-few
 
-The first uses all of MultiNLI as labelled text; the second 1,000 labels, the rest of it without them. The archives
-multinli_1.0.zip and XNLI-1.0.zip are downloaded (245 MB), or taken from `--config.task.data_dir=FOLDER`.
+The first command uses all labels of MultiNLI. The second uses 1,000 of them, and the other pairs without labels. The
+archives multinli_1.0.zip and XNLI-1.0.zip are downloaded (245 MB), or read from `--config.task.data_dir=FOLDER`.
 
-It has not been run by the authors. Published zero-shot accuracy of fine-tuning alone, in %: multilingual BERT en 81.4,
-de 70.5, es 74.3, zh 63.8, ar 62.1, ur 58.3; XLM-R base about 75 over all languages.
+We have not run this config, so it states no expected result. Published zero-shot accuracy after fine-tuning alone, in
+%: multilingual BERT en 81.4, de 70.5, es 74.3, zh 63.8, ar 62.1, ur 58.3; XLM-R base about 75 over all languages.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from xtransfer import config as settings
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for all labels, "few" for 1,000 of them."""
+    """Return the config for `arg`: "" for all labels, "few" for 1,000 of them."""
     config = settings.default()
     config.task.name = "xnli"
     config.task.unlabelled_from = "train_rest"
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.task.labelled = 1000
         config.teacher.steps = 300
         config.student.steps = 10000
-    else:  # two epochs of 392,702 examples; there is no text left that has no label
+    else:  # two epochs of 392,702 examples; no text is left without a label
         config.task.unlabelled_from = "none"
         for model in (config.teacher, config.student):
             model.batch_size, model.steps = 128, 6136

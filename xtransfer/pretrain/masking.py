@@ -3,7 +3,8 @@
 Texts and translation pairs come in two halves, and each is laid out by `packing.pack` in one of two ways:
 
 - **together**: a text as fine-tuning will see it, `[CLS] A B [SEP]`; a translation pair as `[CLS] A [SEP] B [SEP]`,
-  whose second half restarts its positions (TLM: Conneau & Lample, "Cross-lingual Language Model Pretraining", NeurIPS 2019);
+  whose second half restarts its positions (TLM: Conneau & Lample, "Cross-lingual Language Model Pretraining",
+  NeurIPS 2019);
 - **apart**: two examples, `[CLS] A [SEP]` and `[CLS] B [SEP]`, each the other's partner among all examples of the batch
   that are apart. To find its partner, the pooled `[CLS]` must express what the halves share: in a review the verdict
   (inverse cloze: Lee et al., "Latent Retrieval for Weakly Supervised Open Domain Question Answering", ACL 2019), in a

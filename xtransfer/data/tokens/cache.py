@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,10 +98,13 @@ class TokenCache:
         found = _read(entry, key)
         if found is None:
             # One lock for all entries, because tokenizing takes all cores. Its holder knows that nobody is writing.
-            with directory_lock(directory, "tokenising", wait=True):
+            with directory_lock(directory, "tokenizing", wait=True):
                 found = _read(entry, key, warn=True)
                 if found is None:
-                    self._write(entry, key, texts, pairs, on_batch)
+                    with contextlib.closing(self._write(entry, key, texts, pairs)) as batch_sizes:
+                        for size in batch_sizes:
+                            if on_batch is not None:
+                                on_batch(size)
                     found = _read(entry, key, warn=True)
             if found is None:
                 raise UserError(f"{entry}: the tokens written there cannot be read again: the disk is failing")
@@ -122,14 +125,13 @@ class TokenCache:
         }
 
     def _write(
-        self,
-        entry: Path,
-        key: dict[str, Any],
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        on_batch: Callable[[int], None] | None,
-    ) -> None:
-        """Tokenize into a temporary directory, which becomes the entry when everything is on the disk."""
+        self, entry: Path, key: dict[str, Any], texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> Generator[int, None, None]:
+        """Tokenize into a temporary directory, which becomes the entry when everything is on the disk.
+
+        Yields:
+          The size of each batch, so that no error of what the caller does in between is taken for the disk's.
+        """
         clipped = 0
         with _disk(entry), storage.atomic_directory(entry, locked=True) as temporary:
             with contextlib.ExitStack() as files:
@@ -140,8 +142,7 @@ class TokenCache:
                     arrays["input_ids"].append(batch.input_ids)
                     arrays["token_type_ids"].append(batch.token_type_ids)
                     clipped += batch.clipped
-                    if on_batch is not None:
-                        on_batch(len(batch))
+                    yield len(batch)
                 for array in arrays.values():
                     array.finish()
             manifest = {"key": key, "clipped": clipped, "files": {name: _facts(temporary, name) for name in ARRAYS}}
