@@ -1,19 +1,19 @@
-# Sourced by the scripts that launch on more than this machine: their flags, --dry-run, and what they wait for.
+# Sourced by the scripts that launch on other machines: flags, --dry-run, and waiting.
 # shellcheck shell=bash
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 dry_run=false
-main_flags=() # what stands after --: flags of xtransfer.main
+main_flags=() # the flags after --, for xtransfer.main
 passed=()     # the values of flags that go on to another tool, such as --create-flag
 
-poll="${XTRANSFER_POLL_SECONDS:-30}" # between two looks at a state; also the first and smallest pause of a back-off
+poll="${XTRANSFER_POLL_SECONDS:-30}" # seconds between two polls, and the first pause of a back-off
 
-usage() { # the comment at the head of the script that was started
+usage() { # prints the comment at the head of the running script
   sed -n '2,/^set -euo/p' "$0" | sed -e '$d' -e 's/^# \{0,1\}//'
 }
 
-shell_words() { # the arguments as a shell reads them, in single quotes where that is needed
+shell_words() { # prints the arguments for a shell, in single quotes if necessary
   local word single="'" escaped="'\\''" line=""
   for word in "$@"; do
     [[ "$word" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word="'${word//$single/$escaped}'"
@@ -26,7 +26,7 @@ call() { # runs a command; with --dry-run prints it, so that it can be pasted
   if $dry_run; then shell_words "$@"; else "$@"; fi
 }
 
-parse_flags() { # "flags with a value" "switches" arguments ...: each sets the variable of its name; after -- main_flags
+parse_flags() { # "flags with a value" "switches" arguments ...: sets a variable per flag, and main_flags from after --
   local valued=" $1 " switches=" $2 " word value
   shift 2
   while [[ $# -gt 0 ]]; do
@@ -56,7 +56,7 @@ parse_flags() { # "flags with a value" "switches" arguments ...: each sets the v
   done
 }
 
-required() { # names of flags that must have been given
+required() { # names of flags that are required
   local flag variable
   for flag in "$@"; do
     variable="${flag//-/_}"
@@ -64,12 +64,12 @@ required() { # names of flags that must have been given
   done
 }
 
-a_number() { # flag, its value, and the least that it may be; 08 would be an octal number to bash
+a_number() { # flag, value, minimum; refuses 08, which bash reads as octal
   [[ "$2" =~ ^(0|[1-9][0-9]{0,8})$ && "$2" -ge "$3" ]] ||
     die "--$1: '$2' is not a number from $3 (at most nine digits, no leading zero)"
 }
 
-main_wants() { # names of flags that must have been given after --
+main_wants() { # names of flags that are required after --
   local flag value
   for flag in "$@"; do
     value="$(flag_of_main "$flag")"
@@ -81,7 +81,7 @@ is_below() { # folder path
   [[ "$2" == "$1"/?* && "$2/" != */../* ]]
 }
 
-flag_of_main() { # name: prints the last value of --name in main_flags, nothing where it is not given
+flag_of_main() { # name: prints the last value of --name in main_flags, or nothing
   local name="$1" argument previous="" value=""
   for argument in ${main_flags[@]+"${main_flags[@]}"}; do
     if [[ "$previous" == "--$name" ]]; then
@@ -94,11 +94,11 @@ flag_of_main() { # name: prints the last value of --name in main_flags, nothing 
   printf '%s\n' "$value"
 }
 
-default_platform() { # platform: main refuses to start on any other, unless the flags say otherwise
+default_platform() { # platform: main starts on no other one, unless the flags say so
   [[ -n "$(flag_of_main config.platform)" ]] || main_flags=("--config.platform=$1" "${main_flags[@]}")
 }
 
-pause() { # attempt, from 1: waits longer and longer, up to sixteen times the first pause
+pause() { # attempt, from 1: waits longer each time, up to sixteen times the first pause
   local doublings=$(($1 < 5 ? $1 - 1 : 4))
   sleep $((poll << doublings))
 }

@@ -3,26 +3,26 @@
 #
 #   launch/gke.sh run    --name N --accelerator A --topology T --image I STORAGE [flags] -- FLAGS
 #   launch/gke.sh fetch  --name N STORAGE --fetch DIR -- --workdir WORKDIR    copies the results to DIR
-#   launch/gke.sh delete --name N                                             ends it and removes it
+#   launch/gke.sh delete --name N                                             ends and removes the run
 #
-# FLAGS are those of `python -m xtransfer.main`, and go to every pod unchanged; --config.platform=tpu is added. The
-# workdir lies on STORAGE, which every pod has at /mnt/xtransfer: --claim PVC (ReadWriteMany) or --bucket B. A preempted
-# pod ends them all, and the JobSet starts them again; they go on where they stopped.
+# FLAGS go to `python -m xtransfer.main` in every pod unchanged; --config.platform=tpu is added. The
+# workdir is on STORAGE, which every pod mounts at /mnt/xtransfer: --claim PVC (ReadWriteMany) or --bucket B. If a pod
+# is preempted, all end, the JobSet restarts them, and they resume.
 #
-#   --accelerator A      tpu-v5-lite-podslice (v5e), tpu-v6e-slice, tpu-v5p-slice, as the node pool has it
+#   --accelerator A      the node pool's: tpu-v5-lite-podslice (v5e), tpu-v6e-slice, or tpu-v5p-slice
 #   --topology T         of the node pool: 2x4, 16x16, 2x2x2, …
 #   --chips-per-pod C    the TPU chips of one machine (default: all of a v5e or v6e topology up to 8, else 4)
-#   --image I            made from launch/Dockerfile
-#   --claim PVC          a claim that all pods may mount
-#   --bucket B           a Cloud Storage bucket, by GKE's Cloud Storage FUSE driver
+#   --image I            an image built from launch/Dockerfile
+#   --claim PVC          a volume claim that all pods may mount
+#   --bucket B           a Cloud Storage bucket, with GKE's Cloud Storage FUSE driver
 #   --service-account S  the Kubernetes service account that may use the bucket
-#   --spot               nodes of a spot node pool
-#   --restarts K         how often the JobSet may start again (default: 30)
+#   --spot               use a spot node pool
+#   --restarts K         how often the JobSet may restart (default: 30)
 #   --namespace NS       (default: kubectl's)
-#   --logs DIR           one log per pod's place (default: runs/N.logs)
+#   --logs DIR           one log per pod (default: runs/N.logs)
 #   --fetch DIR          copy the results, without checkpoints, to DIR when the run is done; with --checkpoints, all
 #   --delete             remove the JobSet when the run is done and its results are fetched
-#   --dry-run            print the commands and the manifest, run none
+#   --dry-run            print the commands and the manifest, and run nothing
 #
 # Ctrl-C leaves the run in the cluster: the same command follows it again.
 set -euo pipefail
@@ -35,7 +35,7 @@ shared="/mnt/xtransfer" workdir="" pods=1 followed=" " followers=()
 
 kube() { call kubectl ${namespace:+"--namespace=$namespace"} "$@"; }
 
-json() { # the arguments as a JSON list, which is YAML too; $ is doubled, as Kubernetes expands $(NAME)
+json() { # prints the arguments as a JSON list, which is also YAML; doubles $, because Kubernetes expands $(NAME)
   local word list=""
   for word in "$@"; do
     word="${word//\\/\\\\}"
@@ -51,7 +51,7 @@ json() { # the arguments as a JSON list, which is YAML too; $ is doubled, as Kub
 
 count_pods() { # sets $pods and $chips_per_pod
   local chips=1 side
-  [[ "$topology" =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})+$ ]] || die "--topology '$topology' is not one such as 2x4"
+  [[ "$topology" =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})+$ ]] || die "--topology '$topology' is not a topology such as 2x4"
   for side in ${topology//x/ }; do chips=$((chips * side)); done
   if [[ -z "$chips_per_pod" ]]; then
     chips_per_pod=4
@@ -63,19 +63,19 @@ count_pods() { # sets $pods and $chips_per_pod
   pods=$((chips / chips_per_pod))
 }
 
-only_if() { # condition: true where lines that are marked with it stay
+only_if() { # condition: whether to keep the lines marked with it
   case "$1" in
     spot) $spot ;;
     bucket) [[ -n "$bucket" ]] ;;
     claim) [[ -n "$claim" ]] ;;
     account) [[ -n "$service_account" ]] ;;
-    # Of many, one that exits 1 may only have lost a peer.
+    # One of several pods that exits with 1 may only have lost a peer.
     alone) [[ $pods -eq 1 ]] ;;
     *) die "launch/jobset.yaml: no condition is called '$1'" ;;
   esac
 }
 
-manifest() { # launch/jobset.yaml, filled in
+manifest() { # prints launch/jobset.yaml, filled in
   local line command
   command="$(json /xtransfer/.venv/bin/python -m xtransfer.main "${main_flags[@]}")"
   while IFS= read -r line; do
@@ -101,7 +101,7 @@ manifest() { # launch/jobset.yaml, filled in
   done <"$root/launch/jobset.yaml"
 }
 
-follow_new() { # begins to follow the log of each pod that has started since
+follow_new() { # follows the log of each newly started pod
   local pod place phase
   while read -r pod place phase; do
     [[ -n "$pod" && "$phase" != Pending && "$followed" != *" $pod "* ]] || continue
@@ -117,9 +117,9 @@ follow_new() { # begins to follow the log of each pod that has started since
   done < <(kube get pods "--selector=jobset.sigs.k8s.io/jobset-name=$name" "--output=jsonpath=$pod_lines" || true)
 }
 
-leave() { # exit status: Ctrl-C, the run goes on
+leave() { # exit status: leaves the run going after Ctrl-C
   stop_following
-  say "the run goes on in the cluster: the same command follows it again, 'launch/gke.sh delete' ends it"
+  say "the run continues in the cluster: the same command follows it again, 'launch/gke.sh delete' ends it"
   exit "$1"
 }
 
@@ -128,7 +128,7 @@ stop_following() {
   for pid in ${followers[@]+"${followers[@]}"}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
 }
 
-follow() { # until the JobSet is done; false where it failed
+follow() { # returns when the JobSet is done; false if it failed
   local conditions misses=0 pid
   trap 'leave 130' INT
   trap 'leave 143' TERM
@@ -158,12 +158,12 @@ run() {
   else
     mkdir -p "$logs" "$(dirname "$file")"
     manifest >"$file"
-    # The template of a JobSet never changes: the same command finds its own, another wants another name.
+    # A JobSet's template cannot change: the same command finds its own, and another command needs another name.
     kube apply "--filename=$file" >&2 ||
       die "the JobSet was not accepted (kubectl's message is above); is there another run called $name? launch/gke.sh delete --name $name"
     follow || {
       tail -n 3 "$logs/worker-0.log" >&2 || true
-      die "the run failed (logs: $logs/worker-*.log); mend it, then launch/gke.sh delete --name $name and start again"
+      die "the run failed (logs: $logs/worker-*.log); fix the cause, then launch/gke.sh delete --name $name and start again"
     }
   fi
   [[ -z "$fetch" ]] || fetch_results
@@ -172,7 +172,7 @@ run() {
 
 remove() { kube delete jobset "$name"; }
 
-fetch_results() { # the workdir into $fetch, without checkpoints unless they are asked for
+fetch_results() { # copies the workdir to $fetch, without checkpoints unless requested
   local -a without=()
   call mkdir -p "$fetch"
   if [[ -n "$bucket" ]]; then
@@ -180,7 +180,7 @@ fetch_results() { # the workdir into $fetch, without checkpoints unless they are
     call gcloud storage rsync --recursive ${without[@]+"${without[@]}"} "gs://$bucket/${workdir#"$shared"/}" "$fetch"
     return
   fi
-  # A pod that does nothing but hold the claim.
+  # A pod that only mounts the claim.
   kube run "$name-fetch" --image=debian:stable-slim --restart=Never "--overrides=$(reader)"
   kube wait --for=condition=Ready "pod/$name-fetch" --timeout=300s || die "the pod that reads --claim $claim did not start"
   $checkpoints || without=(--exclude=checkpoints)
@@ -194,22 +194,22 @@ fetch_results() { # the workdir into $fetch, without checkpoints unless they are
   kube delete pod "$name-fetch" --wait=false
 }
 
-reader() { # what makes of a pod one that mounts the claim
+reader() { # prints the part of a pod's spec that mounts the claim
   printf '{"spec": {"containers": [{"name": "fetch", "image": "debian:stable-slim", "command": ["sleep", "86400"], '
   printf '"volumeMounts": [{"name": "shared", "mountPath": "%s"}]}], ' "$shared"
   printf '"volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": "%s"}}]}}\n' "$claim"
 }
 
-plain() { # flag and its value, which stands in the manifest as it is
-  [[ "$2" =~ ^[A-Za-z0-9._/:@-]*$ ]] || die "--$1: '$2' has a character that Kubernetes does not take there"
+plain() { # flag and value, which goes into the manifest unquoted
+  [[ "$2" =~ ^[A-Za-z0-9._/:@-]*$ ]] || die "--$1: '$2' has a character that Kubernetes does not allow there"
 }
 
-called() { # flag and its value, a name: what RFC 1123 calls a label; or, of a bucket and a claim, labels with dots
+called() { # flag and name: an RFC 1123 label, or for a bucket or a claim, labels with dots
   local dot=""
   [[ "$1" != bucket && "$1" != claim && "$1" != service-account ]] || dot="."
   [[ "$1" != bucket ]] || dot="._"
   [[ -z "$2" || "$2" =~ ^[a-z0-9]([a-z0-9$dot-]{0,61}[a-z0-9])?$ ]] ||
-    die "--$1: '$2' is not a name that ${3:-Kubernetes} takes: lower-case letters, digits and - (at most 63, the first and last no -)"
+    die "--$1: '$2' is not a name that ${3:-Kubernetes} allows: lower-case letters, digits and - (at most 63, the first and last no -)"
 }
 
 main() {
@@ -225,12 +225,12 @@ main() {
   bucket="${bucket#gs://}"
   for flag in accelerator image; do plain "$flag" "${!flag}"; done
   for flag in name claim bucket service_account namespace; do called "${flag//_/-}" "${!flag}"; done
-  # The JobSet's pods are called NAME-main-0-PLACE-xxxxx, a label too, which begins with a letter.
+  # The JobSet's pods are named NAME-main-0-INDEX-xxxxx, which must also be a label that begins with a letter.
   [[ "$name" == [a-z]* && ${#name} -le 45 ]] || die "--name '$name' must begin with a letter and have at most 45 characters"
   a_number restarts "$restarts" 0
   workdir="$(flag_of_main workdir)" workdir="${workdir%/}" logs="${logs:-runs/$name.logs}"
   if [[ "$command" != delete ]]; then
-    [[ -n "$claim$bucket" && (-z "$claim" || -z "$bucket") ]] || die "where does the workdir lie? Give --claim or --bucket"
+    [[ -n "$claim$bucket" && (-z "$claim" || -z "$bucket") ]] || die "where is the workdir? Give --claim or --bucket"
     is_below "$shared" "$workdir" || die "--workdir '$workdir' is not below $shared, where the pods share storage"
   fi
   case "$command" in

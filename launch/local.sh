@@ -4,10 +4,10 @@
 #   launch/local.sh                                          the quickstart
 #   launch/local.sh --config configs/files.py --workdir DIR  another experiment
 #   launch/local.sh --config.student.learning_rate=1e-4      the quickstart with a changed value
-#   XTRANSFER_EXTRAS=tpu launch/local.sh                     with the packages for a TPU (or cuda)
+#   XTRANSFER_EXTRAS=tpu launch/local.sh                     the quickstart with the packages for a TPU (or cuda)
 #
-# Every flag goes to `python -m xtransfer.main`. Without --config it is configs/quickstart.py of this repository; without
-# --workdir it is runs/NAME in the current directory, NAME being the config's.
+# Every flag goes to `python -m xtransfer.main`. --config defaults to this repository's configs/quickstart.py, and
+# --workdir to runs/NAME in the current directory, where NAME is the config's.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -40,7 +40,7 @@ if ! $has_workdir; then
   defaults+=(--workdir "runs/${name:-experiment}")
 fi
 
-# On a CPU, XLA's buffers come from glibc's malloc: those that it keeps cost no page faults when they come again.
+# On a CPU, XLA's buffers come from glibc's malloc. Buffers that it keeps cost no page faults when they are reused.
 export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"

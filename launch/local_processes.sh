@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs an experiment as several processes on this machine, as a pod runs it on several.
+# Runs an experiment as several processes on this machine, as a pod does on several machines.
 #
 #   launch/local_processes.sh N [flags]                                    N processes, one device each
 #   launch/local_processes.sh 2 --config configs/quickstart.py --workdir runs/two
@@ -7,20 +7,20 @@
 #   launch/local_processes.sh N --dry-run [flags]                          print the commands, run none
 #
 # Every flag goes to `python -m xtransfer.main` of each process; --config and --workdir default as in launch/local.sh.
-# Process I writes to WORKDIR.logs/process-I.log; what the first says is shown too. When one fails the others are ended.
-# Ctrl-C and SIGTERM go to all; the exit status is that of the first process that failed (143: preempted,
+# Process I logs to WORKDIR.logs/process-I.log, and the first one's log is shown too. If one fails, the others are ended.
+# Ctrl-C and SIGTERM go to all. The exit status is that of the first process that failed (143: preempted,
 # 130: Ctrl-C).
 #
 # XTRANSFER_DEVICES_PER_PROCESS  virtual CPU devices of each process (default: 1)
-# XTRANSFER_PORT                 where process 0 is met (default: a free port)
-# XTRANSFER_GRACE_SECONDS        after one has failed: when the others get SIGTERM, and as long after that SIGKILL
+# XTRANSFER_PORT                 process 0 listens here (default: a free port)
+# XTRANSFER_GRACE_SECONDS        seconds from a failure to SIGTERM for the others, and from there to SIGKILL
 #                                (default: 60)
 # JAX_PLATFORMS                  the devices (default: cpu)
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-free_port() { # one that nobody answers at
+free_port() { # prints a port where nobody answers
   local port
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     port=$((20000 + RANDOM % 12000))
@@ -37,7 +37,7 @@ process() { # index: becomes that process
   call env "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}" "XLA_FLAGS=$xla_flags" "${words[@]}" "${main_flags[@]}"
 }
 
-start() { # index: in a group of its own, so that Ctrl-C comes here first; tells its status through the pipe
+start() { # index: in a group of its own, so that Ctrl-C comes here first; sends its status through the pipe
   set -m
   (
     trap : INT TERM # the process itself gets them; this shell lives to tell how it ended
@@ -58,7 +58,7 @@ signal_all() { # signal
   for pid in ${pids[@]+"${pids[@]}"}; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
 }
 
-await() { # all processes; sets $result to the status of the first that failed
+await() { # waits for all processes; sets $result to the status of the first that failed
   local index status ended=0 deadline="" next=TERM gone=false
   while [[ $ended -lt $count ]]; do
     if ! read -r -t 1 index status <&3; then # nothing yet, or a signal
@@ -74,11 +74,11 @@ await() { # all processes; sets $result to the status of the first that failed
     ended=$((ended + 1))
     [[ $status -ne 0 && $result -eq 0 ]] || continue
     [[ "$signalled" != INT ]] || status=130 # Python may make another error of a Ctrl-C that comes while it imports
-    # The others notice it, say why, and end by themselves; who does not is ended.
+    # The others notice, say why, and end by themselves. Those that do not are ended.
     result=$status
     deadline=$((SECONDS + grace))
     if [[ $status -ne 143 && $status -ne 130 ]]; then
-      say "process $index failed with status $status (its log: $logs/process-$index.log)"
+      say "process $index failed with status $status (log: $logs/process-$index.log)"
       [[ $index -eq 0 ]] || tail -n 3 "$logs/process-$index.log" >&2
     fi
   done
@@ -98,7 +98,7 @@ still_there() {
   return 1
 }
 
-whole() { # variable and its value
+whole() { # variable and value, which must be a whole number
   [[ "$2" =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$1: '$2' is not a number from 0 (at most nine digits, no leading zero)"
 }
 

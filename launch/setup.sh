@@ -1,14 +1,14 @@
-# Sourced by the launch scripts: a .venv in the repository's root that holds the pinned packages.
+# Sourced by the launch scripts: makes a .venv with the pinned packages in the repository's root.
 # shellcheck shell=bash
 #
-# set_up base [extra ...]   makes or repairs .venv and installs what is missing; afterwards $python is its interpreter.
+# set_up base [extra ...]   makes or repairs .venv, installs what is missing, and sets $python to its interpreter.
 #
-# PYTHON            the interpreter that makes .venv (default: the first Python >= 3.11 that is found)
-# XTRANSFER_EXTRAS  more extras of setup.cfg, by commas: XTRANSFER_EXTRAS=tpu, or cuda, or dev
+# PYTHON            the interpreter that makes .venv (default: the first Python >= 3.11 on the PATH)
+# XTRANSFER_EXTRAS  more extras of setup.cfg, separated by commas: tpu, cuda, dev, …
 #
-# A stamp in .venv holds, for every extra, the very files that decide what is installed, and where this repository lies:
-# the installation points there. It is written last, so a second start with the same files in the same place installs
-# nothing, and an installation that failed or was killed is never taken for whole.
+# For every extra, a stamp in .venv holds the files that decide what is installed, and the path of this repository, to
+# which the installation points. It is written last. So a second start with the same files in the same place installs
+# nothing, and a failed or killed installation never counts as complete.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
@@ -32,7 +32,7 @@ is_new_enough() { # "3.11" or later
   [[ "$major" -gt 3 || ("$major" -eq 3 && "$minor" -ge 11) ]]
 }
 
-find_python() { # prints an interpreter that is new enough
+find_python() { # prints an interpreter of 3.11 or later
   local candidate version found=""
   for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
     if version="$(version_of "$candidate")"; then
@@ -44,7 +44,7 @@ find_python() { # prints an interpreter that is new enough
     elif [[ "$candidate" == "${PYTHON:-}" ]]; then
       found="$candidate does not run"
     fi
-    # A person who names an interpreter wants that one or none.
+    # A user who names an interpreter wants that one or none.
     [[ -z "${PYTHON:-}" ]] || break
   done
   die "Python 3.11 or newer is needed (${found:-no python3 found}): install it, or name it with PYTHON=/path/to/python3.11"
@@ -63,7 +63,7 @@ check_extra() {
   fi
 }
 
-claim() { # only one installation at a time; one that was killed is started afresh
+claim() { # allows one installation at a time; a killed one is started afresh
   local owner
   if (set -o noclobber && echo "$$" >"$installing") 2>/dev/null; then return; fi
   owner="$(cat "$installing" 2>/dev/null)" || die "cannot write $installing: is $root writable?"
@@ -105,16 +105,16 @@ set_up() {
     [[ "$(cat "$stamps/$extra" 2>/dev/null)" == "$wanted" ]] || missing+=("$extra")
   done
   if [[ ${#missing[@]} -eq 0 && ! -e "$installing" ]] && version_of "$python" >/dev/null; then return; fi
-  # Without these, a bash whose pip was interrupted would go on.
+  # Without these traps, bash would continue after pip was interrupted.
   trap 'exit 130' INT
   trap 'exit 143' TERM
   claim
   make_venv
-  # What .venv held may just have been cleared, so ask for everything.
+  # .venv may just have been cleared, so ask for everything.
   status=0
   (install "${extras[@]}") >&2 || status=$?
   if [[ $status -ne 0 ]]; then
-    # pip that ends by itself leaves .venv usable; pip that was killed may not.
+    # If pip ends by itself, .venv stays usable; if it is killed, perhaps not.
     [[ $status -gt 128 ]] || rm -f "$installing"
     die "the packages could not be installed (pip's message is above); the same command tries again"
   fi

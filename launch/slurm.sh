@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# Runs an experiment as a job of SLURM, from this checkout on storage that all nodes share; requeued until it is done.
+# Runs an experiment as a SLURM job, from this checkout on storage that all nodes share. Requeued until it is done.
 #
 #   launch/slurm.sh --nodes 2 --gpus-per-node 8 --time 24:00:00 [flags] -- FLAGS
 #   XTRANSFER_EXTRAS=cuda launch/slurm.sh …       installs JAX's packages for CUDA too
 #
-# FLAGS are those of `python -m xtransfer.main`, and go to every task unchanged; with GPUs --config.platform=gpu is added.
+# FLAGS go to `python -m xtransfer.main` in every task unchanged; with GPUs, --config.platform=gpu is added.
 # One task runs per GPU, as JAX expects, or one per node without GPUs. Before the time limit, and when the job is
-# preempted, the run saves and ends with status 143, and the job goes back to the queue; a failure does not.
+# preempted, the run saves and ends with status 143, and the job returns to the queue. A failed job does not.
 #
 #   --nodes N            (default: 1)
 #   --gpus-per-node G    (default: 0)
 #   --cpus-per-task C    (default: SLURM's)
-#   --time T             the limit of one stretch, such as 24:00:00 (default: SLURM's)
+#   --time T             time limit until a requeue, such as 24:00:00 (default: SLURM's)
 #   --partition P        (default: SLURM's)
 #   --sbatch-flag F      one more flag for sbatch, such as --sbatch-flag=--account=mine; may be repeated
 #   --name N             the job's name (default: xtransfer)
-#   --requeues K         how often the job may go back to the queue (default: 100)
+#   --requeues K         how often the job may return to the queue (default: 100)
 #   --notice S           seconds before the time limit at which the run is told to save (default: 300)
 #   --logs DIR           the script, the job's log, and one log per task (default: WORKDIR.logs)
 #   --wait               return when the job is done, with its exit status
-#   --dry-run            print the script and the command, submit nothing
+#   --dry-run            print the script and the command, and submit nothing
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 nodes=1 gpus_per_node=0 cpus_per_task="" time="" partition="" name=xtransfer requeues=100 notice=300 logs="" wait=false
 
-job() { # prints the script that sbatch takes
+job() { # prints the script for sbatch
   local platform=""
   [[ $gpus_per_node -gt 0 ]] || platform="export JAX_PLATFORMS=\"\${JAX_PLATFORMS:-cpu}\""
   cat <<END
@@ -39,14 +39,14 @@ srun --open-mode=append --output=$(shell_words "$(patterned "$logs")/task-%t.log
   $(shell_words "$python" -m xtransfer.main "${main_flags[@]}")
 status=\$?
 if [[ \$status -eq 143 && "\${SLURM_RESTART_COUNT:-0}" -lt $requeues ]]; then
-  echo "the run has saved and stopped: back to the queue"
+  echo "the run has saved and stopped: returning to the queue"
   scontrol requeue "\$SLURM_JOB_ID" && exit 0
 fi
 exit "\$status"
 END
 }
 
-patterned() { # a path in which % stands for itself
+patterned() { # prints a path with % escaped
   printf '%s\n' "${1//%/%%}"
 }
 
@@ -65,7 +65,7 @@ main() {
     tasks=$gpus_per_node
     default_platform gpu
   fi
-  # TERM goes to the tasks of the job; open-mode keeps the log of the stretches before.
+  # TERM goes to the tasks of the job; open-mode keeps the log from before a requeue.
   flags=("--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$tasks" --requeue --open-mode=append "--signal=TERM@$notice")
   flags+=("--output=$(patterned "$logs")/job.log" "--chdir=$PWD")
   [[ $gpus_per_node -eq 0 ]] || flags+=("--gpus-per-node=$gpus_per_node")

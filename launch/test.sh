@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs the pinned packages with the test extras into .venv (once) and runs the tests.
 #
-#   launch/test.sh                          all of them, on all cores
-#   launch/test.sh tests/test_packing.py    some of them, in one process; every argument goes to pytest
+#   launch/test.sh               all of them, on all cores
+#   launch/test.sh tests/data    some of them, in one process; every argument goes to pytest
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

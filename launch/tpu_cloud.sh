@@ -1,4 +1,4 @@
-# Sourced by launch/tpu_vm.sh: what it asks of gcloud. Needs $name, $zone, $project, $type, $runtime_version, $spot, $queued.
+# Sourced by launch/tpu_vm.sh: its calls of gcloud. Needs $name $zone $project $type $runtime_version $spot $queued.
 # shellcheck shell=bash
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -10,10 +10,10 @@ trap ending EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-ending() { # whatever the script dies of, who pays for the TPU is told
+ending() { # however the script ends, it tells the user that the TPU still costs
   local status=$?
   rm -rf "$answers"
-  [[ $status -eq 0 || -z "$standing" ]] || say "$name is $standing: mend it and start again, or $(how_to_delete)"
+  [[ $status -eq 0 || -z "$standing" ]] || say "$name is $standing: fix the cause and start again, or $(how_to_delete)"
 }
 
 how_to_delete() {
@@ -22,11 +22,11 @@ how_to_delete() {
   printf 'launch/tpu_vm.sh delete%s\n' "$(quoted "${flags[@]}")"
 }
 
-tpus() { # gcloud compute tpus ..., in the zone and the project
+tpus() { # runs gcloud compute tpus ... for the zone and the project
   call gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}
 }
 
-default_runtime() { # the TPU software that Google names for each generation
+default_runtime() { # prints the TPU software that Google names for each generation
   case "$type" in
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
@@ -36,7 +36,7 @@ default_runtime() { # the TPU software that Google names for each generation
   esac
 }
 
-workers_of_type() { # how many machines a type has: v5e and v6e count chips, the others cores
+workers_of_type() { # prints the number of machines of a type: v5e and v6e count chips, others cores
   local size="${type##*-}"
   [[ "$type" =~ ^[a-z0-9]+-[1-9][0-9]{0,5}$ ]] || die "--type '$type' is not a TPU type such as v5litepod-8"
   case "$type" in
@@ -45,13 +45,13 @@ workers_of_type() { # how many machines a type has: v5e and v6e count chips, the
   esac
 }
 
-ask() { # a describe command: prints the state, ABSENT where there is no such thing, UNREACHABLE where gcloud fails
+ask() { # a describe command: prints the state, ABSENT if nothing has that name, UNREACHABLE if gcloud fails
   if tpus "$@" 2>"$answers/describe"; then return; fi
-  # A project, a zone or a network that is not found is another matter.
+  # A project, zone, or network that is not found is another matter.
   if grep -qE "NOT_FOUND: .*/(nodes|queuedResources)/$name([^A-Za-z0-9_-]|\$)" "$answers/describe"; then echo ABSENT; else echo UNREACHABLE; fi
 }
 
-situation() { # prints ready, waiting, absent, gone (taken away, or ended for good), stopped or unreachable
+situation() { # prints ready, waiting, absent, gone (taken away, or ended for good), stopped, or unreachable
   local state
   if $queued; then
     state="$(ask queued-resources describe "$name" "--format=value(state.state)")"
@@ -74,7 +74,7 @@ situation() { # prints ready, waiting, absent, gone (taken away, or ended for go
   esac
 }
 
-create() { # asks for the TPU once
+create() { # requests the TPU once
   local -a flags=("--accelerator-type=$type")
   ! $spot || flags+=(--spot)
   flags+=(${passed[@]+"${passed[@]}"})
@@ -85,9 +85,9 @@ create() { # asks for the TPU once
   fi
 }
 
-obtain() { # asks for the TPU until it is granted; only a lack of capacity is worth another try
+obtain() { # requests the TPU until it is granted; only a lack of capacity is retried
   local attempt=1
-  while standing="perhaps up, and costs then" && ! create 2>&1 | tee "$answers/create" >&2; do
+  while standing="perhaps up, which would cost" && ! create 2>&1 | tee "$answers/create" >&2; do
     if grep -qiE 'already exists|ALREADY_EXISTS' "$answers/create"; then return; fi
     if ! grep -qi 'no more capacity' "$answers/create"; then
       ! grep -qiE 'PERMISSION_DENIED|INVALID_ARGUMENT|NOT_FOUND|quota' "$answers/create" || standing=""
@@ -104,7 +104,7 @@ obtain() { # asks for the TPU until it is granted; only a lack of capacity is wo
   done
 }
 
-discard() { # deletes the TPU and, where there is one, the request for it
+discard() { # deletes the TPU, and its queued resource if there is one
   if $queued; then
     tpus queued-resources delete "$name" --force --quiet
   else
@@ -125,8 +125,8 @@ bring_up() { # returns when the TPU is ready
     before="$now"
     [[ "$now" == unreachable ]] || seen=true
     case "$now" in
-      ready) standing="still up, and costs" ;;
-      waiting) standing="being made, and costs when it is up" ;;
+      ready) standing="still up, which costs" ;;
+      waiting) standing="being created, and will cost when it is up" ;;
       unreachable) ;; # as it was
       *) standing="" ;;
     esac
@@ -162,12 +162,12 @@ count_workers() { # sets $workers
   fi
 }
 
-ssh_to() { # worker command: runs it there, in the worker's home directory
+ssh_to() { # worker command: runs it in the worker's home directory
   # A worker that vanishes is noticed within two minutes.
   tpus tpu-vm ssh "$name" "--worker=$1" --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4 \
     --ssh-flag=-oConnectTimeout=20 "--command=$2" </dev/null
 }
 
-send_to() { # worker file its-name: into the worker's home directory
+send_to() { # worker file name: copies it to the worker's home directory
   tpus tpu-vm scp "$2" "$name:$3" "--worker=$1" </dev/null
 }

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# Runs an experiment on a Cloud TPU, one VM or a pod, and comes back after each preemption until the run is done.
+# Runs an experiment on a Cloud TPU, one VM or a pod, and restarts it after each preemption until it is done.
 #
-#   launch/tpu_vm.sh up     --name N --zone Z --type v5litepod-8 [flags]                 creates it, or finds it there
-#   launch/tpu_vm.sh run    --name N --zone Z --type v5litepod-8 [flags] -- FLAGS        up, set-up, and the run
+#   launch/tpu_vm.sh up     --name N --zone Z --type v5litepod-8 [flags]                 creates or finds the TPU
+#   launch/tpu_vm.sh run    --name N --zone Z --type v5litepod-8 [flags] -- FLAGS        up, then set-up and run
 #   launch/tpu_vm.sh fetch  --name N --zone Z [flags] --fetch DIR -- --workdir WORKDIR   copies the results to DIR
-#   launch/tpu_vm.sh delete --name N --zone Z [--queued]                                 gives it back
+#   launch/tpu_vm.sh delete --name N --zone Z [--queued]                                 deletes the TPU
 #
-# FLAGS are those of `python -m xtransfer.main`, and go to every worker unchanged; --config.platform=tpu is added. Paths
-# are the workers': relative ones begin in the copied checkout, a shared storage (--storage) is at /mnt/xtransfer.
+# FLAGS go to `python -m xtransfer.main` on every worker unchanged; --config.platform=tpu is added. Paths
+# are the workers': relative ones start in the copied checkout, and --storage is mounted at /mnt/xtransfer.
 #
 #   --project P            the project (default: gcloud's)
 #   --spot                 spot capacity: cheap, and may be taken away at any time
-#   --queued               ask by a queued resource, and wait in its queue
+#   --queued               request a queued resource, and wait in its queue
 #   --runtime-version V    the TPU's software (default: by --type)
 #   --create-flag F        one more flag for gcloud's create, such as --create-flag=--network=mine; may be repeated
-#   --storage S            gs://BUCKET[/FOLDER] or HOST:/SHARE (NFS, Filestore): mounted at /mnt/xtransfer on every worker
-#   --own-storage          the workdir lies on storage that all workers share and that outlives them; you see to that
+#   --storage S            gs://BUCKET[/FOLDER] or HOST:/SHARE (NFS, Filestore), mounted at /mnt/xtransfer on every worker
+#   --own-storage          you have put the workdir on storage that all workers share and that outlives them
 #   --repository URL       clone this instead of copying this checkout, at --revision REV
 #   --logs DIR             one log per worker (default: runs/N.logs)
-#   --retries K            how often to come back, and to ask again where there is no capacity (default: 30)
+#   --retries K            how often to restart, and to ask again when there is no capacity (default: 30)
 #   --fetch DIR            copy the results, without checkpoints, to DIR when the run is done; with --checkpoints, all
-#   --delete               give the TPU back when the run is done and its results are fetched
-#   --dry-run              print the commands, run none
+#   --delete               delete the TPU when the run is done and its results are fetched
+#   --dry-run              print the commands, and run nothing
 #
-# Exits 0 when the run is done, and as the run did when it failed. Ctrl-C leaves the run where it is: the same command
+# Exits with 0 when the run is done, or with the run's status if it failed. Ctrl-C leaves the run going: the same command
 # follows it again. A failed run leaves the TPU up, and says so.
 set -euo pipefail
 # shellcheck source=launch/tpu_cloud.sh
@@ -34,11 +34,11 @@ shared="/mnt/xtransfer"
 bucket_or_share='^(gs://[a-z0-9][a-z0-9._-]*(/.+)?|(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):/[^/].*)$'
 workers=1 workdir="" id="" verdict="" failed_worker=0 crashes=0
 statuses=() followers=()
-# What an earlier delivery brought goes; .venv, and what runs left, stays.
+# Replaces the files of an earlier delivery; keeps .venv and the files of runs.
 unpack='mkdir -p xtransfer && cd xtransfer && if [ -f .copied ]; then tr "\n" "\0" <.copied | xargs -0 rm -f --; fi'
 unpack="$unpack && tar -xzf ../xtransfer.tgz && tar -tzf ../xtransfer.tgz >.copied"
 
-where_it_stays() { # a run on many workers, or on spot capacity, wants a workdir that they share and that outlives them
+where_it_stays() { # requires a shared workdir that outlives the workers, for many workers or spot capacity
   if $own_storage || { [[ -n "$storage" ]] && is_below "$shared" "$workdir"; }; then return; fi
   [[ -z "$storage" ]] || die "--workdir $workdir is not below $shared, where --storage is mounted"
   [[ "$(workers_of_type)" -eq 1 ]] ||
@@ -46,7 +46,7 @@ where_it_stays() { # a run on many workers, or on spot capacity, wants a workdir
   ! $spot || die "a spot VM loses its disk when it is taken away: give --storage and --workdir $shared/…, or --own-storage"
 }
 
-each_worker() { # shown|quiet function arguments ...: calls function WORKER arguments for all at once; sets statuses
+each_worker() { # shown|quiet function arguments ...: calls function WORKER arguments for all in parallel; sets statuses
   local show="$1" function="$2" worker
   shift 2
   statuses=() followers=()
@@ -67,7 +67,7 @@ each_worker() { # shown|quiet function arguments ...: calls function WORKER argu
   await
 }
 
-await() { # the followers; sets statuses
+await() { # waits for the followers; sets statuses
   local worker
   for ((worker = 0; worker < ${#followers[@]}; worker++)); do
     statuses[worker]=0
@@ -76,17 +76,17 @@ await() { # the followers; sets statuses
   followers=()
 }
 
-leave() { # Ctrl-C: the run goes on
+leave() { # leaves the run going after Ctrl-C
   local pid
   for pid in ${followers[@]+"${followers[@]}"}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
   if [[ ${#followers[@]} -gt 0 ]]; then
-    say "the run goes on on $name, and costs: the same command follows it again, $(how_to_delete) ends it"
+    say "the run continues on $name, which costs: the same command follows it again, $(how_to_delete) ends it"
     standing=""
   fi
   exit "$1"
 }
 
-pack() { # archive: the checkout as it is, with what is not committed
+pack() { # archive: packs the checkout, including uncommitted changes
   local file
   mkdir -p "$root/runs"
   cd "$root"
@@ -99,7 +99,7 @@ pack() { # archive: the checkout as it is, with what is not committed
   done | tar --null -T - -czf "$1"
 }
 
-deliver() { # brings the code to every worker, over what was brought there before
+deliver() { # copies the code to every worker, over an earlier copy
   local archive="$root/runs/checkout-$name.tgz"
   if [[ -n "$repository" ]]; then
     each_worker quiet ssh_to "if [ ! -d xtransfer/.git ]; then git clone -q$(quoted "$repository") xtransfer; fi && \
@@ -118,11 +118,11 @@ cd xtransfer && git fetch -q origin && git checkout -q --detach$(quoted "$revisi
   each_worker quiet ssh_to "$unpack"
 }
 
-remotely() { # words of a command in the copied checkout
+remotely() { # prints a command for the copied checkout
   printf 'cd xtransfer && bash launch/worker.sh%s\n' "$(quoted "$@")"
 }
 
-all_well() { # false where a status is not 0; sets failed_worker to the first
+all_well() { # false if a status is not 0; sets failed_worker to the first of these
   local worker
   for ((worker = 0; worker < ${#statuses[@]}; worker++)); do
     if [[ "${statuses[worker]}" -ne 0 ]]; then
@@ -132,7 +132,7 @@ all_well() { # false where a status is not 0; sets failed_worker to the first
   done
 }
 
-set_up_workers() { # code, packages, storage; false where a worker failed
+set_up_workers() { # copies code, installs packages, mounts storage; false if a worker failed
   say "setting up $workers worker(s) of $name; their logs are $logs/worker-*.log"
   deliver
   all_well || return 1
@@ -145,7 +145,7 @@ set_up_workers() { # code, packages, storage; false where a worker failed
 
 is_running() { ! $dry_run && ssh_to 0 "$(remotely running)" >/dev/null 2>&1; }
 
-reach() { # until ssh works: keys take a while to arrive on a new machine
+reach() { # waits until ssh works, because keys take a while to arrive on a new machine
   local attempt
   ! $dry_run || return 0
   for attempt in 1 2 3 4 5; do
@@ -156,14 +156,14 @@ reach() { # until ssh works: keys take a while to arrive on a new machine
   return 1
 }
 
-judge() { # statuses -> verdict: finished, lost (come back) or failed (a reason that would only come again)
+judge() { # statuses -> verdict: finished, lost (restart), or failed (for a reason that would recur)
   local worker status cut=false failed="" crashed=""
   verdict=finished
   if all_well; then return; fi
   verdict=lost
   for worker in "${!statuses[@]}"; do
     status="${statuses[worker]}"
-    # Without the worker's last line the status is gcloud's own, which could not reach it.
+    # Without the worker's last line, the status is that of gcloud, which could not reach it.
     if [[ $status -eq 143 || $status -eq 255 ]] || { [[ "$1" == run && $status -ne 0 ]] &&
       ! grep -qF "run $id ended with status $status" "$logs/worker-$worker.log"; }; then
       cut=true
@@ -178,7 +178,7 @@ judge() { # statuses -> verdict: finished, lost (come back) or failed (a reason 
     crashes=0
     return
   fi
-  # One of many that crashed may have lost a peer; one that does so again and again has another reason.
+  # One of several workers that crashes may have lost a peer; if it recurs, there is another reason.
   if [[ -n "$crashed" && $workers -gt 1 && $crashes -lt 3 ]]; then
     crashes=$((crashes + 1))
     return
@@ -187,7 +187,7 @@ judge() { # statuses -> verdict: finished, lost (come back) or failed (a reason 
   verdict=failed
 }
 
-attempt() { # once through: sets verdict
+attempt() { # sets up and runs once; sets verdict
   bring_up
   count_workers
   if ! reach; then
@@ -214,13 +214,13 @@ run() {
       finished) break ;;
       failed)
         tail -n 3 "$logs/worker-$failed_worker.log" >&2
-        say "worker $failed_worker failed with status ${statuses[failed_worker]} (its log: $logs/worker-$failed_worker.log)"
+        say "worker $failed_worker failed with status ${statuses[failed_worker]} (log: $logs/worker-$failed_worker.log)"
         exit "${statuses[failed_worker]}"
         ;;
     esac
     tries=$((tries + 1))
-    [[ $tries -le $retries ]] || die "gave up after coming back $retries times; the same command goes on"
-    say "$name was lost (the workers' statuses: ${statuses[*]}); coming back, $tries of $retries"
+    [[ $tries -le $retries ]] || die "gave up after $retries restarts; the same command resumes"
+    say "$name was lost (the workers' statuses: ${statuses[*]}); restarting, $tries of $retries"
     pause "$tries"
   done
   trap 'exit 130' INT
@@ -228,10 +228,10 @@ run() {
   [[ -z "$fetch" ]] || fetch_results
   if ! $delete || discard; then return; fi
   standing="" # said here
-  die "the run is done${fetch:+ and its results are in $fetch}, but $name could not be deleted: it is still up, and costs; $(how_to_delete)"
+  die "the run is done${fetch:+ and its results are in $fetch}, but $name could not be deleted: it is still up, which costs: $(how_to_delete)"
 }
 
-fetch_results() { # the workdir into $fetch, without checkpoints unless they are asked for
+fetch_results() { # copies the workdir to $fetch, without checkpoints unless requested
   local -a without=()
   local packed="xtransfer-results.tgz"
   call mkdir -p "$fetch"
@@ -274,7 +274,7 @@ main() {
     main_wants workdir
   fi
   [[ "$command" != run ]] || main_wants config
-  [[ -z "$repository" || -n "$revision" ]] || die "--repository wants --revision too: a commit, a tag or origin/BRANCH"
+  [[ -z "$repository" || -n "$revision" ]] || die "--repository needs --revision too: a commit, a tag or origin/BRANCH"
   if ! $dry_run; then command -v gcloud >/dev/null || die "gcloud is missing: https://cloud.google.com/sdk/docs/install"; fi
   case "$command" in
     up) bring_up ;;

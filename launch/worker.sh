@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh calls on each worker of a TPU, from the root of the copied checkout. Linux only.
+# launch/tpu_vm.sh calls this on each worker of a TPU, from the root of the copied checkout. Linux only.
 #
-#   worker.sh prepare              Python and the pinned packages for a TPU
-#   worker.sh mount SOURCE         a bucket (gs://NAME[/FOLDER]) or an NFS share (HOST:/SHARE) at /mnt/xtransfer
-#   worker.sh running              exits 0 if a run is under way
-#   worker.sh run ID COMMAND …     starts the command and follows it, or follows the one under way; exits as it does
+#   worker.sh prepare              installs Python and the pinned packages for a TPU
+#   worker.sh mount SOURCE         mounts a bucket (gs://NAME[/FOLDER]) or an NFS share (HOST:/SHARE) at /mnt/xtransfer
+#   worker.sh running              exits with 0 if a run is in progress
+#   worker.sh run ID COMMAND …     starts the command, or finds it running; follows it, and exits with its status
 #
-# A run does not hang on the connection that started it: it goes on when the connection is lost, and who calls again with
-# the same ID or the same command sees its log from the beginning.
+# A run does not depend on the connection that started it. It continues when the connection is lost, and a second call with
+# the same ID or the same command shows its log from the beginning.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -51,19 +51,19 @@ mount_source() {
   command -v gcsfuse >/dev/null || install_gcsfuse
   bucket="${source#gs://}"
   [[ "$bucket" != */?* ]] || folder="${bucket#*/}"
-  # Checkpoints are renamed as folders, and what one worker writes the others must see at once.
+  # Checkpoints are renamed as folders, and the others must see at once what a worker writes.
   gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 ${folder:+--only-dir "${folder%/}"} \
     "${bucket%%/*}" "$shared"
 }
 
-born() { # pid: prints the boot of this machine and when in it the process started
+born() { # pid: prints the boot id of this machine, and when the process started after that boot
   local stat fields
   stat="$(cat "/proc/$1/stat" 2>/dev/null)" || return 1
   read -ra fields <<<"${stat##*) }" # from the third field on: the second, a name in brackets, may have spaces
   printf '%s %s\n' "$(cat /proc/sys/kernel/random/boot_id)" "${fields[19]}"
 }
 
-is_there() { # id: its process, not one that has the same pid after a reboot
+is_there() { # id: whether its process is alive, and not another one with the same pid after a reboot
   local pid found
   pid="$(cat "$runs/$1/pid" 2>/dev/null)" && found="$(born "$pid")" &&
     [[ "$found" == "$(cat "$runs/$1/born" 2>/dev/null)" ]]
@@ -73,7 +73,7 @@ is_running() { # id
   [[ ! -e "$runs/$1/status" ]] && is_there "$1"
 }
 
-current() { # prints the id of the run that is under way
+current() { # prints the id of the run in progress
   local id
   id="$(cat "$runs/current" 2>/dev/null)" && is_running "$id" && printf '%s\n' "$id"
 }
@@ -83,7 +83,7 @@ start() { # id command ...
   shift
   printf '%s\n' "$(quoted "$@")" >"$runs/$id/command"
   : >"$runs/$id/log" # it is there before anyone reads it
-  # The outer shell outlives the connection, and a SIGTERM for all on the machine, so that the status is written.
+  # The outer shell survives the end of the connection, and a SIGTERM for the whole machine, to write the status.
   # shellcheck disable=SC2016 # the inner shell expands it
   setsid bash -c 'trap : TERM; run="$1"; shift; status=0; "$@" || status=$?; echo "$status" >"$run/status"' \
     xtransfer-run "$runs/$id" "$@" >>"$runs/$id/log" 2>&1 </dev/null &
@@ -98,7 +98,7 @@ run() { # id command ...
   mkdir -p "$runs"
   if other="$(current)" && [[ "$other" != "$id" ]]; then
     [[ "$(cat "$runs/$other/command")" == "$(quoted "$@")" ]] ||
-      die "another run is under way on $(hostname):$(cat "$runs/$other/command"); wait for it, or kill -- -$(cat "$runs/$other/pid")"
+      die "another run is in progress on $(hostname):$(cat "$runs/$other/command"); wait for it, or kill -- -$(cat "$runs/$other/pid")"
     id="$other"
   fi
   if mkdir "$runs/$id" 2>/dev/null; then

@@ -130,7 +130,7 @@ def test_ctrl_c_leaves_the_run(launcher: Launcher) -> None:
     wait_until(lambda: len(launcher.calls("kubectl", "logs")) == 1)
     os.kill(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 143 and "the run goes on in the cluster" in stderr
+    assert process.returncode == 143 and "the run continues in the cluster" in stderr
     assert not launcher.calls("kubectl", "delete")
 
 
@@ -166,12 +166,12 @@ def test_a_dry_run_prints_the_manifest(launcher: Launcher) -> None:
     ("arguments", "said"),
     [
         (("up",), "'up' is not one of run, fetch, delete (see --help)"),
-        (("run", *POOL, "--topology=2x4", *MAIN), "where does the workdir lie? Give --claim or --bucket"),
-        (("run", *POOL, "--claim=c", "--topology=8", *MAIN), "--topology '8' is not one such as 2x4"),
+        (("run", *POOL, "--topology=2x4", *MAIN), "where is the workdir? Give --claim or --bucket"),
+        (("run", *POOL, "--claim=c", "--topology=8", *MAIN), "--topology '8' is not a topology such as 2x4"),
         (("run", *POOL, "--claim=c", "--topology=2x3", "--chips-per-pod=4", *MAIN), "--topology 2x3 has 6 chips"),
         (("run", *POOL, "--claim=c", "--", "--workdir=w"), "--workdir 'w' is not below /mnt/xtransfer"),
-        (("run", *POOL, "--claim=a: b", *MAIN), "--claim: 'a: b' is not a name that Kubernetes takes: lower-case"),
-        (("run", *POOL, "--claim=c", "--topology=0x4", *MAIN), "--topology '0x4' is not one such as 2x4"),
+        (("run", *POOL, "--claim=a: b", *MAIN), "--claim: 'a: b' is not a name that Kubernetes allows: lower-case"),
+        (("run", *POOL, "--claim=c", "--topology=0x4", *MAIN), "--topology '0x4' is not a topology such as 2x4"),
         (("run", *POOL, "--claim=c", "--topology=2x4", "--restarts=030", *MAIN), "--restarts: '030' is not a number"),
         (("run", *POOL, "--claim=c", "--topology=2x4", "--chips-per-pod=08", *MAIN), "--chips-per-pod: '08' is not"),
         (
@@ -180,7 +180,7 @@ def test_a_dry_run_prints_the_manifest(launcher: Launcher) -> None:
         ),
         (("run", *POOL, "--claim=c", "--namespace=my.own", "--topology=2x4", *MAIN), "--namespace: 'my.own' is not a"),
         (("run", *POOL, "--bucket=gs://mine/folder", "--topology=2x4", *MAIN), "--bucket: 'mine/folder' is not a name"),
-        (("delete", "--name=Run_1"), "--name: 'Run_1' is not a name that Kubernetes takes: lower-case letters"),
+        (("delete", "--name=Run_1"), "--name: 'Run_1' is not a name that Kubernetes allows: lower-case letters"),
         (("delete", "--name=1-run"), "--name '1-run' must begin with a letter and have at most 45 characters"),
         (("delete", f"--name={'a' * 46}"), f"--name '{'a' * 46}' must begin with a letter and have at most 45"),
         (

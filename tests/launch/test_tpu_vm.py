@@ -127,7 +127,7 @@ def test_a_repository_may_be_cloned_instead(launcher: Launcher) -> None:
     assert launcher.calls("git")[0] == ["clone", "-q", "https://x.org/a b.git", "xtransfer"]
     assert ["checkout", "-q", "--detach", "v1;id"] in launcher.calls("git") and not launcher.calls("gcloud", "scp")
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, *flags[:2], *MAIN)
-    assert code == 1 and stderr.startswith("error: --repository wants --revision too")
+    assert code == 1 and stderr.startswith("error: --repository needs --revision too")
 
 
 def test_it_waits_until_the_machine_is_ready(launcher: Launcher) -> None:
@@ -165,7 +165,7 @@ def test_a_preempted_run_comes_back_on_a_new_machine(launcher: Launcher) -> None
     assert verbs(launcher) == ["create", "delete", "create", "delete", "create"]
     assert all("--spot" in call for call in launcher.calls("gcloud", "create"))
     assert [main[2:] for main in launcher.mains()] == [["--config.platform=tpu", *SHARED[1:]]] * 2
-    assert stderr.count("tpu was lost") == 2 and "(the workers' statuses: 255); coming back, 1 of 30" in stderr
+    assert stderr.count("tpu was lost") == 2 and "(the workers' statuses: 255); restarting, 1 of 30" in stderr
     assert ["mount", "-t", "nfs", "10.0.0.2:/share", "/mnt/xtransfer"] in launcher.calls("sudo")
 
 
@@ -173,8 +173,8 @@ def test_coming_back_ends_somewhere(launcher: Launcher) -> None:
     launcher.will(statuses=[143] * 9)
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--retries", "2", *MAIN)
     assert code == 1 and len(launcher.mains()) == 3
-    assert stderr.splitlines()[-2] == "error: gave up after coming back 2 times; the same command goes on"
-    assert stderr.splitlines()[-1].startswith("xtransfer: tpu is still up, and costs: ")
+    assert stderr.splitlines()[-2] == "error: gave up after 2 restarts; the same command resumes"
+    assert stderr.splitlines()[-1].startswith("xtransfer: tpu is still up, which costs: ")
 
 
 @pytest.mark.parametrize("status", [1, 2, 134, 137])
@@ -183,7 +183,7 @@ def test_a_failure_with_a_reason_is_not_repeated(launcher: Launcher, status: int
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--delete", "--fetch=got", *MAIN)
     assert code == status and len(launcher.mains()) == 1 and verbs(launcher) == ["create"]
     assert f"main ends with {status}" in stderr, "its last words"
-    assert f"worker 0 failed with status {status}" in stderr and "tpu is still up, and costs" in stderr
+    assert f"worker 0 failed with status {status}" in stderr and "tpu is still up, which costs" in stderr
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_ctrl_c_leaves_the_run_and_the_same_command_follows_it(launcher: Launche
     wait_until(lambda: "main begins" in read(launcher.cwd / "runs/tpu.logs/worker-0.log"))
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 143 and "the run goes on on tpu" in stderr
+    assert process.returncode == 143 and "the run continues on tpu" in stderr
     (launcher.root / "later.py").write_text("")
     following = launcher.start("tpu_vm.sh", "run", *ONE, *MAIN)
     wait_until(lambda: "following the run" in read(launcher.cwd / "runs/tpu.logs/worker-0.log"))
@@ -278,7 +278,7 @@ def test_a_second_run_on_the_machine_is_refused_and_the_first_is_followed(launch
     assert launcher.run("worker.sh", "running", HOME=str(home))[0] == 0
     os.killpg(first.pid, signal.SIGKILL)  # the connection is lost, and with it all that hangs on it
     code, _, stderr = launcher.run("worker.sh", "run", "b", "another", HOME=str(home))
-    assert code == 1 and "another run is under way" in stderr and stderr.count("\n") == 1
+    assert code == 1 and "another run is in progress" in stderr and stderr.count("\n") == 1
     go.write_text("")
     code, stdout, stderr = launcher.run("worker.sh", "run", "c", *command, HOME=str(home))
     assert code == 7 and stdout == f"{word}\n" and "run c ended with status 7" in stderr

@@ -8,7 +8,7 @@ from tests.helpers.launching import Launcher
 from tests.launch.test_tpu_vm import GCLOUD, MAIN, ONE, POD, SHARED, verbs
 
 DELETE = "launch/tpu_vm.sh delete --name tpu --zone us-west4-a"
-STILL_UP = f"xtransfer: tpu is still up, and costs: mend it and start again, or {DELETE}"
+STILL_UP = f"xtransfer: tpu is still up, which costs: fix the cause and start again, or {DELETE}"
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_who_pays_is_told_whatever_the_script_dies_of(launcher: Launcher) -> Non
 def test_a_creation_that_broke_off_may_cost(launcher: Launcher) -> None:
     launcher.will(creates=["ERROR: gcloud crashed (TransportError): no network"])
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *ONE)
-    assert code == 1 and stderr.splitlines()[-1].startswith("xtransfer: tpu is perhaps up, and costs then: ")
+    assert code == 1 and stderr.splitlines()[-1].startswith("xtransfer: tpu is perhaps up, which would cost: ")
 
 
 def test_a_deletion_that_fails_is_said_with_what_was_done(launcher: Launcher) -> None:
@@ -87,6 +87,6 @@ def test_a_deletion_that_fails_is_said_with_what_was_done(launcher: Launcher) ->
     assert code == 1 and (launcher.cwd / "got/results.jsonl").exists()
     assert stderr.splitlines()[-1].endswith(
         "error: the run is done and its results are in got, but tpu could not be deleted: "
-        f"it is still up, and costs; {DELETE}"
+        f"it is still up, which costs; {DELETE}"
     )
     assert stderr.count("still up") == 1

@@ -1,4 +1,4 @@
-"""launch/worker.sh: what a worker takes for the run that is under way, when its disk has outlived its processes."""
+"""launch/worker.sh: which run a worker considers in progress after its disk has outlived its processes."""
 
 import os
 import signal
