@@ -16,6 +16,7 @@ from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny
 from xtransfer import config, evaluate, experiment, main
 from xtransfer.data.registry import load_task
+from xtransfer.distillation.transfer_set import gather
 from xtransfer.errors import UserError
 from xtransfer.runs.workdir import Workdir
 from xtransfer.train.checkpoints import Checkpoints
@@ -182,8 +183,8 @@ def loaded(setting, *flags):
     ("flags", "said"),
     [
         (["--config.task.data_dir=/nowhere"], r"task\.data_dir /nowhere: no such directory"),
-        (["--config.task.source_language=xx"], r"no data of 'xx'"),
-        (["--config.task.target_languages=('de','tlh')"], r"no data of 'tlh'"),
+        (["--config.task.source_language=xx"], r"no data in 'xx'"),
+        (["--config.task.target_languages=('de','tlh')"], r"no data in 'tlh'"),
         (["--config.task.label_column=lable"], r"lable"),
         (["--config.task.labels=('bad','superb')"], r"'good' is not one of bad, superb"),
         (["--config.task.name=nothing"], r"task\.name 'nothing' is not one of"),
@@ -216,10 +217,10 @@ def test_what_is_learnt_from_is_drawn_from_whole_splits(setting, tmp_path, flags
     (data / "en" / "unlabelled.tsv").write_text("text\nthe film\nthe great film\n")
     settings = loaded(setting, f"--config.task.data_dir={data}", *flags)
     task = load_task(settings.task)
-    material = experiment.gather(settings, task)
-    assert list(material.drawn_from) == [task.load(split, "en") for split in splits]
-    ids = {example.id for split in material.drawn_from for example in split}
-    assert {example.id for example in material.everything} <= ids
+    transfer_set = gather(settings, task)
+    assert list(transfer_set.drawn_from) == [task.load(split, "en") for split in splits]
+    ids = {example.id for split in transfer_set.drawn_from for example in split}
+    assert {example.id for example in transfer_set.everything} <= ids
 
 
 def test_evaluation_refuses_other_data_than_the_run_had(setting, tmp_path):

@@ -103,7 +103,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     rows = [{"id": "7", "text": "fine", "label": 1, "domain": "dvd"}, {"id": "8", "text": "dull", "label": 0}]
     monkeypatch.setattr(minireviews, "prepare", lambda *call: calls.append(("prepare", *call)))
     monkeypatch.setattr(minireviews, "read", lambda *call: calls.append(("read", *call)) or rows)
-    monkeypatch.setattr(minireviews, "fingerprint", lambda: "v1")
+    monkeypatch.setattr(minireviews, "FINGERPRINT", "v1")
     return calls
 
 
@@ -122,7 +122,7 @@ def test_minireviews_in_other_languages(builder: list[tuple]):
     assert (task.source_language, task.target_languages) == ("de", ("ja",))
     with pytest.raises(UserError, match="no language 'fr' here"):
         task.load("test", "fr")
-    with pytest.raises(UserError, match="task.target_languages: no data of 'jp'; there is en, de, fr, ja"):
+    with pytest.raises(UserError, match="task.target_languages: no data in 'jp'; there are en, de, fr, ja"):
         registry.load_task(TaskConfig(target_languages=("jp",)))
     assert builder == []
 

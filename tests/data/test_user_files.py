@@ -72,9 +72,9 @@ def test_files_by_pattern(config: Config, tmp_path: Path):
 
 
 def test_files_that_are_missing(config: Config, tmp_path: Path):
-    with pytest.raises(UserError, match="task.target_languages: no data of 'ger'; there is de, en, fr"):
+    with pytest.raises(UserError, match="task.target_languages: no data in 'ger'; there are de, en, fr"):
         user_files.task(config(target_languages=("ger",)))
-    with pytest.raises(UserError, match="task.source_language: no data of 'eng'; .*did you mean 'en'"):
+    with pytest.raises(UserError, match="task.source_language: no data in 'eng'; .*did you mean 'en'"):
         user_files.task(config(source_language="eng"))
     with pytest.raises(UserError, match=r"en/unlabelled\.tsv: no such file; .*'train_rest'"):
         (tmp_path / "en" / "unlabelled.tsv").unlink()
@@ -86,7 +86,7 @@ def test_files_that_are_missing(config: Config, tmp_path: Path):
     with pytest.raises(UserError, match=r"en/train\.tsv: no such file; .* split 'train' of 'en'"):
         (tmp_path / "en" / "train.tsv").unlink()
         user_files.task(config())
-    with pytest.raises(UserError, match="no file of split 'test' is so named below"):
+    with pytest.raises(UserError, match="there is no such file for split 'test' below"):
         user_files.task(config(path="{language}-{split}.tsv"))
 
 
@@ -96,8 +96,8 @@ def test_files_that_are_missing(config: Config, tmp_path: Path):
         ({"data_dir": ""}, "task.data_dir is empty"),
         ({"data_dir": "/nowhere/at/all"}, "task.data_dir /nowhere/at/all: no such directory"),
         ({"path": "{language}.tsv"}, "expected {language} and {split}"),
-        ({"path": "{split}.tsv"}, "where a file has all languages, name the column in task.language_column"),
-        ({"language_column": "lang"}, "expected {split} in it and no other {}, as the languages stand in task.lang"),
+        ({"path": "{split}.tsv"}, "if one file has all languages, name the column in task.language_column"),
+        ({"language_column": "lang"}, "expected {split} in it and no other {}, because the languages are in task.lang"),
         ({"language_column": "lang", "path": "all.tsv"}, "expected {split} in it and no other {}"),
         ({"path": "{lang}/{split}.tsv"}, "expected {language} and {split}"),
         ({"path": "/data/{language}/{split}.tsv"}, "expected a path below task.data_dir"),
@@ -125,7 +125,7 @@ def test_unknown_labels_name_the_line_and_the_allowed_ones(config: Config, tmp_p
 
 def test_requests_beyond_the_task(config: Config):
     task = user_files.task(config(target_languages=("de",)))
-    with pytest.raises(UserError, match="no language 'fr' here; there is en, de"):
+    with pytest.raises(UserError, match="no language 'fr' here; there are en, de"):
         task.load("test", "fr")
     with pytest.raises(ValueError, match="split 'validation' is not one of"):
         task.load("validation", "en")
@@ -160,7 +160,7 @@ def test_without_a_dev_file_dev_is_held_out_of_train(config: Config, tmp_path: P
     (tmp_path / "en" / "dev.tsv").unlink()
     with caplog.at_level(logging.WARNING):
         task = user_files.task(config())
-    assert "no dev file of en: a tenth of train is held out" in caplog.text
+    assert "no dev file for en: holding out a tenth of train" in caplog.text
     train, dev = task.load("train", "en"), task.load("dev", "en")
     assert Counter(e.label for e in dev) == {0: 2, 1: 2} and len(train) == 36
     assert {e.text for e in train} | {e.text for e in dev} == {f"text {i}" for i in range(40)}
@@ -209,7 +209,7 @@ def test_a_file_of_unlabelled_text_that_does_not_fit(config: Config, tmp_path: P
     assert with_file(pairs).load("unlabelled", "en") == [Example("files/unlabelled/en/0", "a", "b", -1, "en")]
     for made_of, read_with, wanted in ((pairs, settings, "name the column"), (settings, pairs, "leave it empty")):
         task = user_files.with_unlabelled_file(user_files.task(made_of), read_with)
-        with pytest.raises(UserError, match=f"task.pair_column .*u.tsv is read by: .*{wanted}"):
+        with pytest.raises(UserError, match=f"task.pair_column .*u.tsv is read: .*{wanted}"):
             task.load("unlabelled", "en")
 
 
@@ -244,7 +244,7 @@ def test_a_rare_class_is_warned_of(config: Config, tmp_path: Path, caplog, count
     with caplog.at_level(logging.WARNING):
         assert user_files.task(config()).labels == tuple(counts)
     shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-    wanted = f"train.tsv: is {rare} misspelt? as task.labels is empty, the classes are: {shown}"
+    wanted = f"train.tsv: is {rare} misspelt? Without task.labels, the classes are: {shown}"
     assert [m.rpartition("/")[2] for m in caplog.messages] == ([wanted] if rare else [])
     caplog.clear()
     user_files.task(config(labels=tuple(counts)))
@@ -259,7 +259,7 @@ def test_a_label_that_train_lacks(config: Config, tmp_path: Path):
 
 def test_a_class_without_an_example_in_train(config: Config, tmp_path: Path):
     task = user_files.task(config(labels=("good", "so-so", "bad", "dull")))
-    with pytest.raises(UserError, match=r"en/train\.tsv: no example of 'so-so', 'dull' of task\.labels; add some, or"):
+    with pytest.raises(UserError, match=r"en/train\.tsv: no example of 'so-so', 'dull' in task\.labels; add some, or"):
         task.load("train", "en")
     assert len(task.load("test", "de")) == 2
     write(tmp_path, "en", "train", *(f"text {i}\tgood" for i in range(9)), "x\tbad")
@@ -277,5 +277,5 @@ def test_what_no_path_or_column_can_be_is_one_line(tmp_path):
     os.makedirs(folder)
     with open(folder + b"/test.tsv", "w") as file:
         file.write("text\tlabel\na\tb\n")
-    with pytest.raises(UserError, match="is no name of a language: rename it"):
+    with pytest.raises(UserError, match="cannot be the name of a language: rename it"):
         user_files.task(TaskConfig(name="files", data_dir=str(tmp_path)))

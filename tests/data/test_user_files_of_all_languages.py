@@ -60,13 +60,15 @@ def test_one_file_of_all_languages(with_languages: Config):
     ]
     assert task.load("test", "fr") == [Example("files/test/fr/1", "bon", None, 1, "fr")]
     assert task.load("unlabelled", "en") == [Example("files/unlabelled/en/1", "so so", None, -1, "en")]
-    with pytest.raises(UserError, match=r"all-dev\.\w+: no row with text whose column 'lang' is 'fr'; there is de, en"):
+    with pytest.raises(
+        UserError, match=r"all-dev\.\w+: no row with text whose column 'lang' is 'fr'; there are de, en"
+    ):
         task.load("dev", "fr")
 
 
 def test_languages_of_one_file_that_are_missing(with_languages: Config, caplog):
     with pytest.raises(
-        UserError, match="task.target_languages: no data of 'deu'; there is de, en, fr; did you mean 'de'"
+        UserError, match="task.target_languages: no data in 'deu'; there are de, en, fr; did you mean 'de'"
     ):
         user_files.task(with_languages(target_languages=("deu",)))
     typo = {"dev": [*ROWS["dev"], ("2", "na", "dee", "bad")]}
@@ -106,9 +108,9 @@ def test_the_fingerprint_covers_one_file_of_all_languages(with_languages: Config
 
 
 def test_a_file_of_all_languages_is_read_once_for_all_of_them(with_languages: Config, monkeypatch: pytest.MonkeyPatch):
-    read, seen = user_files.files.read_records, []
+    read, seen = user_files.tables.read_records, []
     monkeypatch.setattr(
-        user_files.files,
+        user_files.tables,
         "read_records",
         lambda path, *rest, **more: seen.append(path.stem) or read(path, *rest, **more),
     )
@@ -130,5 +132,5 @@ def test_an_unlabelled_file_of_several_languages_gives_those_of_the_source(with_
     (tmp_path / "u.tsv").write_text("id\ttext\n1\tnew\n2\tmore\n")
     assert texts(settings) == ["new", "more"]
     (tmp_path / "u.tsv").write_text("id\ttext\tlang\n1\tneu\tde\n")
-    with pytest.raises(UserError, match=r"u\.tsv: no row with text whose column 'lang' is 'en'; there is de"):
+    with pytest.raises(UserError, match=r"u\.tsv: no row with text whose column 'lang' is 'en'; there are de"):
         texts(settings)

@@ -270,7 +270,7 @@ def test_long_texts_are_cut_and_control_characters_shown() -> None:
         ("--config.task.labelled=25", "task.labelled 25"),
         ("--config.task.unlabelled_from=split", "en/unlabelled.tsv: no such file"),
         ("--config.evaluation_splits=('dev',)", "de/dev.tsv:2: label 'ugly'"),
-        ("--config.task.target_languages=('it',)", "task.target_languages: no data of 'it'"),
+        ("--config.task.target_languages=('it',)", "task.target_languages: no data in 'it'"),
     ],
 )
 def test_faults(look: Callable[..., Description], flag: str, message: str) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from tests.helpers import tiny
 from xtransfer.data.batches.measures import Filling, Lengths
 from xtransfer.describe import __main__ as describe
+from xtransfer.describe import tables
 from xtransfer.describe.dataset import Description, MeasuredSet, PackedTraining, SetSize, ShownExample
 from xtransfer.errors import UserError
 from xtransfer.runtime import terminal
@@ -84,9 +85,7 @@ def rows_of(page: str, title: str) -> list[list[str]]:
 def test_the_page() -> None:
     page = describe.markdown(FOUND)
     assert page.startswith("# reviews: en → de, ja\n\n- teacher: mono, up to 128 tokens\n")
-    assert (
-        "- learnt from: 40 labelled and 2,000 unlabelled (U: split) examples of en; checkpoints are chosen by" in page
-    )
+    assert "- training text: 40 labelled and 2,000 unlabelled (U: split) examples of en; " in page
     assert "twice: 7 of 2,040 in L ∪ U; also in L ∪ U: 0 of 80 in dev, 3 of 200 in test\n" in page
     assert rows_of(page, "Splits") == [
         ["en", "4,000", "80", "200", "2,000"],
@@ -124,7 +123,7 @@ def test_the_teacher_in_other_languages_is_explained() -> None:
     found = dataclasses.replace(FOUND, measured=(teacher, dataclasses.replace(student, role="teacher"), student))
     page = describe.markdown(found)
     assert [row[:2] for row in rows_of(page, "Lengths")] == [["teacher", "en"], ["teacher", "ja"], ["student", "ja"]]
-    assert "- the teacher reads en only; the rest is there to compare the tokenizers\n" in page
+    assert "- the teacher reads en only; its other rows compare the tokenizers\n" in page
 
 
 def test_examples_without_a_label_have_a_line() -> None:
@@ -145,7 +144,9 @@ def test_synthetic_text_is_called_so_and_many_languages_are_counted() -> None:
 def test_no_other_language_and_no_unlabelled_text() -> None:
     counts = (FOUND.counts[0], SetSize("en", "U", 0, (0, 0), 0), *FOUND.counts[2:5])
     page = describe.markdown(dataclasses.replace(FOUND, target_languages=(), counts=counts))
-    assert page.startswith("# reviews: en → no other language\n") and "learnt from: 40 labelled examples of en;" in page
+    assert (
+        page.startswith("# reviews: en → no other language\n") and "training text: 40 labelled examples of en;" in page
+    )
     assert rows_of(page, "Labels")[0][-1] == "–"
 
 
@@ -153,10 +154,10 @@ def test_on_a_terminal_the_same_in_120_columns(monkeypatch: pytest.MonkeyPatch) 
     text = on_terminal(monkeypatch, FOUND)
     assert max(map(len, text.splitlines())) <= 120
     words = text.split()
-    for row in (row for table in describe.tables(FOUND) for row in table.lines):
+    for row in (row for table in tables.tables(FOUND) for row in table.rows):
         assert all(word in words for cell in row for word in cell.split()), row
     for shown in FOUND.examples:
-        assert all(line in text for _, line in describe.fields(shown))
+        assert all(line in text for _, line in tables.fields(shown))
     assert "reviews has none [there]" in text and "Not [good]" in text
 
 
@@ -193,7 +194,7 @@ def test_a_fault_is_one_line(flags: list[str], monkeypatch: pytest.MonkeyPatch, 
         terminal.run(describe.main)
     out, error = capsys.readouterr()
     assert raised.value.code == 1 and out == ""
-    assert error.startswith("error: task.source_language: no data of 'it'") and error.count("\n") == 1
+    assert error.startswith("error: task.source_language: no data in 'it'") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", ["0", "-3"])

@@ -48,7 +48,7 @@ def test_a_run_that_is_not_finished_is_named_and_left_out(workdir, capsys):
     finally:
         metrics.write_text(whole)
     assert {row["objective"] for row in rows} == {"teacher"}
-    assert "seed-0: not finished, left out" in " ".join(capsys.readouterr().out.split())
+    assert "seed-0: not finished, skipped" in " ".join(capsys.readouterr().out.split())
     assert {row["objective"] for row in evaluate(workdir)} == {"teacher", "vanilla"}
 
 

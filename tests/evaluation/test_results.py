@@ -117,7 +117,7 @@ def test_repeated_rows_are_one_and_contradictions_are_refused():
 
 
 def test_nothing_to_show_is_an_error():
-    with pytest.raises(UserError, match="no results: accuracy on split dev, .*; there are none of anything yet"):
+    with pytest.raises(UserError, match="no results: accuracy on split dev, .*; there are no results yet"):
         table([], split="dev")
     with pytest.raises(UserError, match="no test results in any language but"):
         table([row for row in make_rows() if row["language"] == "en"])

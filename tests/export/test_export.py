@@ -179,7 +179,7 @@ def test_ctrl_c_promises_nothing_that_is_not_so(program, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == 130
-    said = {"export": "the output is there whole or not at all", "parity": "start it again"}[program]
+    said = {"export": "the output is complete or does not exist", "parity": "start it again"}[program]
     assert capsys.readouterr().err == f"interrupted: {said}\n"
 
 
@@ -190,7 +190,7 @@ def test_the_tokenizer_is_the_base_checkpoints(workdir, student):
 
 def test_mean_pooling_is_said_loudly(workdir, tmp_path, capsys):
     export.main(command(workdir, tmp_path / "teacher", objective="teacher"))
-    assert "warning: this classifier pools by mean, which transformers cannot" in capsys.readouterr().out
+    assert "warning: this classifier pools by mean, which transformers does not support" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "teacher" / "README.md")
     assert "**Not for `transformers`.**" in card.text and card.data.library_name == "xtransfer"
     export.main(command(workdir, tmp_path / "student"))
@@ -216,7 +216,7 @@ def test_an_output_that_exists_is_refused_before_anything_else(tmp_path):
     (tmp_path / "there" / "file").write_text("mine")
     nowhere = Workdir(tmp_path / "nowhere")
     for output in ("there", "there/file"):
-        with pytest.raises(UserError, match=f"{output}: exists already: give a new directory"):
+        with pytest.raises(UserError, match=f"{output}: already exists; choose a new directory"):
             export.main(command(nowhere, tmp_path / output))
     assert (tmp_path / "there" / "file").read_text() == "mine"
     with pytest.raises(UserError, match=r"nowhere: no config\.json, so no experiment has been started"):
@@ -251,7 +251,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_1(workdir, tmp_pat
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: {workdir.root}: no run of 'vanila'; did you mean 'vanilla'?; there is teacher, "
+        f"error: {workdir.root}: no run of 'vanila'; did you mean 'vanilla'?; there are teacher, "
         "students/vanilla/seed-0\n"
     )
     assert not (tmp_path / "out").exists()

@@ -95,7 +95,7 @@ def test_the_table_of_results():
         r"| nob_Latn | test | 61.0 | 50.0 | 40.0 | 400 |",
         "| mean of targets | test | 66.5 | 60.0 |  |  |",
     ]
-    assert "the best on the source language's dev split (`source_dev`); labels of the other languages" in text
+    assert "the best on the source language's dev split (`source_dev`); labels in the other languages" in text
 
 
 def test_only_this_checkpoints_rows_count():
@@ -152,15 +152,15 @@ def test_mean_pooling_is_not_for_transformers():
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("split", "all texts of the unlabelled split without labels."),
-        ("train_rest", "all texts of the rest of the training split without labels."),
-        ("file", "all texts of another file without labels."),
-        ("none", "of the eng_Latn training split."),
+        ("split", "all unlabelled texts from the unlabelled split."),
+        ("train_rest", "all unlabelled texts from the rest of the training split."),
+        ("file", "all unlabelled texts from another file."),
+        ("none", "from the eng_Latn training split."),
     ],
 )
 def test_where_the_unlabelled_text_is_from(kind, said):
     config = replace(CONFIG, task=replace(CONFIG.task, unlabelled_from=kind, unlabelled_file="/secret/file"))
-    assert f"{said} No text of another language" in model_card(chosen(config=config), [])
+    assert f"{said} Fine-tuning used no text in another language." in model_card(chosen(config=config), [])
 
 
 def test_every_source_of_unlabelled_text_has_its_words():
@@ -171,16 +171,16 @@ def test_every_source_of_unlabelled_text_has_its_words():
 @pytest.mark.parametrize(
     ("objective", "method", "teacher", "data"),
     [
-        ("vanilla", "trained on gold labels.", None, "split. No text"),
+        ("vanilla", "trained on gold labels.", None, "split. Fine-tuning used no text"),
         (
             "monox_kd",
             "trained on a monolingual teacher's class probabilities",
             "org/english",
-            "and all texts of the rest",
+            "and all unlabelled texts from the rest",
         ),
         (
             "monox_pl",
-            "trained on gold labels, and a monolingual teacher's choice",
+            "trained on gold labels, and a monolingual teacher's prediction",
             "org/english",
             "and all texts of the",
         ),
@@ -188,7 +188,7 @@ def test_every_source_of_unlabelled_text_has_its_words():
             "self_training",
             "trained on the vanilla student's class probabilities",
             "`vanilla`",
-            "and all texts of the rest",
+            "and all unlabelled texts from the rest",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_the_method_in_words(objective, method, teacher, data):
     assert ("temperature 2" in line) == (OBJECTIVES[objective].soft_weight > 0)
     teachers = [line for line in text.splitlines() if line.startswith("- **Teacher**")]
     assert len(teachers) == (teacher is not None) and all(teacher in line for line in teachers)
-    assert "200 labelled texts, equally of each class, of the eng_Latn training split" in text and data in text
+    assert "200 labelled texts, balanced over classes, from the eng_Latn training split" in text and data in text
 
 
 def test_every_objective_has_a_card():
@@ -209,7 +209,7 @@ def test_every_objective_has_a_card():
 
 def test_the_threshold_of_pseudo_labels():
     config = replace(CONFIG, transfer=replace(CONFIG.transfer, threshold=0.9))
-    assert "choice where it is at least 90% sure where there is none" in model_card(
+    assert "prediction if it is at least 90% sure where there is no label" in model_card(
         chosen("monox_pl", config=config), []
     )
 
@@ -235,14 +235,14 @@ def test_how_it_was_trained():
 def test_the_licence_is_the_base_checkpoints():
     text = model_card(chosen(), [])
     assert "The weights derive from [org/multilingual](https://huggingface.co/org/multilingual), so its licence" in text
-    assert "The terms of the teacher's checkpoint and of the data may add to it." in text
+    assert "The terms of the teacher's checkpoint and of the data may apply as well." in text
     for objective in ("vanilla", "self_training", "teacher"):  # no other checkpoint taught these
         without = model_card(chosen(objective), [])
-        assert "The terms of the data may add to it." in without and "teacher's checkpoint" not in without
+        assert "The terms of the data may apply as well." in without and "teacher's checkpoint" not in without
     embedded = replace(CONFIG, student=replace(CONFIG.student, checkpoint="mini-bert-multilingual"))
     card = read(model_card(chosen("vanilla", config=embedded), []))
     assert card.data.license == "apache-2.0" and card.data.base_model is None
-    assert "applies to them (`apache-2.0`, by its own card). The terms of the data" in card.text
+    assert "applies to them (`apache-2.0`, according to its card). The terms of the data" in card.text
 
 
 def test_class_names_are_in_a_table_that_they_cannot_break():

@@ -7,7 +7,7 @@ from xtransfer.export.provenance import as_code, as_line, declared_licence, orig
 
 def test_an_embedded_checkpoint():
     found = origin("mini-bert-en")
-    assert (found.name, found.text) == ("mini-bert-en", "`mini-bert-en` (comes with xtransfer)")
+    assert (found.name, found.text) == ("mini-bert-en", "`mini-bert-en` (part of xtransfer)")
     assert (found.hub_id, found.licence) == (None, "apache-2.0")
 
 

@@ -55,4 +55,4 @@ def assert_same(tokens: tokenization.Tokens, expected: tokenization.Tokens) -> N
 
 def entries(directory: Path) -> list[Path]:
     """All that lies in the cache beside its lock."""
-    return [path for path in directory.iterdir() if path.name != ".tokenising.lock"]
+    return [path for path in directory.iterdir() if path.name != ".tokenizing.lock"]

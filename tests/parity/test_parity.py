@@ -21,7 +21,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf import families
 from xtransfer.parity import __main__ as binary
-from xtransfer.parity import activations, reference
+from xtransfer.parity import activations, comparison, reference
 from xtransfer.runtime import terminal
 
 CLASSIFIER = FIXTURES / "bert_classifier"
@@ -137,7 +137,7 @@ def test_another_function_is_found_where_it_begins(
 
 def test_a_head_that_pools_by_the_mean_is_compared_on_the_first_token(directory: Path, without_torch: None) -> None:
     edit(directory, xtransfer_pooling="mean")
-    report = binary.check(directory)
+    report = comparison.check(directory)
     assert report.ok and report.rows[-1].name == "logits"
     assert any("pools by the mean" in note for note in report.notes)
 
@@ -145,27 +145,27 @@ def test_a_head_that_pools_by_the_mean_is_compared_on_the_first_token(directory:
 def test_what_was_recorded_here_is_met_where_pytorch_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     model, file = tiny.checkpoint(tmp_path / "model", layers=2), tmp_path / "kept" / "reference.safetensors"
-    live = binary.check(model, record=file)
+    live = comparison.check(model, record=file)
     assert live.ok and "computed live by torch" in live.source
     assert any("sentences" in note for note in live.notes) and live.rows[1].shape[1:] == (16,)
     monkeypatch.setattr(reference, "available", lambda: False)
-    recorded = binary.check(model, file)
+    recorded = comparison.check(model, file)
     assert recorded.rows == live.rows
     inputs = reference.load(file, model).inputs
     lengths = inputs["attention_mask"].sum(-1)
     assert len(lengths) == 13 and lengths.max() == 32 and lengths.min() <= 4  # 32 is all that the model has
     assert inputs["token_type_ids"][-1].any() and not inputs["token_type_ids"][:-1].any()  # the pair
     with pytest.raises(UserError, match="model: nothing to compare with: install torch, or on a machine that has it"):
-        binary.check(model)
+        comparison.check(model)
     with pytest.raises(UserError, match="--record needs PyTorch, which is not installed"):
-        binary.check(model, record=file)
+        comparison.check(model, record=file)
 
 
 def test_without_tokenizer_and_head_random_ids_go_through_the_encoder(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     record(CASES["roberta_masked"], tmp_path / "model", seed=2)
     (tmp_path / "model" / reference.FILE).unlink()
-    report = binary.check(tmp_path / "model")
+    report = comparison.check(tmp_path / "model")
     assert report.ok and [row.name for row in report.rows] == ["embeddings", "layer_1", "layer_2"]
     assert "inputs are random token ids (" in report.notes[1] and "no logits to compare" in report.notes[-1]
 
@@ -173,10 +173,10 @@ def test_without_tokenizer_and_head_random_ids_go_through_the_encoder(tmp_path: 
 def test_no_file_of_another_kind_is_written_over(directory: Path) -> None:
     weights = (directory / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"leave out --reference"):
-        binary.check(directory, directory / reference.FILE, directory / "new")
+        comparison.check(directory, directory / reference.FILE, directory / "new")
     pytest.importorskip("torch")
     with pytest.raises(UserError, match=r"model\.safetensors: exists and is no reference"):
-        binary.check(directory, record=directory / "model.safetensors")
+        comparison.check(directory, record=directory / "model.safetensors")
     assert (directory / "model.safetensors").read_bytes() == weights
 
 
@@ -187,7 +187,7 @@ def test_a_stale_reference_is_refused(directory: Path, without_torch: None) -> N
     shutil.rmtree(directory / "..", ignore_errors=True)
     hf_checkpoint.save(directory, config, params)
     with pytest.raises(UserError, match="stale: recorded from other weights"):
-        binary.check(directory, CLASSIFIER / reference.FILE)
+        comparison.check(directory, CLASSIFIER / reference.FILE)
 
 
 def test_random_inputs_stay_inside_the_model() -> None:
@@ -212,12 +212,12 @@ def test_a_pad_token_in_a_text_has_the_position_that_roberta_gives_it() -> None:
 
 def test_inputs_without_a_pair_where_the_model_has_no_second_type(tmp_path: Path) -> None:
     directory = tiny.checkpoint(tmp_path / "model")
-    assert binary._inputs(directory)[1].endswith("languages and a pair, by its own tokenizer")
+    assert comparison._inputs(directory)[1].endswith("languages and a pair, tokenized by its own tokenizer")
     said = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(said | {"type_vocab_size": 1}))
-    inputs, what = binary._inputs(directory)
-    assert len(inputs["input_ids"]) == len(binary.SENTENCES) and not inputs["token_type_ids"].any()
-    assert "by its own tokenizer, and no pair (" in what and "pairs have 2 token types" in what
+    inputs, what = comparison._inputs(directory)
+    assert len(inputs["input_ids"]) == len(comparison.SENTENCES) and not inputs["token_type_ids"].any()
+    assert "tokenized by its own tokenizer, and no pair (" in what and "pairs have 2 token types" in what
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])
@@ -229,7 +229,7 @@ def test_a_terminal_of_any_width_shows_every_digit(width: int, monkeypatch: pyte
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None, soft_wrap=True)
     monkeypatch.setattr(terminal, "console", console)
-    binary.show(binary.Report(Path("some/model"), "computed live", ("a note",), rows))
+    binary.show(comparison.Report(Path("some/model"), "computed live", ("a note",), rows))
     table, _, rest = screen.getvalue().partition("a note")
     assert "NOT the same function: 1 of 2 activations differ too much, first layer_1 (by 2.50e-02 at [7, 8]" in rest
     texts = ("embeddings", "378 × 1024", "1.25e-06", "3.50e-08", "12.5", "1.25e-03", "yes")

@@ -126,11 +126,14 @@ def test_the_fingerprint_sees_every_shard(directory: Path) -> None:
 
 def test_what_is_no_reference_is_refused(directory: Path, tmp_path: Path) -> None:
     whole = (directory / reference.FILE).read_bytes()
-    for content, words in ((whole[:-1], "not a whole safetensors file"), (whole[:100], "not a whole safetensors file")):
+    for content, words in (
+        (whole[:-1], "not a complete safetensors file"),
+        (whole[:100], "not a complete safetensors file"),
+    ):
         (tmp_path / "file").write_bytes(content)
         with pytest.raises(UserError, match=words):
             reference.load(tmp_path / "file", directory)
-    with pytest.raises(UserError, match="not a reference of .*: record it again"):
+    with pytest.raises(UserError, match="not a reference in the format .*: record it again"):
         reference.load(directory / "model.safetensors", directory)
     with pytest.raises(UserError, match="nowhere: no such file: record it with --record"):
         reference.load(tmp_path / "nowhere", directory)

@@ -128,7 +128,7 @@ def test_neither_data_nor_tokenizer_nor_weights_are_needed_then(tmp_path: Path) 
     config = settings.load(str(ROOT / "configs/tpu_shapes.py"), flags)
     for override in (Override(rows=2), Override(unpacked=True)):
         assert len(list(steps(config, make_mesh(), override))) == 4
-    with pytest.raises(UserError, match=r"no tokenizer files.*\(without data and tokenizer, give --rows-per-chip"):
+    with pytest.raises(UserError, match=r"no tokenizer files.*\(without data and tokenizer, pass --rows-per-chip"):
         step(config, "teacher_train")
 
 
@@ -256,14 +256,14 @@ def test_the_json_is_written_and_what_does_not_fit_is_an_error_after_it(
     assert found["steps"][0]["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
     said = capsys.readouterr().out
     assert "8 chips" in said and "mesh data 4 × fsdp 2 × tensor 1" in said and "labelling: compiling" in said
-    assert "evaluation: 1 rows of 9 tokens a chip (batches of 8 rows: 1 shape)" in said
+    assert "evaluation: 1 rows of 9 tokens per chip (batches of 8 rows: 1 shape)" in said
     assert ("does not fit" in said) != fits
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--topology", "v5x:2x4"], r"--topology v5x:2x4: no such chip, give one like v5e:2x4"),
+        (["--topology", "v5x:2x4"], r"--topology v5x:2x4: no such chip; choose one like v5e:2x4"),
         (["--topology", "v5e"], r"--topology v5e: its sides are missing, as in v5e:2x4"),
         (["--topology", "v5e:2x4", "--steps", "student"], r"--steps student: no such step.*teacher_train, labelling"),
         (["--topology", "v5e:2x4", "--config.studnt.steps=3"], r"studnt.*did you mean 'student'"),
@@ -279,7 +279,9 @@ def test_the_parts_of_a_batch_are_told(config: ExperimentConfig) -> None:
         step(with_student(config, accumulation=3), "student_train", Override(rows=6, row_length=12)), CHIP, make_mesh()
     )
     assert row["parts"] == 3
-    assert next(precompile.lines(row, CHIP)).startswith("student_train: 6 rows of 12 tokens a chip in 3 parts (batches")
+    assert next(precompile.lines(row, CHIP)).startswith(
+        "student_train: 6 rows of 12 tokens per chip in 3 microbatches (batches"
+    )
     assert (
         step(config, "student_train", Override(rows=6)).parts == step(config, "labelling", Override(rows=6)).parts == 1
     )
@@ -288,7 +290,7 @@ def test_the_parts_of_a_batch_are_told(config: ExperimentConfig) -> None:
 def test_rows_that_an_accumulated_gradient_cannot_share(config: ExperimentConfig) -> None:
     with pytest.raises(UserError, match=r"--rows-per-chip 6 is not a multiple of student\.accumulation 4"):
         step(with_student(config, accumulation=4), "student_train", Override(rows=6))
-    with pytest.raises(UserError, match=r"--row-length 8 is below student\.max_length: give --rows-per-chip too"):
+    with pytest.raises(UserError, match=r"--row-length 8 is below student\.max_length: pass --rows-per-chip too"):
         step(config, "student_train", Override(row_length=8))
 
 
@@ -316,7 +318,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_compiled(
 
 def test_without_libtpu_it_says_how_to_get_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"libtpu is missing.*jax\[tpu\].*XTRANSFER_EXTRAS=tpu"):
+    with pytest.raises(UserError, match=r"libtpu, .* is missing.*jax\[tpu\].*XTRANSFER_EXTRAS=tpu"):
         precompile.main(["--config", str(file), "--topology", "v5e:2x4"])
 
 
@@ -335,6 +337,6 @@ def test_a_real_compilation_for_a_tpu(file: Path, tmp_path: Path) -> None:
     assert (found["topology"], found["chips"]) == ("v5e:2x4", 8) and set(row) > KEYS
     assert row["estimated_mcycles"] > 0.01 and row["fits"] and row["collective_bytes"]["all-reduce"] > 0
     assert np.isclose(sum(row["groups"].values()), row["estimated_mcycles"], rtol=0.5)
-    assert "student_train: 2 rows of 12 tokens a chip" in done.stdout
+    assert "student_train: 2 rows of 12 tokens per chip" in done.stdout
     done = subprocess.run([*command, "--topology", "v5e:3x7"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "--topology v5e:3x7: " in done.stderr

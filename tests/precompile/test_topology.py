@@ -35,7 +35,7 @@ def test_chips_reach_their_published_tflops(name: str, peak: float) -> None:
     ("name", "hint"), [("v5:2x4", "did you mean 'v5"), ("V5E:2x4", "did you mean 'v5e'"), ("", "there are v5e, v5p")]
 )
 def test_a_kind_of_chip_that_there_is_not(name: str, hint: str) -> None:
-    with pytest.raises(UserError, match=f"--topology {name}: no such chip, give one like v5e:2x4.*{hint}"):
+    with pytest.raises(UserError, match=f"--topology {name}: no such chip; choose one like v5e:2x4.*{hint}"):
         topology.chip_of(name)
 
 
@@ -63,7 +63,7 @@ def test_libtpu_is_told_that_there_are_no_tpus_and_a_tpu_machines_values_stay(
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ("ABORTED: Internal error when accessing libtpu multi-process lockfile.", "another process uses libtpu: wait"),
+        ("ABORTED: Internal error when accessing libtpu multi-process lockfile.", "another process uses libtpu; wait"),
         ('INVALID_ARGUMENT: Topology layout "v5e:3x7"\nis not divisible', "--topology v5e:3x7: INVALID.*like v5e:2x4"),
         ("JAX TPU support not installed", "--topology v5e:3x7: JAX TPU support not installed"),
     ],
@@ -80,5 +80,5 @@ def test_what_libtpu_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, messag
 
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"libtpu is missing.*jax\[tpu\].*XTRANSFER_EXTRAS=tpu"):
+    with pytest.raises(UserError, match=r"libtpu, .* is missing.*jax\[tpu\].*XTRANSFER_EXTRAS=tpu"):
         topology.devices_of("v5e:2x4")

@@ -13,6 +13,7 @@ from tests.helpers import predicting
 from tests.helpers.predicting import refused, temporary, write
 from xtransfer.errors import UserError
 from xtransfer.predict import __main__ as predict
+from xtransfer.predict import predictor
 from xtransfer.runtime import terminal
 
 
@@ -27,14 +28,14 @@ def test_a_wrong_model_length_or_output_is_refused(model: Path, tmp_path: Path) 
     assert refused(model, source, "--max-length", "33").startswith("--max-length 33 is more than the 32 positions")
     assert refused(model, source, "--max-length", "2").startswith("max_length 2 leaves no room for text")
     flags = ["--model", "no-model", "--input", str(source), "--output"]
-    with pytest.raises(UserError, match="a.tsv: is the input"):
+    with pytest.raises(UserError, match="a.tsv is the input"):
         predict.main([*flags, str(source), "--overwrite"])
     with pytest.raises(UserError, match="not a file; give another --output"):
         predict.main([*flags, str(tmp_path), "--overwrite"])
     with pytest.raises(UserError, match="cannot be written: "):
         predict.main([*flags, str(source / "out.jsonl")])
     kept = write(tmp_path / "kept.jsonl", "mine")
-    with pytest.raises(UserError, match="kept.jsonl: exists already"):
+    with pytest.raises(UserError, match="kept.jsonl: already exists"):
         predict.main([*flags, str(kept)])
     assert kept.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
 
@@ -74,7 +75,7 @@ def test_a_text_that_the_tokenizer_fails_on_and_logits_that_are_not_finite_name_
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "a.tsv", "text\nthe film\nbad luck\nder Film\n")
-    tokenize = predict.tokenize
+    tokenize = predictor.tokenize
 
     def failing(tokenizer: Any, said: list[str], *rest: Any) -> Any:
         if any("luck" in text for text in said):
@@ -82,16 +83,16 @@ def test_a_text_that_the_tokenizer_fails_on_and_logits_that_are_not_finite_name_
         return tokenize(tokenizer, said, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "tokenize", failing)
+        patch.setattr(predictor, "tokenize", failing)
         assert refused(model, source) == "a.tsv:3: the tokenizer fails"
 
-    forward = predict.inference.forward
+    forward = predictor.inference.forward
 
     def broken(*args: Any) -> Any:
         for tag, logits in forward(*args):
             yield tag, np.where(np.arange(len(logits))[:, None] == 1, np.nan, logits)
 
-    monkeypatch.setattr(predict.inference, "forward", broken)
+    monkeypatch.setattr(predictor.inference, "forward", broken)
     assert refused(model, source).startswith("a.tsv:3: the logits are not finite")
 
 
@@ -106,7 +107,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
         return opened(*args, **more)
 
     monkeypatch.setattr(predict, "open_classifier", meanwhile)
-    assert refused(model, source) == "a.tsv: had 2 rows, then 1: it was changed while it was read"
+    assert refused(model, source) == "a.tsv: had 2 rows, then 1: it changed while it was read"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_a_signal_leaves_no_output(
     when: str,
 ) -> None:
     source, output = write(tmp_path / "a.tsv", "text\nthe film\n"), tmp_path / "out.jsonl"
-    place = predict if when == "open_classifier" else predict.inference
+    place = predict if when == "open_classifier" else predictor.inference
     interrupted, reached = getattr(place, when), []
 
     def signalled(*args: Any, **more: Any) -> Any:

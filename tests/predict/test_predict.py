@@ -19,7 +19,7 @@ from xtransfer.data.formats import tables
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
-from xtransfer.predict import __main__ as predict
+from xtransfer.predict import predictor
 
 LENGTH = 32  # positions of the model
 WORDS = sorted({word for table in (tiny.GOOD, tiny.BAD, tiny.FILLER) for group in table.values() for word in group})
@@ -88,9 +88,9 @@ def test_positions_and_padding_are_those_of_the_family(tmp_path: Path) -> None:
 def test_windows_make_one_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts(50)))
     whole = run(model, source)
-    monkeypatch.setattr(predict, "_WINDOW_ROWS", 7)
+    monkeypatch.setattr(predictor, "_WINDOW_ROWS", 7)
     by_rows = run(model, source)
-    monkeypatch.setattr(predict, "_WINDOW_CHARACTERS", 100)
+    monkeypatch.setattr(predictor, "_WINDOW_CHARACTERS", 100)
     by_characters = run(model, source)
     for found in (by_rows, by_characters):
         assert [row["id"] for row in found] == list(range(50))
@@ -147,7 +147,7 @@ def test_empty_text_is_an_error_or_skipped_and_counted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "a.tsv", "text\nthe film\n \nder Film\n\n")
-    message = "a.tsv:3: column 'text' is empty; mend it, or give --empty-text skip"
+    message = "a.tsv:3: column 'text' is empty; fill it in, or pass --empty-text skip"
     assert refused(model, source) == message
     assert [row["id"] for row in run(model, source, "--empty-text", "skip")] == [0, 2]
     assert "rows without text, skipped: 2" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_empty_text_is_an_error_or_skipped_and_counted(
         ("a.tsv", "", "a.tsv: no rows with text"),
         ("a.tsv", b"text\na\n\xff\n", "a.tsv:3: byte 0xff is not UTF-8; save the file as UTF-8"),
         ("a.csv", 'text\n"a\n', "a.csv:2: malformed CSV: unexpected end of data"),
-        ("a.jsonl", '{"text": "a"}\n{"text": "b", "p": NaN}\n', "a.jsonl:2: malformed JSON: NaN is no JSON number"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "p": NaN}\n', "a.jsonl:2: malformed JSON: NaN is not a JSON number"),
         ("a.jsonl", '{"text": "a", "text": "b"}\n', "a.jsonl:1: malformed JSON: the key 'text' occurs twice"),
         ("a.jsonl", '{"text": "a\\ud800"}\n', "a.jsonl:1: column 'text' has half of a surrogate pair"),
         ("a.jsonl", '{"text": "a", "id": "\\ud800"}\n', "a.jsonl:1: column 'id' has half of a surrogate pair"),
@@ -172,7 +172,7 @@ def test_empty_text_is_an_error_or_skipped_and_counted(
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n',
-            "a.jsonl:2: column 'text_pair' is not in the first row; give it to all rows, or to none",
+            "a.jsonl:2: column 'text_pair' is not in the first row; add it to all rows, or to none",
         ),
         ("a.txt", "text\na\n", "a.txt: the ending '.txt' is not one of .tsv, .csv, .jsonl"),
     ],

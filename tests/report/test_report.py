@@ -94,7 +94,7 @@ def test_caption_says_what_was_measured():
         "vanilla, monox_kd: 2 seeds (0, 1), mean ± sample standard deviation",
         "mean over de, ja, without the source language en",
         "vanilla with the same seed",
-        "All seeds share one labelled and one unlabelled sample and one monolingual teacher",
+        "All seeds share one labelled sample, one unlabelled sample, and one monolingual teacher",
     ):
         assert words in text
     oracle = table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle")
@@ -120,8 +120,8 @@ def test_results_at_chance_are_named():
     rows = with_majority(make_rows(values))
     chance = summary.warnings(table(*rows))
     assert chance == [
-        "Warning: cannot be told from always answering the most frequent class: "
-        "vanilla seed 0 in de (51.0%, always the same: 50.0%); vanilla seed 1 in ja (48.0%, always the same: 50.0%)."
+        "Warning: no better than the majority class: "
+        "vanilla seed 0 in de (51.0%, majority class 50.0%); vanilla seed 1 in ja (48.0%, majority class 50.0%)."
     ]
     assert f"**{chance[0]}**" in summary.markdown(table(*rows), FACTS)
     assert chance[0] in printed(rows)
@@ -134,7 +134,7 @@ def test_results_at_chance_are_named():
 def test_all_labels_equal_is_loud_in_the_report():
     """A model that learnt one class only: exactly the share of that class, everywhere."""
     rows = with_majority(make_rows({"vanilla": {0: (0.6, 0.6, 0.6)}}), share=0.6)
-    assert summary.warnings(table(*rows))[0].count("60.0%, always the same: 60.0%") == 3
+    assert summary.warnings(table(*rows))[0].count("60.0%, majority class 60.0%") == 3
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -127,7 +127,7 @@ def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
 )
 def test_another_directory_of_a_workdir_names_its_runs(copy, mesh, place, what):
     (copy / place).mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=f"{what}.*there is teacher, students/vanilla/seed-0$"):
+    with pytest.raises(UserError, match=f"{what}.*there are teacher, students/vanilla/seed-0$"):
         open_classifier(copy / place, mesh)
 
 
@@ -140,7 +140,7 @@ def test_an_unknown_protocol(run, mesh, selection):
 def test_a_run_that_is_not_finished(copy, mesh):
     metrics = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match=r"seed-0: this run has not come to its end \(step 6\)"):
+    with pytest.raises(UserError, match=r"seed-0: this run is not finished"):
         open_classifier(metrics.parent, mesh)
 
 
@@ -153,7 +153,7 @@ def test_a_base_checkpoint_that_has_changed(copy, root, mesh, tmp_path):
     tensors = load_file(base / "model.safetensors")
     name = next(iter(tensors))
     save_file(tensors | {name: tensors[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{base}: no longer the checkpoint that .* put the old files back"):
+    with pytest.raises(UserError, match=f"{base}: no longer the checkpoint that .* restore the old files"):
         open_classifier(copy / "students" / "vanilla" / "seed-0", mesh)
 
 
@@ -198,7 +198,7 @@ def test_the_tokenizers_own_limit_holds(classifier, mesh, tmp_path, limit, expec
 
 
 def test_an_encoder_without_a_head_is_refused(root, mesh):
-    with pytest.raises(UserError, match="no trained classification head, so there is nothing to predict with"):
+    with pytest.raises(UserError, match="no trained classification head, so it cannot predict"):
         open_classifier(root / "student", mesh)
 
 
@@ -212,7 +212,7 @@ def test_a_head_of_another_kind_is_refused(classifier, mesh, tmp_path, kind):
 
 def test_a_head_with_one_output_is_refused(root, mesh, tmp_path):
     directory = write_classifier(tmp_path / "model", root / "student", labels=("score",))
-    with pytest.raises(UserError, match=r"classifier\.weight has shape \[1, 8\]: no classes to choose among"):
+    with pytest.raises(UserError, match=r"classifier\.weight has shape \[1, 8\]: fewer than two classes"):
         open_classifier(directory, mesh)
 
 

@@ -63,9 +63,9 @@ def test_every_run_that_was_begun_is_known(copy):
 @pytest.mark.parametrize(
     ("objective", "seed", "said"),
     [
-        ("vanila", 0, r"no run of 'vanila'; did you mean 'vanilla'\?; there is teacher, students/vanilla/seed-0"),
-        ("vanilla", 7, "no run of vanilla with seed 7; there is teacher, students/vanilla/seed-0"),
-        ("vanilla", None, "vanilla has a run for each seed: name one; there is teacher, students/vanilla/seed-0"),
+        ("vanila", 0, r"no run of 'vanila'; did you mean 'vanilla'\?; there are teacher, students/vanilla/seed-0"),
+        ("vanilla", 7, "no run of vanilla with seed 7; there are teacher, students/vanilla/seed-0"),
+        ("vanilla", None, "vanilla has a run for each seed; name one; there are teacher, students/vanilla/seed-0"),
         ("teacher", 3, "the teacher's seed is 0, not 3"),
         ("../students/vanilla", 0, "no run of '../students/vanilla'"),
     ],
@@ -91,7 +91,7 @@ def test_an_unknown_protocol(run, selection):
 
 def test_a_teacher_that_was_never_begun(copy):
     shutil.rmtree(copy / "teacher")
-    with pytest.raises(UserError, match="teacher: this run has not come to its end"):
+    with pytest.raises(UserError, match="teacher: this run is not finished"):
         find_run(Workdir(copy), "teacher", None, "last")
 
 

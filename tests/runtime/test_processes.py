@@ -63,7 +63,7 @@ def test_a_stall_is_seen_where_the_store_has_gone(monkeypatch):
 
     here = processes._Group(client=Gone(), last_progress=-1000.0)
     seen = []
-    monkeypatch.setattr(processes, "_here", here)
+    monkeypatch.setattr(processes, "_group", here)
     monkeypatch.setattr(processes, "_stalled", lambda seconds: (seen.append(seconds), here.done.set()))
     looks = itertools.chain([False, False], itertools.repeat(True))
     monkeypatch.setattr(here.done, "wait", lambda seconds: next(looks))

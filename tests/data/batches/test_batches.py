@@ -177,7 +177,7 @@ def check_parts(whole: dict[str, np.ndarray], parts: list[dict[str, np.ndarray]]
 @pytest.mark.parametrize("part", [(0, 3), (2, 2), (-1, 2), (0, 0)])
 def test_a_part_that_rows_cannot_be_shared_into_is_an_error(part):
     with pytest.raises(ValueError, match="of batches with a multiple of 2 rows"):
-        replace(PLAN, part=part)
+        replace(PLAN, process_slice=part)
 
 
 def test_some_examples_of_a_data_set_are_a_data_set():

@@ -80,7 +80,7 @@ def test_the_one_member(tmp_path: Path, kind: str):
     ):
         pass
     with (
-        pytest.raises(UserError, match=r"a\.tsv and t/\w+/a\.tsv may both be meant"),
+        pytest.raises(UserError, match=r"a\.tsv and t/\w+/a\.tsv "),
         archives.open_member(source, "a.tsv", **BIG),
     ):
         pass
@@ -106,7 +106,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, kind: str, name: str):
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, packed: bool):
     extra = (raw.special("top/a.tsv", kind, "/etc/passwd"),)
     source = raw.write_tar(tmp_path / "x.tar", {"top/b.tsv": "x"}, packed=packed, extra=extra)
-    assert "top/a.tsv is a link, device or sparse file: refused" in refused(source)
+    assert "top/a.tsv is a link, device, or sparse file: refused" in refused(source)
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path):
@@ -127,7 +127,7 @@ def test_links_in_a_folder_may_only_lead_within_it(tmp_path: Path):
     assert read(folder, lambda name: name != "outer.tsv").keys() == {"inner.tsv", "real.tsv"}
     (folder / "outer.tsv").unlink()
     (folder / "dangling.tsv").symlink_to("nothing")
-    assert "dangling.tsv is no plain file" in refused(folder)
+    assert "dangling.tsv is not a plain file" in refused(folder)
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
@@ -135,7 +135,7 @@ def test_members_beyond_a_limit_are_refused(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](tmp_path / "x", {"a": b"\0" * 1000, "b": b"\0" * 1001})
     assert len(read(source, member_limit=1001, total_limit=2001)) == 2
     assert "b: over 1,000 bytes" in refused(source, member_limit=1000)
-    assert "b: over 2,000 bytes together" in refused(source, total_limit=2000)
+    assert "b: over 2,000 bytes in total so far: refused" in refused(source, total_limit=2000)
 
 
 def test_a_file_that_grows_while_it_is_read_stays_within_its_limit(tmp_path: Path):
@@ -151,7 +151,7 @@ def test_a_file_that_grows_while_it_is_read_stays_within_its_limit(tmp_path: Pat
 def test_the_members_of_an_archive_are_bounded_wanted_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for kind in ("zip", "tar.gz"):
         source = raw.WRITERS[kind](tmp_path / kind, {"bomb": b"\0" * (1 << 21), "a": "x"})
-        with pytest.raises(UserError, match="bomb: over 1,048,576 bytes together"):
+        with pytest.raises(UserError, match="bomb: over 1,048,576 bytes in total so far: refused"):
             read(source, lambda name: name == "a", total_limit=1 << 20)
     monkeypatch.setattr(archives, "_MEMBERS", 3)
     for kind in raw.WRITERS:
@@ -218,7 +218,7 @@ def test_what_is_no_archive(tmp_path: Path):
     path = tmp_path / "x.zip"
     assert f"{path}: no such file or folder" in refused(path)
     path.write_text("<!DOCTYPE html><title>Sign in</title>")
-    assert "neither a zip, tar or tar.gz archive nor a folder; it looks like a web page" in refused(path)
+    assert "neither a zip, tar, or tar.gz archive nor a folder; it looks like a web page" in refused(path)
     path.write_bytes(b"")
     assert "neither a zip" in refused(path)
     path.write_bytes(gzip.compress(b"just text, no tar"))

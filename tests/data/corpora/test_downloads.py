@@ -132,7 +132,7 @@ def test_a_server_that_says_no(server: Server, refused, status: int):
 
 def test_a_web_page_in_place_of_an_archive_is_not_kept(server: Server, refused, tmp_path: Path):
     server.answers = [(200, b"<!DOCTYPE html>", 15)]
-    assert "it is a web page, no archive: refused" in refused(Download(server.url, "x.zip"))
+    assert "a web page and not an archive: refused" in refused(Download(server.url, "x.zip"))
     assert downloads.fetch(Download(server.url, "x.tsv"), tmp_path).read_bytes() == b"<!DOCTYPE html>"
 
 
@@ -141,7 +141,7 @@ def test_many_files_without_a_checksum_are_one_warning(server: Server, tmp_path:
         for name in ("en/train.tsv", "en/test.tsv", "de/train.tsv"):
             downloads.fetch(Download(server.url, name), tmp_path)
             assert (tmp_path / f"{name}.sha256").read_text() == f"{SHA}\n"
-    assert len(caplog.records) == 1 and "en/train.tsv: no sha256 of it is known" in caplog.text
+    assert len(caplog.records) == 1 and "en/train.tsv: its sha256 is unknown" in caplog.text
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -177,7 +177,7 @@ def test_a_transfer_that_ends_early_is_noticed_whatever_the_client_says(refused,
 
     monkeypatch.setattr(downloads, "_WAITS", ())
     monkeypatch.setattr(requests, "get", lambda *args, **kwargs: Response())
-    assert "9 of 10 bytes came (attempt 1)" in refused(Download("http://example.org/x.zip", "x.zip"))
+    assert "received 9 of 10 bytes (attempt 1)" in refused(Download("http://example.org/x.zip", "x.zip"))
 
 
 @pytest.mark.parametrize("promised", [len(DATA), -1])

@@ -127,9 +127,9 @@ def test_a_missing_language_is_an_error(config, data: Path):
         task.load("test", "fr")
     with pytest.raises(UserError, match=r"there is no fr/test\.tsv"):
         task.fingerprint()
-    with pytest.raises(UserError, match="task.target_languages: no data of 'it'; there is en, de, fr"):
+    with pytest.raises(UserError, match="task.target_languages: no data in 'it'; there are en, de, fr"):
         loader.task(CORPUS, config(target_languages=("it",)))
-    with pytest.raises(UserError, match="no language 'fr' here; there is en, de"):
+    with pytest.raises(UserError, match="no language 'fr' here; there are en, de"):
         loader.task(CORPUS, config(target_languages=("de",))).load("test", "fr")
     with pytest.raises(UserError, match="task.source_language 'de': set it to 'en'; ours/small has train in en"):
         loader.task(CORPUS, config(source_language="de"))
@@ -150,7 +150,7 @@ def test_a_missing_split_is_an_error(config):
     [
         ("ok\tgood\nodd\tgoood\n", "de/test.tsv:3: label 'goood' is not one of good, bad; did you mean 'good'"),
         ("ok\tgood\nodd\t\n", "de/test.tsv:3: the row has no label"),
-        ("ok\tgood\n \tgood\n", "de/test.tsv:3: a text is empty; mend it, or set task.empty_text to 'skip'"),
+        ("ok\tgood\n \tgood\n", "de/test.tsv:3: a text is empty; fill it in, or set task.empty_text to 'skip'"),
         ("ok\tgood\nodd\n", "de/test.tsv:3: 1 column, expected 2"),
         ("no\t-\n", "ours/small: no rows of test in de"),
         ("", "ours/small: no rows of test in de"),
@@ -183,7 +183,7 @@ def odd(row: CorpusRow) -> Corpus:
 
 def test_ids_are_unique_and_texts_are_text(config, monkeypatch: pytest.MonkeyPatch):
     cases = {
-        "m:2: id '1' is there twice in test of de": CorpusRow("1", "other", None, "bad", "m:2"),
+        "m:2: id '1' occurs twice in test of de": CorpusRow("1", "other", None, "bad", "m:2"),
         "m:2: half of a surrogate pair": CorpusRow("2", "\ud800", None, "bad", "m:2"),
     }
     for message, row in cases.items():

@@ -65,8 +65,8 @@ def test_every_row_comes_back(rows):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (ENGLISH + "4\ta\tb\t2\n", "dev_2k.tsv:5: label '2' is not one of 0 and 1"),
-        (ENGLISH + "4\ta\tb\t\n", "dev_2k.tsv:5: label '' is not one of 0 and 1"),
+        (ENGLISH + "4\ta\tb\t2\n", "dev_2k.tsv:5: label '2' is not 0 or 1"),
+        (ENGLISH + "4\ta\tb\t\n", "dev_2k.tsv:5: label '' is not 0 or 1"),
         (ENGLISH + "4\ta\tb\n", "dev_2k.tsv:5: 3 columns, expected 4"),
         ("id\tsentence1\tsentence\tlabel\n1\ta\tb\t0\n", "dev_2k.tsv:2: no column 'sentence2'"),
         (ENGLISH.encode() + b"4\t\xff\tb\t1\n", "dev_2k.tsv:5: byte 0xff is not UTF-8"),

@@ -115,7 +115,7 @@ def test_the_task_of_an_archive_or_folder(tmp_path: Path, kind: str, top: str):
 def test_an_unknown_category_and_a_double_id(tmp_path: Path):
     for extra, message in (
         ("7\tgeographie\tx\n", r"deu_Latn/test\.tsv:4: label 'geographie' is not one of .*; did you mean 'geography'"),
-        ("431\tgeography\tx\n", r"deu_Latn/test\.tsv:4: id '431' is there twice in test of deu_Latn"),
+        ("431\tgeography\tx\n", r"deu_Latn/test\.tsv:4: id '431' occurs twice in test of deu_Latn"),
     ):
         raw.write_folder(tmp_path / "brought", files(**{"deu_Latn/test.tsv": GERMAN + extra}))
         config = TaskConfig(

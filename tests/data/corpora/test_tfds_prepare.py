@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +20,9 @@ from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, minireviews, tfds_builder
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.minireviews import generator
+from xtransfer.data.corpora.tfds_prepare import quiet
 from xtransfer.errors import UserError
-from xtransfer.runs import workdir
+from xtransfer.runtime import locks
 
 
 @contextlib.contextmanager
@@ -74,7 +77,7 @@ def test_what_is_there_is_used_without_a_lock(tmp_path: Path, few: None, monkeyp
     def never(*args: object, **settings: object) -> None:
         raise AssertionError("locked")
 
-    monkeypatch.setattr(workdir, "locked", never)
+    monkeypatch.setattr(locks, "directory_lock", never)
     assert loader.task(CORPUS, config).load("test", "en") == first
     assert minireviews.prepare("en-ja", tmp_path / "cache").is_prepared()
     assert listing(tmp_path) == before
@@ -90,7 +93,7 @@ def test_what_takes_long_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     loader.task(dataclasses.replace(CORPUS, rows=slow), bring(tmp_path)).load("test", "de")
     heard = capsys.readouterr().out.replace("\n", " ")
-    assert "ours/small/de: preparing, once, in" in heard
+    assert "ours/small/de: preparing once, in" in heard
     assert "ours/small/de: test: 4,000 rows · " in heard and " rows/s " in heard
 
 
@@ -136,3 +139,19 @@ def test_processes_write_once_and_a_killed_one_leaves_nothing_behind(tmp_path: P
     assert len(list(marks.iterdir())) == 3, "one was killed, one wrote, one waited"
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
     assert [e.text for e in loader.task(CORPUS, config).load("test", "de")] == ["gut"]
+
+
+def test_quiet_hides_output_and_restores_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    absl = logging.getLogger("absl")
+    level = absl.level
+    with pytest.raises(KeyError), quiet():
+        print("bar")
+        print("bar", file=sys.stderr)
+        absl.warning("a folder yet to be filled")
+        logging.warning("the first warning of all")
+        raise KeyError
+    assert capsys.readouterr() == ("", "")
+    logging.getLogger("xtransfer").warning("rows were left out")
+    assert capsys.readouterr() == ("", "rows were left out\n")
+    assert logging.root.handlers == [] and absl.level == level

@@ -98,10 +98,10 @@ def test_ratings_are_strings_of_numbers(rating, label):
     ("item", "expected"),
     [
         (german("3.0", "x"), "<rating> is 3, neither negative nor positive"),
-        (german("6.0", "x"), "<rating> is no number from 1 to 5"),
-        (german("5.5", "x"), "<rating> is no number from 1 to 5"),
-        (german("nan", "x"), "<rating> is no number from 1 to 5"),
-        (german("５.0", "x"), "<rating> is no number from 1 to 5"),
+        (german("6.0", "x"), "<rating> is not a number from 1 to 5"),
+        (german("5.5", "x"), "<rating> is not a number from 1 to 5"),
+        (german("nan", "x"), "<rating> is not a number from 1 to 5"),
+        (german("５.0", "x"), "<rating> is not a number from 1 to 5"),
         (german("", "x"), "empty <rating>"),
         (german("5.0", " \n\u3000"), "empty <text>"),
         ("<item><rating>5.0</rating><text /></item>", "empty <text>"),
@@ -149,11 +149,11 @@ def test_lines_are_those_where_items_start():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "a.review: no <item> in it; expected <items> of reviews"),
-        (b"<html>403 Forbidden</html>", "a.review: no <item> in it; expected <items> of reviews"),
-        (document(german("5.0", "x")).decode().encode("utf-16"), "a.review: no <item> in it"),
-        (document(german("5.0", "x"))[:-9], "a.review:2: cut short, there is no </items>; get the file again"),
-        (document(german("5.0", "x"))[:300], "a.review:2: cut short, there is no </items>"),
+        (b"", "a.review: it has no <item>; expected <items> of reviews"),
+        (b"<html>403 Forbidden</html>", "a.review: it has no <item>; expected <items> of reviews"),
+        (document(german("5.0", "x")).decode().encode("utf-16"), "a.review: it has no <item>"),
+        (document(german("5.0", "x"))[:-9], "a.review:2: truncated: there is no </items>; get the file again"),
+        (document(german("5.0", "x"))[:300], "a.review:2: truncated: there is no </items>"),
         (document(german("5.0", "x")).replace(b"<items>", b"<reviews>"), "a.review: expected <items> before the first"),
         (document(german("5.0", "x")) * 2, "a.review:4: something follows </items>"),
         (

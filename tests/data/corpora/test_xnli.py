@@ -182,14 +182,14 @@ def test_empty_sentences_and_double_ids_are_named(tmp_path):
     assert [row.where.rpartition(":")[2] for row in found if isinstance(row, Skipped)] == ["1", "2"]
     assert pairs_of(found) == [("2", "entailment", "d", "e")]
     twice = xnli_tsv(("en", "neutral", "a", "b"), ("fr", "neutral", "a", "b")).replace(b"fr\t", b"en\t")
-    with pytest.raises(UserError, match="xnli.dev.tsv:3: id '1' is there twice in dev of en"):
+    with pytest.raises(UserError, match="xnli.dev.tsv:3: id '1' occurs twice in dev of en"):
         checked(tmp_path, "xnli.dev.tsv", twice)
 
 
 def test_undecided_pairs_are_skipped_by_one_reason():
     rows = [("en", "-", "a", "b"), ("fr", "-", "c", "d"), ("en", "neutral", "e", "f"), ("en", "-", "g", "h")]
     first, row, last = parse(xnli_tsv(*rows), "en")
-    assert first == Skipped("a.tsv:2", "label '-', as the annotators disagree")
+    assert first == Skipped("a.tsv:2", "label '-', because the annotators disagree")
     assert last == Skipped("a.tsv:5", first.reason)
     assert row == CorpusRow("2", "e", "f", "neutral", "a.tsv:4")
 
@@ -237,7 +237,7 @@ def test_multinli_counts_all_rows():
     rows = [("neutral", "a", "b"), ("-", "b", "c"), ("entailment", "d", "e")]
     assert parse(multinli_jsonl(*rows), member="a.jsonl") == [
         CorpusRow("0", "a", "b", "neutral", "a.jsonl:1"),
-        Skipped("a.jsonl:2", "label '-', as the annotators disagree"),
+        Skipped("a.jsonl:2", "label '-', because the annotators disagree"),
         CorpusRow("2", "d", "e", "entailment", "a.jsonl:3"),
     ]
 
@@ -302,7 +302,7 @@ def test_missing_and_double_members_are_named(tmp_path):
     members = xnli_members("dev")
     archive = write_zip(tmp_path / "XNLI-1.0.zip", members | {f"copy/{name}": data for name, data in members.items()})
     sources = Sources({"XNLI-1.0.zip": archive})
-    with pytest.raises(UserError, match="XNLI-1.0.zip: no xnli.test.tsv or xnli.test.jsonl in it"):
+    with pytest.raises(UserError, match="XNLI-1.0.zip: it has no xnli.test.tsv or xnli.test.jsonl"):
         list(xnli.CORPORA[0].rows(sources, "en", "test"))
     with pytest.raises(UserError, match="XNLI-1.0/xnli.dev.tsv and copy/XNLI-1.0/xnli.dev.tsv are in it"):
         list(xnli.CORPORA[0].rows(sources, "en", "dev"))

@@ -99,7 +99,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path):
     assert refused(tmp_path / "folder", "text") == ": cannot be read: Is a directory"
     for content in (b"", b"text\nhello\n", b"PAR1" + b"\0" * 40 + b"PAR1"):
         (tmp_path / "a").write_bytes(content)
-        assert refused(tmp_path / "a", "text").startswith(": damaged, or no parquet file: ")
+        assert refused(tmp_path / "a", "text").startswith(": damaged, or not a Parquet file: ")
 
 
 def test_a_damaged_file_is_never_a_shorter_one(tmp_path: Path):
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_never_a_shorter_one(tmp_path: Path):
             except UserError as error:
                 assert "\n" not in str(error)
                 found.add(str(error).removeprefix(f"{tmp_path / 'b'}").split(":")[1].strip()[:20])
-    assert {"damaged, or no parqu", "damaged after row 0"} <= found
+    assert {"damaged, or not a Pa", "damaged after row 0"} <= found
 
 
 def test_a_page_that_differs_from_its_checksum_is_refused(tmp_path: Path):

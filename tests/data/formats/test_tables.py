@@ -141,7 +141,7 @@ def test_ids_pairs_and_unread_columns(tmp_path):
         ("txt\tlabel\na\tx\n", "a.tsv:2: no column 'text' among 'txt', 'label'; did you mean 'txt'?"),
         ("q\tlabel\na\tx\n", "a.tsv:2: no column 'text' among 'q', 'label'"),
         ("text\tlabel\na\t\n", "a.tsv:2: column 'label' is empty"),
-        ("text\tlabel\n\tx\n", "a.tsv:2: column 'text' is empty; mend it, or set task.empty_text to 'skip'"),
+        ("text\tlabel\n\tx\n", "a.tsv:2: column 'text' is empty; fill it in, or set task.empty_text to 'skip'"),
         ("text\tlabel\na\tx\n \u3000\tx\n", "a.tsv:3: column 'text' is empty"),
         ("text\tlabel\n", "a.tsv: no rows with text"),
         ("", "a.tsv: no rows with text"),
@@ -174,8 +174,8 @@ def test_malformed_csv(tmp_path, content, message):
         ('{"text": "a", "label": "x"', "malformed JSON: Expecting ',' delimiter at column 27"),
         ('{"text": "a", "text": "b", "label": "x"}', "malformed JSON: the key 'text' occurs twice"),
         ('{"text": "a", "label": "x", "p": {"q": 1, "q": 2}}', "malformed JSON: the key 'q' occurs twice"),
-        ('{"text": "a", "label": "x", "p": NaN}', "malformed JSON: NaN is no JSON number"),
-        ('{"text": "a", "label": "x", "p": [-Infinity]}', "malformed JSON: -Infinity is no JSON number"),
+        ('{"text": "a", "label": "x", "p": NaN}', "malformed JSON: NaN is not a JSON number"),
+        ('{"text": "a", "label": "x", "p": [-Infinity]}', "malformed JSON: -Infinity is not a JSON number"),
         ('{"text": "a", "label": "x", "p": 1e999}', "malformed JSON: 1e999 is too large a number"),
         ('{"text": "a", "label": "x", "p": ' + "9" * 5000 + "}", "malformed JSON: Exceeds the limit"),
         ('{"text": "a", "label": "x", "p": ' + "[" * 100_000, "malformed JSON: nested too deeply"),
@@ -205,9 +205,9 @@ def test_whole_surrogate_pairs_are_one_character(tmp_path):
 
 def test_double_ids_name_both_lines(tmp_path):
     message = refused(tmp_path / "a.tsv", "id\ttext\n1\ta\n2\tb\n1\tc\n", Columns("text", id="id"))
-    assert message == "a.tsv:4: id '1' already stands in line 2"
+    assert message == "a.tsv:4: id '1' already occurs in line 2"
     message = refused(tmp_path / "a.csv", "id,text\n1,a\r1,c\n", Columns("text", id="id"))
-    assert message == "a.csv:2: id '1' already stands in line 2"
+    assert message == "a.csv:2: id '1' already occurs in line 2"
 
 
 def test_empty_text_is_skipped_when_asked_and_counted(tmp_path):
@@ -313,7 +313,7 @@ def test_parquet_faults_name_the_row(tmp_path):
     assert message(**good | {"text": [1, 2]}) == "a.parquet:1: column 'text' is a number, expected text"
     assert message(**good | {"label": [0, None]}).startswith("a.parquet:2: column 'label' is null, expected text or")
     assert message(**good | {"label": [0.5, 1.0]}).startswith("a.parquet:1: column 'label' is a number, expected")
-    assert message(**good | {"text": ["a", " "]}).startswith("a.parquet:2: column 'text' is empty; mend it, or")
+    assert message(**good | {"text": ["a", " "]}).startswith("a.parquet:2: column 'text' is empty; fill it in, or")
     assert message(id="n", n=["x", "x"], **good) == "a.parquet:2: id 'x' already stands in row 1"
     assert message(text=["a"], lable=["x"]).endswith("no column 'label' among 'text', 'lable'; did you mean 'lable'?")
     assert message(text=pa.array([], pa.string()), label=pa.array([], pa.string())) == "a.parquet: no rows with text"
@@ -341,6 +341,6 @@ def test_an_id_stands_once_of_each_language(tmp_path):
     records, _ = tables.read_records(path, columns)
     assert [(r.id, r.language) for r in records] == [("1", "en"), ("1", "de"), ("2", "de")]
     message = refused(tmp_path / "b.tsv", "id\ttext\tlang\n1\ta\ten\n2\tb\tde\n1\tc\ten\n", columns)
-    assert message == "b.tsv:4: id '1' of 'en' already stands in line 2"
+    assert message == "b.tsv:4: id '1' of 'en' already occurs in line 2"
     assert refused(tmp_path / "c.tsv", "id\ttext\tlang\n1\ta\t\n", columns) == "c.tsv:2: column 'lang' is empty"
     assert list(tables.column_values(path, "lang")) == ["en", "de", "de"]

@@ -226,7 +226,7 @@ def test_failure_names_the_example(tokenizer, monkeypatch):
 def test_an_example_without_tokens_is_an_error(directory, tmp_path):
     bare = tokenization.load_tokenizer(copy(directory, tmp_path, post_processor=None))
     assert len(tokenization.tokenize(bare, ["a"], None, 8).input_ids) == 1
-    with pytest.raises(UserError, match="example 1: .*no tokens come of it"):
+    with pytest.raises(UserError, match="example 1: .*it gives no tokens"):
         tokenization.tokenize(bare, ["a", " "], None, 8)
 
 

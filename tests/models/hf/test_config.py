@@ -173,7 +173,7 @@ def test_a_missing_setting_is_named(directory: Path) -> None:
         (b'{"model_type": "\xff"}', "not valid JSON"),
         (b"[" * 100_000, r"not valid JSON \(nested too deeply\)"),
         (b'{"vocab_size": 40, "vocab_size": 41}', r"not valid JSON \(the key 'vocab_size' occurs twice\)"),
-        (b'{"layer_norm_eps": NaN}', r"not valid JSON \(NaN is no JSON number\)"),
+        (b'{"layer_norm_eps": NaN}', r"not valid JSON \(NaN is not a JSON number\)"),
         (b'["bert"]', "expected a JSON object, found list: fetch it again"),
     ],
 )

@@ -333,7 +333,7 @@ def test_without_a_connection_the_cache_serves(
     huggingface_hub.close_session()  # its connections would be served on
     assert hf_checkpoint.resolve(REPO) == directory
     shutil.rmtree(tmp_path / "cache")
-    refuses(r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*\), and the cache .* lacks it: connect, or gi")
+    refuses(r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*\), and the cache .* lacks it: connect, or na")
     assert 0 < sum(waits) < 120
 
 

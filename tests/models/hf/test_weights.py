@@ -224,7 +224,7 @@ def test_a_truncated_or_corrupt_file_is_named(directory: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", whole[:7], whole[:500], whole[:-1], whole[:-4000], b"\xff" * 8 + whole[8:], b"not weights"):
         path.write_bytes(content)
-        refuses(directory, r"model\.safetensors: not a whole safetensors file")
+        refuses(directory, r"model\.safetensors: not a complete safetensors file")
     path.write_bytes(whole)
     load(directory)
 
@@ -246,7 +246,7 @@ def test_pickled_weights_are_refused_with_advice_and_never_run(directory: Path) 
         (directory / name).write_bytes(pickle.dumps(Payload(ran)))
     refuses(directory, r"no model\.safetensors \(pickled weights such as pytorch_model\.bin are never read: convert")
     (directory / "pytorch_model.bin").rename(directory / "model.safetensors")
-    refuses(directory, r"model\.safetensors: not a whole safetensors file")
+    refuses(directory, r"model\.safetensors: not a complete safetensors file")
     assert not ran.exists()
     pickle.loads((directory / "model.safetensors").read_bytes())
     assert ran.exists()
@@ -265,7 +265,7 @@ def test_a_tensor_that_lies_beyond_the_file_or_in_another_is_refused(directory: 
     header[NORM]["data_offsets"] = [offset + reach for offset in header[NORM]["data_offsets"]]
     raw = json.dumps(header).encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
-    refuses(directory, r"model\.safetensors: not a whole safetensors file")
+    refuses(directory, r"model\.safetensors: not a complete safetensors file")
 
 
 def test_a_tensor_that_a_file_names_twice_is_refused(directory: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_tensor_that_a_file_names_twice_is_refused(directory: Path) -> None:
     second = {**header[NORM], "data_offsets": [len(data), len(data) + 60]}
     raw = json.dumps(header).encode()[:-1] + f', "{NORM}": {json.dumps(second)}}}'.encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + data + bytes(60))
-    refuses(directory, r"model\.safetensors: not a whole safetensors file")
+    refuses(directory, r"model\.safetensors: not a complete safetensors file")
 
 
 def shard(directory: Path) -> dict[str, str]:
