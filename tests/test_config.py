@@ -81,7 +81,7 @@ def test_mistakes_in_a_file(file, tmp_path):
         ({"student": {"learning_rate": "3"}}, r"student\.learning_rate takes float, not '3'"),
         ({"seeds": 3}, r"seeds takes a tuple, not 3"),
         ({"seeds": ["a"]}, r"seeds\[0\] takes int, not 'a'"),
-        ({"task": 3}, r"task takes"),
+        ({"task": 3}, r"config key task has keys below it, so it cannot be 3"),
         ({"seeds": ()}, r"seeds"),
         ({"seeds": (1, 1)}, r"seeds"),
         ({"seeds": ([0],)}, r"seeds\[0\] takes int, not \[0\]"),

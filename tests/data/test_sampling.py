@@ -111,7 +111,10 @@ def test_held_out_examples_are_disjoint_and_every_class_has_its_share(counts, n,
     everything = examples(*counts)
     size = n or -(-len(everything) // 10)
     if size >= len(everything):
-        with pytest.raises(UserError, match=f"task.held_out_dev {size} leaves nothing of {len(everything)}"):
+        with pytest.raises(
+            UserError,
+            match=f"{size} leaves none of the {len(everything)} training examples: lower",
+        ):
             sampling.held_out(everything, n, seed)
         return
     left, dev = sampling.held_out(everything, n, seed)

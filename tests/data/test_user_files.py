@@ -218,8 +218,8 @@ def test_a_language_with_other_splits_and_no_test_is_not_left_out(config: Config
     with pytest.raises(UserError) as caught:
         user_files.task(config())
     assert str(caught.value).startswith(
-        f"{tmp_path}/es/dev.tsv: 'es' has dev, but no test: add it to {tmp_path}/es/test.tsv, or name those that are "
-        "meant in task.target_languages"
+        f"{tmp_path}/es/dev.tsv: 'es' has dev, but no test: add it to {tmp_path}/es/test.tsv, or list the "
+        "languages that you mean in task.target_languages"
     )
     assert user_files.task(config(target_languages=("de", "fr"))).target_languages == ("de", "fr")
     with pytest.raises(UserError, match=r"es/dev\.tsv: 'es' has dev, but no test: add it to .*/es/test\.tsv"):

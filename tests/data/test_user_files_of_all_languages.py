@@ -77,7 +77,7 @@ def test_languages_of_one_file_that_are_missing(with_languages: Config, caplog):
     with caplog.at_level(logging.WARNING):
         task = user_files.task(with_languages(typo, target_languages=("de",)))
     assert task.target_languages == ("de",)
-    left_out = [m.partition("all-")[2] for m in caplog.messages if "left out, as task.target_languages" in m]
+    left_out = [m.partition("all-")[2] for m in caplog.messages if "ignored, because task.target_languages" in m]
     assert [(m.partition(".")[0], m.rpartition(": ")[2]) for m in left_out] == [("dev", "dee 1"), ("test", "fr 1")]
     with pytest.raises(UserError, match=r"all-train\.\w+: 'de' has train, but no test"):
         user_files.task(with_languages({"test": [ROWS["test"][0]]}, target_languages=("de",)))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import tiny_run
 from xtransfer.errors import UserError
-from xtransfer.runs.find import find_run, read_task, run_of, list_runs
+from xtransfer.runs.find import find_run, list_runs, read_task, run_of
 from xtransfer.runs.workdir import Workdir
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError
-from xtransfer.runtime.locks import directory_lock
 from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_config, record
+from xtransfer.runtime.locks import directory_lock
 
 
 def begin(path, config):
@@ -51,9 +51,8 @@ def test_a_directory_without_experiment_and_a_broken_record(tmp_path):
 
 
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
-    code = (
-        f"import pathlib\nfrom xtransfer.runtime.locks import directory_lock\nwith directory_lock(pathlib.Path({str(tmp_path)!r})): print(1)"
-    )
+    enter = f"with directory_lock(pathlib.Path({str(tmp_path)!r})): print(1)"
+    code = f"import pathlib\nfrom xtransfer.runtime.locks import directory_lock\n{enter}"
     command = [sys.executable, "-c", code]
     with directory_lock(tmp_path):
         second = subprocess.run(command, capture_output=True, text=True)

@@ -26,7 +26,8 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.predict.output import Output
 from xtransfer.predict.predictor import Window, predict
-from xtransfer.runs.classifier import SELECTIONS, TrainedClassifier, open_classifier
+from xtransfer.runs.classifier import TrainedClassifier, open_classifier
+from xtransfer.runs.find import SELECTIONS
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import make_mesh
 

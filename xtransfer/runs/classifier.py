@@ -10,18 +10,18 @@ import jax.numpy as jnp
 
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
-from xtransfer.runs.find import SELECTIONS, SelectedRun, check_selection, find_run, run_of, list_runs
+from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
-from xtransfer.models.encoder import EncoderConfig
-from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.config import CONFIG
+from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import WeightSource
+from xtransfer.runs.find import SelectedRun, check_selection, find_run, list_runs, run_of
+from xtransfer.runs.workdir import Workdir
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.compiled_steps import abstract_params
-from xtransfer.runs.workdir import Workdir
 
 _MAX_LENGTH = 512  # for a Hugging Face classifier with more positions: attention grows with the square of a row
 
@@ -80,7 +80,9 @@ def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str 
     return open_run(workdir, *found, selection, mesh)
 
 
-def open_run(workdir: Workdir, objective: str, seed: int | None, selection: str, mesh: jax.sharding.Mesh) -> TrainedClassifier:
+def open_run(
+    workdir: Workdir, objective: str, seed: int | None, selection: str, mesh: jax.sharding.Mesh
+) -> TrainedClassifier:
     """Open the run of an objective (or "teacher") and seed; see `find_run` and `load_run`."""
     return load_run(find_run(workdir, objective, seed, selection), mesh)
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtransfer import storage
-from xtransfer.runs import workdir as workdirs
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError, nearest
+from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.selection import PROTOCOLS, choose
-from xtransfer.train import loop
 from xtransfer.runs.workdir import TEACHER, Workdir
+from xtransfer.train import loop
 
 SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero_shot)
 """The protocols that may select a checkpoint for use, which excludes oracles over target languages."""

@@ -1,24 +1,17 @@
 """The places in a workdir, and what an experiment records there."""
 
 import dataclasses
-import fcntl
 import json
-import os
-import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xtransfer import config as settings
-from xtransfer.runtime import processes
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.errors import UserError
-
-
+from xtransfer.runtime import processes
 
 TEACHER = "teacher"
 """Stands for an objective's name for the teacher, which knows the source language only."""
@@ -106,9 +99,3 @@ def _record(path: Path, facts: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     return storage.read_object(path, "choose another directory")
-
-
-
-
-
-
