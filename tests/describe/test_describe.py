@@ -85,7 +85,10 @@ def rows_of(page: str, title: str) -> list[list[str]]:
 def test_the_page() -> None:
     page = describe.markdown(FOUND)
     assert page.startswith("# reviews: en → de, ja\n\n- teacher: mono, up to 128 tokens\n")
-    assert "- training text: 40 labelled and 2,000 unlabelled (U: split) examples in en; " in page
+    assert (
+        "- training text: 40 labelled and 2,000 unlabelled (U: split) examples of en; 500 dev examples select the checkpoint"
+        in page
+    )
     assert "twice: 7 of 2,040 in L ∪ U; also in L ∪ U: 0 of 80 in dev, 3 of 200 in test\n" in page
     assert rows_of(page, "Splits") == [
         ["en", "4,000", "80", "200", "2,000"],
@@ -145,7 +148,7 @@ def test_no_other_language_and_no_unlabelled_text() -> None:
     counts = (FOUND.counts[0], SetSize("en", "U", 0, (0, 0), 0), *FOUND.counts[2:5])
     page = describe.markdown(dataclasses.replace(FOUND, target_languages=(), counts=counts))
     assert (
-        page.startswith("# reviews: en → no other language\n") and "training text: 40 labelled examples in en;" in page
+        page.startswith("# reviews: en → no other language\n") and "training text: 40 labelled examples of en;" in page
     )
     assert rows_of(page, "Labels")[0][-1] == "–"
 
