@@ -101,3 +101,60 @@ def test_json_is_read():
 def test_what_is_no_strict_json_is_refused(text, words):
     with pytest.raises(ValueError, match=words):
         storage.read_json(text)
+
+
+def test_a_file_that_is_not_committed_leaves_nothing(tmp_path):
+    with storage.AtomicFile(tmp_path / "a") as file:
+        file.write(b"half")
+        assert not (tmp_path / "a").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_restarted_file_has_only_what_came_after(tmp_path):
+    with storage.AtomicFile(tmp_path / "a") as file:
+        file.write(b"first")
+        file.restart()
+        file.write(b"second")
+        file.commit()
+    assert (tmp_path / "a").read_bytes() == b"second"
+
+
+def test_an_exclusive_file_has_one_writer(tmp_path):
+    with storage.AtomicFile(tmp_path / "a", exclusive=True) as first:
+        with pytest.raises(UserError, match=r"a: another process is writing it; wait, or choose another name"):
+            storage.AtomicFile(tmp_path / "a", exclusive=True)
+        first.write(b"1")
+        first.commit()
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_unique_files_have_hidden_files_of_their_own(tmp_path):
+    with storage.AtomicFile(tmp_path / "a", unique=True) as file:
+        assert file.temporary.name == f".a.{os.getpid()}.tmp"
+
+
+def test_a_directory_appears_when_its_block_ends(tmp_path):
+    with storage.atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "x").write_text("1")
+        assert not (tmp_path / "d").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["d"] and (tmp_path / "d" / "x").read_text() == "1"
+
+
+def test_a_directory_whose_block_fails_never_appears(tmp_path):
+    with pytest.raises(KeyError), storage.atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "x").write_text("1")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_under_a_lock_removes_what_killed_processes_left(tmp_path):
+    (tmp_path / ".other.1.tmp").mkdir()
+    with storage.atomic_directory(tmp_path / "d"):
+        assert (tmp_path / ".other.1.tmp").exists()  # another process may be writing it
+    with storage.atomic_directory(tmp_path / "e", locked=True):
+        assert not (tmp_path / ".other.1.tmp").exists()
+
+
+def test_the_digest_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert storage.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
