@@ -1,0 +1,44 @@
+"""Locks on directories, between real processes and on a full disk."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from xtransfer.errors import UserError
+from xtransfer.runtime.locks import directory_lock
+
+
+def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
+    enter = f"with directory_lock(pathlib.Path({str(tmp_path)!r})): print(1)"
+    code = f"import pathlib\nfrom xtransfer.runtime.locks import directory_lock\n{enter}"
+    command = [sys.executable, "-c", code]
+    with directory_lock(tmp_path):
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode != 0
+        assert f"in use by process {os.getpid()}" in second.stderr
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "1\n"
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to"), directory_lock(tmp_path / "file" / "below"):
+        pass
+
+
+def test_a_full_disk_is_named_when_it_is_locked(tmp_path):
+    with (tmp_path / ".run.lock").open("w") as file:
+        file.write("1\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        message = r"\.run\.lock cannot be written: File too large; make room"
+        with pytest.raises(UserError, match=message), directory_lock(tmp_path):
+            raise AssertionError("it is not held")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
