@@ -182,7 +182,7 @@ def test_every_source_of_unlabelled_text_has_its_words():
             "monox_pl",
             "trained on gold labels, and a monolingual teacher's prediction",
             "org/english",
-            "and all texts of the",
+            "and all unlabelled texts from the rest of the",
         ),
         (
             "self_training",

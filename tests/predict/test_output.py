@@ -30,12 +30,12 @@ def test_a_wrong_model_length_or_output_is_refused(model: Path, tmp_path: Path) 
     flags = ["--model", "no-model", "--input", str(source), "--output"]
     with pytest.raises(UserError, match="a.tsv is the input"):
         predict.main([*flags, str(source), "--overwrite"])
-    with pytest.raises(UserError, match="not a file; give another --output"):
+    with pytest.raises(UserError, match="not a file; choose another --output"):
         predict.main([*flags, str(tmp_path), "--overwrite"])
     with pytest.raises(UserError, match="cannot be written: "):
         predict.main([*flags, str(source / "out.jsonl")])
     kept = write(tmp_path / "kept.jsonl", "mine")
-    with pytest.raises(UserError, match="kept.jsonl: already exists"):
+    with pytest.raises(UserError, match="kept.jsonl already exists; choose another --output, or pass --overwrite"):
         predict.main([*flags, str(kept)])
     assert kept.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
 

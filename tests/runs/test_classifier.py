@@ -119,10 +119,10 @@ def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
     ("place", "what"),
     [
         (".", "a workdir"),
-        ("students", "no run of the workdir"),
-        ("students/vanilla", "no run of the workdir"),
-        ("students/vanilla/seed-0/checkpoints", "no run of the workdir"),
-        ("logits", "no run of the workdir"),
+        ("students", "not a run of the workdir"),
+        ("students/vanilla", "not a run of the workdir"),
+        ("students/vanilla/seed-0/checkpoints", "not a run of the workdir"),
+        ("logits", "not a run of the workdir"),
     ],
 )
 def test_another_directory_of_a_workdir_names_its_runs(copy, mesh, place, what):

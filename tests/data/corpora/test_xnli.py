@@ -304,7 +304,7 @@ def test_missing_and_double_members_are_named(tmp_path):
     sources = Sources({"XNLI-1.0.zip": archive})
     with pytest.raises(UserError, match="XNLI-1.0.zip: it has no xnli.test.tsv or xnli.test.jsonl"):
         list(xnli.CORPORA[0].rows(sources, "en", "test"))
-    with pytest.raises(UserError, match="XNLI-1.0/xnli.dev.tsv and copy/XNLI-1.0/xnli.dev.tsv are in it"):
+    with pytest.raises(UserError, match="it has XNLI-1.0/xnli.dev.tsv and copy/XNLI-1.0/xnli.dev.tsv; leave only one"):
         list(xnli.CORPORA[0].rows(sources, "en", "dev"))
     with pytest.raises(UserError, match="multinli_1.0.zip is missing"):
         list(xnli.CORPORA[0].rows(sources, "en", "train"))

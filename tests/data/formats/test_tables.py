@@ -314,7 +314,7 @@ def test_parquet_faults_name_the_row(tmp_path):
     assert message(**good | {"label": [0, None]}).startswith("a.parquet:2: column 'label' is null, expected text or")
     assert message(**good | {"label": [0.5, 1.0]}).startswith("a.parquet:1: column 'label' is a number, expected")
     assert message(**good | {"text": ["a", " "]}).startswith("a.parquet:2: column 'text' is empty; fill it in, or")
-    assert message(id="n", n=["x", "x"], **good) == "a.parquet:2: id 'x' already stands in row 1"
+    assert message(id="n", n=["x", "x"], **good) == "a.parquet:2: id 'x' already occurs in row 1"
     assert message(text=["a"], lable=["x"]).endswith("no column 'label' among 'text', 'lable'; did you mean 'lable'?")
     assert message(text=pa.array([], pa.string()), label=pa.array([], pa.string())) == "a.parquet: no rows with text"
 
