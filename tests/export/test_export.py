@@ -216,7 +216,7 @@ def test_an_output_that_exists_is_refused_before_anything_else(tmp_path):
     (tmp_path / "there" / "file").write_text("mine")
     nowhere = Workdir(tmp_path / "nowhere")
     for output in ("there", "there/file"):
-        with pytest.raises(UserError, match=f"{output}: already exists; choose a new directory"):
+        with pytest.raises(UserError, match=f"{output} already exists; choose a new directory"):
             export.main(command(nowhere, tmp_path / output))
     assert (tmp_path / "there" / "file").read_text() == "mine"
     with pytest.raises(UserError, match=r"nowhere: no config\.json, so no experiment has been started"):

@@ -176,7 +176,7 @@ def test_a_dry_run_prints_the_manifest(launcher: Launcher) -> None:
         (("run", *POOL, "--claim=c", "--topology=2x4", "--chips-per-pod=08", *MAIN), "--chips-per-pod: '08' is not"),
         (
             ("run", *POOL, "--claim=Disk", "--topology=2x4", *MAIN),
-            "--claim: 'Disk' is not a name that Kubernetes takes",
+            "--claim: 'Disk' is not a name that Kubernetes allows",
         ),
         (("run", *POOL, "--claim=c", "--namespace=my.own", "--topology=2x4", *MAIN), "--namespace: 'my.own' is not a"),
         (("run", *POOL, "--bucket=gs://mine/folder", "--topology=2x4", *MAIN), "--bucket: 'mine/folder' is not a name"),

@@ -87,6 +87,6 @@ def test_a_deletion_that_fails_is_said_with_what_was_done(launcher: Launcher) ->
     assert code == 1 and (launcher.cwd / "got/results.jsonl").exists()
     assert stderr.splitlines()[-1].endswith(
         "error: the run is done and its results are in got, but tpu could not be deleted: "
-        f"it is still up, which costs; {DELETE}"
+        f"it is still up, which costs: {DELETE}"
     )
     assert stderr.count("still up") == 1
