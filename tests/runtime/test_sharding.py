@@ -222,7 +222,8 @@ def test_an_array_in_parts_comes_to_the_host_whole():
 def test_another_platform_than_was_asked_for():
     sharding.check_platform("")
     sharding.check_platform("cpu")
-    with pytest.raises(
+    message = "config key platform is 'tpu', but JAX finds only cpu devices: install JAX's package for tpu"
+    with pytest.raises(UserError, match=message):
         UserError, match="config key platform is 'tpu', but JAX finds only cpu devices: install JAX's package for tpu"
     ):
         sharding.check_platform("tpu")
