@@ -283,7 +283,9 @@ def test_the_parts_of_a_batch_are_told(config: ExperimentConfig) -> None:
         "student_train: 6 rows of 12 tokens per chip in 3 microbatches (batches"
     )
     assert (
-        step(config, "student_train", Override(rows=6)).parts == step(config, "labelling", Override(rows=6)).parts == 1
+        step(config, "student_train", Override(rows=6)).microbatches
+        == step(config, "labelling", Override(rows=6)).microbatches
+        == 1
     )
 
 
