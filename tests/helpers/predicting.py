@@ -1,4 +1,4 @@
-"""A classifier for tests of the predict binary, and runs of it."""
+"""A classifier for the tests of the predict command, and functions that run the command on it."""
 
 import json
 from pathlib import Path
@@ -19,17 +19,17 @@ Rows = list[dict[str, Any]]
 
 
 def classifier(root: Path) -> Path:
-    """A Hugging Face classifier with three classes and a head that tells texts apart."""
+    """Write a Hugging Face classifier with three classes, whose head gives different texts different labels."""
     base = tiny.checkpoint(root / "base")
     config = hf_config.read_config(base)
     graphdef, params = hf_checkpoint.load_classifier(base, len(LABELS), seed=1)
-    params["head"] = jax.tree.map(lambda leaf: leaf * 50, params["head"])
+    params["head"] = jax.tree.map(lambda leaf: leaf * 50, params["head"])  # a random head gives all texts one label
     hf_checkpoint.save(root / "classifier", config, params, tokenizer=load_tokenizer(base), labels=LABELS)
     return root / "classifier"
 
 
 def run(model: Path, source: Path, *flags: str) -> Rows:
-    """The rows that the binary writes."""
+    """Run the command and return the rows that it writes."""
     output = source.parent / f"{source.name}.out"
     predict.main(["--model", str(model), "--input", str(source), "--output", str(output), "--overwrite", *flags])
     assert not temporary(output).exists()
@@ -37,11 +37,12 @@ def run(model: Path, source: Path, *flags: str) -> Rows:
 
 
 def temporary(output: Path) -> Path:
+    """Return the path of the output while it is being written."""
     return output.with_name(f".{output.name}.tmp")
 
 
-def refused(model: Path, source: Path, *flags: str) -> str:
-    """The message; nothing is left behind."""
+def error_of(model: Path, source: Path, *flags: str) -> str:
+    """Run the command, which must fail and leave nothing behind, and return its one-line error."""
     with pytest.raises(UserError) as caught:
         run(model, source, *flags)
     assert {path.name for path in source.parent.iterdir()} <= {source.name}
@@ -51,6 +52,7 @@ def refused(model: Path, source: Path, *flags: str) -> str:
 
 
 def write(path: Path, content: str | bytes) -> Path:
+    """Write a file and return its path."""
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path

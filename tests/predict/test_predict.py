@@ -1,4 +1,4 @@
-"""The predict binary: every text as if it were alone, in order; faults of the input are named."""
+"""The predict command labels every text as if it were alone and keeps the order, and its errors name the input line."""
 
 import functools
 import json
@@ -14,14 +14,14 @@ import pytest
 from flax import nnx
 
 from tests.helpers import predicting, tiny
-from tests.helpers.predicting import refused, run, write
+from tests.helpers.predicting import error_of, run, write
 from xtransfer.data.formats import tables
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.predict import predictor
 
-LENGTH = 32  # positions of the model
+LENGTH = 32  # the positions of the model
 WORDS = sorted({word for table in (tiny.GOOD, tiny.BAD, tiny.FILLER) for group in table.values() for word in group})
 
 
@@ -31,19 +31,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts(n: int, longest: int = 12, seed: int = 0) -> list[str]:
+    """Return n random texts of up to `longest` words."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(n)]
 
 
 @functools.cache
 def forward(model: Path) -> tuple[Any, Any]:
-    """The tokenizer, and the compiled batch -> logits."""
+    """Return the tokenizer, and the compiled function from a batch to logits."""
     graphdef, params = hf_checkpoint.load_classifier(model, len(hf_config.read_labels(model) or ()), seed=0)
     return load_tokenizer(model), jax.jit(lambda batch: nnx.merge(graphdef, params)(batch))
 
 
 def probabilities(model: Path, text: str, pair: str | None = None) -> np.ndarray:
-    """[K] of one text, alone in its batch."""
+    """Return the probabilities [K] of one text that is alone in its batch."""
     tokenizer, logits = forward(model)
     tokens = tokenizer(text, pair, truncation=True, max_length=LENGTH, return_token_type_ids=True)
     ids = np.zeros((3, 1, LENGTH), np.int32)
@@ -56,11 +57,12 @@ def probabilities(model: Path, text: str, pair: str | None = None) -> np.ndarray
         "position_ids": np.arange(LENGTH, dtype=np.int32)[None] + hf_config.read_config(model).position_offset,
         "cls_index": np.zeros((1, 1), np.int32),
     }
-    found = np.asarray(logits(batch), np.float64)[0, 0]
-    return np.exp(found) / np.exp(found).sum()
+    scores = np.asarray(logits(batch), np.float64)[0, 0]
+    return np.exp(scores) / np.exp(scores).sum()
 
 
 def check(model: Path, row: dict[str, Any], text: str, pair: str | None = None) -> None:
+    """Check an output row against the text alone in its batch."""
     expected, labels = probabilities(model, text, pair), hf_config.read_labels(model) or ()
     assert list(row) == ["id", "label", "probabilities"] and tuple(row["probabilities"]) == labels
     np.testing.assert_allclose(list(row["probabilities"].values()), expected, atol=1e-5)
@@ -68,89 +70,90 @@ def check(model: Path, row: dict[str, Any], text: str, pair: str | None = None) 
     assert math.isclose(sum(row["probabilities"].values()), 1, abs_tol=1e-5)
 
 
-def test_every_row_in_order_as_if_it_were_alone(model: Path, tmp_path: Path) -> None:
-    said = texts(300)
-    source = write(tmp_path / "a.tsv", "id\ttext\n" + "".join(f"n{i}\t{t}\n" for i, t in enumerate(said)))
-    found = run(model, source, "--batch-size", "3")
-    assert [row["id"] for row in found] == [f"n{i}" for i in range(300)]
-    assert len({row["label"] for row in found}) > 1
+def test_rows_are_in_order_and_as_if_alone(model: Path, tmp_path: Path) -> None:
+    inputs = texts(300)
+    source = write(tmp_path / "a.tsv", "id\ttext\n" + "".join(f"n{i}\t{t}\n" for i, t in enumerate(inputs)))
+    rows = run(model, source, "--batch-size", "3")
+    assert [row["id"] for row in rows] == [f"n{i}" for i in range(300)]
+    assert len({row["label"] for row in rows}) > 1
     for i in (0, 1, 17, 150, 298, 299):
-        check(model, found[i], said[i])
+        check(model, rows[i], inputs[i])
 
 
-def test_positions_and_padding_are_those_of_the_family(tmp_path: Path) -> None:
-    classifier, said = tiny.roberta(tmp_path / "roberta"), texts(60)
-    source = write(tmp_path / "in" / "a.tsv", "text\n" + "\n".join(said) + "\n")
-    for text, row in list(zip(said, run(classifier, source), strict=True))[::7]:
+def test_roberta_positions_and_padding(tmp_path: Path) -> None:
+    classifier, inputs = tiny.roberta(tmp_path / "roberta"), texts(60)
+    source = write(tmp_path / "in" / "a.tsv", "text\n" + "\n".join(inputs) + "\n")
+    for text, row in list(zip(inputs, run(classifier, source), strict=True))[::7]:
         check(classifier, row, text)
 
 
-def test_windows_make_one_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_windows_give_the_same_output(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts(50)))
-    whole = run(model, source)
+    one_window = run(model, source)
     monkeypatch.setattr(predictor, "_WINDOW_ROWS", 7)
     by_rows = run(model, source)
     monkeypatch.setattr(predictor, "_WINDOW_CHARACTERS", 100)
     by_characters = run(model, source)
-    for found in (by_rows, by_characters):
-        assert [row["id"] for row in found] == list(range(50))
-        for one, other in zip(whole, found, strict=True):
+    for rows in (by_rows, by_characters):
+        assert [row["id"] for row in rows] == list(range(50))
+        for expected, row in zip(one_window, rows, strict=True):
             np.testing.assert_allclose(
-                list(one["probabilities"].values()), list(other["probabilities"].values()), atol=1e-5
+                list(expected["probabilities"].values()), list(row["probabilities"].values()), atol=1e-5
             )
 
 
-def test_pairs_and_ids_are_taken_where_they_are_and_keep_their_type(model: Path, tmp_path: Path) -> None:
+def test_pairs_and_ids_are_used_by_default_and_keep_their_type(model: Path, tmp_path: Path) -> None:
     rows = [
         {"id": "007", "text": "the film", "text_pair": "is good"},
         {"id": 7, "text": "der Film", "text_pair": "ist schlecht"},
         {"id": 0.5, "text": "der Film", "text_pair": "ist schlecht sehr"},
     ]
     source = write(tmp_path / "a.jsonl", "\ufeff" + "".join(json.dumps(row) + "\n" for row in rows))
-    found = run(model, source)
-    assert [row["id"] for row in found] == ["007", 7, 0.5]
-    for row, given in zip(found, rows, strict=True):
-        check(model, row, given["text"], given["text_pair"])  # type: ignore[arg-type]
-    alone = run(model, source, "--pair-column", "", "--id-column", "")
-    assert [row["id"] for row in alone] == [0, 1, 2]
-    check(model, alone[1], "der Film")
+    outputs = run(model, source)
+    assert [output["id"] for output in outputs] == ["007", 7, 0.5]
+    for output, row in zip(outputs, rows, strict=True):
+        check(model, output, row["text"], row["text_pair"])  # type: ignore[arg-type]
+    text_only = run(model, source, "--pair-column", "", "--id-column", "")
+    assert [output["id"] for output in text_only] == [0, 1, 2]
+    check(model, text_only[1], "der Film")
 
 
 def test_columns_may_have_other_names(model: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", 'key,first,second\r\n1,"the ""film""",is good\r\n')
-    found = run(model, source, "--text-column", "first", "--pair-column", "second", "--id-column", "key")
-    assert found[0]["id"] == "1"
-    check(model, found[0], 'the "film"', "is good")
+    rows = run(model, source, "--text-column", "first", "--pair-column", "second", "--id-column", "key")
+    assert rows[0]["id"] == "1"
+    check(model, rows[0], 'the "film"', "is good")
 
 
-def test_long_texts_are_truncated_and_huge_ones_clipped_and_counted(
+def test_long_texts_are_truncated_and_huge_ones_are_clipped_and_counted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = " ".join(texts(1, seed=3)[0].split() * 40)
     huge = "good " * 4_000_000
     source = write(tmp_path / "a.tsv", f"text\n{long}\n{huge}\nthe film\n")
-    tracemalloc.start()  # for reading only: it makes tracing and compiling several times slower
+    tracemalloc.start()  # only while reading, because it slows down tracing and compiling several times
     rows = list(tables.read_texts(tables.inspect(source, "text", None, None, skip_empty=False)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(rows) == 3 and peak < 5 * len(huge), f"{peak / len(huge):.1f} times the text"
-    found = run(model, source)
-    check(model, found[0], long)
-    check(model, found[1], huge[:1000])
-    check(model, found[2], "the film")
-    assert "3 rows" in (said := capsys.readouterr().out) and "very long texts, clipped: 2" in said
+    outputs = run(model, source)
+    check(model, outputs[0], long)
+    check(model, outputs[1], huge[:1000])
+    check(model, outputs[2], "the film")
+    log = capsys.readouterr().out
+    assert "3 rows" in log and "clipped very long texts: 2" in log
     check(model, run(model, source, "--max-length", "4")[2], "the film")
-    assert run(model, source, "--max-length", "4")[0] != found[0]
+    assert run(model, source, "--max-length", "4")[0] != outputs[0]
 
 
-def test_empty_text_is_an_error_or_skipped_and_counted(
+def test_empty_text_is_an_error_or_is_skipped_and_counted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "a.tsv", "text\nthe film\n \nder Film\n\n")
     message = "a.tsv:3: column 'text' is empty; fill it in, or pass --empty-text skip"
-    assert refused(model, source) == message
+    assert error_of(model, source) == message
     assert [row["id"] for row in run(model, source, "--empty-text", "skip")] == [0, 2]
-    assert "rows without text, skipped: 2" in capsys.readouterr().out
+    assert "skipped rows without text: 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -177,10 +180,10 @@ def test_empty_text_is_an_error_or_skipped_and_counted(
         ("a.txt", "text\na\n", "a.txt: the ending '.txt' is not one of .tsv, .csv, .jsonl"),
     ],
 )
-def test_malformed_input_is_refused_before_the_model_is_opened(
+def test_malformed_input_is_rejected_before_the_model_is_opened(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
-    assert refused(Path("no-model"), write(tmp_path / name, content)).startswith(message)
+    assert error_of(Path("no-model"), write(tmp_path / name, content)).startswith(message)
 
 
 def test_only_a_line_feed_ends_a_line(model: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Command: labels text with a trained classifier."""
+"""The predict command: label text with a trained classifier."""

@@ -9,7 +9,7 @@ from xtransfer.errors import UserError
 
 
 class Output:
-    """A file that takes its name when it is complete: `write`, then `commit`. Closed before that, it leaves nothing.
+    """The file of predictions, written under a temporary name until `commit`. Closing it before that removes it.
 
     Raises:
       UserError: the path exists, is the input, is being written by another process, or cannot be written.
@@ -26,13 +26,13 @@ class Output:
         self._file = storage.AtomicFile(path, exclusive=True)
 
     def write(self, lines: Iterator[str]) -> None:
-        """Add lines; a full disk is a UserError."""
+        """Append lines. Raise a UserError if the disk is full."""
         self._file.write("".join(lines).encode("utf-8"))
 
     def commit(self) -> None:
-        """Give the file its name; it is on the disk when this returns."""
+        """Flush the file to disk and give it its final name."""
         self._file.commit()
 
     def close(self) -> None:
-        """Remove what has not been committed."""
+        """Remove the temporary file unless it was committed."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""Running a classifier over a file: rows in, logits out, one window at a time."""
+"""Inference over a file: rows in, logits out, one window at a time."""
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xtransfer.data.batches import batches as pipeline
+from xtransfer.data.batches.batches import Batch, BatchPlan, batches_by_length, make_plans
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.formats import tables
 from xtransfer.data.formats.tables import Text, TextTable
@@ -20,33 +20,35 @@ from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runtime.sharding import data_shards
 
 _WINDOW_ROWS = 4096  # rows that are tokenized and packed together
-_WINDOW_CHARACTERS = 1 << 24
-_AHEAD = 4  # batches to prepare before the device needs them
-# Rows of 128 tokens per CPU core and per accelerator. More per core is slower: buffers of over 32 MB are returned to
-# the system after every batch, and their pages cleared again.
+_WINDOW_CHARACTERS = 1 << 24  # a window ends early once its texts are this long together
+_PREFETCHED_BATCHES = 4
+# Rows of 128 tokens per CPU core and per accelerator. More rows per core are slower: buffers over 32 MB go back to the
+# system after every batch, and it clears their pages before it hands them out again.
 _ROWS_PER_CORE = 2
 _ROWS_PER_ACCELERATOR = 256
 
 
 @dataclass(eq=False)
 class Window:
-    """Rows that are tokenized, packed, and written together.
+    """Consecutive rows that are tokenized, packed, and written together. Their texts are not kept.
 
     Attributes:
-      places: the line and the id of n rows, whose texts are not kept.
-      clipped: the number of rows with texts that are too long even for the tokenizer.
+      lines: the line numbers of the n rows in the file.
+      ids: the ids of the n rows.
+      clipped: the number of rows whose text was clipped before tokenizing, because it is very long.
       logits: [n, K] float32, NaN until they are computed.
       missing: the number of rows without logits so far.
     """
 
-    places: list[tuple[int, Any]]
+    lines: list[int]
+    ids: list[Any]
     clipped: int
     logits: np.ndarray
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Count every row as missing."""
-        self.missing = len(self.places)
+        self.missing = len(self.lines)
 
 
 def predict(
@@ -57,56 +59,62 @@ def predict(
     batch_size: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Generator[Window, None, None]:
-    """Yield the rows of a file in windows, in order, with their logits; rows without text are left out.
+    """Yield the rows of a file in order, in windows with their logits. Rows without text are skipped.
 
-    Reading, tokenizing, and packing run in a thread, a few batches ahead of the device. It holds a few windows of 4096
-    rows at a time.
+    A thread reads, tokenizes, and packs a few batches ahead of the device. At most a few windows of 4096 rows are in
+    memory at a time.
 
     Args:
-      classifier: the classifier, on `mesh`.
+      classifier: the classifier, with its parameters on `mesh`.
       mesh: the device mesh.
-      source: the file.
-      max_length: the most tokens of an example.
-      batch_size: texts of 128 tokens to compute at once; None suits the device.
-      on_batch: called with the number of rows in each computed batch.
+      source: the input file.
+      max_length: the most tokens per text.
+      batch_size: the number of 128-token texts per batch; None chooses one for the device.
+      on_batch: called with the number of rows after each batch.
 
     Raises:
-      UserError: see `read_texts`; or, by file and line, a text on which the tokenizer fails, or logits that are not
-        finite.
+      UserError: `read_texts` fails, the tokenizer fails on a text, or logits are not finite. All name the line.
     """
     plans = _plans(classifier, mesh, max_length, batch_size)
     classes = len(classifier.labels)
 
-    def batches() -> Iterator[tuple[tuple[Window, np.ndarray], pipeline.Batch]]:
+    def batches() -> Iterator[tuple[tuple[Window, np.ndarray], Batch]]:
         for rows in _windows(row for row in tables.read_texts(source) if not row.empty):
             tokens = _tokens(classifier, source, rows, max_length)
-            places = [(row.line, row.id) for row in rows]
-            window = Window(places, tokens.clipped, np.full((len(rows), classes), np.nan, np.float32))
-            for indices, batch in pipeline.batches_by_length(tokens, classes, plans):
+            window = Window(
+                lines=[row.line for row in rows],
+                ids=[row.id for row in rows],
+                clipped=tokens.clipped,
+                logits=np.full((len(rows), classes), np.nan, np.float32),
+            )
+            for indices, batch in batches_by_length(tokens, classes, plans):
                 yield (window, indices), batch
 
     step = inference.make_eval_step(classifier.graphdef, mesh)
-    with closing(prefetch(batches(), _AHEAD)) as ahead:
-        for (window, indices), logits in inference.forward(step, classifier.params, mesh, ahead):
+    with closing(prefetch(batches(), _PREFETCHED_BATCHES)) as prefetched:
+        for (window, indices), logits in inference.forward(step, classifier.params, mesh, prefetched):
             window.logits[indices] = logits
             window.missing -= len(indices)
             on_batch(len(indices))
             if not window.missing:
-                bad = np.flatnonzero(~np.isfinite(window.logits).all(axis=1))
-                if len(bad):
-                    line = window.places[bad[0]][0]
+                not_finite = np.flatnonzero(~np.isfinite(window.logits).all(axis=1))
+                if len(not_finite):
+                    line = window.lines[not_finite[0]]
                     raise UserError(f"{source.path}:{line}: the logits are not finite: {classifier.source} is damaged")
                 yield window
 
 
 def _plans(
     classifier: TrainedClassifier, mesh: jax.sharding.Mesh, max_length: int, batch_size: int | None
-) -> tuple[pipeline.BatchPlan, ...]:
+) -> tuple[BatchPlan, ...]:
+    """Return batch layouts for a few text lengths, with rows that fill the device."""
     shards = data_shards(mesh)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    suitable = _ROWS_PER_CORE * (os.cpu_count() or 1) if on_cpu else _ROWS_PER_ACCELERATOR * shards
-    return pipeline.make_plans(
-        batch_size or suitable,
+    if mesh.devices.flat[0].platform == "cpu":
+        default_size = _ROWS_PER_CORE * (os.cpu_count() or 1)
+    else:
+        default_size = _ROWS_PER_ACCELERATOR * shards
+    return make_plans(
+        batch_size or default_size,
         max_length,
         pad_id=classifier.architecture.pad_id,
         position_offset=classifier.architecture.position_offset,
@@ -115,6 +123,7 @@ def _plans(
 
 
 def _windows(rows: Iterator[Text]) -> Iterator[list[Text]]:
+    """Group rows into windows, bounded in rows and in characters."""
     window: list[Text] = []
     characters = 0
     for row in rows:
@@ -128,6 +137,8 @@ def _windows(rows: Iterator[Text]) -> Iterator[list[Text]]:
 
 
 def _tokens(classifier: TrainedClassifier, source: TextTable, rows: Sequence[Text], max_length: int) -> Tokens:
+    """Tokenize a window of rows. If the tokenizer fails, name the line of the first text that it fails on."""
+
     def encode(rows: Sequence[Text]) -> Tokens:
         pairs = [row.text_pair or "" for row in rows] if source.columns.pair else None
         return tokenize(classifier.tokenizer, [row.text for row in rows], pairs, max_length)
@@ -135,7 +146,7 @@ def _tokens(classifier: TrainedClassifier, source: TextTable, rows: Sequence[Tex
     try:
         return encode(rows)
     except UserError:
-        for row in rows:  # find the one
+        for row in rows:
             try:
                 encode([row])
             except UserError as error:
