@@ -1,1 +1,1 @@
-"""Command: describes a task before training."""
+"""The describe command: describe a task and its tokens before training."""

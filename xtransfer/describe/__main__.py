@@ -2,8 +2,8 @@
 
     python -m xtransfer.describe --config FILE[:ARG] [--config.key=value …] [--batches N] [--json FILE]
 
-Prints splits, labels, lengths in tokens, tokens per word, packing, and a few examples as the models read them. Nothing
-is trained, and no weights are read. The output is tables on a terminal, and Markdown elsewhere.
+Print the splits, labels, lengths in tokens, tokens per word, packing, and a few examples as the models read them. This
+trains nothing and reads no weights. The output is tables on a terminal and Markdown elsewhere.
 """
 
 import argparse
@@ -23,17 +23,18 @@ _EXAMPLES = "Examples as the models read them"
 
 
 def main(argv: list[str]) -> None:
-    """Parse the flags, and describe."""
+    """Parse the flags, describe the task, and print the description."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.describe", description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment, see configs/")
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment's config; see configs/")
     parser.add_argument(
-        "--batches", type=int, default=100, metavar="N", help="training batches to look at (default: %(default)s)"
+        "--batches", type=int, default=100, metavar="N", help="training batches to pack (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same for programs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the description as JSON")
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
-        raise UserError(f"--batches is {args.batches}: expected 1 or more")
-    logging.getLogger("xtransfer.data.tokens.tokenizer").setLevel(logging.ERROR)  # its warnings are a column here
+        raise UserError(f"--batches is {args.batches}; expected 1 or more")
+    # The tokenizer warns about clipped texts, which the table of lengths counts anyway.
+    logging.getLogger("xtransfer.data.tokens.tokenizer").setLevel(logging.ERROR)
     description = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
         storage.write_atomically(
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 
 def show(description: Description) -> None:
-    """Print everything on a terminal."""
+    """Print a description on a terminal."""
     _say(title(description), "bold")
     for line in introduction(description):
         _say(line)
@@ -62,19 +63,20 @@ def show(description: Description) -> None:
 
 
 def _say(text: str, style: str | None = None) -> None:
-    """Print lines that break between words."""
+    """Print text that wraps between words."""
     terminal.console.print(text, style=style, markup=False, soft_wrap=False)
 
 
 def markdown(description: Description) -> str:
-    """Return everything as a Markdown page."""
+    """Return a description as a Markdown page."""
     lines = [f"# {title(description)}", "", *(f"- {line}" for line in introduction(description)), ""]
     for table in tables(description):
         lines += [f"## {table.title}", "", *table_writer.markdown(table), ""]
-        lines += [*(f"- {note}" for note in table.notes), ""] if table.notes else []
+        if table.notes:
+            lines += [*(f"- {note}" for note in table.notes), ""]
     lines += [f"## {_EXAMPLES}", ""]
     for example in description.examples:
-        lines += [f"    {name:<9} {text}" for name, text in fields(example)] + [""]
+        lines += [*(f"    {name:<9} {text}" for name, text in fields(example)), ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The data of an experiment and its tokens, without training anything or reading weights."""
+"""Describe an experiment's data and its tokens, without training anything or reading weights."""
 
 import dataclasses
 import functools
@@ -23,15 +23,23 @@ from xtransfer.errors import MissingSplitError, UserError
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.inputs import ModelInputs, sides
 
-TRAINING_SETS = {"labelled": "L", "all": "L ∪ U"}  # the training sets of objectives, by `Objective.data`
-_EXAMPLES = 3
-_TOKENS, _CHARACTERS = 64, 400  # to show of an example
-_HIDDEN = ("Cc", "Cs", "Zl", "Zp")
+TRAINING_SETS = {"labelled": "L", "all": "L ∪ U"}  # how the description names each `Objective.data`
+_NUM_EXAMPLES = 3  # shown for each of the source language and one target language
+_MAX_TOKENS, _MAX_CHARACTERS = 64, 400  # shown per example
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, surrogates, line and paragraph separators
 
 
 @dataclass(frozen=True)
 class SetSize:
-    """The size of a set of examples ("L", "U", or a split): in all, by label in the task's order, and without label."""
+    """The number of examples in a set.
+
+    Attributes:
+      language: the language of the examples.
+      name: "L", "U", or a split.
+      examples: the number of examples.
+      labels: the number of examples with each label, in the task's order.
+      without_label: the number of examples without a label.
+    """
 
     language: str
     name: str
@@ -42,7 +50,14 @@ class SetSize:
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """The lengths of a set of examples under the tokenizer of a role ("teacher" or "student")."""
+    """The lengths of a set of examples, in tokens of one role's tokenizer.
+
+    Attributes:
+      role: "teacher" or "student".
+      language: the language of the examples.
+      name: "L", "U", or a split.
+      lengths: the lengths.
+    """
 
     role: str
     language: str
@@ -52,7 +67,17 @@ class MeasuredSet:
 
 @dataclass(frozen=True)
 class PackedTraining:
-    """The training batches of a role on a set ("L" or "L ∪ U")."""
+    """The training batches of one role.
+
+    Attributes:
+      role: "teacher" or "student".
+      name: the training set, "L" or "L ∪ U".
+      examples: the number of examples in the set.
+      epochs: the number of passes over the set.
+      batch_size: examples per batch.
+      row_length: tokens per row.
+      filling: how full the first batches are.
+    """
 
     role: str
     name: str
@@ -65,7 +90,15 @@ class PackedTraining:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example to show: the name of its label, and its tokens by role."""
+    """An example to show.
+
+    Attributes:
+      id: the example's id.
+      label: the name of its label, or "none".
+      text: the text, shortened.
+      text_pair: the second text, shortened, or None.
+      tokens: the tokens as text, shortened, by role.
+    """
 
     id: str
     label: str
@@ -79,11 +112,21 @@ class Description:
     """Everything that `describe` shows.
 
     Attributes:
-      models: checkpoint and length by role.
-      counts: of L and U, which are drawn from the source language's splits, and of every existing split.
+      task: the task's name.
+      synthetic: whether the text was generated.
+      source_language: the language with labels.
+      target_languages: the languages for zero-shot evaluation.
+      labels: the names of the labels.
+      evaluation_splits: the splits to evaluate on.
+      unlabelled_from: where U comes from, as in the config.
+      models: the checkpoint and its maximum length, as text, by role.
+      devices: the number of devices that share the rows of a batch.
+      counts: the sizes of L and U (drawn from the source language's splits), and of every split that exists.
       missing: why other splits are missing, one line per reason.
       repeated: for "L ∪ U", the number of repeated texts; for each source split, the number of its texts in L ∪ U.
-      devices: the number of devices that share the rows of a batch.
+      measured: the lengths of each set, teacher first.
+      packing: the training batches of each role, teacher first.
+      examples: a few examples from L, then a few in the first target language.
     """
 
     task: str
@@ -103,69 +146,85 @@ class Description:
     examples: tuple[ShownExample, ...]
 
     def count(self, name: str, language: str = "") -> SetSize:
-        """Return the count of L, U, or an existing split, by default in the source language."""
-        wanted = (language or self.source_language, name)
-        return next(each for each in self.counts if (each.language, each.name) == wanted)
+        """Return the size of L, U, or an existing split. The default is the source language."""
+        key = (language or self.source_language, name)
+        return next(size for size in self.counts if (size.language, size.name) == key)
 
 
 def describe(experiment: ExperimentConfig, batches: int) -> Description:
-    """Look at an experiment's data with its tokenizers.
+    """Describe an experiment's data, as its tokenizers read it.
 
     Args:
       experiment: the config.
-      batches: the number of batches to make from each training set.
+      batches: the number of batches to pack from each training set.
 
     Raises:
-      UserError: anything that would stop the experiment before training, except for the weights.
+      UserError: the experiment would fail before training, for any reason but its weights.
     """
-    task = load_task(experiment.task)
-    load, cached, source = task.load, functools.cache(task.load), task.source_language
-    task = dataclasses.replace(task, load=lambda split, name: (cached if name == source else load)(split, name))
+    task = _with_cached_source(load_task(experiment.task))
     devices = _shards(experiment.mesh)
-    kept = cache_dir(experiment.task) / "tokens"
-    teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=kept)
-    student = ModelInputs("student", experiment.student, shards=devices, token_cache=kept)
+    token_cache = cache_dir(experiment.task) / "tokens"
+    teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=token_cache)
+    student = ModelInputs("student", experiment.student, shards=devices, token_cache=token_cache)
     transfer = transfer_set.gather(experiment, task)
     kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
-    training = (
-        _training_sets(teacher, transfer, ["labelled"], experiment.teacher_seed, batches),
-        _training_sets(student, transfer, kinds, experiment.seeds[0], batches),
-    )
-    counts, looked_at, missing = _splits(task, experiment.evaluation_splits)
-    measured = [each for part, _ in training for each in part]
-    for (_, split), examples in looked_at.items():
+    teacher_sets, teacher_packing = _training_sets(teacher, transfer, ["labelled"], experiment.teacher_seed, batches)
+    student_sets, student_packing = _training_sets(student, transfer, kinds, experiment.seeds[0], batches)
+    counts, evaluated, missing = _splits(task, experiment.evaluation_splits)
+    measured = [*teacher_sets, *student_sets]
+    for (_, split), examples in evaluated.items():
         measured += [_measure(inputs, split, examples, inputs.tokens(examples)) for inputs in (teacher, student)]
-    texts = {(example.text, example.text_pair) for example in transfer.everything}
-    of_target = next((examples for (language, _), examples in looked_at.items() if language != source), [])
+    training_texts = {(example.text, example.text_pair) for example in transfer.everything}
+    repeated = {"L ∪ U": len(transfer.everything) - len(training_texts)}
+    for (language, split), examples in evaluated.items():
+        if language == task.source_language:
+            repeated[split] = sum((example.text, example.text_pair) in training_texts for example in examples)
+    target_examples = next(
+        (examples for (language, _), examples in evaluated.items() if language != task.source_language), []
+    )
     return Description(
         task=task.name,
         synthetic=task.synthetic,
-        source_language=source,
+        source_language=task.source_language,
         target_languages=task.target_languages,
         labels=task.labels,
         evaluation_splits=experiment.evaluation_splits,
         unlabelled_from=experiment.task.unlabelled_from,
         models={
-            each.role: f"{each.settings.checkpoint}, up to {each.cache.max_length} tokens"
-            for each in (teacher, student)
+            inputs.role: f"{inputs.settings.checkpoint}, up to {inputs.cache.max_length} tokens"
+            for inputs in (teacher, student)
         },
         devices=devices,
-        counts=(_count(task, source, "L", transfer.labelled), _count(task, source, "U", transfer.unlabelled), *counts),
+        counts=(
+            _count(task, task.source_language, "L", transfer.labelled),
+            _count(task, task.source_language, "U", transfer.unlabelled),
+            *counts,
+        ),
         missing=missing,
-        repeated={"L ∪ U": len(transfer.everything) - len(texts)}
-        | {
-            split: sum((example.text, example.text_pair) in texts for example in examples)
-            for (language, split), examples in looked_at.items()
-            if language == source
-        },
+        repeated=repeated,
         measured=tuple(sorted(measured, key=lambda each: each.role == "student")),
-        packing=tuple(each for _, part in training for each in part),
-        examples=(*_shown(task, transfer.labelled, (teacher, student)), *_shown(task, of_target, (student,))),
+        packing=(*teacher_packing, *student_packing),
+        examples=(
+            *_examples_to_show(task, transfer.labelled, (teacher, student)),
+            *_examples_to_show(task, target_examples, (student,)),
+        ),
     )
 
 
+def _with_cached_source(task: Task) -> Task:
+    """Return the task with its source splits kept in memory, because several functions here read them."""
+    load_cached = functools.cache(task.load)
+
+    def load(split: str, language: str) -> list[Example]:
+        if language == task.source_language:
+            return load_cached(split, language)
+        return task.load(split, language)
+
+    return dataclasses.replace(task, load=load)
+
+
 def _shards(mesh: MeshConfig) -> int:
-    """Return how many devices share a batch on the config's mesh, which need not fit the devices here."""
+    """Return the number of devices that share a batch on the config's mesh, which need not match this machine's."""
     data, fsdp, _ = mesh_sizes(dataclasses.astuple(mesh), jax.device_count())
     return data * fsdp
 
@@ -173,7 +232,7 @@ def _shards(mesh: MeshConfig) -> int:
 def _training_sets(
     inputs: ModelInputs, transfer: TransferSet, kinds: Sequence[str], seed: int, batches: int
 ) -> tuple[list[MeasuredSet], list[PackedTraining]]:
-    """Measure L and U, and make batches of the training sets."""
+    """Measure L and U, and pack batches from the training sets `kinds`."""
     tokens, n = inputs.tokens(transfer.everything, transfer.drawn_from), len(transfer.labelled)
     sets = {"labelled": tokens.take(np.arange(n)), "all": tokens}
     measured = [_measure(inputs, "L", transfer.labelled, sets["labelled"])]
@@ -183,79 +242,93 @@ def _training_sets(
 
 
 def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens: Tokens) -> MeasuredSet:
-    """Measure the lengths of examples in one language, given their tokens."""
+    """Measure the lengths of examples in one language."""
     return MeasuredSet(
         inputs.role, examples[0].language, name, measures.measure(inputs.cache, *sides(examples), tokens)
     )
 
 
 def _packing(inputs: ModelInputs, name: str, tokens: Tokens, seed: int, batches: int) -> PackedTraining:
-    """Make the first training batches from these tokens."""
+    """Pack the first training batches from these tokens, and measure how full they are."""
     steps, plan = inputs.settings.steps, inputs.training_plan
-    found = measures.filling(tokens, plan, seed, min(batches, steps))
+    filling = measures.filling(tokens, plan, seed, min(batches, steps))
     epochs = steps * plan.batch_size / len(tokens)
-    return PackedTraining(inputs.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, found)
+    return PackedTraining(inputs.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, filling)
 
 
 def _splits(
-    task: Task, evaluated: Sequence[str]
+    task: Task, evaluation_splits: Sequence[str]
 ) -> tuple[list[SetSize], dict[tuple[str, str], list[Example]], tuple[str, ...]]:
-    """Count all splits; return source dev and the evaluated splits, source first; say why others are missing."""
+    """Load all splits.
+
+    Returns:
+      The sizes of the splits that exist, source language first.
+      The examples of source dev and of the evaluation splits, by language and split, source language first.
+      Why other splits are missing, one line per reason.
+    """
     counts: list[SetSize] = []
-    looked_at: dict[tuple[str, str], list[Example]] = {}
+    evaluated: dict[tuple[str, str], list[Example]] = {}
     missing: dict[tuple[str, str], tuple[str, list[str]]] = {}  # (split, kind of reason) -> (first message, languages)
     for language in (task.source_language, *task.target_languages):
-        needed = {*evaluated, *(("train", "dev") if language == task.source_language else ())}
+        needed = set(evaluation_splits)
+        if language == task.source_language:
+            needed |= {"train", "dev"}
         for split in SPLITS:
             try:
                 examples = task.load(split, language)
             except UserError as error:
                 if split in needed:
                     raise
-                # One line for all languages without the split, and one for each whose file cannot be read.
+                # Languages without the split share a line. A file that cannot be read gets its own.
                 kind = "missing" if isinstance(error, MissingSplitError) else str(error)
                 missing.setdefault((split, kind), (str(error), []))[1].append(language)
                 continue
             counts.append(_count(task, language, split, examples))
             if split in needed - {"train"} and examples:
-                looked_at[language, split] = examples
-    everywhere = 1 + len(task.target_languages)
-    lines = (
-        f"{split} of {'any language' if len(found) == everywhere else ', '.join(found)}: {error}"
-        for (split, _), (error, found) in missing.items()
-    )
-    return counts, looked_at, tuple(lines)
+                evaluated[language, split] = examples
+    lines = []
+    for (split, _), (message, languages) in missing.items():
+        in_all = len(languages) == 1 + len(task.target_languages)
+        lines.append(f"{split} split in {'any language' if in_all else ', '.join(languages)}: {message}")
+    return counts, evaluated, tuple(lines)
 
 
 def _count(task: Task, language: str, name: str, examples: Sequence[Example]) -> SetSize:
-    found = Counter(example.label for example in examples)
-    return SetSize(language, name, len(examples), tuple(found[i] for i in range(len(task.labels))), found[-1])
+    """Return the size of a set of examples."""
+    by_label = Counter(example.label for example in examples)
+    labels = tuple(by_label[i] for i in range(len(task.labels)))
+    return SetSize(language, name, len(examples), labels, without_label=by_label[-1])
 
 
-def _shown(task: Task, examples: Sequence[Example], models: Sequence[ModelInputs]) -> list[ShownExample]:
-    """Return the first example of each of the first labels, and further examples if there are too few labels."""
-    first = {example.label: example for example in reversed(examples)}.values()
-    ids = {example.id for example in first}
-    chosen = [*(e for e in examples if e.id in ids), *(e for e in examples if e.id not in ids)][:_EXAMPLES]
-    found = []
-    for example in chosen:
+def _examples_to_show(task: Task, examples: Sequence[Example], models: Sequence[ModelInputs]) -> list[ShownExample]:
+    """Return a few examples with different labels, and then further examples if there are too few labels."""
+    first_by_label = {example.label: example for example in reversed(examples)}
+    first_ids = {example.id for example in first_by_label.values()}
+    ordered = sorted(examples, key=lambda example: example.id not in first_ids)  # stable
+    shown = []
+    for example in ordered[:_NUM_EXAMPLES]:
         tokens = {}
         for inputs in models:
-            ids_ = inputs.tokens([example]).input_ids
-            pieces = inputs.tokenizer.convert_ids_to_tokens(ids_[:_TOKENS].tolist())
-            tokens[inputs.role] = " ".join(pieces) + _more(len(ids_) - _TOKENS, "tokens")
+            ids = inputs.tokens([example]).input_ids
+            pieces = inputs.tokenizer.convert_ids_to_tokens(ids[:_MAX_TOKENS].tolist())
+            tokens[inputs.role] = " ".join(pieces) + _omitted(len(ids) - _MAX_TOKENS, "tokens")
         label = task.labels[example.label] if example.label >= 0 else "none"
-        found.append(
-            ShownExample(example.id, label, _cut(example.text), example.text_pair and _cut(example.text_pair), tokens)
-        )
-    return found
+        pair = _shorten(example.text_pair) if example.text_pair else example.text_pair
+        shown.append(ShownExample(example.id, label, _shorten(example.text), pair, tokens))
+    return shown
 
 
-def _more(count: int, unit: str) -> str:
-    return f" … and {count:,} {unit} more" if count > 0 else ""
+def _omitted(count: int, unit: str) -> str:
+    """Return a note on the tokens or characters that are not shown."""
+    return f" … and {count:,} more {unit}" if count > 0 else ""
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     """Return the beginning of a text on one line, with its control characters made visible."""
-    shown = "".join("⏎" if c == "\n" else "�" if unicodedata.category(c) in _HIDDEN else c for c in text[:_CHARACTERS])
-    return shown + _more(len(text) - _CHARACTERS, "characters")
+    return "".join(map(_visible, text[:_MAX_CHARACTERS])) + _omitted(len(text) - _MAX_CHARACTERS, "characters")
+
+
+def _visible(character: str) -> str:
+    if character == "\n":
+        return "⏎"
+    return "�" if unicodedata.category(character) in _INVISIBLE else character

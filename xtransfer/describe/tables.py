@@ -1,4 +1,4 @@
-"""A description as text: its title, its introduction, its tables, and the fields of its examples."""
+"""Format a description as text: title, introduction, tables, and the fields of its examples."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,15 @@ from xtransfer.data.task import SPLITS
 from xtransfer.describe.dataset import Description, ShownExample
 from xtransfer.report.table import Table
 
-_MANY_UNKNOWN = 0.1  # share of unknown tokens that deserves a note
+_MANY_UNKNOWN = 0.1  # the share of unknown tokens above which a note explains them
 
 
 def fields(example: ShownExample) -> list[tuple[str, str]]:
     """Return the names and values of an example's fields."""
-    pair = [("second", example.text_pair)] if example.text_pair else []
-    return [("id", example.id), ("label", example.label), ("text", example.text), *pair, *example.tokens.items()]
+    pairs = [("id", example.id), ("label", example.label), ("text", example.text)]
+    if example.text_pair:
+        pairs.append(("second", example.text_pair))
+    return [*pairs, *example.tokens.items()]
 
 
 def title(description: Description) -> str:
@@ -23,30 +25,35 @@ def title(description: Description) -> str:
 
 
 def _targets(description: Description) -> str:
+    """Return the target languages, or their number if there are many."""
     targets = description.target_languages
-    return f"{len(targets)} languages" if len(targets) > 5 else ", ".join(targets) or "no other language"
+    if len(targets) > 5:
+        return f"{len(targets)} languages"
+    return ", ".join(targets) or "no other language"
 
 
 def introduction(description: Description) -> list[str]:
-    """Return lines on the text that the models learn from, and on the models."""
+    """Return a line on each model, on the training text, and on repeated texts."""
     labelled, unlabelled, dev = (description.count(name) for name in ("L", "U", "dev"))
-    source, whole = description.source_language, labelled.examples + unlabelled.examples
-    drawn = f" and {unlabelled.examples:,} unlabelled (U: {description.unlabelled_from})" if unlabelled.examples else ""
-    others = ", ".join(
+    sizes = f"{labelled.examples:,} labelled"
+    if unlabelled.examples:
+        sizes += f" and {unlabelled.examples:,} unlabelled (U: {description.unlabelled_from})"
+    overlaps = ", ".join(
         f"{count:,} of {description.count(name).examples:,} in {name}"
         for name, count in description.repeated.items()
         if name != "L ∪ U"
     )
     return [
-        *(f"{role}: {what}" for role, what in description.models.items()),
-        f"training text: {labelled.examples:,} labelled{drawn} examples of {source}; {dev.examples:,} dev examples "
-        "select the checkpoint",
-        f"repeated texts: {description.repeated['L ∪ U']:,} of {whole:,} in L ∪ U; also in L ∪ U: {others}",
+        *(f"{role}: {model}" for role, model in description.models.items()),
+        f"training text: {sizes} examples in {description.source_language}; {dev.examples:,} dev examples select the "
+        "checkpoint",
+        f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled.examples + unlabelled.examples:,} within "
+        f"L ∪ U; texts that are also in L ∪ U: {overlaps}",
     ]
 
 
 def tables(description: Description) -> list[Table]:
-    """Return everything but the examples, as tables."""
+    """Return the tables of splits, labels, lengths, and training batches."""
     return [_splits(description), _labels(description), _lengths(description), _packing(description)]
 
 
@@ -54,9 +61,9 @@ def _splits(description: Description) -> Table:
     languages = (description.source_language, *description.target_languages)
     splits = [split for split in SPLITS if any(count.name == split for count in description.counts)]
     counts = {(count.language, count.name): f"{count.examples:,}" for count in description.counts}
-    lines = tuple((language, *(counts.get((language, split), "–") for split in splits)) for language in languages)
+    rows = tuple((language, *(counts.get((language, split), "–") for split in splits)) for language in languages)
     notes = tuple(f"no {line}" for line in description.missing)
-    return Table(("language", *splits), lines, title="Splits", notes=notes)
+    return Table(("language", *splits), rows, title="Splits", notes=notes)
 
 
 def _labels(description: Description) -> Table:
@@ -65,78 +72,88 @@ def _labels(description: Description) -> Table:
     targets = _targets(description)
     for split in description.evaluation_splits:
         columns.append(
-            (f"{split} of {targets}", [description.count(split, name) for name in description.target_languages])
+            (f"{split} ({targets})", [description.count(split, name) for name in description.target_languages])
         )
-    lines = [
-        (label, *(_range([(count.labels[i], count.examples) for count in counts]) for _, counts in columns))
+    rows = [
+        (label, *(_range([(size.labels[i], size.examples) for size in sizes]) for _, sizes in columns))
         for i, label in enumerate(description.labels)
     ]
-    if any(count.without_label for _, counts in columns for count in counts):
-        lines.append(("none", *(_range([(c.without_label, c.examples) for c in counts]) for _, counts in columns)))
-    note = f"train, L, dev, {', '.join(description.evaluation_splits)}: {description.source_language}"
+    if any(size.without_label for _, sizes in columns for size in sizes):
+        rows.append(
+            ("none", *(_range([(size.without_label, size.examples) for size in sizes]) for _, sizes in columns))
+        )
+    note = f"train, L, dev, {', '.join(description.evaluation_splits)}: examples in {description.source_language}"
     header = ("label", *(name for name, _ in columns))
-    return Table(header, tuple(lines), title="Labels", notes=(note,))
+    return Table(header, tuple(rows), title="Labels", notes=(note,))
 
 
-def _range(parts: Sequence[tuple[int, int]]) -> str:
-    """Return a count and its share, or the range of several."""
-    if not parts:
+def _range(fractions: Sequence[tuple[int, int]]) -> str:
+    """Return a count and its share, or the ranges of several, from pairs of (count, total)."""
+    if not fractions:
         return "–"
-    counts, shares = (
-        [n for n, _ in parts],
-        [f"{n / max(1, whole):.1%}" for n, whole in sorted(parts, key=lambda x: x[0] / max(1, x[1]))],
-    )
-    few, many = min(counts), max(counts)
-    if few == many and shares[0] == shares[-1]:
-        return f"{few:,} ({shares[0]})"
-    return f"{few:,}–{many:,} ({shares[0]}–{shares[-1]})"
+    counts = [count for count, _ in fractions]
+    shares = [count / max(1, total) for count, total in fractions]
+    lowest, highest = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    if min(counts) == max(counts) and lowest == highest:
+        return f"{min(counts):,} ({lowest})"
+    return f"{min(counts):,}–{max(counts):,} ({lowest}–{highest})"
 
 
 def _lengths(description: Description) -> Table:
-    lines = tuple(
+    rows = tuple(
         (
-            each.role,
-            each.language,
-            each.name,
-            f"{each.lengths.examples:,}",
-            *(f"{tokens:,}" for tokens in each.lengths.percentiles),
-            f"{each.lengths.truncated / each.lengths.examples:.1%}",
-            f"{each.lengths.fertility:.2f}{' *' * (each.lengths.unit == 'character')}",
-            f"{each.lengths.unknown:.1%}",
+            measured.role,
+            measured.language,
+            measured.name,
+            f"{measured.lengths.examples:,}",
+            *(f"{tokens:,}" for tokens in measured.lengths.percentiles),
+            f"{measured.lengths.truncated / measured.lengths.examples:.1%}",
+            f"{measured.lengths.fertility:.2f}" + (" *" if measured.lengths.unit == "character" else ""),
+            f"{measured.lengths.unknown:.1%}",
         )
-        for each in description.measured
+        for measured in description.measured
     )
     percentiles = (f"{p} %" if p < 100 else "longest" for p in PERCENTILES)
     header = ("model", "language", "texts", "examples", *percentiles, "truncated", "tokens/word", "unknown")
-    notes = ["tokens per example before truncation, with special tokens; tokens/word and unknown leave those out"]
+    notes = ["lengths are before truncation and include special tokens; tokens/word and unknown exclude them"]
     if any(each.role == "teacher" and each.language != description.source_language for each in description.measured):
         notes.append(f"the teacher reads {description.source_language} only; its other rows compare the tokenizers")
     if any(each.lengths.unknown > _MANY_UNKNOWN for each in description.measured):
-        notes.append("few tokens per word with many unknown ones mean that whole words are unknown")
+        notes.append("few tokens per word and many unknown tokens: whole words are unknown to the tokenizer")
     if any(each.lengths.unit == "character" for each in description.measured):
         notes.append("* tokens per character, because the script has no spaces between words")
-    return Table(header, lines, text_columns=3, title="Lengths", notes=tuple(notes))
+    return Table(header, rows, text_columns=3, title="Lengths", notes=tuple(notes))
 
 
 def _packing(description: Description) -> Table:
-    lines = tuple(
+    rows = tuple(
         (
-            each.role,
-            each.name,
-            ", ".join(f"{size} ({count})" for size, count in each.filling.rows),
-            f"{each.examples:,}",
-            f"{each.epochs:.1f}",
-            f"{each.batch_size:,}",
-            f"{each.row_length:,}",
-            f"{each.filling.real:.1%}",
-            f"{each.filling.unpacked:.1%}",
+            training.role,
+            training.name,
+            ", ".join(f"{size} ({count})" for size, count in training.filling.rows),
+            f"{training.examples:,}",
+            f"{training.epochs:.1f}",
+            f"{training.batch_size:,}",
+            f"{training.row_length:,}",
+            f"{training.filling.real:.1%}",
+            f"{training.filling.unpacked:.1%}",
         )
-        for each in description.packing
+        for training in description.packing
     )
-    header = ("model", "on", "rows (batches)", "examples", "epochs", "batch", "row length", "real tokens", "unpacked")
+    header = (
+        "model",
+        "trained on",
+        "rows (batches)",
+        "examples",
+        "epochs",
+        "batch",
+        "row length",
+        "real tokens",
+        "unpacked",
+    )
     devices = "1 device" if description.devices == 1 else f"{description.devices} devices"
     note = (
-        f"rows (batches): the numbers of rows among the first batches, and how many batches have each, on {devices}; "
-        "unpacked: the share of real tokens with one example per row"
+        f"rows (batches): the rows per batch on {devices}, and the number of batches with that many rows; "
+        "unpacked: the real tokens with one example per row"
     )
-    return Table(header, lines, text_columns=3, title="Training batches", notes=(note,))
+    return Table(header, rows, text_columns=3, title="Training batches", notes=(note,))
