@@ -1,8 +1,9 @@
-"""What compiled programs say of themselves: small texts by hand, and one that the TPU compiler wrote.
+"""The cost of compiled programs: small texts written by hand, and one that the TPU compiler wrote.
 
-`fixtures/compiled/v5e_loop.txt` is what libtpu 0.0.52 made for v5e:2x4 of a gradient of `sum(tanh(x @ w)²)`, summed by
-a scan over four parts of x, with w [4096, 4096] bfloat16 split by its first axis over eight chips. Of what
-stands beside an operation only the estimate of cycles and the source are left. Its sums below were taken with awk.
+`fixtures/compiled/v5e_loop.txt` is a program that libtpu 0.0.52 compiled for v5e:2x4. It computes a gradient of
+`sum(tanh(x @ w)²)`, summed by a scan over four microbatches of x, with w [4096, 4096] bfloat16 sharded along its first
+axis over eight chips. Each instruction was reduced to its operation, estimated cycles, and source. The sums below were
+computed with awk.
 """
 
 from pathlib import Path
@@ -15,24 +16,29 @@ from xtransfer.precompile import cost, hlo
 LOOP = Path(__file__).parents[1] / "fixtures" / "compiled" / "v5e_loop.txt"
 
 
-def op(name: str, *, source: str = "", cycles: int | None = None, frame: int = 0) -> str:
-    """The end of an instruction's line, as the compiler writes it."""
-    found = f'metadata={{op_name="{source}" stack_frame_id={frame}}}' if source else ""
-    estimate = f'backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}' if cycles is not None else ""
-    return ", ".join(part for part in (name, found, estimate) if part)
+def op(operation: str, *, source: str = "", cycles: int | None = None, frame: int = 0) -> str:
+    """Return an instruction as the compiler writes it, with its source and its estimate."""
+    fields = [operation]
+    if source:
+        fields.append(f'metadata={{op_name="{source}" stack_frame_id={frame}}}')
+    if cycles is not None:
+        fields.append(f'backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}')
+    return ", ".join(fields)
 
 
 def program(*lines: str, before: str = "") -> hlo.Program:
+    """Return a program whose entry computation has these lines, after other computations."""
     body = "\n".join(f"  {line}" for line in lines)
     return hlo.parse(f"HloModule jit_step\n\n{before}\nENTRY %main (p: f32[8]) -> f32[8] {{\n{body}\n}}\n")
 
 
 def computation(name: str, *lines: str) -> str:
+    """Return the text of a computation."""
     body = "\n".join(f"  {line}" for line in lines)
     return f"%{name} (p: f32[8]) -> f32[8] {{\n{body}\n}}\n"
 
 
-def test_memory_counts_an_output_in_an_arguments_place_once() -> None:
+def test_outputs_that_reuse_arguments_are_counted_once() -> None:
     analysis = SimpleNamespace(
         argument_size_in_bytes=100,
         temp_size_in_bytes=30,
@@ -40,8 +46,8 @@ def test_memory_counts_an_output_in_an_arguments_place_once() -> None:
         alias_size_in_bytes=80,
         generated_code_size_in_bytes=4,
     )
-    found = cost.memory(analysis)
-    assert (found.arguments, found.temporaries, found.outputs, found.code, found.total) == (100, 30, 10, 4, 144)
+    memory = cost.memory(analysis)
+    assert (memory.arguments, memory.temporaries, memory.outputs, memory.code, memory.total) == (100, 30, 10, 4, 144)
 
 
 @pytest.mark.parametrize(
@@ -60,21 +66,21 @@ def test_memory_counts_an_output_in_an_arguments_place_once() -> None:
         ("RESOURCE_EXHAUSTED: too much", None),
     ],
 )
-def test_what_a_program_wanted_that_does_not_fit(message: str, needed: float | None) -> None:
+def test_bytes_needed_by_a_program_that_does_not_fit(message: str, needed: float | None) -> None:
     assert cost.needed_when_out_of_memory(message) == needed
 
 
-def test_the_compilers_own_text_of_a_loop() -> None:
-    found = hlo.parse(LOOP.read_text())
-    cycles = cost.cycles(found)
-    # The loop turns four times: 59,076 once and 370,670 in each turn.
+def test_program_of_the_tpu_compiler() -> None:
+    program = hlo.parse(LOOP.read_text())
+    cycles = cost.cycles(program)
+    # The loop runs four times. There are 59,076 cycles outside of it and 370,670 in each iteration.
     assert cycles.total == 59_076 + 4 * 370_670 == sum(cycles.groups.values())
     assert cycles.groups["backward: dense matmul"] == 4 * 166_923
     assert cycles.groups["forward: dense matmul + activation"] == 4 * 70_450
     assert cycles.unknown_loops == 0
-    # Each turn gathers w, 4096 × 4096 × 2 bytes, and leaves an eighth of its gradient here.
-    assert cost.collectives(found) == {"all-gather": 4 * 2**25, "reduce-scatter": 4 * 2**22}
-    assert cycles.without["collectives"] == 4 * 2
+    # Each iteration gathers w, 4096 × 4096 × 2 bytes, and a chip keeps an eighth of its gradient.
+    assert cost.collectives(program) == {"all-gather": 4 * 2**25, "reduce-scatter": 4 * 2**22}
+    assert cycles.without_estimate["collectives"] == 4 * 2
 
 
 FUSED = computation(
@@ -123,31 +129,32 @@ FUSED = computation(
         (op("%x = f32[8] all-reduce(%p)", source="jit(step)/transpose(jvp())/dot_general"), "backward: collective"),
     ],
 )
-def test_groups_say_what_cycles_are_spent_on(line: str, group: str) -> None:
+def test_cycles_are_grouped_by_purpose(line: str, group: str) -> None:
     tables = (
         'FunctionNames\n1 "main"\n2 "LayerNorm.__call__"\n\n'
         "FileLocations\n1 {file_name_id=1 function_name_id=1}\n2 {file_name_id=1 function_name_id=2}\n\n"
         "StackFrames\n1 {file_location_id=1 parent_frame_id=0}\n2 {file_location_id=2 parent_frame_id=1}\n\n"
     )
-    one, two = f'{line}, backend_config={{"estimated_cycles":"5"}}', op("%y = f32[8] negate(%p)", cycles=7)
+    estimated = f'{line}, backend_config={{"estimated_cycles":"5"}}'
+    without_source = op("%y = f32[8] negate(%p)", cycles=7)
     backward = op("%z = f32[8] negate(%p)", source="jit(step)/transpose(jvp())/neg", cycles=1)
-    cycles = cost.cycles(program(one, two, backward, before=tables + FUSED))
+    cycles = cost.cycles(program(estimated, without_source, backward, before=tables + FUSED))
     assert cycles.groups[group] >= 5 and cycles.total == 13
 
 
-def test_without_a_gradient_all_is_forward() -> None:
+def test_everything_is_forward_without_a_gradient() -> None:
     line = op("%x = f32[8] negate(%p)", source="jit(logits)/neg", cycles=3)
     assert cost.cycles(program(line)).groups == {"forward: neg": 3}
 
 
-def test_groups_come_the_largest_first_and_sum_to_the_total() -> None:
+def test_groups_are_largest_first_and_sum_to_the_total() -> None:
     lines = [op(f"%x.{n} = f32[8] negate(%p)", source=f"jit(f)/{n}", cycles=n) for n in (3, 9, 5)]
     cycles = cost.cycles(program(*lines))
     assert list(cycles.groups.items()) == [("forward: 9", 9), ("forward: 5", 5), ("forward: 3", 3)]
     assert cycles.total == 17
 
 
-def test_what_has_no_estimate_is_counted_by_its_kind() -> None:
+def test_instructions_without_an_estimate_are_counted_by_kind() -> None:
     before = computation("table", "ROOT %g = f32[8] gather(%p)") + computation(
         "sent", "ROOT %a = f32[8] all-gather(%p)"
     )
@@ -155,7 +162,7 @@ def test_what_has_no_estimate_is_counted_by_its_kind() -> None:
         program(
             "%p = f32[8] parameter(0)",
             "%c = f32[] constant(1)",
-            "%s = f32[1]{0} add(%c, %c)",  # one number is no work
+            "%s = f32[1]{0} add(%c, %c)",  # a single number costs nothing
             "%g = f32[8] fusion(%p), kind=kCustom, calls=%table",
             "%cs = (f32[8], f32[8], u32[]) copy-start(%p)",
             "%cd = f32[8] copy-done(%cs)",
@@ -170,28 +177,33 @@ def test_what_has_no_estimate_is_counted_by_its_kind() -> None:
         )
     )
     assert cycles.total == 0
-    assert cycles.without == {
-        **dict.fromkeys(("gather or scatter", "copies in the background", "collectives"), 1),
-        **{"custom call tpu_custom_call": 1, "reverse": 1, "work of the sparse core": 1},
+    assert cycles.without_estimate == {
+        "gather or scatter": 1,
+        "copies in the background": 1,
+        "collectives": 1,
+        "custom call tpu_custom_call": 1,
+        "reverse": 1,
+        "work of the sparse core": 1,
     }
 
 
-def test_a_loop_of_unknown_length_is_told() -> None:
+def test_loops_of_unknown_length_are_counted() -> None:
     before = computation("body", op("ROOT %x = f32[8] negate(%p)", cycles=4)) + computation("open")
     cycles = cost.cycles(program("%w = f32[8] while(%p), condition=%open, body=%body", before=before))
     assert (cycles.total, cycles.unknown_loops) == (4, 1)
 
 
-def test_collectives_are_counted_once_by_their_result() -> None:
+def test_each_collective_counts_once_with_its_result() -> None:
     scatter = computation(
         "all-reduce-scatter.1",
         "%r = bf16[64]{0} all-reduce(%p), channel_id=5",
         "ROOT %d = bf16[8]{0} dynamic-slice(%r)",
     )
-    other = scatter.replace("scatter.1", "scatter.2")  # of the same channel
-    sent = 'all-gather(%p), channel_id=7, frontend_attributes={chain_id="2"}'
-    parts = [computation(f"part.{n}", f"ROOT %g.{n} = bf16[16]{{0}} {sent}") for n in range(3)]
-    found = cost.collectives(
+    other_scatter = scatter.replace("scatter.1", "scatter.2")  # has the same channel
+    gather = 'all-gather(%p), channel_id=7, frontend_attributes={chain_id="2"}'
+    gather_parts = [computation(f"part.{n}", f"ROOT %g.{n} = bf16[16]{{0}} {gather}") for n in range(3)]
+    unused = computation("never", "ROOT %n = f32[99]{0} collective-broadcast(%p)")
+    received = cost.collectives(
         program(
             "%m = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1",
             "%n = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2",
@@ -202,15 +214,13 @@ def test_collectives_are_counted_once_by_their_result() -> None:
             "%ps = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p), channel_id=3",
             "%pd = f32[8]{0} collective-permute-done(%ps)",
             "%t = f32[4]{0} all-to-all(%p), channel_id=4",
-            before="".join(
-                [scatter, other, *parts, computation("never", "ROOT %n = f32[99]{0} collective-broadcast(%p)")]
-            ),
+            before="".join([scatter, other_scatter, *gather_parts, unused]),
         )
     )
-    assert found == {
-        "all-gather": 256 + 32,  # the one in three fusions once
+    assert received == {
+        "all-gather": 256 + 32,  # the one in three fusions counts once
         "all-reduce": 40,
         "collective-permute": 32,
         "all-to-all": 16,
-        "reduce-scatter": 2 * 16,  # an eighth stays here
+        "reduce-scatter": 2 * 16,  # a chip keeps an eighth
     }

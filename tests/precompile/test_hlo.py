@@ -1,4 +1,4 @@
-"""The text of compiled programs as data: small ones by hand."""
+"""Parsing the text of small, hand-written programs."""
 
 import pytest
 
@@ -57,46 +57,51 @@ def program() -> hlo.Program:
     return hlo.parse(TEXT)
 
 
-def named(program: hlo.Program, name: str) -> hlo.Instruction:
+def instruction(program: hlo.Program, name: str) -> hlo.Instruction:
+    """Return the instruction of that name."""
     return next(line for lines in program.computations.values() for line in lines if line.name == name)
 
 
-def test_computations_and_what_their_lines_say(program: hlo.Program) -> None:
-    assert program.entry == "main" and set(program.computations) == {
-        *("inner", "fused", "body", "condition", "open", "main")
-    }
-    tuple_ = named(program, "tuple.1")
-    assert (tuple_.opcode, tuple_.cycles, tuple_.op_name) == ("tuple", None, "")
-    assert tuple_.result == "(s32[]{:T(128)}, /*index=1*/f32[8]{0:T(128)S(1)})"
-    copy = named(program, "copy.1")
+def test_computations_and_fields_of_instructions(program: hlo.Program) -> None:
+    assert program.entry == "main"
+    assert set(program.computations) == {"inner", "fused", "body", "condition", "open", "main"}
+    body_result = instruction(program, "tuple.1")
+    assert (body_result.opcode, body_result.cycles, body_result.op_name) == ("tuple", None, "")
+    assert body_result.result == "(s32[]{:T(128)}, /*index=1*/f32[8]{0:T(128)S(1)})"
+    copy = instruction(program, "copy.1")
     assert (copy.opcode, copy.cycles, copy.op_name) == ("copy", 9, 'jit(f)/a\\"b')
-    assert named(program, "while.1").called == ["condition", "body"]
+    assert instruction(program, "while.1").called == ["condition", "body"]
 
 
-def test_a_loop_turns_as_often_as_the_compiler_or_its_condition_says(program: hlo.Program) -> None:
-    turns = {name: program.turns(named(program, name)) for name in ("while.1", "while.2", "while.3", "copy.1")}
-    assert turns == {"while.1": 5, "while.2": 3, "while.3": None, "copy.1": 1}
+def test_trip_count_is_from_the_compiler_or_the_condition(program: hlo.Program) -> None:
+    names = ("while.1", "while.2", "while.3", "copy.1")
+    assert {name: program.trip_count(instruction(program, name)) for name in names} == {
+        "while.1": 5,
+        "while.2": 3,
+        "while.3": None,
+        "copy.1": 1,
+    }
 
 
-def test_what_is_run_and_how_often(program: hlo.Program) -> None:
-    """The body is run in three loops, that of unknown length once: 5 + 3 + 1."""
-    counts = [count for line, count in program.run() if line.name == "fusion.1"]
+def test_schedule_and_executions(program: hlo.Program) -> None:
+    """Three loops run the body, 5, 3, and 1 times. The last has an unknown length."""
+    counts = [count for line, count in program.schedule() if line.name == "fusion.1"]
     assert counts == [5, 3, 1]
     assert program.executions["body"] == program.executions["fused"] == program.executions["inner"] == 9
 
 
-def test_a_fusion_is_what_is_inside_of_it(program: hlo.Program) -> None:
-    assert [line.name for line in program.inside(named(program, "fusion.1"))] == ["a", "negate.1"]
-    assert [line.name for line in program.inside(named(program, "while.1"))] == ["while.1"]
+def test_fused_instructions(program: hlo.Program) -> None:
+    assert [line.name for line in program.fused(instruction(program, "fusion.1"))] == ["a", "negate.1"]
+    assert [line.name for line in program.fused(instruction(program, "while.1"))] == ["while.1"]
 
 
-def test_functions_of_a_line_the_innermost_first(program: hlo.Program) -> None:
-    assert program.written_by(named(program, "negate.1")) == ("Norm.__call__", "outer")
-    assert program.written_by(named(program, "copy.1")) == ()
-    zero_for_none = TEXT.replace("parent_frame_id=1}", "parent_frame_id=0}").replace(
+def test_functions_are_innermost_first(program: hlo.Program) -> None:
+    assert program.functions_of(instruction(program, "negate.1")) == ("Norm.__call__", "outer")
+    assert program.functions_of(instruction(program, "copy.1")) == ()
+    zero_based = TEXT.replace("parent_frame_id=1}", "parent_frame_id=0}").replace(
         "parent_frame_id=2}", "parent_frame_id=1}"
     )
-    assert hlo.parse(zero_for_none).functions == program.functions
+    assert hlo.parse(zero_based).functions == program.functions
 
 
 @pytest.mark.parametrize(
@@ -111,10 +116,10 @@ def test_functions_of_a_line_the_innermost_first(program: hlo.Program) -> None:
     ],
 )
 def test_bytes_of_a_type(result: str, size: int, elements: list[int]) -> None:
-    assert hlo.size(result) == size and hlo.element_counts(result) == elements
+    assert hlo.num_bytes(result) == size and hlo.element_counts(result) == elements
 
 
-def test_text_that_is_no_program_is_a_value_error() -> None:
+def test_text_without_an_entry_computation_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="entry"):
         hlo.parse("HloModule nothing\n")
 
@@ -146,7 +151,7 @@ ENTRY %main (a: (f32[8], u32[])) -> (f32[8], u32[]) {{
 
 
 @pytest.mark.parametrize(
-    ("limit", "step", "turns"),
+    ("limit", "step", "trips"),
     [
         (4, "add(%j, %two)", 2),
         (5, "add(%j, %two)", 3),
@@ -156,6 +161,6 @@ ENTRY %main (a: (f32[8], u32[])) -> (f32[8], u32[]) {{
         (4, "add(%j, %between)", None),
     ],
 )
-def test_a_loop_of_the_compiler_goes_by_what_its_body_adds(limit: int, step: str, turns: int | None) -> None:
+def test_trip_count_of_the_compilers_loops_depends_on_their_step(limit: int, step: str, trips: int | None) -> None:
     program = hlo.parse(UNROLLED.format(limit=limit, step=step))
-    assert program.turns(named(program, "loop")) == turns
+    assert program.trip_count(instruction(program, "loop")) == trips

@@ -1,4 +1,4 @@
-"""Compiling ahead of time: the very steps and batches of a run, what is told of them, and what is refused."""
+"""Compiling ahead of time: the steps and batches are those of a run, and the reports and errors are clear."""
 
 import dataclasses
 import importlib.util
@@ -23,8 +23,8 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.models.inference import INPUTS
 from xtransfer.precompile import __main__ as precompile
-from xtransfer.precompile import measure as measuring
 from xtransfer.precompile import topology
+from xtransfer.precompile.measure import measure
 from xtransfer.precompile.steps import STEPS, Override, Step, steps
 from xtransfer.precompile.topology import Chip
 from xtransfer.runtime.sharding import make_mesh, place_batch
@@ -32,8 +32,8 @@ from xtransfer.train.finetuning import Models
 
 ROOT = Path(__file__).parents[2]
 CHIP = Chip(memory=1.0, clock=2.0, flops_per_cycle=1000)
-KEYS = {"step", "rows_per_chip", "row_length", "hbm_gib", "fits", "estimated_mcycles", "matmul_limit_mcycles"}
-ASKED_NOTHING = Override()
+REPORT_KEYS = {"step", "rows_per_chip", "row_length", "hbm_gib", "fits", "estimated_mcycles", "matmul_limit_mcycles"}
+NO_OVERRIDE = Override()
 FLAGS = ["--config.task.labelled=8", "--config.evaluation_batch_size=40"]
 
 
@@ -48,12 +48,14 @@ def config(file: Path, tmp_path_factory: pytest.TempPathFactory) -> ExperimentCo
     return settings.load(str(file), [*FLAGS, f"--config.task.cache_dir={cache}"])
 
 
-def step(config: ExperimentConfig, name: str, override: Override = ASKED_NOTHING, mesh: Any = None) -> Step:
-    (found,) = steps(config, mesh or make_mesh(), override, [name])
-    return found
+def step(config: ExperimentConfig, name: str, override: Override = NO_OVERRIDE, mesh: Any = None) -> Step:
+    """Return one step of an experiment."""
+    (built,) = steps(config, mesh or make_mesh(), override, [name])
+    return built
 
 
 def with_student(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
+    """Return the config with changes to the student."""
     return dataclasses.replace(config, student=dataclasses.replace(config.student, **changes))
 
 
@@ -62,58 +64,59 @@ def lowered(function: Any, *arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_they_are_the_steps_and_batches_of_a_run(config: ExperimentConfig, packed: bool) -> None:
-    """The program is that which a run's own step becomes with a real batch, a real state's shapes and a real key."""
+def test_steps_and_batches_are_those_of_a_run(config: ExperimentConfig, packed: bool) -> None:
+    """The lowered program equals that of a run's own step. The batch has the shapes of a real one."""
     config = with_student(config, packed=packed)
     task = load_task(config.task)
     model = Models(config, task).student
     examples = task.load("train", "en")[:8]
     dataset = model.dataset(examples)
     batches = TrainBatches(dataset, model.inputs.training_plan, 0)
-    found = step(config, "student_train")
-    real = place_batch(model.mesh, batches(0))
-    assert found.row_sizes[-1] == batches.row_sizes[-1] == 8
-    if real["input_ids"].shape[0] == found.row_sizes[-1]:
-        assert {key: (x.shape, x.dtype) for key, x in real.items()} == {
-            key: (x.shape, x.dtype) for key, x in found.arguments[1].items()
+    train = step(config, "student_train")
+    train_batch = train.arguments[1]
+    real_batch = place_batch(model.mesh, batches(0))
+    assert train.row_sizes[-1] == batches.row_sizes[-1] == 8
+    if real_batch["input_ids"].shape[0] == train.row_sizes[-1]:
+        assert {key: (x.shape, x.dtype) for key, x in real_batch.items()} == {
+            key: (x.shape, x.dtype) for key, x in train_batch.items()
         }
-    objective = OBJECTIVES["monox_kd"]  # the first that learns from a teacher
-    own = lowered(
+    objective = OBJECTIVES["monox_kd"]  # the first in the config that has a teacher
+    expected = lowered(
         model.compiled_steps.train_step(objective),
         model.compiled_steps.abstract_state,
-        found.arguments[1],
+        train_batch,
         jax.random.key(3),
     )
-    assert lowered(found.function, *found.arguments) == own
+    assert lowered(train.function, *train.arguments) == expected
 
-    inferred = step(config, "evaluation")
-    full = max(
-        (batch for _, batch in eval_batches(dataset, model.inputs.evaluation_plan(8))), key=lambda b: len(b["label"])
-    )
-    assert set(inferred.arguments[1]) == set(INPUTS)
-    assert {key: x.shape[1:] for key, x in inferred.arguments[1].items()} == {
-        key: full[key].shape[1:] for key in INPUTS
+    evaluation = step(config, "evaluation")
+    evaluation_batch = evaluation.arguments[1]
+    real_batches = [batch for _, batch in eval_batches(dataset, model.inputs.evaluation_plan(8))]
+    full_batch = max(real_batches, key=lambda batch: len(batch["label"]))
+    assert set(evaluation_batch) == set(INPUTS)
+    assert {key: x.shape[1:] for key, x in evaluation_batch.items()} == {
+        key: full_batch[key].shape[1:] for key in INPUTS
     }
-    own = lowered(model.compiled_steps.eval_step, model.compiled_steps.abstract_params(), inferred.arguments[1])
-    assert lowered(inferred.function, *inferred.arguments) == own
+    expected = lowered(model.compiled_steps.eval_step, model.compiled_steps.abstract_params(), evaluation_batch)
+    assert lowered(evaluation.function, *evaluation.arguments) == expected
 
 
-def test_a_run_of_many_row_counts_is_compiled_for_the_largest(config: ExperimentConfig) -> None:
-    """Texts of 6 to 8 tokens, four or so in a row of 32: a batch of 16 may take few rows, and never more than 16."""
+def test_largest_row_count_is_compiled(config: ExperimentConfig) -> None:
+    """About four texts of 6 to 8 tokens fit into a row of 32, so a batch of 16 texts has from a few to 16 rows."""
     config = with_student(config, batch_size=16, row_length=32)
-    found = step(config, "student_train", mesh=make_mesh((2, 1, 1), jax.devices()[:2]))
-    assert len(found.row_sizes) > 1 and sorted(found.row_sizes) == list(found.row_sizes)
-    assert found.row_sizes[-1] == 16 and found.arguments[1]["input_ids"].shape == (16, 32)
+    train = step(config, "student_train", mesh=make_mesh((2, 1, 1), jax.devices()[:2]))
+    assert len(train.row_sizes) > 1 and sorted(train.row_sizes) == list(train.row_sizes)
+    assert train.row_sizes[-1] == 16 and train.arguments[1]["input_ids"].shape == (16, 32)
 
 
-def test_evaluation_has_a_full_batch_and_a_quarter_of_one(config: ExperimentConfig) -> None:
-    found = step(config, "labelling", mesh=make_mesh((2, 1, 1), jax.devices()[:2]))
-    assert found.row_sizes == (10, 40) and found.arguments[1]["input_ids"].shape == (40, 12)
+def test_inference_uses_full_and_quarter_batches(config: ExperimentConfig) -> None:
+    labelling = step(config, "labelling", mesh=make_mesh((2, 1, 1), jax.devices()[:2]))
+    assert labelling.row_sizes == (10, 40) and labelling.arguments[1]["input_ids"].shape == (40, 12)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_batch_that_is_asked_for(config: ExperimentConfig, name: str) -> None:
-    """Rows on each of 2 × 2 shards, whatever `tensor` is; a slot for every eight tokens."""
+def test_overridden_batch_shape(config: ExperimentConfig, name: str) -> None:
+    """There are six rows on each of 2 × 2 shards, whatever `tensor` is, and a slot for every eight tokens."""
     mesh = make_mesh((2, 2, 2))
     packed = step(config, name, Override(rows=6, row_length=16), mesh)
     assert packed.row_sizes == (24,) and packed.arguments[1]["input_ids"].shape == (24, 16)
@@ -122,17 +125,20 @@ def test_a_batch_that_is_asked_for(config: ExperimentConfig, name: str) -> None:
     assert unpacked.arguments[1]["cls_index"].shape == (24, 1)
 
 
-def test_neither_data_nor_tokenizer_nor_weights_are_needed_then(tmp_path: Path) -> None:
+def test_overridden_batches_need_no_data_tokenizer_or_weights(tmp_path: Path) -> None:
     shutil.copy(tiny_config(tmp_path) / "config.json", tmp_path / "config.json")
     flags = [f"--config.{role}.checkpoint={tmp_path}" for role in ("teacher", "student")]
     config = settings.load(str(ROOT / "configs/tpu_shapes.py"), flags)
     for override in (Override(rows=2), Override(unpacked=True)):
         assert len(list(steps(config, make_mesh(), override))) == 4
-    with pytest.raises(UserError, match=r"no tokenizer files.*\(without data and tokenizer, pass --rows-per-chip"):
+    with pytest.raises(
+        UserError, match=r"no tokenizer files.*\(to compile without data and tokenizer, pass --rows-per-chip"
+    ):
         step(config, "teacher_train")
 
 
 def tiny_config(directory: Path) -> Path:
+    """Write a directory with nothing but the config of a tiny BERT."""
     (directory / "shape").mkdir()
     shape = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1}
     shape |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 128}
@@ -140,7 +146,7 @@ def tiny_config(directory: Path) -> Path:
     return directory / "shape"
 
 
-def test_of_a_hub_id_only_its_config_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_needs_only_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "c" * 40
     cached = tmp_path / "hub" / "models--someone--some-bert"
     (cached / "refs").mkdir(parents=True)
@@ -155,58 +161,60 @@ def test_of_a_hub_id_only_its_config_is_needed(tmp_path: Path, monkeypatch: pyte
         step(config, "evaluation", Override(rows=1))
 
 
-def test_the_teacher_is_not_looked_at_for_the_students_steps(config: ExperimentConfig) -> None:
+def test_student_steps_do_not_read_the_teacher(config: ExperimentConfig) -> None:
     config = dataclasses.replace(config, teacher=settings.ModelConfig(checkpoint="/nowhere"))
     assert len(list(steps(config, make_mesh(), Override(rows=1), ["student_train", "evaluation"]))) == 2
     with pytest.raises(UserError, match="/nowhere"):
         step(config, "labelling", Override(rows=1))
 
 
-def test_what_is_told_of_a_step(config: ExperimentConfig) -> None:
-    """One BERT layer of 8, feed-forward 16; 8 devices: 3 rows of 12 tokens on each of 4 shards."""
-    row = measuring.measure(
-        step(config, "student_train", Override(rows=3, row_length=12), make_mesh((4, 1, 2))), CHIP, make_mesh((4, 1, 2))
-    )
+def test_report_of_a_step(config: ExperimentConfig) -> None:
+    """The model is one BERT layer of width 8, feed-forward 16. There are 3 rows of 12 tokens on each of 4 shards."""
+    mesh = make_mesh((4, 1, 2))
+    report = measure(step(config, "student_train", Override(rows=3, row_length=12), mesh), CHIP, mesh)
     layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 4 * 8
-    parameters = 2 * 8 + layer + (8 * 8 + 8) + (8 * 2 + 2)  # the embeddings' norm, the layer, pooler, head
-    assert row["matmul_limit_mcycles"] == pytest.approx(6 * parameters * 4 * 3 * 12 / 8 / 1000 / 1e6)
-    assert KEYS | {"collective_bytes"} < set(row)
-    assert (row["step"], row["rows_per_chip"], row["row_length"], row["fits"]) == ("student_train", 3, 12, True)
-    assert row["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2} and (row["batch_shapes"], row["row_sizes"]) == (1, [12])
-    assert row["estimated_mcycles"] == 0.0  # a CPU's compiler estimates nothing
-    assert row["collective_bytes"]["all-reduce"] > 0
-    parts = [row[f"{key}_gib"] for key in ("arguments", "temporaries", "outputs", "code")]
-    assert row["hbm_gib"] == pytest.approx(sum(parts)) and row["arguments_gib"] > 0
-    inferred = measuring.measure(step(config, "evaluation", Override(rows=3, row_length=12)), CHIP, make_mesh())
-    assert inferred["matmul_limit_mcycles"] == pytest.approx(2 * parameters * 3 * 12 / 1000 / 1e6)
-    small = dataclasses.replace(CHIP, memory=1e-6)
-    assert not measuring.measure(step(config, "evaluation", Override(rows=3)), small, make_mesh())["fits"]
+    embedding_norm, pooler, head = 2 * 8, 8 * 8 + 8, 8 * 2 + 2
+    parameters = embedding_norm + layer + pooler + head
+    assert report["matmul_limit_mcycles"] == pytest.approx(6 * parameters * 4 * 3 * 12 / 8 / 1000 / 1e6)
+    assert REPORT_KEYS | {"collective_bytes"} < set(report)
+    assert (report["step"], report["rows_per_chip"], report["row_length"]) == ("student_train", 3, 12)
+    assert report["fits"] is True
+    assert report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert (report["batch_shapes"], report["row_sizes"]) == (1, [12])
+    assert report["estimated_mcycles"] == 0.0  # the CPU's compiler writes no estimates
+    assert report["collective_bytes"]["all-reduce"] > 0
+    sizes = [report[f"{key}_gib"] for key in ("arguments", "temporaries", "outputs", "code")]
+    assert report["hbm_gib"] == pytest.approx(sum(sizes)) and report["arguments_gib"] > 0
+    evaluation = measure(step(config, "evaluation", Override(rows=3, row_length=12)), CHIP, make_mesh())
+    assert evaluation["matmul_limit_mcycles"] == pytest.approx(2 * parameters * 3 * 12 / 1000 / 1e6)
+    small_chip = dataclasses.replace(CHIP, memory=1e-6)
+    assert not measure(step(config, "evaluation", Override(rows=3)), small_chip, make_mesh())["fits"]
 
 
-def test_multilingual_berts_limit_is_that_of_its_paper_shape() -> None:
-    """85.65 M parameters beside the tables; 131,072 operations a cycle."""
+def test_matmul_limit_of_multilingual_bert() -> None:
+    """There are 85.65 M parameters without the look-up tables, and 131,072 operations per cycle."""
     config = settings.load(str(ROOT / "configs/tpu_shapes.py:mbert"))
-    found = step(config, "student_train", Override(rows=32, row_length=128, unpacked=True))
-    assert found.flops / 8 / topology.CHIPS["v5e"].flops_per_cycle / 1e6 == pytest.approx(16.06, abs=0.005)
+    train = step(config, "student_train", Override(rows=32, row_length=128, unpacked=True))
+    assert train.flops / 8 / topology.CHIPS["v5e"].flops_per_cycle / 1e6 == pytest.approx(16.06, abs=0.005)
 
 
-def test_a_program_that_jax_cannot_read_still_tells_its_memory(
+def test_program_that_jax_cannot_read_still_has_its_memory_reported(
     config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of a libtpu that is newer than JAX."""
+    """This happens with a libtpu that is newer than JAX."""
 
     def unreadable(self: Any) -> str:
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
-    row = measuring.measure(step(config, "evaluation", Override(rows=1)), CHIP, make_mesh())
-    assert row["fits"] and row["hbm_gib"] > 0 and row["estimated_mcycles"] is None
-    told = "\n".join(precompile.lines(row, CHIP))
-    assert "1 GiB: fits" in told and "no cycles and collectives" in told and "pip install 'jax[tpu]==" in told
+    report = measure(step(config, "evaluation", Override(rows=1)), CHIP, make_mesh())
+    assert report["fits"] and report["hbm_gib"] > 0 and report["estimated_mcycles"] is None
+    text = "\n".join(precompile.lines(report, CHIP))
+    assert "1 GiB: fits" in text and "no cycles and no collectives" in text and "pip install 'jax[tpu]==" in text
 
 
-class Broken:
-    """A step whose compiler gives up."""
+class FailingStep:
+    """A jitted function that fails to compile."""
 
     def __init__(self, message: str):
         self.message = message
@@ -218,18 +226,19 @@ class Broken:
         raise jax.errors.JaxRuntimeError(self.message)
 
 
-def test_a_step_that_the_compiler_cannot_fit_is_a_row_and_not_an_error() -> None:
-    broken = Step("student_train", Broken("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm."), (), (8,), 128, 1, 1)
-    row = measuring.measure(broken, CHIP, make_mesh())
-    assert (row["fits"], row["hbm_gib"], row["estimated_mcycles"]) == (False, 20.5, None)
-    told = "\n".join(precompile.lines(row, CHIP))
-    assert "does not fit: 20.50 GiB of 1 GiB" in told and "20.50G of 15.75G" in told
+def test_out_of_memory_while_compiling_is_reported_and_no_error() -> None:
+    failing = FailingStep("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm.")
+    too_large = Step("student_train", failing, (), (8,), 128, 1, 1)
+    report = measure(too_large, CHIP, make_mesh())
+    assert (report["fits"], report["hbm_gib"], report["estimated_mcycles"]) == (False, 20.5, None)
+    text = "\n".join(precompile.lines(report, CHIP))
+    assert "does not fit: 20.50 GiB of 1 GiB" in text and "20.50G of 15.75G" in text
     with pytest.raises(jax.errors.JaxRuntimeError):
-        measuring.measure(dataclasses.replace(broken, function=Broken("INTERNAL: a defect")), CHIP, make_mesh())
+        measure(dataclasses.replace(too_large, function=FailingStep("INTERNAL: a defect")), CHIP, make_mesh())
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(16, True), (1e-6, False)])
-def test_the_json_is_written_and_what_does_not_fit_is_an_error_after_it(
+def test_json_is_written_before_the_error_for_steps_that_do_not_fit(
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -237,79 +246,74 @@ def test_the_json_is_written_and_what_does_not_fit_is_an_error_after_it(
     memory: float,
     fits: bool,
 ) -> None:
-    """With the CPU's devices for chips, of which two steps are compiled in the order of a run."""
+    """The CPU's devices serve as chips. Two steps are compiled, in the order of a run."""
     monkeypatch.setattr(precompile, "devices_of", lambda name: jax.devices())
     monkeypatch.setattr(precompile, "chip_of", lambda name: dataclasses.replace(CHIP, memory=memory))
-    path = tmp_path / "new" / "found.json"
+    path = tmp_path / "new" / "report.json"
     flags = ["--topology", "v5e:2x4", "--json", str(path), "--rows-per-chip", "1", "--steps", "evaluation,labelling"]
     command = ["--config", str(file), *flags, "--config.mesh.fsdp=2"]
     if fits:
         precompile.main(command)
     else:
         with pytest.raises(
-            UserError, match="^labelling, evaluation: more than the 1e-06 GiB of a chip: lower batch_size"
+            UserError, match="^labelling, evaluation: more than the 1e-06 GiB of a chip; lower batch_size"
         ):
             precompile.main(command)
-    found = json.loads(path.read_text())
-    assert (found["topology"], found["chips"]) == ("v5e:2x4", 8)
-    assert [(row["step"], row["fits"]) for row in found["steps"]] == [("labelling", fits), ("evaluation", fits)]
-    assert found["steps"][0]["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
-    said = capsys.readouterr().out
-    assert "8 chips" in said and "mesh data 4 × fsdp 2 × tensor 1" in said and "labelling: compiling" in said
-    assert "evaluation: 1 rows of 9 tokens per chip (batches of 8 rows: 1 shape)" in said
-    assert ("does not fit" in said) != fits
+    report = json.loads(path.read_text())
+    assert (report["topology"], report["chips"]) == ("v5e:2x4", 8)
+    assert [(entry["step"], entry["fits"]) for entry in report["steps"]] == [("labelling", fits), ("evaluation", fits)]
+    assert report["steps"][0]["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    output = capsys.readouterr().out
+    assert "8 chips" in output and "mesh data 4 × fsdp 2 × tensor 1" in output and "labelling: compiling" in output
+    assert "evaluation: 1 rows of 9 tokens per chip (batches of 8 rows: 1 shape)" in output
+    assert ("does not fit" in output) != fits
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--topology", "v5x:2x4"], r"--topology v5x:2x4: no such chip; choose one like v5e:2x4"),
-        (["--topology", "v5e"], r"--topology v5e: its sides are missing, as in v5e:2x4"),
+        (["--topology", "v5e"], r"--topology v5e: its shape is missing or malformed; choose one like v5e:2x4"),
         (["--topology", "v5e:2x4", "--steps", "student"], r"--steps student: no such step.*teacher_train, labelling"),
         (["--topology", "v5e:2x4", "--config.studnt.steps=3"], r"studnt.*did you mean 'student'"),
     ],
 )
-def test_flags_that_cannot_be(file: Path, flags: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_wrong_flags(file: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         precompile.main(["--config", str(file), *flags])
 
 
-def test_the_parts_of_a_batch_are_told(config: ExperimentConfig) -> None:
-    row = measuring.measure(
-        step(with_student(config, accumulation=3), "student_train", Override(rows=6, row_length=12)), CHIP, make_mesh()
-    )
-    assert row["parts"] == 3
-    assert next(precompile.lines(row, CHIP)).startswith(
-        "student_train: 6 rows of 12 tokens per chip in 3 microbatches (batches"
-    )
-    assert (
-        step(config, "student_train", Override(rows=6)).microbatches
-        == step(config, "labelling", Override(rows=6)).microbatches
-        == 1
-    )
+def test_microbatches_are_reported(config: ExperimentConfig) -> None:
+    train = step(with_student(config, accumulation=3), "student_train", Override(rows=6, row_length=12))
+    report = measure(train, CHIP, make_mesh())
+    assert report["parts"] == 3
+    first_line = next(precompile.lines(report, CHIP))
+    assert first_line.startswith("student_train: 6 rows of 12 tokens per chip in 3 microbatches (batches")
+    for name in ("student_train", "labelling"):
+        assert step(config, name, Override(rows=6)).microbatches == 1
 
 
-def test_rows_that_an_accumulated_gradient_cannot_share(config: ExperimentConfig) -> None:
-    with pytest.raises(UserError, match=r"--rows-per-chip 6 is not a multiple of student\.accumulation 4"):
+def test_rows_must_be_a_multiple_of_the_microbatches(config: ExperimentConfig) -> None:
+    with pytest.raises(UserError, match=r"--rows-per-chip 6 is not a multiple of student\.accumulation=4"):
         step(with_student(config, accumulation=4), "student_train", Override(rows=6))
-    with pytest.raises(UserError, match=r"--row-length 8 is below student\.max_length: pass --rows-per-chip too"):
+    with pytest.raises(UserError, match=r"--row-length 8 is below student\.max_length; also pass --rows-per-chip"):
         step(config, "student_train", Override(row_length=8))
 
 
 @pytest.mark.parametrize("flag", ["--rows-per-chip", "--row-length"])
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1048577", "100000000000"])
-def test_numbers_that_cannot_be(flag: str, value: str, file: Path, capsys: pytest.CaptureFixture) -> None:
+def test_counts_out_of_range(flag: str, value: str, file: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         precompile.main(["--config", str(file), "--topology", "v5e:2x4", f"{flag}={value}"])
     assert stopped.value.code == 2 and "is not a whole number from 1 to 1,048,576" in capsys.readouterr().err
 
 
-def test_more_tokens_than_positions_are_refused_as_in_a_run(config: ExperimentConfig) -> None:
+def test_more_tokens_than_positions_are_an_error_as_in_a_run(config: ExperimentConfig) -> None:
     with pytest.raises(UserError, match=r"student\.max_length is 1000, but .* has \d+ positions"):
         step(with_student(config, max_length=1000), "student_train", Override(rows=1, unpacked=True))
 
 
-def test_a_place_that_cannot_be_written_is_found_before_anything_is_compiled(
+def test_unwritable_json_fails_before_anything_is_compiled(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precompile, "devices_of", lambda name: jax.devices())
@@ -318,27 +322,27 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_compiled(
         precompile.main(["--config", str(file), "--topology", "v5e:2x4", "--json", str(tmp_path)])
 
 
-def test_without_libtpu_it_says_how_to_get_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libtpu_error_says_how_to_install_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"libtpu, .* is missing.*jax\[tpu\].*XTRANSFER_EXTRAS=tpu"):
+    with pytest.raises(UserError, match=r"libtpu, .* is not installed; run .*jax\[tpu\].*XTRANSFER_EXTRAS=tpu"):
         precompile.main(["--config", str(file), "--topology", "v5e:2x4"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_real_compilation_for_a_tpu(file: Path, tmp_path: Path) -> None:
-    """The binary itself: a tiny student on eight v5e chips; then a topology that there is not."""
+def test_compilation_for_a_tpu(file: Path, tmp_path: Path) -> None:
+    """Run the command itself for a tiny student on eight v5e chips, and then for a topology that does not exist."""
     command = [sys.executable, "-m", "xtransfer.precompile", "--config", str(file)]
     flags = ["--topology", "v5e:2x4", "--steps", "student_train", "--rows-per-chip", "2", "--row-length", "12"]
-    path = tmp_path / "found.json"
+    path = tmp_path / "report.json"
     done = subprocess.run(
         [*command, *flags, "--json", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    found = json.loads(path.read_text())
-    (row,) = found["steps"]
-    assert (found["topology"], found["chips"]) == ("v5e:2x4", 8) and set(row) > KEYS
-    assert row["estimated_mcycles"] > 0.01 and row["fits"] and row["collective_bytes"]["all-reduce"] > 0
-    assert np.isclose(sum(row["groups"].values()), row["estimated_mcycles"], rtol=0.5)
+    report = json.loads(path.read_text())
+    (entry,) = report["steps"]
+    assert (report["topology"], report["chips"]) == ("v5e:2x4", 8) and set(entry) > REPORT_KEYS
+    assert entry["estimated_mcycles"] > 0.01 and entry["fits"] and entry["collective_bytes"]["all-reduce"] > 0
+    assert np.isclose(sum(entry["groups"].values()), entry["estimated_mcycles"], rtol=0.5)
     assert "student_train: 2 rows of 12 tokens per chip" in done.stdout
     done = subprocess.run([*command, "--topology", "v5e:3x7"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "--topology v5e:3x7: " in done.stderr

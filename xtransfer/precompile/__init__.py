@@ -1,1 +1,1 @@
-"""Command: compiles an experiment's steps for a TPU topology, without a TPU."""
+"""The precompile command: compile an experiment's steps for a TPU topology, without a TPU."""

@@ -1,4 +1,4 @@
-"""HLO, the text of a compiled program, as data: its computations, what runs, and which function each part is from."""
+"""Parse HLO, the text of a compiled program: its computations, how often they run, and where instructions are from."""
 
 import math
 import re
@@ -16,184 +16,213 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _CONSTANT = re.compile(r"^([su]32)\[\]\S* constant\((\d+)\)")
 _OPERANDS = re.compile(r"%([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TUPLE_INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a program: name, opcode, the result's type as written, and the rest of the line."""
+    """One instruction of a program.
+
+    Attributes:
+      name: its name, without the leading %.
+      opcode: its operation, such as "fusion".
+      result: the type of its result, as written.
+      text: everything after the "=".
+    """
 
     name: str
     opcode: str
     result: str
-    line: str
+    text: str
 
     @property
     def cycles(self) -> int | None:
         """The compiler's estimate, or None."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
-        return int(found[1]) if found else None
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(match[1]) if match else None
 
     @property
     def op_name(self) -> str:
-        """JAX's name for its operation (`jit(step)/jvp()/dot_general`), or "" if unknown."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.line)
-        return found[1] if found else ""
+        """JAX's name for the operation (`jit(step)/jvp()/dot_general`), or "" if unknown."""
+        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.text)
+        return match[1] if match else ""
 
     @property
     def called(self) -> list[str]:
-        """The names of the computations that it refers to."""
-        branches = [name.strip().lstrip("%") for part in _BRANCHES.findall(self.line) for name in part.split(",")]
-        return [*_CALLED.findall(self.line), *branches]
+        """The names of the computations that the instruction refers to."""
+        names: list[str] = _CALLED.findall(self.text)
+        for branches in _BRANCHES.findall(self.text):
+            names += [name.strip().lstrip("%") for name in branches.split(",")]
+        return names
 
 
 @dataclass(frozen=True)
 class Program:
-    """The text of a compiled program: its computations by name, the entry, and the functions of each part."""
+    """A compiled program.
+
+    Attributes:
+      computations: the instructions of each computation, by its name.
+      entry: the name of the computation that runs first.
+      functions: the Python functions of each stack frame, innermost first.
+    """
 
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
-    functions: dict[int, tuple[str, ...]] = field(default_factory=dict)  # stack frame -> functions, the innermost first
+    functions: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def executions(self) -> dict[str, int]:
-        """Count how often each computation runs, inside fusions too; a loop of unknown length counts once."""
+        """The number of times that each computation runs, in fusions too. A loop of unknown length counts once."""
         times: Counter[str] = Counter()
 
         def visit(name: str, count: int) -> None:
             times[name] += count
             for instruction in self.computations[name]:
-                turns = self.turns(instruction) or 1
+                trips = self.trip_count(instruction) or 1
                 for called in instruction.called:
                     if called in self.computations:
-                        visit(called, count * turns)
+                        visit(called, count * trips)
 
         visit(self.entry, 1)
         return times
 
-    def turns(self, instruction: Instruction) -> int | None:
-        """Return how often a `while` runs (1 for any other instruction), or None if the text does not say.
+    def trip_count(self, instruction: Instruction) -> int | None:
+        """Return how often a `while` runs its body (1 for other instructions), or None if the text does not say.
 
-        Loops of known length count up from 0 and compare with a constant. JAX's loops count by 1, as s32. Loops that
-        the compiler makes, to hide a collective behind a product, count by what their body adds, as u32.
+        A loop of known length counts up from 0 and compares its counter with a constant. JAX's own loops count by 1, in
+        s32. Loops that the compiler adds, to hide a collective behind a product, count in u32 by a constant that their
+        body adds.
         """
         if instruction.opcode != "while":
             return 1
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.line):
+        known = _TRIP_COUNT.search(instruction.text)
+        if known:
             return int(known[1])
-        condition = self._named(instruction, "condition")
-        limits = [(found[1], int(found[2])) for line in condition if (found := _CONSTANT.search(line.line))]
-        compared = [line for line in condition if line.opcode == "compare" and "direction=LT" in line.line]
-        if len(limits) != 1 or len(compared) != 1:
+        condition = self._computation_of(instruction, "condition")
+        limits = [match for line in condition if (match := _CONSTANT.search(line.text))]
+        comparisons = [line for line in condition if line.opcode == "compare" and "direction=LT" in line.text]
+        if len(limits) != 1 or len(comparisons) != 1:
             return None
-        kind, limit = limits[0]
-        step = 1 if kind == "s32" else self._step(self._named(instruction, "body"), condition)
-        return -(-limit // step) if step else None
+        kind, limit = limits[0][1], int(limits[0][2])
+        step = 1 if kind == "s32" else self._loop_step(self._computation_of(instruction, "body"), condition)
+        return math.ceil(limit / step) if step else None
 
-    def _named(self, instruction: Instruction, role: str) -> tuple[Instruction, ...]:
-        name = re.search(rf"{role}=%?([\w.\-]+)", instruction.line)
+    def _computation_of(self, loop: Instruction, role: str) -> tuple[Instruction, ...]:
+        """Return the "condition" or the "body" of a loop, or an empty one if the text lacks it."""
+        name = re.search(rf"{role}=%?([\w.\-]+)", loop.text)
         return self.computations.get(name[1], ()) if name else ()
 
-    def _step(self, body: tuple[Instruction, ...], condition: tuple[Instruction, ...]) -> int | None:
-        """Return what a loop's body adds to the one number that its condition compares; None if that is not plain."""
-        looked_at = [
-            found[1] for line in condition if (found := re.search(r"get-tuple-element\(.*index=(\d+)", line.line))
-        ]
-        if len(looked_at) != 1 or not body or body[-1].opcode != "tuple":
+    def _loop_step(self, body: tuple[Instruction, ...], condition: tuple[Instruction, ...]) -> int | None:
+        """Return the constant that a loop's body adds to its counter, or None if it does not simply add one."""
+        indices = [int(match[1]) for line in condition if (match := _TUPLE_INDEX.search(line.text))]
+        if len(indices) != 1 or not body or body[-1].opcode != "tuple":
             return None
-        lines = {line.name: line for line in body}
-        results = _OPERANDS.findall(body[-1].line.partition(" tuple(")[2])
-        added = lines.get(results[int(looked_at[0])]) if int(looked_at[0]) < len(results) else None
-        if added is None or added.opcode != "add":
+        by_name = {line.name: line for line in body}
+        results = _OPERANDS.findall(body[-1].text.partition(" tuple(")[2])
+        if indices[0] >= len(results):
             return None
-        operands = [lines.get(name) for name in _OPERANDS.findall(added.line.partition(" add(")[2].partition(")")[0])]
-        steps = [int(found[2]) for line in operands if line and (found := _CONSTANT.search(line.line))]
+        next_count = by_name.get(results[indices[0]])
+        if next_count is None or next_count.opcode != "add":
+            return None
+        operand_names = _OPERANDS.findall(next_count.text.partition(" add(")[2].partition(")")[0])
+        operands = [by_name[name] for name in operand_names if name in by_name]
+        steps = [int(match[2]) for operand in operands if (match := _CONSTANT.search(operand.text))]
         return steps[0] if len(steps) == 1 else None
 
-    def run(self) -> Iterator[tuple[Instruction, int]]:
-        """Yield what runs in order, and how often: the entry computation with its loops, calls, and all branches."""
+    def schedule(self) -> Iterator[tuple[Instruction, int]]:
+        """Yield each instruction that runs on its own, and how often. This includes loops, calls, and all branches."""
 
         def visit(name: str, count: int) -> Iterator[tuple[Instruction, int]]:
             for instruction in self.computations[name]:
                 yield instruction, count
                 if instruction.opcode in ("while", "call", "conditional"):
                     for called in instruction.called:
-                        yield from visit(called, count * (self.turns(instruction) or 1))
+                        yield from visit(called, count * (self.trip_count(instruction) or 1))
 
         return visit(self.entry, 1)
 
-    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Yield the instruction itself or, for a fusion, everything that was fused into it."""
+    def fused(self, instruction: Instruction) -> Iterator[Instruction]:
+        """Yield everything that was fused into an instruction, or the instruction itself if it is not a fusion."""
         bodies = [name for name in instruction.called if name in self.computations]
         if instruction.opcode not in ("fusion", "async-start") or not bodies:
             yield instruction
             return
         for name in bodies:
-            for line in self.computations[name]:
-                yield from self.inside(line)
+            for inner in self.computations[name]:
+                yield from self.fused(inner)
 
-    def written_by(self, instruction: Instruction) -> tuple[str, ...]:
-        """Return the Python functions that an instruction comes from, the innermost first."""
-        frame = re.search(r"stack_frame_id=(\d+)", instruction.line)
+    def functions_of(self, instruction: Instruction) -> tuple[str, ...]:
+        """Return the Python functions that an instruction comes from, innermost first."""
+        frame = re.search(r"stack_frame_id=(\d+)", instruction.text)
         return self.functions.get(int(frame[1]), ()) if frame else ()
 
 
 def parse(text: str) -> Program:
-    """Return a program from `Compiled.as_text()`; ValueError if the text has no entry computation."""
+    """Parse the text from `Compiled.as_text()`.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
         if current is None:
-            if head := _HEAD.match(line):
+            head = _HEAD.match(line)
+            if head:
                 current = computations.setdefault(head[2], [])
-                entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+                if head[1]:
+                    entry = head[2]
+            continue
+        if line.startswith("}"):
             current = None
-        elif found := _INSTRUCTION.match(line):
-            opcode = _OPCODE.search(found[2])
-            if opcode:
-                current.append(Instruction(found[1], opcode[1], found[2][: opcode.start()].strip(), found[2]))
+            continue
+        match = _INSTRUCTION.match(line)
+        opcode = _OPCODE.search(match[2]) if match else None
+        if match and opcode:
+            current.append(Instruction(match[1], opcode[1], match[2][: opcode.start()].strip(), match[2]))
     if not entry:
         raise ValueError("the program's text has no entry computation")
     return Program({name: tuple(lines) for name, lines in computations.items()}, entry, _functions(text))
 
 
 def _functions(text: str) -> dict[int, tuple[str, ...]]:
-    """Return the functions of each stack frame, from the tables at the head of the text; empty without tables."""
+    """Return the functions of each stack frame, from the tables at the head of the text; empty if it has none."""
 
     def table(name: str, row: str) -> list[Any]:
-        found = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
-        return re.findall(row, found[1], re.MULTILINE) if found else []
+        match = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+        return re.findall(row, match[1], re.MULTILINE) if match else []
 
     names: dict[str, str] = dict(table("FunctionNames", r'^(\d+) "(.*)"$'))
-    places: dict[str, str] = dict(table("FileLocations", r"^(\d+) \{.*function_name_id=(\d+)"))
+    locations: dict[str, str] = dict(table("FileLocations", r"^(\d+) \{.*function_name_id=(\d+)"))
     rows = table("StackFrames", r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)")
-    frames: dict[str, tuple[str, str]] = {frame: (place, parent) for frame, place, parent in rows}
-    # If a frame names itself, the number of its parent is one too high: 1 stands for none.
+    frames: dict[str, tuple[str, str]] = {frame: (location, parent) for frame, location, parent in rows}
+    # If a frame is listed as its own parent, parents are listed one too high, and 1 stands for none.
     shift = int(any(frame == parent for frame, (_, parent) in frames.items()))
-    found: dict[int, tuple[str, ...]] = {}
+    functions: dict[int, tuple[str, ...]] = {}
     for frame in frames:
         chain: list[str] = []
-        at = frame
-        while at in frames and len(chain) <= len(frames):
-            place, parent = frames[at]
-            chain.append(names.get(places.get(place, ""), ""))
-            at = str(int(parent) - shift)
-        found[int(frame)] = tuple(chain)
-    return found
+        current = frame
+        while current in frames and len(chain) <= len(frames):
+            location, parent = frames[current]
+            chain.append(names.get(locations.get(location, ""), ""))
+            current = str(int(parent) - shift)
+        functions[int(frame)] = tuple(chain)
+    return functions
 
 
-def size(result: str) -> int:
-    """Return the bytes of an array, or a tuple of arrays, from its type as written (`bf16[8,128]{1,0}`), unpadded."""
+def num_bytes(result: str) -> int:
+    """Return the bytes of an array or a tuple of arrays, without padding, from its type as written (`bf16[8,128]`)."""
     return sum(math.ceil(bits * elements / 8) for bits, elements in _arrays(result))
 
 
 def element_counts(result: str) -> list[int]:
-    """Return the number of elements of every array in a type as written."""
+    """Return the number of elements of each array in a type as written."""
     return [elements for _, elements in _arrays(result)]
 
 
 def _arrays(result: str) -> Iterator[tuple[int, int]]:
-    """Yield (bits per element, elements) of every array in a type."""
+    """Yield (bits per element, number of elements) for each array in a type as written."""
     for kind, axes in _SHAPE.findall(result):
         if kind != "token":
             bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])

@@ -1,4 +1,4 @@
-"""The steps of an experiment with abstract arguments, ready to compile."""
+"""Build the steps of an experiment with abstract arguments, ready to compile."""
 
 import dataclasses
 import functools
@@ -28,7 +28,13 @@ STEPS = ("teacher_train", "labelling", "student_train", "evaluation")
 
 @dataclass(frozen=True)
 class Override:
-    """A batch in place of the experiment's: rows per shard of data × fsdp, tokens per row, and one text per row."""
+    """Changes to the shape of the experiment's batches.
+
+    Attributes:
+      rows: rows per shard of data × fsdp, or None for the experiment's own.
+      row_length: tokens per row, or None for the experiment's own.
+      unpacked: whether to put one text in each row.
+    """
 
     rows: int | None = None
     row_length: int | None = None
@@ -41,12 +47,12 @@ class Step:
 
     Attributes:
       name: one of `STEPS`.
-      function: jitted, as training or inference calls it.
-      arguments: abstract.
-      row_sizes: the numbers of rows of a run's batches, ascending; `arguments` has the last one.
+      function: the jitted function that training or inference calls.
+      arguments: its arguments, as abstract arrays.
+      row_sizes: the different numbers of rows per batch in a run, ascending. `arguments` uses the last, the largest.
       row_length: tokens per row.
       microbatches: the number of microbatches per batch.
-      flops: of the matrix products on all chips, by the rule of 6 (training) or 2 per parameter and token.
+      flops: operations of the matrix products on all chips: 6 (training) or 2 (inference) per parameter and token.
     """
 
     name: str
@@ -59,16 +65,18 @@ class Step:
 
 
 class Role:
-    """The encoder of one role on a mesh, and the batches that it will see."""
+    """The steps of one role ("teacher" or "student"): its encoder on a mesh, and the batches of its run."""
 
     def __init__(self, role: str, config: ExperimentConfig, task: Task, mesh: jax.sharding.Mesh, override: Override):
-        own: ModelConfig = getattr(config, role)
+        model: ModelConfig = getattr(config, role)
         if override.row_length:
-            own = dataclasses.replace(own, row_length=override.row_length)
-        self.settings = dataclasses.replace(own, packed=own.packed and not override.unpacked)
+            model = dataclasses.replace(model, row_length=override.row_length)
+        if override.unpacked:
+            model = dataclasses.replace(model, packed=False)
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
-        self.architecture = hf_config.read_config(checkpoint_of(role, own, only_config=True))
-        check_length(role, own, self.architecture)
+        self.settings = model
+        self.architecture = hf_config.read_config(checkpoint_of(role, model, only_config=True))
+        check_length(role, model, self.architecture)
         self.compiled_steps = CompiledSteps(self.settings, self.architecture, len(task.labels), mesh)
 
     def train(self, name: str, objective: Objective) -> Step:
@@ -105,63 +113,74 @@ class Role:
 
     @functools.cached_property
     def _parameters(self) -> int:
-        """The number of parameters that every token is multiplied with, which leaves out look-up tables."""
+        """The number of parameters that multiply every token, without the look-up tables."""
         leaves = jax.tree_util.tree_leaves_with_path(self.compiled_steps.shapes)
         return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
 
     def _plan(self, batch_size: int, microbatches: int) -> BatchPlan:
-        """Return the layout of a batch, whose shape does not depend on the tokenizer."""
+        """Return the layout of a batch. It does not depend on the tokenizer."""
         shards = data_shards(self.mesh)
         if self.rows is not None and self.rows % microbatches:
-            raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation {microbatches}")
+            raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation={microbatches}")
         batch_size = batch_size if self.rows is None else self.rows * shards
         return plan_of(self.settings, self.architecture, batch_size, shards * microbatches)
 
     def _training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
-        """Return the layout of the training batches and their numbers of rows; only packing needs the texts."""
+        """Return the layout of the training batches, and their numbers of rows. Only packed batches need the texts."""
         plan = self._plan(self.settings.batch_size, self.settings.accumulation or 1)
         if self.rows is not None or not plan.packed:
             return plan, (packing.round_up(plan.batch_size, plan.multiple_of),)
         if plan.row_length < self.settings.max_length:
-            raise UserError(f"--row-length {plan.row_length} is below {self.role}.max_length: pass --rows-per-chip too")
+            raise UserError(
+                f"--row-length {plan.row_length} is below {self.role}.max_length; also pass --rows-per-chip"
+            )
         try:
-            return self._training_of_texts(objective)
+            return self._packed_training(objective)
         except UserError as error:
-            raise UserError(f"{error} (without data and tokenizer, pass --rows-per-chip or --unpacked)") from error
+            raise UserError(
+                f"{error} (to compile without data and tokenizer, pass --rows-per-chip or --unpacked)"
+            ) from error
 
-    def _training_of_texts(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
+    def _packed_training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
+        """Return the same for packed batches, from the tokenized texts."""
         tokens_dir = settings.cache_dir(self.config.task) / "tokens"
         inputs = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
         transfer = transfer_set.gather(self.config, self.task)
         examples = transfer.everything if objective.data == "all" else transfer.labelled
-        dataset, plan = inputs.dataset(examples, len(self.task.labels), transfer.drawn_from), inputs.training_plan
-        return plan, TrainBatches(dataset, plan, 0).row_sizes
+        dataset = inputs.dataset(examples, len(self.task.labels), transfer.drawn_from)
+        plan = inputs.training_plan
+        return plan, TrainBatches(dataset, plan, seed=0).row_sizes
 
     def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        layout = batch_sharding(self.mesh)
+        """Return a batch as abstract arrays, sharded over the mesh."""
+        sharding = batch_sharding(self.mesh)
         batch = empty_batch(plan, rows, len(self.task.labels))
-        return {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout) for key, x in batch.items()}
+        return {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for key, x in batch.items()}
 
 
 def steps(
     config: ExperimentConfig, mesh: jax.sharding.Mesh, override: Override, names: Sequence[str] = STEPS
 ) -> Iterator[Step]:
-    """Yield the steps of an experiment on a mesh, in the order of `STEPS`; encoders are built when needed."""
-    chosen = [configured_objective(config, name) for name in config.objectives]
-    objective = next((each for each in chosen if each.teacher != "none"), chosen[0])
+    """Yield the named steps of an experiment on a mesh, in the order of `STEPS`. Encoders are built when needed.
+
+    The student's training step is that of the first objective with a teacher, or of the first objective.
+    """
+    objectives = [configured_objective(config, name) for name in config.objectives]
+    objective = next((objective for objective in objectives if objective.teacher != "none"), objectives[0])
     task = _task(config)
     teacher = functools.cache(lambda: Role("teacher", config, task, mesh, override))
     student = functools.cache(lambda: Role("student", config, task, mesh, override))
-    made = {
+    builders = {
         "teacher_train": lambda: teacher().train("teacher_train", OBJECTIVES["vanilla"]),
         "labelling": lambda: teacher().infer("labelling"),
         "student_train": lambda: student().train("student_train", objective),
         "evaluation": lambda: student().infer("evaluation"),
     }
-    return (made[name]() for name in STEPS if name in names)
+    return (builders[name]() for name in STEPS if name in names)
 
 
 def _task(config: ExperimentConfig) -> Task:
+    """Load the task. If its data is missing, name a task that needs none."""
     try:
         return load_task(config.task)
     except UserError as error:
