@@ -1,4 +1,4 @@
-"""What the original computes: recorded, kept, read back, and refused where it is of something else."""
+"""References are computed, saved, and loaded, and rejected if they belong to other weights."""
 
 import json
 import shutil
@@ -17,49 +17,50 @@ CLASSIFIER = FIXTURES / "bert_classifier"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A copy of a fixture, to be spoilt."""
+    """Return a copy of a recorded checkpoint, to be modified."""
     return Path(shutil.copytree(CLASSIFIER, tmp_path / "model"))
 
 
 def load(directory: Path) -> reference.Reference:
+    """Load the reference beside a checkpoint."""
     return reference.load(directory / reference.FILE, directory)
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_fixture_has_what_its_case_promises_and_is_small(name: str) -> None:
-    found = load(FIXTURES / name)
+def test_fixtures_are_complete_and_small(name: str) -> None:
+    recorded = load(FIXTURES / name)
     config = json.loads((FIXTURES / name / "config.json").read_text())
-    tokens, size = int(found.inputs["attention_mask"].sum()), config.get("hidden_size", config.get("dim"))
+    tokens, size = int(recorded.inputs["attention_mask"].sum()), config.get("hidden_size", config.get("dim"))
     heads = config.get("num_attention_heads", config.get("n_heads"))
     assert (size // heads) % 2 or name == "bert_pretraining"
-    assert list(found.activations)[:3] == ["embeddings", "layer_1", "layer_2"]
-    assert {value.shape for key, value in found.activations.items() if key.startswith("layer_")} == {(tokens, size)}
-    assert found.activations["pooled"].shape == (len(found.inputs["input_ids"]), size)
-    assert not found.inputs["attention_mask"].all() and "torch" in found.made_with
+    assert list(recorded.activations)[:3] == ["embeddings", "layer_1", "layer_2"]
+    assert {value.shape for key, value in recorded.activations.items() if key.startswith("layer_")} == {(tokens, size)}
+    assert recorded.activations["pooled"].shape == (len(recorded.inputs["input_ids"]), size)
+    assert not recorded.inputs["attention_mask"].all() and "torch" in recorded.made_with
     if CASES[name].is_classifier:
         tensors = load_file(FIXTURES / name / "model.safetensors")
-        assert {key: value.shape for key, value in found.gradients.items()} == {
+        assert {key: value.shape for key, value in recorded.gradients.items()} == {
             key: value.shape for key, value in tensors.items()
         }
-        assert found.activations["logits"].shape == (4, 3) and found.labels is not None
+        assert recorded.activations["logits"].shape == (4, 3) and recorded.labels is not None
         assert sum(file.stat().st_size for file in (FIXTURES / name).iterdir()) < 60_000
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_pytorch_still_computes_what_is_recorded(name: str) -> None:
+def test_pytorch_reproduces_the_recorded_reference(name: str) -> None:
     pytest.importorskip("torch")
     recorded = load(FIXTURES / name)
     architecture = None if CASES[name].is_classifier else CASES[name].architecture
-    found = reference.compute(FIXTURES / name, recorded.inputs, recorded.labels, architecture=architecture)
-    assert list(found.activations) == list(recorded.activations) and found.weights == recorded.weights
+    computed = reference.compute(FIXTURES / name, recorded.inputs, recorded.labels, architecture=architecture)
+    assert list(computed.activations) == list(recorded.activations) and computed.weights == recorded.weights
     for kind in ("activations", "gradients"):
-        ours, theirs = getattr(found, kind), getattr(recorded, kind)
+        ours, theirs = getattr(computed, kind), getattr(recorded, kind)
         assert set(ours) == set(theirs)
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], atol=1e-5, err_msg=key)
 
 
-def test_recording_again_gives_the_same_checkpoint(tmp_path: Path) -> None:
+def test_recording_again_writes_the_same_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     record(CASES["bert_classifier"], tmp_path)
     ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path, CLASSIFIER))
@@ -68,8 +69,8 @@ def test_recording_again_gives_the_same_checkpoint(tmp_path: Path) -> None:
     assert ours | {"transformers_version": theirs["transformers_version"]} == theirs
 
 
-def test_the_recorded_gradient_is_the_slope_of_the_loss(directory: Path) -> None:
-    """A central difference: (loss(w + h g) - loss(w - h g)) / 2h is |g|²."""
+def test_recorded_gradient_is_the_slope_of_the_loss(directory: Path) -> None:
+    """The central difference (loss(w + h g) - loss(w - h g)) / 2h is |g|²."""
     pytest.importorskip("torch")
     recorded, weights = load(directory), load_file(directory / "model.safetensors")
     losses, step = [], 1e-3
@@ -83,75 +84,74 @@ def test_the_recorded_gradient_is_the_slope_of_the_loss(directory: Path) -> None
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(square, rel=1e-2)
 
 
-def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     recorded = load(CLASSIFIER)
     reference.save(tmp_path / "new" / "file.safetensors", recorded)
-    again = reference.load(tmp_path / "new" / "file.safetensors", CLASSIFIER)
-    assert (again.weights, again.made_with) == (recorded.weights, recorded.made_with)
+    loaded = reference.load(tmp_path / "new" / "file.safetensors", CLASSIFIER)
+    assert (loaded.weights, loaded.made_with) == (recorded.weights, recorded.made_with)
     for kind in ("inputs", "activations", "gradients"):
-        ours, theirs = getattr(again, kind), getattr(recorded, kind)
+        ours, theirs = getattr(loaded, kind), getattr(recorded, kind)
         assert set(ours) == set(theirs) and all(np.array_equal(ours[key], theirs[key]) for key in ours)
-    assert list(again.activations) == list(recorded.activations)
-    np.testing.assert_array_equal(again.labels, recorded.labels)
+    assert list(loaded.activations) == list(recorded.activations)
+    np.testing.assert_array_equal(loaded.labels, recorded.labels)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.safetensors"]
 
 
-def test_a_reference_of_other_weights_is_stale(directory: Path) -> None:
+def test_reference_of_other_weights_is_stale(directory: Path) -> None:
     config = directory / "config.json"
     config.write_text(config.read_text().replace("1e-07", "1e-05"))
-    load(directory)  # the settings are what a reference is there to judge
+    load(directory)  # other settings are no error: the comparison has to show their effect
     tensors = load_file(directory / "model.safetensors")
     tensors["classifier.bias"][1] += 1e-6
     save_file(tensors, directory / "model.safetensors")
-    with pytest.raises(UserError, match=r"reference\.safetensors: stale: .* other weights than those in .*model"):
+    with pytest.raises(
+        UserError, match=r"reference\.safetensors is stale: .* other weights than .*model has; record it again"
+    ):
         load(directory)
 
 
-def test_the_fingerprint_sees_every_shard(directory: Path) -> None:
+def test_fingerprint_depends_on_every_shard(directory: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     names = sorted(tensors)
-    parts = {"model-1.safetensors": names[:20], "model-2.safetensors": names[20:]}
-    table = {name: file for file, group in parts.items() for name in group}
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
-    found = set()
+    shards = {"model-1.safetensors": names[:20], "model-2.safetensors": names[20:]}
+    weight_map = {name: file for file, group in shards.items() for name in group}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    fingerprints = set()
     for change in (None, names[0], names[-1]):
         if change is not None:
             tensors[change] = tensors[change] + 1
-        for file, group in parts.items():
+        for file, group in shards.items():
             save_file({name: tensors[name] for name in group}, directory / file)
-        found.add(reference.fingerprint(directory))
-    assert len(found) == 3 and {len(value) for value in found} == {64}
+        fingerprints.add(reference.fingerprint(directory))
+    assert len(fingerprints) == 3 and {len(fingerprint) for fingerprint in fingerprints} == {64}
 
 
-def test_what_is_no_reference_is_refused(directory: Path, tmp_path: Path) -> None:
-    whole = (directory / reference.FILE).read_bytes()
-    for content, words in (
-        (whole[:-1], "not a complete safetensors file"),
-        (whole[:100], "not a complete safetensors file"),
-    ):
-        (tmp_path / "file").write_bytes(content)
-        with pytest.raises(UserError, match=words):
+def test_other_files_are_rejected(directory: Path, tmp_path: Path) -> None:
+    complete = (directory / reference.FILE).read_bytes()
+    for truncated in (complete[:-1], complete[:100]):
+        (tmp_path / "file").write_bytes(truncated)
+        with pytest.raises(UserError, match="not a complete safetensors file"):
             reference.load(tmp_path / "file", directory)
-    with pytest.raises(UserError, match="not a reference in the format .*: record it again"):
+    with pytest.raises(UserError, match="not a reference in the format .*; record it again"):
         reference.load(directory / "model.safetensors", directory)
-    with pytest.raises(UserError, match="nowhere: no such file: record it with --record"):
+    with pytest.raises(UserError, match="nowhere: no such file; record one with --record"):
         reference.load(tmp_path / "nowhere", directory)
     assert reference.is_reference(directory / reference.FILE)
     assert not any(reference.is_reference(directory / name) for name in ("model.safetensors", "config.json", "none"))
 
 
-def test_without_pytorch_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_needs_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "available", lambda: False)
     with pytest.raises(UserError, match="PyTorch is not installed"):
         reference.compute(CLASSIFIER, load(CLASSIFIER).inputs)
 
 
-def test_a_checkpoint_that_transformers_cannot_load_whole_is_one_line(directory: Path) -> None:
+def test_incomplete_checkpoint_is_a_one_line_error(directory: Path) -> None:
     pytest.importorskip("torch")
     inputs, tensors = load(directory).inputs, load_file(directory / "model.safetensors")
-    lost = {name: value for name, value in tensors.items() if ".layer.1.output." not in name}
-    save_file(lost, directory / "model.safetensors", metadata={"format": "pt"})
+    remaining = {name: value for name, value in tensors.items() if ".layer.1.output." not in name}
+    save_file(remaining, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"does not find encoder\.layer\.1\.output\.LayerNorm\.bias"):
         reference.compute(directory, inputs)
     (directory / "model.safetensors").write_bytes(b"nothing")

@@ -1,1 +1,1 @@
-"""Command: compares a checkpoint with the same model in transformers, layer by layer."""
+"""The parity command: compare an encoder with the same model in transformers, layer by layer."""

@@ -2,8 +2,8 @@
 
     python -m xtransfer.parity --model DIR [--reference FILE] [--record FILE] [--json FILE]
 
-If PyTorch is installed, PyTorch and `transformers` compute the reference. Otherwise it is read from FILE or from
-DIR/reference.safetensors, which --record wrote on another machine. The exit status is 1 if the two differ.
+If PyTorch is installed, it computes the reference with `transformers`. Otherwise the reference is read from FILE or
+from DIR/reference.safetensors, which --record wrote on another machine. The exit status is 1 if the two models differ.
 """
 
 import argparse
@@ -18,18 +18,20 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.parity import activations
 from xtransfer.parity.activations import Difference
 from xtransfer.parity.comparison import Report, check
-from xtransfer.report import table as tables
+from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runtime import terminal
 
 
 def main(argv: list[str]) -> None:
-    """Parse the flags, compute both sides, and print the report."""
+    """Parse the flags, compare the two models, and print the report."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.parity", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", required=True, metavar="DIR", help="directory, hub id, or embedded checkpoint")
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="a recorded reference; default: live PyTorch")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="record the live reference, for other machines")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report for programs")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a directory, a hub id, or an embedded checkpoint"
+    )
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="a recorded reference (default: run PyTorch)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="save the reference, for machines without PyTorch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
     args = parser.parse_args(argv)
     if args.json is not None and args.json.exists():
         raise UserError(f"{args.json} already exists; choose another file for --json")
@@ -45,7 +47,7 @@ HEADER = ("activation", "shape", "max diff", "mean diff", "largest ref", "allowe
 
 
 def cells(rows: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """Return the rows as text, in the columns of HEADER."""
+    """Return the table's cells, in the columns of HEADER."""
     return [
         (
             row.name,
@@ -61,24 +63,24 @@ def cells(rows: Sequence[Difference]) -> list[tuple[str, ...]]:
 
 
 def show(report: Report) -> None:
-    """Print the report: a table on a terminal, Markdown elsewhere."""
+    """Print a report: a table on a terminal, Markdown elsewhere."""
     title = f"Parity of {report.model} with the reference {report.source}"
-    rule = f"allowed: {activations.TOLERANCE:g} × max(1, largest |reference|), over the tokens that are not padding"
+    rule = f"allowed difference: {activations.TOLERANCE:g} × max(1, largest |reference|), over all tokens but padding"
     notes = (*report.notes, rule)
     table = Table(HEADER, tuple(cells(report.rows)), title=title)
     if not terminal.console.is_terminal:
-        grid = tables.markdown(table)
+        grid = table_writer.markdown(table)
         print("\n".join([f"# {title}", "", *grid, "", *(f"- {note}" for note in notes), "", f"**{report.verdict}**"]))
         return
-    tables.show(table, terminal.console, highlight={i for i, row in enumerate(report.rows) if not row.ok})
+    table_writer.show(table, terminal.console, highlight={i for i, row in enumerate(report.rows) if not row.ok})
     for note in notes:
         terminal.log(note)
     terminal.console.print(report.verdict, markup=False, style="bold green" if report.ok else "bold red")
 
 
 def as_json(report: Report) -> str:
-    """Return the report as one JSON object."""
-    found = {
+    """Return a report as one JSON object."""
+    record = {
         "model": str(report.model),
         "reference": report.source,
         "notes": list(report.notes),
@@ -87,8 +89,8 @@ def as_json(report: Report) -> str:
         "ok": report.ok,
         "verdict": report.verdict,
     }
-    return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 if __name__ == "__main__":
-    terminal.run(main, interrupted="start it again")
+    terminal.run(main, interrupted="run the command again")

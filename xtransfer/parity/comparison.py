@@ -1,4 +1,4 @@
-"""The comparison of a checkpoint with its reference: which inputs, which reference, and the verdict."""
+"""Compare a checkpoint with its reference: choose the inputs, find or compute the reference, and give the verdict."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,14 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Report:
-    """The comparison of a checkpoint with a reference."""
+    """The comparison of a checkpoint with a reference.
+
+    Attributes:
+      model: the checkpoint's directory.
+      source: where the reference is from.
+      notes: sentences on the model and the inputs.
+      rows: the difference of each activation, in the order of computation.
+    """
 
     model: Path
     source: str
@@ -46,25 +53,31 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every row is within its tolerance."""
+        """Whether all activations agree."""
         return all(row.ok for row in self.rows)
 
     @property
     def verdict(self) -> str:
-        """One sentence: the same function, or the first difference and its size."""
+        """One sentence: the two are the same function, or where they first differ and by how much."""
         if self.ok:
             return f"The same function: all {len(self.rows)} activations agree with the reference."
         wrong = [row for row in self.rows if not row.ok]
         first = wrong[0]
-        place = ", ".join(map(str, first.worst))
+        index = ", ".join(map(str, first.worst))
         return (
             f"NOT the same function: {len(wrong)} of {len(self.rows)} activations differ too much, first {first.name} "
-            f"(by {first.maximum:.2e} at [{place}], {first.allowed:.2e} is allowed)."
+            f"(by {first.maximum:.2e} at [{index}]; {first.allowed:.2e} is allowed)."
         )
 
 
 def check(directory: Path, recorded: Path | None = None, record: Path | None = None) -> Report:
-    """Compare a checkpoint's activations with a recorded reference, or with a live one, which is saved to `record`.
+    """Compare a checkpoint's activations with a reference.
+
+    Args:
+      directory: the checkpoint.
+      recorded: a file with a recorded reference. None computes the reference if PyTorch is installed, and otherwise
+        reads the one beside the checkpoint.
+      record: a file to save the computed reference to, or None.
 
     Raises:
       UserError: the checkpoint cannot be read, there is no reference, or it belongs to other weights.
@@ -73,58 +86,61 @@ def check(directory: Path, recorded: Path | None = None, record: Path | None = N
     notes = [f"{config.family}, {config.num_layers} layers of {config.hidden_size}"]
     if hf_config.read_pooling(directory) != "cls":
         notes.append("the classifier pools by the mean; pooled and logits use the first token, as in transformers")
-    found, source = _reference(directory, recorded, record, notes)
+    expected, source = _reference(directory, recorded, record, notes)
     if record is not None:
-        reference.save(record, found)
-    tokens = int(found.inputs["attention_mask"].sum())
-    notes.append(f"{len(found.inputs['input_ids'])} examples, {tokens} tokens")
-    ours = activations.activations(directory, found.inputs)
+        reference.save(record, expected)
+    tokens = int(expected.inputs["attention_mask"].sum())
+    notes.append(f"{len(expected.inputs['input_ids'])} examples, {tokens} tokens")
+    ours = activations.activations(directory, expected.inputs)
     try:
-        rows = activations.compare(ours, found.activations)
+        rows = activations.compare(ours, expected.activations)
     except ValueError as error:
         raise UserError(f"{directory}: not the architecture of the reference: {error}") from error
     if rows[-1].name != "logits":
-        notes.append("the weights have no trained classification head, so there are no logits to compare")
+        notes.append("the checkpoint has no trained classification head, so there are no logits to compare")
     return Report(directory, source, tuple(notes), rows)
 
 
 def _reference(directory: Path, recorded: Path | None, record: Path | None, notes: list[str]) -> tuple[Reference, str]:
-    """Return the reference and its origin; a line on the inputs of a live one is added to `notes`."""
+    """Return the reference and its origin. If it is computed here, also add a note on its inputs to `notes`."""
     if recorded is not None and record is not None:
-        raise UserError("--record saves a live reference: leave out --reference")
+        raise UserError("--record saves a newly computed reference; leave out --reference")
     if recorded is None and reference.available():
         if record is not None and record.exists() and not reference.is_reference(record):
             raise UserError(f"{record} exists and is not a reference; choose another file for --record")
-        inputs, what = _inputs(directory)
-        notes.append(what)
-        found = reference.compute(directory, inputs)
-        return found, f"computed live by {found.made_with}"
+        inputs, note = _inputs(directory)
+        notes.append(note)
+        computed = reference.compute(directory, inputs)
+        return computed, f"computed live by {computed.made_with}"
     if record is not None:
-        raise UserError("--record needs PyTorch, which is not installed: install torch, or run it elsewhere")
+        raise UserError("--record needs PyTorch, which is not installed; install torch, or record on another machine")
     if recorded is None and not (directory / reference.FILE).is_file():
         raise UserError(
-            f"{directory}: nothing to compare with: install torch, or record a reference with --record on a machine "
-            f"that has it, and pass it as --reference or put it at {directory / reference.FILE}"
+            f"{directory}: nothing to compare with; install torch, or record a reference with --record on a machine "
+            f"that has it, and pass it as --reference or copy it to {directory / reference.FILE}"
         )
     file = recorded or directory / reference.FILE
-    found = reference.load(file, directory)
-    return found, f"{file}, recorded by {found.made_with}"
+    loaded = reference.load(file, directory)
+    return loaded, f"{file}, recorded by {loaded.made_with}"
 
 
 def _inputs(directory: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Return sentences and a pair, tokenized by the checkpoint's own tokenizer, or random ids if none fits."""
+    """Return a reference's inputs, and a note on them.
+
+    They are sentences and a pair, tokenized by the checkpoint's own tokenizer, or random ids if it has none that fits.
+    """
     config = hf_config.read_config(directory)
     try:
         tokenizer = load_tokenizer(directory)
         check_tokenizer(directory, tokenizer)
-        parts = [tokenize(tokenizer, SENTENCES, None, activations.limit(config))]
+        tokenized = [tokenize(tokenizer, SENTENCES, None, activations.limit(config))]
     except UserError as error:
         return activations.random_inputs(config), f"inputs are random token ids ({error})"
-    what = "and a pair, tokenized by its own tokenizer"
+    note = "and a pair, tokenized by the model's own tokenizer"
     try:
         check_pairs(directory, tokenizer)
-        parts.append(tokenize(tokenizer, PAIR[:1], PAIR[1:], activations.limit(config)))
+        tokenized.append(tokenize(tokenizer, PAIR[:1], PAIR[1:], activations.limit(config)))
     except UserError as error:
-        what = f"tokenized by its own tokenizer, and no pair ({error})"
-    examples = [part.item(i) for part in parts for i in range(len(part))]
-    return activations.pad(examples, config), f"inputs are sentences in several languages {what}"
+        note = f"tokenized by the model's own tokenizer, and no pair ({error})"
+    examples = [tokens.item(i) for tokens in tokenized for i in range(len(tokens))]
+    return activations.pad(examples, config), f"inputs are sentences in several languages {note}"

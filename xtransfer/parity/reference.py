@@ -1,10 +1,11 @@
-"""What the original computes: a checkpoint's activations by PyTorch and `transformers`, live or from a file.
+"""Compute, save, and load a reference: a checkpoint's activations in PyTorch and `transformers`.
 
-This is the only module that imports PyTorch or a model of `transformers`, and it does so inside functions, because
-nothing else needs them. A reference is saved as safetensors, so that machines without PyTorch can compare with it.
+This is the only module that imports PyTorch or a model of `transformers`. It does so inside functions, because nothing
+else needs them. A reference is saved as safetensors, so that machines without PyTorch can compare with it.
 
-Names: `embeddings` is the input of the first layer, `layer_1` … the output of each layer, `pooled` the input of the
-head's last linear layer (for BERT without a head, the pooler's output), and `logits` its output.
+Activations: `embeddings` is the input of the first layer, and `layer_1`, `layer_2`, … are the outputs of the layers.
+`pooled` is the input of the head's last linear layer (for BERT without a head, the pooler's output), and `logits` is
+that layer's output.
 """
 
 import hashlib
@@ -26,24 +27,26 @@ from xtransfer.models.hf.config import read_config
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import weight_files
 
-FILE = "reference.safetensors"  # its name beside a checkpoint
+FILE = "reference.safetensors"  # the name of a reference beside its checkpoint
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _FORMAT = "xtransfer-reference-1"
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A reference's inputs and outputs. N examples of up to S tokens, T tokens in all, H hidden size, K classes.
+    """The inputs and outputs of a model in `transformers`.
+
+    There are N examples of up to S tokens, T tokens in all without padding, H hidden units, K classes, and V words.
 
     Attributes:
       inputs: input_ids, attention_mask, and token_type_ids, each [N, S] int32, with padding at the end of a row.
-      activations: float32 by name, in the order of computation: embeddings and layer_1 … [T, H], the tokens that are
-        not padding, row by row; pooled [N, H] and logits [N, K] if the checkpoint computes them; for a
-        BertForPreTraining also prediction_logits [T, V] and seq_relationship_logits [N, 2].
-      weights: the sha256 of the weights, see `fingerprint`.
-      made_with: the versions that computed it.
+      activations: float32 arrays by name, in the order of computation. embeddings and layer_1, … are [T, H], row by row
+        without padding. pooled [N, H] and logits [N, K] exist if the checkpoint computes them. A BertForPreTraining
+        also has prediction_logits [T, V] and seq_relationship_logits [N, 2].
+      weights: the sha256 of the weights; see `fingerprint`.
+      made_with: the versions of the libraries that computed the reference.
       labels: [N] int32, or None.
-      gradients: of the labels' mean cross-entropy, float32, by the tensor's name in the file and in its shape.
+      gradients: the gradients of the labels' mean cross-entropy, float32, by the tensor's name in the checkpoint.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -55,12 +58,12 @@ class Reference:
 
 
 def available() -> bool:
-    """Return whether PyTorch is installed, so that `compute` works."""
+    """Return whether PyTorch is installed, which `compute` needs."""
     return importlib.util.find_spec("torch") is not None
 
 
 def fingerprint(directory: str | Path) -> str:
-    """Return the sha256 over the bytes of a checkpoint's safetensors files, with shards in the order of their names."""
+    """Return one sha256 for a checkpoint's safetensors files, taken in the order of their names."""
     digest = hashlib.sha256()
     for path in weight_files(Path(directory)):
         digest.update(bytes.fromhex(storage.sha256(path)))
@@ -77,34 +80,35 @@ def compute(
     """Run a checkpoint in `transformers`, in float32 and without dropout.
 
     Args:
-      directory: of the checkpoint. Only safetensors are read, and no code from it is run.
-      inputs: see `Reference.inputs`; a model without token types does not get them.
-      labels: [N] classes, for gradients; the checkpoint then needs a classification head.
-      architecture: a class of `transformers`; None is the sequence classifier if its head is in the file, or else the
-        bare encoder.
+      directory: the checkpoint. Only its safetensors are read, and no code in it is run.
+      inputs: see `Reference.inputs`. A model without token types does not get them.
+      labels: [N] classes, to also compute gradients. The checkpoint then needs a classification head.
+      architecture: a class of `transformers`. None is the sequence classifier if the checkpoint has its head, or else
+        the bare encoder.
 
     Raises:
-      UserError: PyTorch is not installed, or `transformers` cannot load the whole checkpoint.
+      UserError: PyTorch is not installed, or `transformers` cannot load all of the checkpoint.
     """
     if not available():
-        raise UserError("PyTorch is not installed: install torch, or pass a reference that was recorded elsewhere")
+        raise UserError("PyTorch is not installed; install torch, or pass a reference that was recorded elsewhere")
     import torch
     import transformers
 
-    weights = fingerprint(directory)  # first, because it explains missing safetensors in our words
-    model, absent = _load(Path(directory), architecture)
+    weights = fingerprint(directory)  # first, because its error for missing safetensors is clearer
+    model, missing = _load(Path(directory), architecture)
     accepted = inspect.signature(model.forward).parameters
     arguments = {name: torch.from_numpy(inputs[name]).long() for name in INPUTS if name in accepted}
-    seen: list[Any] = []
-    if (reader := _reader_of_pooled(model)) is not None:
-        reader.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pooled: list[Any] = []
+    last_layer = _last_layer_of_head(model)
+    if last_layer is not None:
+        last_layer.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
     with torch.set_grad_enabled(labels is not None):
         outputs = model(**arguments, output_hidden_states=True)
-    # The poolers of other families' bare encoders were never trained, and no head reads them.
+    # Only in some families does the bare encoder have a trained pooler. In the others no head reads it.
     family = FAMILIES[read_config(directory).family]
-    if not seen and family.pools_in_encoder and not any("pooler" in name for name in absent):
-        seen.append(outputs.pooler_output)
-    activations = _activations(outputs, seen, inputs["attention_mask"] == 1)
+    if not pooled and family.pools_in_encoder and not any("pooler" in name for name in missing):
+        pooled.append(outputs.pooler_output)
+    activations = _activations(outputs, pooled, inputs["attention_mask"] == 1)
     gradients: dict[str, np.ndarray] = {}
     if labels is not None:
         torch.nn.functional.cross_entropy(outputs.logits, torch.from_numpy(labels).long()).backward()
@@ -120,7 +124,7 @@ def compute(
 
 
 def save(file: str | Path, reference: Reference) -> None:
-    """Write a reference as safetensors, atomically; UserError if it cannot be written."""
+    """Write a reference as safetensors, atomically. Raise a UserError if it cannot be written."""
     tensors = {f"inputs.{name}": value for name, value in reference.inputs.items()}
     tensors |= {f"activations.{name}": value for name, value in reference.activations.items()}
     tensors |= {f"gradients.{name}": value for name, value in reference.gradients.items()}
@@ -130,45 +134,46 @@ def save(file: str | Path, reference: Reference) -> None:
         "format": _FORMAT,
         "weights": reference.weights,
         "made_with": reference.made_with,
-        "activations": " ".join(reference.activations),  # safetensors keeps no order
+        "activations": " ".join(reference.activations),  # safetensors does not keep their order
     }
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     storage.write_atomically(Path(file), to_bytes(contiguous, metadata=metadata))
 
 
 def load(file: str | Path, directory: str | Path) -> Reference:
-    """Read a reference of the checkpoint in `directory`.
+    """Load a reference for the checkpoint in `directory`.
 
     Raises:
       UserError: there is no such file, it is not a reference, or it was recorded from other weights.
     """
     file = Path(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such file: record it with --record on a machine with PyTorch")
+        raise UserError(f"{file}: no such file; record one with --record on a machine with PyTorch")
     try:
         with safe_open(file, "np") as handle:
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a complete safetensors file ({error}): record it again") from error
+        raise UserError(f"{file}: not a complete safetensors file ({error}); record it again") from error
     names = metadata.get("activations", "").split()
-    wanted = {f"inputs.{name}" for name in INPUTS} | {f"activations.{name}" for name in names}
-    if metadata.get("format") != _FORMAT or not wanted <= set(tensors):
-        raise UserError(f"{file}: not a reference in the format {_FORMAT}: record it again")
+    required = {f"inputs.{name}" for name in INPUTS} | {f"activations.{name}" for name in names}
+    if metadata.get("format") != _FORMAT or not required <= set(tensors):
+        raise UserError(f"{file}: not a reference in the format {_FORMAT}; record it again")
     if metadata["weights"] != fingerprint(directory):
-        raise UserError(f"{file}: stale: recorded from other weights than those in {directory}: record it again")
+        raise UserError(f"{file} is stale: it was recorded from other weights than {directory} has; record it again")
 
-    def part(name: str) -> dict[str, np.ndarray]:
-        return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    def group(name: str) -> dict[str, np.ndarray]:
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-    activations = part("activations")
+    activations = group("activations")
     return Reference(
-        inputs=part("inputs"),
+        inputs=group("inputs"),
         activations={name: activations[name] for name in names},
         weights=metadata["weights"],
         made_with=metadata["made_with"],
         labels=tensors.get("labels"),
-        gradients=part("gradients"),
+        gradients=group("gradients"),
     )
 
 
@@ -182,25 +187,28 @@ def is_reference(file: str | Path) -> bool:
 
 
 def _load(directory: Path, architecture: str | None) -> tuple[Any, frozenset[str]]:
-    """Return a model without dropout, and the names of its parameters that the file lacks."""
+    """Return a model without dropout, and the names of its parameters that the checkpoint lacks."""
     import transformers
 
     if architecture is not None:
         return _from_pretrained(getattr(transformers, architecture), directory)
-    model, absent = _from_pretrained(transformers.AutoModelForSequenceClassification, directory)
-    if absent:
-        model, absent = _from_pretrained(transformers.AutoModel, directory)
-    lost = sorted(name for name in absent if "pooler" not in name)  # they are random in the model
-    if lost:
-        raise UserError(f"{directory}: transformers does not find {', '.join(lost[:3])} in it: nothing to compare with")
-    return model, absent
+    model, missing = _from_pretrained(transformers.AutoModelForSequenceClassification, directory)
+    if missing:
+        model, missing = _from_pretrained(transformers.AutoModel, directory)
+    untrained = sorted(name for name in missing if "pooler" not in name)  # transformers initialises them randomly
+    if untrained:
+        raise UserError(
+            f"{directory}: transformers does not find {', '.join(untrained[:3])} in it, so there is nothing to compare "
+            "with"
+        )
+    return model, missing
 
 
 def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
     from transformers.utils import logging
 
-    shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it would warn about missing heads, which are checked here
+    verbosity, has_progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # it would warn about missing heads, which _load checks
     logging.disable_progress_bar()
     try:
         model, info = cls.from_pretrained(
@@ -212,16 +220,16 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
             attn_implementation="eager",
             output_loading_info=True,
         )
-    except Exception as error:  # several libraries say in their own words what is wrong with the files
+    except Exception as error:  # several libraries raise their own exceptions for damaged files
         raise UserError(f"{directory}: transformers cannot load it: {one_line(error, limit=300)}") from error
     finally:
-        logging.set_verbosity(shown)
-        if bar:
+        logging.set_verbosity(verbosity)
+        if has_progress_bar:
             logging.enable_progress_bar()
     return model.eval(), frozenset(info["missing_keys"])
 
 
-def _reader_of_pooled(model: Any) -> Any:
+def _last_layer_of_head(model: Any) -> Any:
     """Return the last linear layer of a classification head, or BERT's next-sentence layer, or None."""
     if hasattr(model, "classifier"):
         return getattr(model.classifier, "out_proj", model.classifier)
@@ -231,15 +239,15 @@ def _reader_of_pooled(model: Any) -> Any:
 def _activations(outputs: Any, pooled: list[Any], real: np.ndarray) -> dict[str, np.ndarray]:
     """Return a model's outputs under our names, without padding."""
     hidden = [_numpy(value)[real] for value in outputs.hidden_states]
-    found = {"embeddings": hidden[0]} | {f"layer_{i}": value for i, value in enumerate(hidden[1:], 1)}
+    activations = {"embeddings": hidden[0]} | {f"layer_{i}": value for i, value in enumerate(hidden[1:], 1)}
     if pooled:
-        found["pooled"] = _numpy(pooled[0])
+        activations["pooled"] = _numpy(pooled[0])
     if "logits" in outputs:
-        found["logits"] = _numpy(outputs.logits)
+        activations["logits"] = _numpy(outputs.logits)
     if "prediction_logits" in outputs:
-        found["prediction_logits"] = _numpy(outputs.prediction_logits)[real]
-        found["seq_relationship_logits"] = _numpy(outputs.seq_relationship_logits)
-    return found
+        activations["prediction_logits"] = _numpy(outputs.prediction_logits)[real]
+        activations["seq_relationship_logits"] = _numpy(outputs.seq_relationship_logits)
+    return activations
 
 
 def _numpy(tensor: Any) -> np.ndarray:
