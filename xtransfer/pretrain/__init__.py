@@ -1,1 +1,1 @@
-"""Command: pretrains a small encoder."""
+"""The pretrain command: pretrain a small encoder on a task's own text."""

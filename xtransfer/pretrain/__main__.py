@@ -2,9 +2,9 @@
 
     python -m xtransfer.pretrain --config configs/pretrain_mini.py:english --output DIR
 
-This is masked language modelling from scratch, with translation pairs if the languages have parallel text, and it
-writes a Hugging Face checkpoint. The embedded checkpoints were made with it. An interrupted run resumes from
-`DIR.work/`, which stays afterwards for its `metrics.jsonl`.
+Train a masked language model from scratch, with translation pairs if the languages have parallel text, and write a
+Hugging Face checkpoint. The embedded checkpoints were made this way. An interrupted run resumes from `DIR.work/`, which
+is kept afterwards for its `metrics.jsonl`.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from xtransfer.runtime import terminal
 
 
 def main(argv: list[str]) -> None:
-    """Parse the flags, and pretrain."""
+    """Parse the flags and pretrain."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.pretrain", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]", help="such as configs/pretrain_mini.py:english"
+        "--config", required=True, metavar="FILE[:ARG]", help="the recipe, such as configs/pretrain_mini.py:english"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="the checkpoint, which must not exist"
+        "--output", required=True, type=Path, metavar="DIR", help="the checkpoint to write, which must not exist"
     )
     args, overrides = parser.parse_known_args(argv)
     if args.output.exists():

@@ -1,4 +1,4 @@
-"""Pretraining one encoder: tokenizer, batches, loss, training, and the checkpoint with its card."""
+"""Pretrain one encoder: tokenizer, batches, loss, training loop, and the checkpoint with its model card."""
 
 import dataclasses
 import json
@@ -21,21 +21,27 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import MaskedLM
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
-from xtransfer.pretrain import masking
-from xtransfer.pretrain import text as corpora
+from xtransfer.pretrain import masking, text
 from xtransfer.runs.workdir import as_record, check_unchanged, record
 from xtransfer.runtime import sharding, terminal
 from xtransfer.runtime.locks import directory_lock
 from xtransfer.train import loop, optimizer, state, steps
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_PARTNER_TEMPERATURE = 0.1  # of the cosines
-_POSITION_SCALE = 0.03  # sinusoids with the same spread as BERT's normal(0.02)
+_PARTNER_TEMPERATURE = 0.1  # divides the cosines
+_POSITION_SCALE = 0.03  # gives the sinusoids the spread of BERT's normal(0.02)
 
 
 def pretrain(settings: PretrainConfig, output: Path) -> None:
-    """Pretrain: tokenizer, batches, training, and checkpoint; one process at a time in `<output>.work`."""
+    """Pretrain an encoder and write its checkpoint. Only one process at a time can work in `<output>.work`.
+
+    Args:
+      settings: the recipe.
+      output: the checkpoint's directory, which must not exist.
+
+    Raises:
+      UserError: the recipe differs from the one that `<output>.work` was started with, or is wrong.
+    """
     work = output.with_name(output.name + ".work")
     with directory_lock(work):
         recipe = as_record(settings)
@@ -45,7 +51,7 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
 
 
 def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
-    texts, pairs = corpora.texts(settings.task, settings.languages), corpora.pairs(settings.task, settings.languages)
+    texts, pairs = text.texts(settings.task, settings.languages), text.pairs(settings.task, settings.languages)
     tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
     batches = _batches(settings, tokenizer, texts, pairs)
     terminal.log(
@@ -62,7 +68,7 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     )
     tx = optimizer.adamw(rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, b2=0.98)
     step = steps.make_train_step(graphdef, _loss(settings.partner_weight), tx, mesh, params)
-    final = loop.fit(
+    final_state = loop.fit(
         work,
         loop.Plan("pretraining", settings.steps, max(settings.steps // 500, 1), settings.seed),
         loop.Start(lambda: state.create(params, tx, mesh), state.abstract(params, tx, mesh)),
@@ -73,52 +79,56 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     )
     notes = {
         "README.md": _card(settings, loop.read_metrics(work)),
-        "pretraining.json": json.dumps(as_record(_without_places(settings)), indent=2) + "\n",
+        "pretraining.json": json.dumps(as_record(_without_local_paths(settings)), indent=2) + "\n",
         "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
     }
-    if settings.start_from:  # this run's recipe and log include those of its start
+    if settings.start_from:  # keep the recipe and the log of the checkpoint that this run starts from
         start = hf_checkpoint.resolve(settings.start_from)
         notes |= {f"start-{p.name}": p.read_text(encoding="utf-8") for p in sorted(start.glob("pretraining.json*"))}
-    hf_checkpoint.save(output, architecture, final.params, tokenizer=tokenizer, dtype="float16", notes=notes)
+    hf_checkpoint.save(output, architecture, final_state.params, tokenizer=tokenizer, dtype="float16", notes=notes)
     terminal.log(f"{output}: written")
 
 
 def _loss(partner_weight: float) -> steps.LossFn:
+    """Return the loss: cross-entropy on the masked tokens, plus `partner_weight` times that of finding the partner."""
+
     def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
         masked, pooled = model.token_logits_and_pooled(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, H]
         token_loss = optax.losses.softmax_cross_entropy_with_integer_labels(masked, batch["mlm_targets"])
         tokens = (jnp.sum(token_loss * batch["mlm_weight"]), jnp.sum(batch["mlm_weight"]))
-        partners, right = _partner_terms(pooled.reshape(-1, pooled.shape[-1]), batch["partner"].reshape(-1))
+        partners, correct = _partner_terms(pooled.reshape(-1, pooled.shape[-1]), batch["partner"].reshape(-1))
         loss = mean(tokens) + partner_weight * mean(partners)
-        return {"loss": (loss, jnp.ones(())), "masked": tokens, "partner": partners, "partner_accuracy": right}
+        return {"loss": (loss, jnp.ones(())), "masked": tokens, "partner": partners, "partner_accuracy": correct}
 
     return terms
 
 
 def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
-    """Return cross-entropy and accuracy of finding each half's partner by cosine among all halves that are apart.
+    """Return the cross-entropy and the accuracy of finding each half's partner, by cosine, among all split examples.
 
     Args:
-      pooled: [N, H].
-      partner: [N] int32, −1 for an example without a partner.
+      pooled: the pooled examples, [N, H].
+      partner: the index of each example's partner, [N] int32; −1 without a partner.
     """
     vectors = pooled / jnp.linalg.norm(pooled + 1e-6, axis=-1, keepdims=True)  # [N, H]
     scores = vectors @ vectors.T / _PARTNER_TEMPERATURE  # [N, N]
-    apart = partner >= 0
-    candidate = apart[None, :] & ~jnp.eye(len(partner), dtype=bool)
-    scores = jnp.where(candidate, scores, -1e9)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(partner, 0))
-    count = jnp.sum(apart).astype(jnp.float32)
-    right = jnp.sum((jnp.argmax(scores, -1) == partner) & apart).astype(jnp.float32)
-    return (jnp.sum(jnp.where(apart, losses, 0.0)), count), (right, count)
+    is_split = partner >= 0  # [N]
+    is_candidate = is_split[None, :] & ~jnp.eye(len(partner), dtype=bool)  # [N, N]
+    scores = jnp.where(is_candidate, scores, -1e9)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(partner, 0))  # [N]
+    count = jnp.sum(is_split).astype(jnp.float32)
+    correct = jnp.sum((jnp.argmax(scores, -1) == partner) & is_split).astype(jnp.float32)
+    return (jnp.sum(jnp.where(is_split, losses, 0.0)), count), (correct, count)
 
 
 def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
+    """Return the architecture of `start_from`, or that of the recipe."""
     if settings.start_from:
         architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
         if settings.row_length > architecture.max_positions:
             raise UserError(
-                f"row_length is {settings.row_length}: {settings.start_from} has {architecture.max_positions}"
+                f"row_length is {settings.row_length}, but {settings.start_from} has {architecture.max_positions} "
+                "positions"
             )
         return architecture
     return EncoderConfig(
@@ -135,17 +145,19 @@ def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
 
 
 def _model(architecture: EncoderConfig, settings: PretrainConfig) -> MaskedLM:
+    """Return a freshly initialised model, with the dropout of pretraining."""
     rate = settings.pretraining_dropout
-    trained = dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate)
-    model = MaskedLM(trained, rngs=nnx.Rngs(settings.seed))
-    # A learned table that starts as sinusoids leaves the first plateau of the loss much sooner.
+    model = MaskedLM(
+        dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate), rngs=nnx.Rngs(settings.seed)
+    )
+    # If the learned positions start as sinusoids, the loss leaves its first plateau much sooner.
     table = _POSITION_SCALE * _sinusoids(architecture.max_positions, architecture.hidden_size)
     model.encoder.embeddings.position_embeddings.embedding[...] = jnp.asarray(table, jnp.float32)
     return model
 
 
 def _sinusoids(length: int, size: int) -> np.ndarray:
-    """Return sinusoids [length, size]: Vaswani et al., "Attention Is All You Need", 2017, section 3.5."""
+    """Return sinusoidal positions [length, size] (Vaswani et al., "Attention Is All You Need", 2017, section 3.5)."""
     angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, size, 2)[None, :] / size)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size]
 
@@ -153,15 +165,18 @@ def _sinusoids(length: int, size: int) -> np.ndarray:
 def _tokenizer(
     settings: PretrainConfig, texts: Mapping[str, list[str]], pairs: Mapping[str, Any], directory: Path
 ) -> Any:
-    """Return the tokenizer of `start_from`, or a WordPiece one, lower-cased with accents, trained once per run."""
+    """Return the tokenizer of `start_from`, or train one, once per run.
+
+    It is a WordPiece tokenizer that lower-cases text and keeps accents.
+    """
     if settings.start_from:
         return load_tokenizer(hf_checkpoint.resolve(settings.start_from))
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # defined at run time
 
     if not directory.exists():
         trained = BertWordPieceTokenizer(lowercase=True, strip_accents=False, handle_chinese_chars=True)
-        lines = [text for group in texts.values() for text in group]
+        lines = [line for group in texts.values() for line in group]
         lines += [side for group in pairs.values() for pair in group for side in pair]
         trained.train_from_iterator(
             lines,
@@ -184,13 +199,15 @@ def _tokenizer(
 def _batches(
     settings: PretrainConfig, tokenizer: Any, texts: Mapping[str, list[str]], pairs: Mapping[str, list[tuple[str, str]]]
 ) -> masking.PretrainingBatches:
-    def encoded(examples: list[tuple[str, str]]) -> list[masking.Halves]:
+    """Tokenize the texts and the translation pairs, and return batches of them."""
+
+    def encode(examples: list[tuple[str, str]]) -> list[masking.Halves]:
         flat = [half for example in examples for half in example]
         encodings = tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False)
         ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         return [(a, b) for a, b in zip(ids[::2], ids[1::2], strict=True) if len(a) and len(b)]
 
-    special = masking.Special(
+    vocabulary = masking.Vocabulary(
         cls=tokenizer.cls_token_id,
         sep=tokenizer.sep_token_id,
         pad=tokenizer.pad_token_id,
@@ -198,23 +215,23 @@ def _batches(
         size=len(tokenizer),
     )
     return masking.PretrainingBatches(
-        {name: encoded([corpora.halves(text) for text in group]) for name, group in texts.items()},
-        {name: encoded(group) for name, group in pairs.items()},
-        special,
-        masking.Shape(settings.rows, settings.row_length, settings.masks),
+        {name: encode([text.halves(line) for line in group]) for name, group in texts.items()},
+        {name: encode(group) for name, group in pairs.items()},
+        vocabulary,
+        masking.BatchShape(settings.rows, settings.row_length, settings.masks),
         pair_fraction=settings.pair_fraction,
         seed=settings.seed,
     )
 
 
-def _without_places(settings: PretrainConfig) -> PretrainConfig:
-    """Return the recipe without directories of this machine; only the name of the start is kept."""
+def _without_local_paths(settings: PretrainConfig) -> PretrainConfig:
+    """Return the recipe without this machine's directories. Of `start_from`, keep only the name."""
     task = dataclasses.replace(settings.task, cache_dir="", data_dir="")
     return dataclasses.replace(settings, task=task, start_from=Path(settings.start_from).name)
 
 
 def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
-    """Return the model card: what the model is, what it was made from and how, and what it is not."""
+    """Return the model card: what the model is, how and from what it was trained, and what it is not for."""
     last = log[-1]
     languages = ", ".join(settings.languages)
     return _CARD.format(
@@ -237,16 +254,16 @@ library_name: transformers
 # A mini BERT for {languages}
 
 {s.num_layers} layers of {s.hidden_size}, pretrained {start} on the text of the task `{s.task.name}` and on nothing
-else. It exists to try methods on a laptop's CPU in minutes; it knows no other text, and no conclusion about real
-languages can be drawn from it. (The text of `minireviews` is synthetic: a generator wrote it.)
+else. It exists to try out methods on a laptop's CPU in minutes. It has seen no other text, so no conclusion about real
+languages can be drawn from it. (The text of `minireviews` is synthetic: a program generated it.)
 
-- **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`; seed {s.seed}. Batches of {s.rows}
-  packed rows of {s.row_length} tokens, {s.masks} masked in each, for {s.steps:,} steps; where the text has
-  translations, {s.pair_fraction:.0%} of the draws are pairs of them. Half of all texts and pairs are halved, and the
-  pooler learns to find the other half among those of the batch; the next-sentence head is not trained.
-- **Log**: `pretraining.jsonl`. At the end, on the training batches: masked tokens {masked:.3f} nats, other halves
-  {partner_accuracy:.1%} found.
-- **Weights**: float16, widened to float32 when read. Tokenizer and weights belong together: the training of a tokenizer
-  is not deterministic.
+- **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`, with seed {s.seed}. Batches have
+  {s.rows} packed rows of {s.row_length} tokens with {s.masks} masks each, for {s.steps:,} steps. If the text has
+  translations, {s.pair_fraction:.0%} of the draws are translation pairs. Half of all texts and pairs are split into two
+  examples, and the pooler learns to find the other half in the batch. The next-sentence head is not trained.
+- **Log**: `pretraining.jsonl`. At the end of training, on the training batches,
+  the loss is {masked:.3f} nats per masked token, and {partner_accuracy:.1%} of the other halves are found.
+- **Weights**: float16, converted to float32 when loaded. Tokenizer and weights belong together, because training a
+  tokenizer is not deterministic.
 - **Licence**: Apache 2.0, text and weights.
 """

@@ -1,4 +1,4 @@
-"""Text for pretraining: a task's unlabelled text by language, and its translation pairs."""
+"""Load text for pretraining: a task's unlabelled text by language, and its translation pairs."""
 
 import re
 from collections.abc import Sequence
@@ -7,29 +7,30 @@ from itertools import combinations
 from xtransfer.config import TaskConfig
 from xtransfer.data.registry import load_task
 
-# A sentence ends with its mark and whatever closes it. Japanese has no space after it.
+# A sentence ends with its punctuation and any closing quotes or brackets. Japanese has no space after them.
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'»”」)]*\s*")
 
 
 def texts(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[str]]:
-    """Return texts to pretrain on by group, "language/domain" or just "language"; never from dev or test."""
+    """Return texts by group ("language/domain" or "language"), never from dev or test."""
     pretraining = load_task(task).pretraining
-    return {group: found for language in languages for group, found in pretraining(language).items()}
+    return {group: members for language in languages for group, members in pretraining(language).items()}
 
 
 def pairs(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Return translations for each pair "a-b" of `languages`; none if the task has no parallel text."""
+    """Return the translations between each pair of languages "a-b", and leave out pairs that have none."""
     parallel = load_task(task).parallel
-    found = {f"{a}-{b}": parallel(a, b) for a, b in combinations(languages, 2)}
-    return {name: rows for name, rows in found.items() if rows}
+    translations = {f"{a}-{b}": parallel(a, b) for a, b in combinations(languages, 2)}
+    return {name: rows for name, rows in translations.items() if rows}
 
 
 def halves(text: str) -> tuple[str, str]:
-    """Cut a text at the sentence end nearest its middle, or at the middle word if it is one sentence."""
+    """Split a text at the sentence end nearest to its middle, or at the middle word if it is one sentence."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text) if 0 < match.end() < len(text)]
     if ends:
-        cut = min(ends, key=lambda end: abs(end - len(text) / 2))
+        middle = min(ends, key=lambda end: abs(end - len(text) / 2))
     else:
-        cut = text.find(" ", len(text) // 2)
-        cut = len(text) // 2 if cut < 0 else cut
-    return text[:cut].strip(), text[cut:].strip()
+        middle = text.find(" ", len(text) // 2)
+        if middle < 0:
+            middle = len(text) // 2
+    return text[:middle].strip(), text[middle:].strip()
