@@ -179,7 +179,7 @@ def test_ctrl_c_promises_nothing_that_is_not_so(program, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == 130
-    said = {"export": "the output is complete or does not exist", "parity": "start it again"}[program]
+    said = {"export": "the output is complete or does not exist", "parity": "run the command again"}[program]
     assert capsys.readouterr().err == f"interrupted: {said}\n"
 
 
