@@ -1,4 +1,4 @@
-"""Compiling ahead of time: the steps and batches are those of a run, and the reports and errors are clear."""
+"""Compiling ahead of time: steps and batches equal a run's, and the reports and errors are clear."""
 
 import dataclasses
 import importlib.util
@@ -65,7 +65,7 @@ def lowered(function: Any, *arguments: Any) -> str:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_steps_and_batches_are_those_of_a_run(config: ExperimentConfig, packed: bool) -> None:
-    """The lowered program equals that of a run's own step. The batch has the shapes of a real one."""
+    """The step lowers to the same program as in a run, and its batch has the shapes of a real batch."""
     config = with_student(config, packed=packed)
     task = load_task(config.task)
     model = Models(config, task).student

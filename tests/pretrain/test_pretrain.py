@@ -106,7 +106,7 @@ def test_an_interrupted_run_writes_the_same_weights(settings, checkpoint, tmp_pa
 
 
 def test_start_from_a_checkpoint(settings, checkpoint, tmp_path):
-    """One step at a learning rate of zero leaves the weights unchanged, so they are those of the start."""
+    """One step at a learning rate of zero leaves the weights of the start unchanged."""
     more = dataclasses.replace(settings, start_from=str(checkpoint), steps=1, learning_rate=0.0, hidden_size=64)
     pretraining.pretrain(more, tmp_path / "more")
     assert_same_weights(checkpoint, tmp_path / "more")

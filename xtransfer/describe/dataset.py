@@ -202,7 +202,7 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
         ),
         missing=missing,
         repeated=repeated,
-        measured=tuple(sorted(measured, key=lambda each: each.role == "student")),
+        measured=tuple(sorted(measured, key=lambda entry: entry.role == "student")),
         packing=(*teacher_packing, *student_packing),
         examples=(
             *_examples_to_show(task, transfer.labelled, (teacher, student)),

@@ -116,11 +116,11 @@ def _lengths(description: Description) -> Table:
     percentiles = (f"{p} %" if p < 100 else "longest" for p in PERCENTILES)
     header = ("model", "language", "texts", "examples", *percentiles, "truncated", "tokens/word", "unknown")
     notes = ["lengths are before truncation and include special tokens; tokens/word and unknown exclude them"]
-    if any(each.role == "teacher" and each.language != description.source_language for each in description.measured):
+    if any(m.role == "teacher" and m.language != description.source_language for m in description.measured):
         notes.append(f"the teacher reads {description.source_language} only; its other rows compare the tokenizers")
-    if any(each.lengths.unknown > _MANY_UNKNOWN for each in description.measured):
+    if any(m.lengths.unknown > _MANY_UNKNOWN for m in description.measured):
         notes.append("few tokens per word and many unknown tokens: whole words are unknown to the tokenizer")
-    if any(each.lengths.unit == "character" for each in description.measured):
+    if any(m.lengths.unit == "character" for m in description.measured):
         notes.append("* tokens per character, because the script has no spaces between words")
     return Table(header, rows, text_columns=3, title="Lengths", notes=tuple(notes))
 

@@ -163,7 +163,7 @@ def steps(
 ) -> Iterator[Step]:
     """Yield the named steps of an experiment on a mesh, in the order of `STEPS`. Encoders are built when needed.
 
-    The student's training step is that of the first objective with a teacher, or of the first objective.
+    The student trains on the first objective with a teacher, or else on the first objective.
     """
     objectives = [configured_objective(config, name) for name in config.objectives]
     objective = next((objective for objective in objectives if objective.teacher != "none"), objectives[0])

@@ -33,7 +33,7 @@ _POSITION_SCALE = 0.03  # gives the sinusoids the spread of BERT's normal(0.02)
 
 
 def pretrain(settings: PretrainConfig, output: Path) -> None:
-    """Pretrain an encoder and write its checkpoint. Only one process at a time can work in `<output>.work`.
+    """Pretrain an encoder and write its checkpoint. Only one process can work in `<output>.work` at a time.
 
     Args:
       settings: the recipe.
@@ -90,7 +90,7 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
 
 
 def _loss(partner_weight: float) -> steps.LossFn:
-    """Return the loss: cross-entropy on the masked tokens, plus `partner_weight` times that of finding the partner."""
+    """Return the loss: cross-entropy of the masked tokens, plus `partner_weight` times cross-entropy of the partners."""
 
     def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
         masked, pooled = model.token_logits_and_pooled(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, H]
@@ -122,7 +122,7 @@ def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
 
 
 def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
-    """Return the architecture of `start_from`, or that of the recipe."""
+    """Return the architecture of `start_from`, or build one from the recipe."""
     if settings.start_from:
         architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
         if settings.row_length > architecture.max_positions:
