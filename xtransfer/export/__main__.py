@@ -1,4 +1,4 @@
-"""Write a classifier classifier as a Hugging Face directory, with its model card.
+"""Write a trained classifier as a Hugging Face directory, with its model card.
 
     python -m xtransfer.export --workdir DIR --objective NAME --seed N --output DIR
 

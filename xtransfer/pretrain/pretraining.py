@@ -90,7 +90,7 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
 
 
 def _loss(partner_weight: float) -> steps.LossFn:
-    """Return the loss: cross-entropy of the masked tokens, plus `partner_weight` times cross-entropy of the partners."""
+    """Return the loss: cross-entropy of the masked tokens, plus `partner_weight` times the same for partners."""
 
     def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
         masked, pooled = model.token_logits_and_pooled(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, H]
