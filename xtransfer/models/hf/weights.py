@@ -320,7 +320,7 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, "np")
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}): fetch it again") from error
+        raise UserError(f"{file}: not a complete safetensors file ({error}): fetch it again") from error
 
 
 def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "float32") -> None:
