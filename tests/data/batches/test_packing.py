@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing is mixed, and the same examples give the same layout."""
+"""Packing loses no token, mixes no examples, and gives the same examples the same layout."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ ROW_LENGTH = 12
 
 
 def make_tokens(lengths: list[int]) -> Tokens:
-    """Example i of tokens i*100, i*100+1, …, so that every token tells where it comes from."""
+    """Return examples with tokens 100 · i, 100 · i + 1, …, so that each token identifies its example and position."""
     ids = [i * 100 + t for i, length in enumerate(lengths) for t in range(length)]
     types = [t % 2 for length in lengths for t in range(length)]
     return Tokens(
@@ -40,7 +40,7 @@ lengths_of_a_dataset = st.lists(st.integers(1, ROW_LENGTH), min_size=1, max_size
 
 
 @given(lengths_of_a_dataset, st.data())
-def test_every_example_stands_once_and_whole(lengths: list[int], data: st.DataObject):
+def test_every_example_is_packed_once_and_contiguously(lengths: list[int], data: st.DataObject):
     indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=30))
     slots, offset = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 3))
     packed = data.draw(st.booleans())
@@ -50,7 +50,7 @@ def test_every_example_stands_once_and_whole(lengths: list[int], data: st.DataOb
     batch = pack(tokens, indices, rows, slots, position_offset=offset, packed=packed)
 
     assert batch["slot"].shape == (len(indices), 2)
-    assert len({tuple(place) for place in batch["slot"].tolist()}) == len(indices)
+    assert len({(row, slot) for row, slot in batch["slot"].tolist()}) == len(indices)
     covered = np.zeros((rows, ROW_LENGTH), bool)
     for index, (row, slot) in zip(indices, batch["slot"].tolist(), strict=True):
         start = batch["cls_index"][row, slot]
@@ -74,19 +74,19 @@ def test_every_example_stands_once_and_whole(lengths: list[int], data: st.DataOb
 def test_rows_are_filled_from_the_left_and_slots_in_order(lengths: list[int], slots: int):
     batch = pack(make_tokens(lengths), list(range(len(lengths))), len(lengths), slots)
     for row in range(len(lengths)):
-        mine = np.flatnonzero(batch["slot"][:, 0] == row)
-        used = batch["segment_ids"][row][batch["segment_ids"][row] > 0]
-        assert sorted(batch["slot"][mine, 1].tolist()) == list(range(len(mine)))
-        assert (np.diff(used) >= 0).all() and (batch["segment_ids"][row, : len(used)] > 0).all()
+        members = np.flatnonzero(batch["slot"][:, 0] == row)
+        segments = batch["segment_ids"][row][batch["segment_ids"][row] > 0]
+        assert sorted(batch["slot"][members, 1].tolist()) == list(range(len(members)))
+        assert (np.diff(segments) >= 0).all() and (batch["segment_ids"][row, : len(segments)] > 0).all()
         starts = batch["cls_index"][row]
-        assert (np.diff(starts[: len(mine)]) > 0).all() and not starts[len(mine) :].any()
+        assert (np.diff(starts[: len(members)]) > 0).all() and not starts[len(members) :].any()
 
 
 @given(lengths_of_a_dataset, st.integers(1, 5))
 def test_layout_is_first_fit_decreasing_and_deterministic(lengths: list[int], slots: int):
     placed = packing.first_fit_decreasing(np.asarray(lengths), ROW_LENGTH, slots)
     np.testing.assert_array_equal(placed, packing.first_fit_decreasing(np.asarray(lengths), ROW_LENGTH, slots))
-    rows: list[list[int]] = []  # the plain reading of the algorithm
+    rows: list[list[int]] = []  # a direct implementation
     expected = {}
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         fitting = [r for r, row in enumerate(rows) if sum(row) + lengths[i] <= ROW_LENGTH and len(row) < slots]
@@ -95,46 +95,47 @@ def test_layout_is_first_fit_decreasing_and_deterministic(lengths: list[int], sl
         target = fitting[0] if fitting else len(rows) - 1
         expected[i] = (target, len(rows[target]))
         rows[target].append(lengths[i])
-    assert [tuple(place) for place in placed.tolist()] == [expected[i] for i in range(len(lengths))]
+    assert placed.tolist() == [list(expected[i]) for i in range(len(lengths))]
 
 
 @given(st.lists(st.integers(1, ROW_LENGTH), min_size=1, max_size=10), st.integers(1, 4))
-def test_minimum_slack_fills_each_row_as_well_as_can_be(lengths: list[int], slots: int):
+def test_minimum_slack_fills_each_row_optimally(lengths: list[int], slots: int):
     placed = packing.minimum_slack(np.asarray(lengths), ROW_LENGTH, slots)
     np.testing.assert_array_equal(placed, packing.minimum_slack(np.asarray(lengths), ROW_LENGTH, slots))
-    left = list(range(len(lengths)))
+    remaining = list(range(len(lengths)))
     for row in range(packing.rows_used(placed)):
         members = np.flatnonzero(placed[:, 0] == row)
         assert sorted(placed[members, 1].tolist()) == list(range(len(members))) and len(members) <= slots
-        longest = max(lengths[i] for i in left)
+        longest = max(lengths[i] for i in remaining)
         assert any(lengths[i] == longest for i in members)
-        others = sorted((lengths[i] for i in left), reverse=True)[1:]
-        fits = [sum(c) for k in range(slots) for c in itertools.combinations(others, k)]
-        assert sum(lengths[i] for i in members) == longest + max(fit for fit in fits if longest + fit <= ROW_LENGTH)
-        left = [i for i in left if i not in members]
-    assert not left
+        others = sorted((lengths[i] for i in remaining), reverse=True)[1:]
+        sums = [sum(chosen) for count in range(slots) for chosen in itertools.combinations(others, count)]
+        best = max(total for total in sums if longest + total <= ROW_LENGTH)
+        assert sum(lengths[i] for i in members) == longest + best
+        remaining = [i for i in remaining if i not in members]
+    assert not remaining
 
 
-def test_minimum_slack_by_hand():
-    # 7 wants 5: 5 itself rather than 4 + 1; 6 wants 6: 4 + 2; nothing adds up to 12 any more
+def test_minimum_slack_matches_a_layout_found_by_hand():
+    # 7 leaves room for 5: one example of 5 beats 4 + 1. 6 leaves room for 6 = 4 + 2. Both 1s remain.
     placed = packing.minimum_slack(np.asarray([1, 4, 5, 6, 7, 2, 1]), ROW_LENGTH, 3)
     assert placed.tolist() == [[2, 0], [1, 1], [0, 1], [1, 0], [0, 0], [1, 2], [2, 1]]
 
 
 @given(lengths_of_a_dataset, st.integers(1, 5))
-def test_the_layout_with_fewer_rows_is_taken(lengths: list[int], slots: int):
-    layouts = [make(np.asarray(lengths), ROW_LENGTH, slots) for make in METHODS]
+def test_rows_needed_takes_the_layout_with_fewer_rows(lengths: list[int], slots: int):
+    layouts = [method(np.asarray(lengths), ROW_LENGTH, slots) for method in METHODS]
     fewest = min(packing.rows_used(placed) for placed in layouts)
     assert packing.rows_needed(np.asarray(lengths), ROW_LENGTH, slots) == fewest
 
 
 @pytest.mark.parametrize(("lengths", "rows"), [([5, 5, 4, 4, 3, 3], [3, 2]), ([6, 5, 5, 5, 4, 4, 4, 2], [3, 4])])
-def test_either_method_can_be_the_better_one(lengths: list[int], rows: list[int]):
-    assert [packing.rows_used(make(np.asarray(lengths), ROW_LENGTH, 4)) for make in METHODS] == rows
+def test_either_method_can_need_fewer_rows(lengths: list[int], rows: list[int]):
+    assert [packing.rows_used(method(np.asarray(lengths), ROW_LENGTH, 4)) for method in METHODS] == rows
     assert packing.rows_needed(np.asarray(lengths), ROW_LENGTH, 4) == min(rows)
 
 
-def test_a_layout_by_hand():
+def test_a_layout_matches_one_written_by_hand():
     batch = pack(make_tokens([5, 7, 6, 2]), [0, 1, 2, 3], rows=3, slots=2, position_offset=2)
     assert batch["slot"].tolist() == [[0, 1], [0, 0], [1, 0], [1, 1]]
     assert batch["input_ids"].tolist() == [
@@ -155,7 +156,7 @@ def test_unpacked_puts_example_i_into_row_i():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_what_does_not_fit_is_an_error(packed: bool):
+def test_examples_that_do_not_fit_are_an_error(packed: bool):
     with pytest.raises(ValueError, match="3 examples need 3 rows of 12 tokens, got 2"):
         pack(make_tokens([12, 12, 12]), [0, 1, 2], rows=2, slots=2, packed=packed)
     with pytest.raises(ValueError, match=r"lengths 3\.\.13 do not fit in rows of 12"):
@@ -168,7 +169,9 @@ def test_what_does_not_fit_is_an_error(packed: bool):
 
 @given(lengths_of_a_dataset, st.integers(1, 40), st.integers(1, 5), st.integers(1, 8))
 @settings(max_examples=40)
-def test_row_sizes_are_few_and_hold_any_batch(lengths: list[int], batch_size: int, slots: int, multiple_of: int):
+def test_row_sizes_are_few_and_the_largest_fits_any_batch(
+    lengths: list[int], batch_size: int, slots: int, multiple_of: int
+):
     sizes = packing.row_sizes(np.asarray(lengths), batch_size, ROW_LENGTH, slots, multiple_of)
     assert 1 <= len(sizes) <= 5 and list(sizes) == sorted(set(sizes))
     assert all(size % multiple_of == 0 for size in sizes)
@@ -179,7 +182,7 @@ def test_row_sizes_are_few_and_hold_any_batch(lengths: list[int], batch_size: in
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 4))
-def test_fitted_sizes_are_the_best_that_there_are(needed: list[int], count: int):
+def test_fitted_sizes_are_optimal(needed: list[int], count: int):
     rows = np.sort(np.asarray(needed))
     fitted = packing._fitted(rows, count)
     assert len(fitted) == min(count, len(set(needed))) and (np.diff(fitted) > 0).all()
@@ -187,18 +190,18 @@ def test_fitted_sizes_are_the_best_that_there_are(needed: list[int], count: int)
     def total(sizes: tuple[int, ...]) -> int:
         return sum(min(size for size in sizes if size >= row) for row in needed)
 
-    every = itertools.combinations(range(1, 13), len(fitted))
-    assert total(tuple(fitted)) == min(total(sizes) for sizes in every if max(sizes) >= max(needed))
+    candidates = itertools.combinations(range(1, 13), len(fitted))
+    assert total(tuple(fitted)) == min(total(sizes) for sizes in candidates if max(sizes) >= max(needed))
 
 
-# Tokens of an example: a sentence of news, and a pair as XNLI has them (means of 42 and 40).
+# Mean and standard deviation of the log length: news sentences, and pairs as in XNLI (42 and 40 tokens on average).
 KINDS = {"sentences": (3.65, 0.38), "pairs": (3.58, 0.48)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("multiple_of", "share"), [(1, 0.95), (8, 0.93)])
 def test_rows_are_filled_and_shapes_are_few(kind: str, multiple_of: int, share: float):
-    """At 8 the granule alone costs more: half of it, 4 rows of 84, in the mean."""
+    """Rounding up to a multiple of 8 alone costs 4 of 84 rows on average."""
     random = np.random.default_rng(1)
     lengths = np.clip(random.lognormal(*KINDS[kind], 4000), 6, 128).astype(int)
     sizes = np.asarray(packing.row_sizes(lengths, 256, 128, 16, multiple_of))
@@ -208,64 +211,67 @@ def test_rows_are_filled_and_shapes_are_few(kind: str, multiple_of: int, share: 
     assert len(set(rows.tolist())) <= 4
 
 
-def test_no_more_shapes_than_are_of_use():
-    assert packing.row_sizes(np.full(50, 16), 32, 64, 8, 1) == (8, 9, 32)  # all batches take 8 rows
+def test_there_are_no_more_row_sizes_than_useful():
+    assert packing.row_sizes(np.full(50, 16), 32, 64, 8, 1) == (8, 9, 32)  # every batch needs 8 rows
     assert packing.row_sizes(np.full(50, 16), 32, 64, 8, 4) == (8, 12, 32)
     assert packing.row_sizes(np.full(50, 64), 32, 64, 8, 4) == (32,)
 
 
-def test_unpacked_has_one_row_size():
+def test_unpacked_batches_have_one_row_size():
     assert packing.row_sizes(np.asarray([3, 4]), 10, 64, 8, 4, packed=False) == (12,)
 
 
-def test_fewer_fitted_sizes_are_fewer_programs():
+def test_fewer_fitted_sizes_give_fewer_row_sizes():
     lengths = np.random.default_rng(3).integers(10, 64, 500)
     one, three = (packing.row_sizes(lengths, 64, 128, 16, 1, fitted_sizes=count) for count in (1, 3))
     assert (len(one), len(three)) == (3, 5) and one[-1] == three[-1] == 64
-    assert one[0] == three[2], "the only one has to hold what the largest of three holds"
+    assert one[0] == three[2], "a single fitted size equals the largest of three"
 
 
 @pytest.mark.parametrize(("lengths", "batch_size", "multiple_of"), [([], 1, 1), ([3], 0, 1), ([3], 1, 0)])
-def test_row_sizes_of_nothing_are_an_error(lengths: list[int], batch_size: int, multiple_of: int):
+def test_row_sizes_without_examples_or_with_a_zero_argument_are_an_error(
+    lengths: list[int], batch_size: int, multiple_of: int
+):
     with pytest.raises(ValueError, match="no row sizes"):
         packing.row_sizes(np.asarray(lengths, int), batch_size, 64, 8, multiple_of)
 
 
 @pytest.mark.parametrize("pad_id", [0, 1, 3])
-def test_a_pad_token_in_a_text_is_counted_as_roberta_counts_it(pad_id: int):
-    """Against the rule of transformers itself: pad tokens have position pad_id, and the others count without them."""
+def test_a_pad_token_in_a_text_gets_the_position_that_roberta_gives_it(pad_id: int):
+    """Compare with the rule of transformers: pad tokens have position pad_id, and counting skips them."""
     rng = np.random.default_rng(pad_id)
-    rows = [rng.integers(0, 5, length).tolist() for length in (7, 1, 12, 5, 3, 9)] + [[pad_id] * 4, [4, pad_id]]
+    examples = [rng.integers(0, 5, length).tolist() for length in (7, 1, 12, 5, 3, 9)] + [[pad_id] * 4, [4, pad_id]]
     tokens = Tokens(
-        np.asarray(sum(rows, []), np.int32),
-        np.zeros(sum(map(len, rows)), np.uint8),
-        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        np.asarray(sum(examples, []), np.int32),
+        np.zeros(sum(map(len, examples)), np.uint8),
+        np.cumsum([0, *map(len, examples)], dtype=np.int64),
     )
     sizes = {"row_length": ROW_LENGTH, "rows": 6, "slots": 4, "pad_id": pad_id}
-    batch = packing.pack(tokens, range(len(rows)), **sizes, position_offset=pad_id + 1)
-    other = packing.pack(tokens, range(len(rows)), **sizes, position_offset=pad_id)
-    assert any(pad_id in row[:-1] for row in rows[:6])
-    for row, (place, slot) in zip(rows, batch["slot"].tolist(), strict=True):
-        start = batch["cls_index"][place, slot]
-        found = batch["position_ids"][place, start : start + len(row)].tolist()
-        count = iter(range(pad_id + 1, 100))
-        assert found == [pad_id if token == pad_id else next(count) for token in row]
-        assert batch["segment_ids"][place, start : start + len(row)].tolist() == [slot + 1] * len(row)
-        plain = other["position_ids"][place, start : start + len(row)]
-        np.testing.assert_array_equal(plain, pad_id + np.arange(len(row)))  # another family's are not touched
+    roberta = packing.pack(tokens, range(len(examples)), **sizes, position_offset=pad_id + 1)
+    bert = packing.pack(tokens, range(len(examples)), **sizes, position_offset=pad_id)
+    assert any(pad_id in ids[:-1] for ids in examples[:6])
+    for ids, (row_index, slot) in zip(examples, roberta["slot"].tolist(), strict=True):
+        start = roberta["cls_index"][row_index, slot]
+        positions = roberta["position_ids"][row_index, start : start + len(ids)].tolist()
+        counter = iter(range(pad_id + 1, 100))
+        assert positions == [pad_id if token == pad_id else next(counter) for token in ids]
+        assert roberta["segment_ids"][row_index, start : start + len(ids)].tolist() == [slot + 1] * len(ids)
+        bert_positions = bert["position_ids"][row_index, start : start + len(ids)]
+        # BERT counts pad tokens like any other.
+        np.testing.assert_array_equal(bert_positions, pad_id + np.arange(len(ids)))
         if importlib.util.find_spec("torch"):
             import torch
             from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-            theirs = RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([row]), pad_id)
-            assert found == theirs[0].tolist()
+            reference = RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([ids]), pad_id)
+            assert positions == reference[0].tolist()
 
 
 VOCABULARY, CLASSES = 60, 3
 
 
 def make_pairs(rules: str) -> Dataset:
-    """40 random pairs as the family lays them out: [CLS] a [SEP] b [SEP] with types, or <s> a </s></s> b </s>."""
+    """Return 40 random pairs: [CLS] a [SEP] b [SEP] with type ids for BERT, <s> a </s></s> b </s> for RoBERTa."""
     random = np.random.default_rng(0)
     ids, types = [], []
     for _ in range(40):
@@ -284,7 +290,7 @@ def make_pairs(rules: str) -> Dataset:
 
 
 def make_model(config: EncoderConfig, pooling: str):
-    """(graphdef, params), every parameter random, so that each matters."""
+    """Return (graphdef, params). All parameters are random, so that each of them affects the logits."""
     graphdef, abstract = nnx.split(
         nnx.eval_shape(lambda: Classifier(config, CLASSES, rngs=nnx.Rngs(0), pooling=pooling))
     )
@@ -321,21 +327,23 @@ def test_packed_and_padded_batches_have_the_same_logits_loss_and_gradient(rules:
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     dataset = make_pairs(rules)
-    results = []
-    for packed in (True, False):
+
+    def run(packed: bool):
         plan = BatchPlan(12, 32, 4 if packed else 1, pad_id, offset, multiple_of=4, packed=packed)
         batches = TrainBatches(dataset, plan, seed=4)
         batch = batches(3)
         (value, logits), gradient = step(params, batch)
         indices = batches.indices(3)
         placed = packing.place(dataset.tokens.lengths[indices], 32, plan.slots, packed=packed)
-        results.append((indices, value, np.asarray(logits)[placed[:, 0], placed[:, 1]], gradient, len(logits)))
-    (indices, value, logits, gradient, rows), (padded_indices, *padded, padded_rows) = results
+        return indices, value, np.asarray(logits)[placed[:, 0], placed[:, 1]], gradient, len(logits)
+
+    indices, value, logits, gradient, rows = run(packed=True)
+    padded_indices, padded_value, padded_logits, padded_gradient, padded_rows = run(packed=False)
     assert indices.tolist() == padded_indices.tolist() and rows < padded_rows
     assert np.std(logits, axis=0).min() > 0.05 and 0.1 < value < 10
-    np.testing.assert_allclose(logits, padded[1], atol=1e-5)
-    np.testing.assert_allclose(value, padded[0], atol=1e-5)
-    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(padded[2]), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(logits, padded_logits, atol=1e-5)
+    np.testing.assert_allclose(value, padded_value, atol=1e-5)
+    for packed_leaf, padded_leaf in zip(jax.tree.leaves(gradient), jax.tree.leaves(padded_gradient), strict=True):
+        np.testing.assert_allclose(packed_leaf, padded_leaf, atol=1e-5)
     word = gradient["encoder"]["embeddings"]["word_embeddings"]["embedding"][...]
-    assert np.abs(word).max() > 1e-3 and not np.abs(word[pad_id]).any()  # padding has no part in it
+    assert np.abs(word).max() > 1e-3 and not np.abs(word[pad_id]).any()  # padding contributes nothing

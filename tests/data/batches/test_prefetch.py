@@ -1,4 +1,4 @@
-"""Prefetching keeps order, errors and depth."""
+"""Prefetching keeps the order, passes errors on, and runs ahead by its depth only."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ def test_prefetch_keeps_the_order():
     assert list(prefetch([])) == []
 
 
-def test_prefetch_raises_what_the_worker_raised_in_its_turn():
+def test_prefetch_raises_the_error_of_the_source_after_the_items_before_it():
     def numbers():
         yield 1
         yield 2
@@ -25,12 +25,12 @@ def test_prefetch_raises_what_the_worker_raised_in_its_turn():
         next(items)
 
 
-def test_prefetch_runs_ahead_by_depth_only_and_ends_when_closed():
-    made: list[int] = []
+def test_prefetch_runs_ahead_by_its_depth_only_and_its_thread_exits_on_close():
+    produced: list[int] = []
 
     def numbers():
         for i in range(10**9):
-            made.append(i)
+            produced.append(i)
             yield i
 
     def workers() -> list[str]:
@@ -39,15 +39,15 @@ def test_prefetch_runs_ahead_by_depth_only_and_ends_when_closed():
     items = prefetch(numbers(), depth=2)
     assert next(items) == 0
     deadline = time.monotonic() + 5
-    while len(made) < 4 and time.monotonic() < deadline:
+    while len(produced) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert made == [0, 1, 2, 3]  # one taken, two in the queue, one in hand
+    assert produced == [0, 1, 2, 3]  # one consumed, two in the queue, and one that the worker waits to put there
     assert len(workers()) == 1
     items.close()
     assert not workers()
 
 
-def test_prefetch_of_nothing_ahead_is_an_error():
+def test_a_prefetch_depth_of_zero_is_an_error():
     with pytest.raises(ValueError, match="prefetch depth 0"):
         prefetch(range(3), depth=0)
