@@ -1,4 +1,4 @@
-"""Rows of streams: the same as of files, with the member's name in every error."""
+"""Streams give the same rows as files, and every error names the archive member."""
 
 import io
 
@@ -12,7 +12,7 @@ from xtransfer.errors import UserError
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-def refused(data: bytes, ending: str = ".tsv") -> str:
+def error_message(data: bytes, ending: str = ".tsv") -> str:
     with pytest.raises(UserError) as caught:
         list(lines.rows(io.BytesIO(data), "top/a", ending))
     return str(caught.value)
@@ -21,14 +21,15 @@ def refused(data: bytes, ending: str = ".tsv") -> str:
 @given(st.lists(any_text), st.booleans())
 def test_lines_end_at_newlines_only(texts, bom):
     text = "".join(f"{line}\n" for line in texts)
-    found = list(lines.lines(io.BytesIO(b"\xef\xbb\xbf" * bom + text.encode()), "a"))
+    prefix = b"\xef\xbb\xbf" if bom else b""
+    numbered = list(lines.lines(io.BytesIO(prefix + text.encode()), "a"))
     expected = text if bom else text.removeprefix("\ufeff")
-    assert [line for _, line in found] == [f"{line}\n" for line in expected.split("\n")[:-1]]
-    assert [number for number, _ in found] == list(range(1, len(found) + 1))
+    assert [line for _, line in numbered] == [f"{line}\n" for line in expected.split("\n")[:-1]]
+    assert [number for number, _ in numbered] == list(range(1, len(numbered) + 1))
 
 
 @given(st.binary(max_size=40) | any_text.map(str.encode), st.sampled_from([".tsv", ".csv", ".jsonl"]))
-def test_a_stream_is_read_as_a_file_is(tmp_path_factory, data, ending):
+def test_a_stream_gives_the_same_rows_or_error_as_a_file(tmp_path_factory, data, ending):
     path = tmp_path_factory.getbasetemp() / f"a{ending}"
     path.write_bytes(data)
     try:
@@ -36,15 +37,15 @@ def test_a_stream_is_read_as_a_file_is(tmp_path_factory, data, ending):
     except UserError as error:
         expected = str(error).replace(f"{path}:", "top/a:")
     try:
-        found: object = list(lines.rows(io.BytesIO(data), "top/a", ending))
+        result: object = list(lines.rows(io.BytesIO(data), "top/a", ending))
     except UserError as error:
-        found = str(error)
-    assert found == expected
+        result = str(error)
+    assert result == expected
 
 
-def test_a_quote_is_a_character():
-    found = list(lines.rows(io.BytesIO(b'a\tb\n"x\ty"\n"\t\n'), "n", ".tsv"))
-    assert found == [(2, {"a": '"x', "b": 'y"'}), (3, {"a": '"', "b": ""})]
+def test_a_quote_is_an_ordinary_character_in_tsv():
+    rows = list(lines.rows(io.BytesIO(b'a\tb\n"x\ty"\n"\t\n'), "n", ".tsv"))
+    assert rows == [(2, {"a": '"x', "b": 'y"'}), (3, {"a": '"', "b": ""})]
 
 
 @pytest.mark.parametrize(
@@ -57,14 +58,14 @@ def test_a_quote_is_a_character():
         (b"a\r\nx\r\ny\r\n", [(2, "x"), (3, "y")]),
     ],
 )
-def test_a_carriage_return_alone_ends_no_line_of_csv(data: bytes, expected: list[tuple[int, str]]):
-    """Lines are counted as other programs count them, who look for the row."""
+def test_a_lone_carriage_return_does_not_count_as_a_csv_line(data: bytes, expected: list[tuple[int, str]]):
+    """Lines are counted as in other programs, so that a user finds the row."""
     assert list(lines.rows(io.BytesIO(data), "n", ".csv")) == [(line, {"a": text}) for line, text in expected]
 
 
 def test_errors_name_the_member_and_line(monkeypatch: pytest.MonkeyPatch):
-    assert refused(b"a\tb\nx\n") == "top/a:2: 1 column, expected 2"
-    assert refused(b"a\n\xffx\n") == "top/a:2: byte 0xff is not UTF-8; save the file as UTF-8"
-    assert refused(b'{"a": 1}\n{"a": NaN}\n', ".jsonl").startswith("top/a:2: malformed JSON")
+    assert error_message(b"a\tb\nx\n") == "top/a:2: 1 column, expected 2"
+    assert error_message(b"a\n\xffx\n") == "top/a:2: byte 0xff is not UTF-8; save the file as UTF-8"
+    assert error_message(b'{"a": 1}\n{"a": NaN}\n', ".jsonl").startswith("top/a:2: malformed JSON")
     monkeypatch.setattr(lines, "_MAX_LINE", 1 << 20)
-    assert refused(b"a\n" + b"x" * ((1 << 20) + 1)) == "top/a:2: a line of over 1 MiB; is this a text file?"
+    assert error_message(b"a\n" + b"x" * ((1 << 20) + 1)) == "top/a:2: a line of over 1 MiB; is this a text file?"

@@ -1,4 +1,4 @@
-"""Strict readers: what was written comes back, and every fault names its file and line."""
+"""The strict readers return exactly the rows that were written, and every error names the file and line."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ PLAIN = Columns("text", label="label")
 
 reuses_tmp_path = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-# What a TSV cell cannot hold is what ends it.
+# A TSV cell cannot contain the characters that end it.
 tsv_cells = any_text.filter(lambda t: not set(t) & set("\t\n\r"))
 labels = any_text.filter(bool)
 
@@ -34,8 +34,8 @@ def rows_of(records: list[Record]) -> list[tuple]:
     return [(r.text, r.text_pair, r.label) for r in records]
 
 
-def refused(path: Path, content: str | bytes, columns: Columns = PLAIN, **options) -> str:
-    """The message for a file with this content, without its directory."""
+def error_message(path: Path, content: str | bytes, columns: Columns = PLAIN, **options) -> str:
+    """Return the error for a file with this content, without its directory."""
     with pytest.raises(UserError) as caught:
         tables.read_records(write(path, content), columns, **options)
     message = str(caught.value)
@@ -50,9 +50,9 @@ def refused(path: Path, content: str | bytes, columns: Columns = PLAIN, **option
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
 )
-def test_tsv_round_trip(tmp_path, rows, bom, newline, last_newline):
+def test_tsv_round_trip(tmp_path, rows, bom, newline, final_newline):
     lines = ["label\ttext", *(f"{label}\t{text}" for text, label in rows)]
-    content = ("\ufeff" if bom else "") + newline.join(lines) + (newline if last_newline else "")
+    content = ("\ufeff" if bom else "") + newline.join(lines) + (newline if final_newline else "")
     records, skipped = tables.read_records(write(tmp_path / "a.tsv", content), PLAIN)
     assert rows_of(records) == [(text, None, label) for text, label in rows] and skipped == 0
     assert [r.line for r in records] == list(range(2, len(rows) + 2))
@@ -62,7 +62,7 @@ def test_tsv_round_trip(tmp_path, rows, bom, newline, last_newline):
 @reuses_tmp_path
 @given(st.lists(st.tuples(any_text.filter(str.strip), any_text.filter(str.strip), labels), min_size=1), st.booleans())
 def test_csv_round_trip(tmp_path, rows, quote_all):
-    # the module's writer leaves a lone "\r" unquoted where lines end in "\n", so quote what it would not
+    # Quote every cell if one contains "\r", because csv.writer may leave it unquoted.
     quoting = csv.QUOTE_ALL if quote_all or any("\r" in cell for row in rows for cell in row) else csv.QUOTE_MINIMAL
     out = io.StringIO()
     csv.writer(out, quoting=quoting, lineterminator="\r\n").writerows([("text", "other", "label"), *rows])
@@ -85,7 +85,7 @@ def test_jsonl_round_trip(tmp_path, rows, ascii_only, bom):
 
 @reuses_tmp_path
 @given(st.sampled_from([".tsv", ".csv", ".jsonl"]), st.binary(max_size=40) | any_text.map(str.encode))
-def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, ending, content):
+def test_any_bytes_are_read_or_refused_with_one_line(tmp_path, ending, content):
     path = write(tmp_path / f"a{ending}", b'{"text": "' + content if ending == ".jsonl" else b"text\n" + content)
     try:
         records, _ = tables.read_records(path, Columns("text"))
@@ -95,7 +95,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, ending, content):
         assert records and all(r.text.strip() for r in records)
 
 
-def test_quotes_in_tsv_are_characters(tmp_path):
+def test_quotes_in_tsv_are_ordinary_characters(tmp_path):
     content = 'text\tlabel\n"half a quote\tx\n5" disc\ty\n""\tz\n'
     records, _ = tables.read_records(write(tmp_path / "a.tsv", content), PLAIN)
     assert [r.text for r in records] == ['"half a quote', '5" disc', '""']
@@ -112,7 +112,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
         assert [r.text for r in records] == [odd]
 
 
-def test_csv_lines_count_line_breaks_inside_quotes(tmp_path):
+def test_csv_line_numbers_count_line_breaks_inside_quotes(tmp_path):
     content = 'text,label\n"two\nlines",x\nplain,y\n'
     records, _ = tables.read_records(write(tmp_path / "a.csv", content), PLAIN)
     assert [(r.line, r.text) for r in records] == [(2, "two\nlines"), (4, "plain")]
@@ -125,7 +125,7 @@ def test_huge_cells_are_read(tmp_path):
     assert csv.field_size_limit() == limit
 
 
-def test_ids_pairs_and_unread_columns(tmp_path):
+def test_ids_and_pairs_are_read_and_other_columns_ignored(tmp_path):
     path = write(tmp_path / "a.tsv", "n\ta\tb\tz\n7\tone\ttwo\t\nx\tthree\tfour\t\n")
     records, _ = tables.read_records(path, Columns("a", pair="b", id="n"))
     assert records == [Record(2, "7", "one", "two", None), Record(3, "x", "three", "four", None)]
@@ -150,8 +150,8 @@ def test_ids_pairs_and_unread_columns(tmp_path):
         ("text\tlabel\na\tx\n".encode("utf-16"), "a.tsv:1: byte 0xff is not UTF-8"),
     ],
 )
-def test_malformed_tsv(tmp_path, content, message):
-    assert refused(tmp_path / "a.tsv", content).startswith(message)
+def test_malformed_tsv_is_refused(tmp_path, content, message):
+    assert error_message(tmp_path / "a.tsv", content).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_malformed_tsv(tmp_path, content, message):
         ("text;label\nfine;x\n", "a.csv:2: no column 'text' among 'text;label'"),
     ],
 )
-def test_malformed_csv(tmp_path, content, message):
-    assert refused(tmp_path / "a.csv", content).startswith(message)
+def test_malformed_csv_is_refused(tmp_path, content, message):
+    assert error_message(tmp_path / "a.csv", content).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -192,35 +192,35 @@ def test_malformed_csv(tmp_path, content, message):
         (b'{"text": "\xff", "label": "x"}', "byte 0xff is not UTF-8"),
     ],
 )
-def test_malformed_jsonl(tmp_path, line, message):
-    first = b'{"text": "fine", "label": 0}\n'
+def test_malformed_jsonl_is_refused(tmp_path, line, message):
+    valid_line = b'{"text": "fine", "label": 0}\n'
     line = line if isinstance(line, bytes) else line.encode()
-    assert refused(tmp_path / "a.jsonl", first + line + b"\n").startswith(f"a.jsonl:2: {message}")
+    assert error_message(tmp_path / "a.jsonl", valid_line + line + b"\n").startswith(f"a.jsonl:2: {message}")
 
 
-def test_whole_surrogate_pairs_are_one_character(tmp_path):
+def test_a_complete_surrogate_pair_is_one_character(tmp_path):
     records, _ = tables.read_records(write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n'), Columns("text"))
     assert records[0].text == "\U0001f600"
 
 
-def test_double_ids_name_both_lines(tmp_path):
-    message = refused(tmp_path / "a.tsv", "id\ttext\n1\ta\n2\tb\n1\tc\n", Columns("text", id="id"))
+def test_the_error_for_a_duplicate_id_names_both_lines(tmp_path):
+    message = error_message(tmp_path / "a.tsv", "id\ttext\n1\ta\n2\tb\n1\tc\n", Columns("text", id="id"))
     assert message == "a.tsv:4: id '1' already occurs in line 2"
-    message = refused(tmp_path / "a.csv", "id,text\n1,a\r1,c\n", Columns("text", id="id"))
+    message = error_message(tmp_path / "a.csv", "id,text\n1,a\r1,c\n", Columns("text", id="id"))
     assert message == "a.csv:2: id '1' already occurs in line 2"
 
 
-def test_empty_text_is_skipped_when_asked_and_counted(tmp_path):
+def test_empty_text_is_skipped_and_counted_on_request(tmp_path):
     path = write(tmp_path / "a.tsv", "text\tother\n\tb\na\t \nc\td\n")
     records, skipped = tables.read_records(path, Columns("text", pair="other"), empty_text="skip")
     assert [(r.id, r.line, r.text) for r in records] == [("2", 4, "c")] and skipped == 2
-    message = refused(tmp_path / "b.tsv", "text\tother\na\t \n", Columns("text", pair="other"))
+    message = error_message(tmp_path / "b.tsv", "text\tother\na\t \n", Columns("text", pair="other"))
     assert message.startswith("b.tsv:2: column 'other' is empty")
-    only_empty = refused(tmp_path / "c.tsv", "text\tlabel\n \tx\n", empty_text="skip")
+    only_empty = error_message(tmp_path / "c.tsv", "text\tlabel\n \tx\n", empty_text="skip")
     assert only_empty == "c.tsv: no rows with text"
 
 
-def test_files_that_cannot_be_opened(tmp_path):
+def test_errors_name_files_that_cannot_be_opened(tmp_path):
     for name, message in [
         ("none.tsv", "no such file"),
         ("a.xlsx", "the ending '.xlsx' is not one of .tsv, .csv, .jsonl, .parquet"),
@@ -239,25 +239,25 @@ def test_files_that_cannot_be_opened(tmp_path):
         ("a.csv", 'text\n"' + "stray\n" * 60, "a.csv:2: a row of over 0 MiB; is a quote not closed?"),
     ],
 )
-def test_a_row_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, name, content, message):
+def test_a_row_too_large_for_memory_is_refused(tmp_path, monkeypatch, name, content, message):
     monkeypatch.setattr(lines, "_MAX_LINE", 50)
-    assert refused(tmp_path / name, content, Columns("text")) == message
+    assert error_message(tmp_path / name, content, Columns("text")) == message
 
 
-def test_a_file_is_read_as_far_as_it_is_asked_for(tmp_path):
-    for name, head, row, fault in [
+def test_a_file_is_read_lazily(tmp_path):
+    for name, header, row, malformed in [
         ("a.tsv", "text\n", "good\n", "a\tb\n"),
         ("a.csv", "text\n", '"go\nod"\n', "a,b\n"),
         ("a.jsonl", "", '{"text": "good"}\n', "[]\n"),
     ]:
-        path = write(tmp_path / name, head + row * 5 + fault)
+        path = write(tmp_path / name, header + row * 5 + malformed)
         texts = tables.read_texts(tables.inspect(path, "text", None, None, skip_empty=False))
         assert [next(texts).id for _ in range(5)] == [0, 1, 2, 3, 4]
         with pytest.raises(UserError, match=f"{name}:"):
             next(texts)
 
 
-def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path):
+def test_memory_does_not_grow_with_the_file(tmp_path):
     def peak(rows: int) -> int:
         path = write(tmp_path / f"{rows}.tsv", "text\n" + "some text of no meaning\n" * rows)
         tracemalloc.start()
@@ -270,7 +270,7 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path):
     assert peak(20_000) < peak(200) + 50_000
 
 
-def test_columns_are_those_that_are_named_or_there(tmp_path):
+def test_columns_are_the_named_ones_or_else_the_default_ones_that_exist(tmp_path):
     path = write(tmp_path / "a.tsv", "id\ttext\ttext_pair\tother\nx\ta\tb\tc\n")
 
     def columns(pair, id_):
@@ -300,26 +300,26 @@ def test_parquet_round_trip(tmp_path, rows):
     assert [(r.line, r.id) for r in records] == [(i + 1, str(i)) for i in range(len(rows))]
 
 
-def test_parquet_faults_name_the_row(tmp_path):
+def test_parquet_errors_name_the_row(tmp_path):
     def message(empty_text="error", id="", **columns) -> str:
         with pytest.raises(UserError) as caught:
             path = parquet(tmp_path / "a.parquet", **columns)
             tables.read_records(path, Columns("text", label="label", id=id), empty_text=empty_text)
         return str(caught.value).removeprefix(f"{tmp_path}/")
 
-    good = {"text": ["a", "b"], "label": [0, 1]}
-    assert message(**good | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
-    assert message("skip", **good | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
-    assert message(**good | {"text": [1, 2]}) == "a.parquet:1: column 'text' is a number, expected text"
-    assert message(**good | {"label": [0, None]}).startswith("a.parquet:2: column 'label' is null, expected text or")
-    assert message(**good | {"label": [0.5, 1.0]}).startswith("a.parquet:1: column 'label' is a number, expected")
-    assert message(**good | {"text": ["a", " "]}).startswith("a.parquet:2: column 'text' is empty; fill it in, or")
-    assert message(id="n", n=["x", "x"], **good) == "a.parquet:2: id 'x' already occurs in row 1"
+    valid = {"text": ["a", "b"], "label": [0, 1]}
+    assert message(**valid | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
+    assert message("skip", **valid | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
+    assert message(**valid | {"text": [1, 2]}) == "a.parquet:1: column 'text' is a number, expected text"
+    assert message(**valid | {"label": [0, None]}).startswith("a.parquet:2: column 'label' is null, expected text or")
+    assert message(**valid | {"label": [0.5, 1.0]}).startswith("a.parquet:1: column 'label' is a number, expected")
+    assert message(**valid | {"text": ["a", " "]}).startswith("a.parquet:2: column 'text' is empty; fill it in, or")
+    assert message(id="n", n=["x", "x"], **valid) == "a.parquet:2: id 'x' already occurs in row 1"
     assert message(text=["a"], lable=["x"]).endswith("no column 'label' among 'text', 'lable'; did you mean 'lable'?")
     assert message(text=pa.array([], pa.string()), label=pa.array([], pa.string())) == "a.parquet: no rows with text"
 
 
-def test_parquet_is_read_as_it_is_asked_for(tmp_path):
+def test_parquet_ids_and_pairs_follow_the_inspected_columns(tmp_path):
     path = parquet(tmp_path / "A.PARQUET", id=[7, 8], text=["a", "b"], text_pair=["c", "d"], image=[b"\xff", b""])
     source = tables.inspect(path, "text", None, None, skip_empty=False)
     assert source == tables.TextTable(path, Columns("text", pair="text_pair", id="id"), (), False)
@@ -335,12 +335,12 @@ def test_parquet_is_read_as_it_is_asked_for(tmp_path):
         )
 
 
-def test_an_id_stands_once_of_each_language(tmp_path):
+def test_an_id_is_unique_within_each_language(tmp_path):
     columns = Columns("text", id="id", language="lang")
     path = write(tmp_path / "a.tsv", "id\ttext\tlang\n1\ta\ten\n1\tb\tde\n2\tc\tde\n")
     records, _ = tables.read_records(path, columns)
     assert [(r.id, r.language) for r in records] == [("1", "en"), ("1", "de"), ("2", "de")]
-    message = refused(tmp_path / "b.tsv", "id\ttext\tlang\n1\ta\ten\n2\tb\tde\n1\tc\ten\n", columns)
+    message = error_message(tmp_path / "b.tsv", "id\ttext\tlang\n1\ta\ten\n2\tb\tde\n1\tc\ten\n", columns)
     assert message == "b.tsv:4: id '1' of 'en' already occurs in line 2"
-    assert refused(tmp_path / "c.tsv", "id\ttext\tlang\n1\ta\t\n", columns) == "c.tsv:2: column 'lang' is empty"
+    assert error_message(tmp_path / "c.tsv", "id\ttext\tlang\n1\ta\t\n", columns) == "c.tsv:2: column 'lang' is empty"
     assert list(tables.column_values(path, "lang")) == ["en", "de", "de"]
