@@ -1,4 +1,4 @@
-"""Tokens on disk: tokenised once for whatever decides them, in memory that does not grow."""
+"""The token cache tokenises the same texts once, and its memory does not grow with them."""
 
 import logging
 import tracemalloc
@@ -23,40 +23,40 @@ def tokenizer() -> SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def cache_short_texts(monkeypatch):
     caching.keep_everything(monkeypatch)
 
 
-@given(
-    st.lists(st.tuples(*[st.text(st.sampled_from("ab 本god[]"), max_size=20)] * 2), max_size=12),
-    st.booleans(),
-)
-def test_tokens_written_and_reopened_are_those_of_tokenize(tokenizer, tmp_path_factory, examples, paired):
+short_texts = st.text(st.sampled_from("ab 本god[]"), max_size=20)
+
+
+@given(st.lists(st.tuples(short_texts, short_texts), max_size=12), st.booleans())
+def test_tokens_written_and_reopened_equal_those_of_tokenize(tokenizer, tmp_path_factory, examples, paired):
     texts, pairs = [a for a, _ in examples], [b for _, b in examples] if paired else None
     cache = TokenCache(tmp_path_factory.mktemp("cache"), tokenizer, MAX_LENGTH)
     expected = tokenization.tokenize(tokenizer, texts, pairs, MAX_LENGTH)
-    written, done = tokenised(cache, texts, pairs)
+    written, newly_tokenised = tokenised(cache, texts, pairs)
     assert_same(written, expected)
-    assert done == len(texts)
-    reopened, done = tokenised(cache, texts, pairs)
+    assert newly_tokenised == len(texts)
+    reopened, newly_tokenised = tokenised(cache, texts, pairs)
     assert_same(reopened, expected)
-    assert done == 0
+    assert newly_tokenised == 0
 
 
-def test_a_second_start_does_not_tokenise(tokenizer, tmp_path, monkeypatch):
+def test_a_second_run_does_not_tokenise(tokenizer, tmp_path, monkeypatch):
     expected, _ = tokenised(TokenCache(tmp_path / "deep" / "cache", tokenizer, MAX_LENGTH), TEXTS, PAIRS)
 
     def fail(*arguments):
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr(tokenization, "_encode", fail)
-    again = TokenCache(tmp_path / "deep" / "cache", make_tokenizer(), MAX_LENGTH).tokens(TEXTS, PAIRS)
-    assert_same(again, expected)
+    reopened = TokenCache(tmp_path / "deep" / "cache", make_tokenizer(), MAX_LENGTH).tokens(TEXTS, PAIRS)
+    assert_same(reopened, expected)
     with pytest.raises(AssertionError, match="tokenised again"):
         TokenCache(tmp_path, tokenizer, MAX_LENGTH).tokens(TEXTS, PAIRS)
 
 
-def test_reopened_arrays_are_read_only_maps_of_the_files(tokenizer, tmp_path):
+def test_cached_arrays_are_read_only_memory_maps(tokenizer, tmp_path):
     tokens, _ = tokenised(TokenCache(tmp_path, tokenizer, MAX_LENGTH))
     for name in token_cache.ARRAYS:
         array = getattr(tokens, name)
@@ -66,26 +66,26 @@ def test_reopened_arrays_are_read_only_maps_of_the_files(tokenizer, tmp_path):
     )
 
 
-def test_whatever_decides_the_tokens_has_an_entry_of_its_own(tokenizer, tmp_path):
-    other = make_tokenizer((*SPECIAL, *WORDS[::-1]))
+def test_each_input_of_tokenisation_is_part_of_the_cache_key(tokenizer, tmp_path):
+    other_vocabulary = make_tokenizer((*SPECIAL, *WORDS[::-1]))
     settings = [
         (tokenizer, MAX_LENGTH, TEXTS, None),
         (tokenizer, MAX_LENGTH, TEXTS, PAIRS),
         (tokenizer, MAX_LENGTH, PAIRS, TEXTS),
         (tokenizer, MAX_LENGTH, TEXTS[1:], None),
         (tokenizer, MAX_LENGTH + 1, TEXTS, None),
-        (other, MAX_LENGTH, TEXTS, None),
+        (other_vocabulary, MAX_LENGTH, TEXTS, None),
     ]
-    for number, (each, length, texts, pairs) in enumerate(settings):
-        tokens, done = tokenised(TokenCache(tmp_path, each, length), texts, pairs)
-        assert done == len(texts) and len(entries(tmp_path)) == number + 1
-        assert_same(tokens, tokenization.tokenize(each, texts, pairs, length))
-    for each, length, texts, pairs in settings:
-        assert tokenised(TokenCache(tmp_path, each, length), texts, pairs)[1] == 0
+    for number, (used_tokenizer, length, texts, pairs) in enumerate(settings):
+        tokens, newly_tokenised = tokenised(TokenCache(tmp_path, used_tokenizer, length), texts, pairs)
+        assert newly_tokenised == len(texts) and len(entries(tmp_path)) == number + 1
+        assert_same(tokens, tokenization.tokenize(used_tokenizer, texts, pairs, length))
+    for used_tokenizer, length, texts, pairs in settings:
+        assert tokenised(TokenCache(tmp_path, used_tokenizer, length), texts, pairs)[1] == 0
 
 
 @pytest.mark.parametrize("change", ["format", "library", "limit"])
-def test_what_another_version_wrote_is_not_read(tokenizer, tmp_path, monkeypatch, change):
+def test_an_entry_of_another_version_is_not_read(tokenizer, tmp_path, monkeypatch, change):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     tokenised(cache)
     if change == "format":
@@ -97,19 +97,19 @@ def test_what_another_version_wrote_is_not_read(tokenizer, tmp_path, monkeypatch
     assert tokenised(cache)[1] == len(TEXTS)
 
 
-sides = st.lists(st.text(max_size=3), max_size=4)
+text_lists = st.lists(st.text(max_size=3), max_size=4)
 
 
-@given(st.tuples(sides, st.none() | sides), st.tuples(sides, st.none() | sides))
-def test_fingerprints_are_equal_where_the_texts_are(one, other):
-    assert (texts_fingerprint(*one) == texts_fingerprint(*other)) == (one == other)
-    assert texts_fingerprint(*one) == texts_fingerprint(*one)
+@given(st.tuples(text_lists, st.none() | text_lists), st.tuples(text_lists, st.none() | text_lists))
+def test_fingerprints_are_equal_if_and_only_if_the_texts_are(first, second):
+    assert (texts_fingerprint(*first) == texts_fingerprint(*second)) == (first == second)
+    assert texts_fingerprint(*first) == texts_fingerprint(*first)
 
 
-def test_fingerprints_tell_where_texts_end():
+def test_fingerprints_depend_on_where_texts_end():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_cache, "_HASHED_TOGETHER", 2)
-        found = {
+        fingerprints = {
             texts_fingerprint(texts, pairs)
             for texts, pairs in [
                 (["ab", "c", "d"], None),
@@ -122,33 +122,33 @@ def test_fingerprints_tell_where_texts_end():
                 (["\ud800"], None),
             ]
         }
-    assert len(found) == 8
+    assert len(fingerprints) == 8
 
 
-def test_clipped_texts_are_told_of_every_time(tokenizer, tmp_path, caplog):
+def test_clipped_texts_are_reported_in_every_run(tokenizer, tmp_path, caplog):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
-    for done in (7, 0):
+    for expected_count in (7, 0):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            tokens, heard = tokenised(cache, ["a"] * 5 + ["good " * 100] * 2)
-        assert tokens.clipped == 2 and heard == done
+            tokens, newly_tokenised = tokenised(cache, ["a"] * 5 + ["good " * 100] * 2)
+        assert tokens.clipped == 2 and newly_tokenised == expected_count
         assert "2 of 7 examples had texts of over 160 characters" in caplog.text
 
 
-def test_little_text_and_no_directory_keep_nothing(tokenizer, tmp_path, monkeypatch):
+def test_short_inputs_and_caches_without_a_directory_write_nothing(tokenizer, tmp_path, monkeypatch):
     assert tokenised(TokenCache(None, tokenizer, MAX_LENGTH))[1] == len(TEXTS)
     size = sum(map(len, TEXTS))
     monkeypatch.setattr(token_cache, "_WORTH_KEEPING", size + 1)
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     for _ in range(2):
-        tokens, done = tokenised(cache)
-        assert done == len(TEXTS) and list(tmp_path.iterdir()) == []
+        tokens, newly_tokenised = tokenised(cache)
+        assert newly_tokenised == len(TEXTS) and list(tmp_path.iterdir()) == []
     assert_same(tokens, tokenization.tokenize(tokenizer, TEXTS, None, MAX_LENGTH))
     tokenised(cache, TEXTS, PAIRS)
-    assert len(entries(tmp_path)) == 1  # both sides count
+    assert len(entries(tmp_path)) == 1  # the texts and the pairs together are long enough
 
 
-def test_memory_does_not_grow_with_the_examples(tokenizer, tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_examples(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "_CHUNK", 100)
     peaks = []
     for n in (2_000, 20_000):

@@ -1,4 +1,4 @@
-"""Tokens on disk are whole or not there, whatever ends the process or fails; what is damaged is made again."""
+"""A cache entry is complete or absent after any crash or failure, and a damaged one is written again."""
 
 import errno
 import logging
@@ -27,12 +27,12 @@ def tokenizer() -> SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def cache_short_texts(monkeypatch):
     caching.keep_everything(monkeypatch)
 
 
-def child(directory: Path, body: str) -> subprocess.Popen:
-    """A process with a `cache` of MAX_LENGTH in the directory that runs `body`."""
+def start_process(directory: Path, body: str) -> subprocess.Popen:
+    """Start a process that runs `body`, in which `cache` is a token cache of MAX_LENGTH in the directory."""
     script = [
         "import os, signal, sys, time",
         "from tests.helpers.caching import MAX_LENGTH, PAIRS, TEXTS, TokenCache, make_tokenizer",
@@ -45,7 +45,7 @@ def child(directory: Path, body: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(
-    "moment",
+    "kill",
     [
         "cache.tokens(TEXTS, PAIRS, on_batch=lambda b: os.kill(os.getpid(), signal.SIGKILL))",
         "encode = tokenization._encode\n"
@@ -54,20 +54,20 @@ def child(directory: Path, body: str) -> subprocess.Popen:
         "token_cache.storage.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
-def test_a_killed_writer_leaves_rubbish_that_the_next_one_removes(tokenizer, tmp_path, moment):
-    process = child(tmp_path, f"{moment}\ncache.tokens(TEXTS, PAIRS)")
+def test_the_next_writer_removes_the_temporary_files_of_a_killed_one(tokenizer, tmp_path, kill):
+    process = start_process(tmp_path, f"{kill}\ncache.tokens(TEXTS, PAIRS)")
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert [path.suffix for path in entries(tmp_path)] == [".tmp"]
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
-    other, _ = tokenised(cache, TEXTS)  # another entry than the killed one's
+    tokenised(cache, TEXTS)  # a different entry from the one of the killed process
     assert [path.suffix for path in entries(tmp_path)] == [""]
-    tokens, done = tokenised(cache, TEXTS, PAIRS)
-    assert done == len(TEXTS) and len(entries(tmp_path)) == 2
+    tokens, newly_tokenised = tokenised(cache, TEXTS, PAIRS)
+    assert newly_tokenised == len(TEXTS) and len(entries(tmp_path)) == 2
     assert_same(tokens, tokenization.tokenize(tokenizer, TEXTS, PAIRS, MAX_LENGTH))
 
 
-def test_of_two_processes_one_tokenises_and_both_have_the_tokens(tokenizer, tmp_path):
+def test_one_of_two_processes_tokenises_and_both_get_the_tokens(tokenizer, tmp_path):
     body = "\n".join(
         [
             "done = []",
@@ -77,11 +77,11 @@ def test_of_two_processes_one_tokenises_and_both_have_the_tokens(tokenizer, tmp_
             "print(sum(done), tokens.input_ids.sum())",
         ]
     )
-    processes = [child(tmp_path, body) for _ in range(2)]
-    said = [process.communicate()[0].split() for process in processes]
+    processes = [start_process(tmp_path, body) for _ in range(2)]
+    outputs = [process.communicate()[0].split() for process in processes]
     expected = tokenization.tokenize(tokenizer, TEXTS, PAIRS, MAX_LENGTH)
-    assert sorted(int(done) for done, _ in said) == [0, len(TEXTS)]
-    assert {int(total) for _, total in said} == {int(expected.input_ids.sum())}
+    assert sorted(int(newly_tokenised) for newly_tokenised, _ in outputs) == [0, len(TEXTS)]
+    assert {int(total) for _, total in outputs} == {int(expected.input_ids.sum())}
     assert len(entries(tmp_path)) == 1
     assert_same(TokenCache(tmp_path, tokenizer, MAX_LENGTH).tokens(TEXTS, PAIRS), expected)
 
@@ -101,21 +101,21 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", [*(f"{name}.npy" for name in token_cache.ARRAYS), "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_made_again(tokenizer, tmp_path, caplog, name, damage):
+def test_a_damaged_entry_is_replaced(tokenizer, tmp_path, caplog, name, damage):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     tokenised(cache)
     (entry,) = entries(tmp_path)
     DAMAGE[damage](entry / name)
     with caplog.at_level(logging.WARNING):
-        tokens, done = tokenised(cache)
-    assert done == len(TEXTS) and entries(tmp_path) == [entry]
+        tokens, newly_tokenised = tokenised(cache)
+    assert newly_tokenised == len(TEXTS) and entries(tmp_path) == [entry]
     assert caplog.text.count(f"{entry}: damaged") == 1
     assert_same(tokens, tokenization.tokenize(tokenizer, TEXTS, None, MAX_LENGTH))
     assert tokenised(cache)[1] == 0
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"key": NaN}', '{"key": null, "files": {}}'])
-def test_a_manifest_of_something_else_is_not_believed(tokenizer, tmp_path, content):
+def test_an_entry_with_an_invalid_manifest_is_replaced(tokenizer, tmp_path, content):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     tokenised(cache)
     (entry,) = entries(tmp_path)
@@ -123,8 +123,8 @@ def test_a_manifest_of_something_else_is_not_believed(tokenizer, tmp_path, conte
     assert tokenised(cache)[1] == len(TEXTS)
 
 
-@pytest.mark.parametrize("limit", [64, 300])  # bytes: within the header, within the tokens
-def test_a_disk_that_cannot_take_it_is_an_error_with_the_path(tokenizer, tmp_path, limit):
+@pytest.mark.parametrize("limit", [64, 300])  # bytes: inside the header, inside the tokens
+def test_a_failed_write_is_an_error_that_names_the_path(tokenizer, tmp_path, limit):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -138,43 +138,43 @@ def test_a_disk_that_cannot_take_it_is_an_error_with_the_path(tokenizer, tmp_pat
 
 
 @pytest.mark.parametrize("call", ["mkdir", "fsync", "replace"])
-def test_a_full_disk_is_an_error_with_the_path(tokenizer, tmp_path, monkeypatch, call):
+def test_a_full_disk_is_an_error_that_names_the_path(tokenizer, tmp_path, monkeypatch, call):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     tokenised(cache, PAIRS)
     before = entries(tmp_path)
 
-    def full(*_, **__):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, full)
+        patch.setattr(os, call, fail)
         with pytest.raises(UserError, match=f"^{tmp_path}.* cannot be written: No space left on device"):
             cache.tokens(TEXTS, None)
     assert entries(tmp_path) == before
     assert tokenised(cache)[1] == len(TEXTS) and tokenised(cache, PAIRS)[1] == 0
 
 
-def test_a_directory_that_cannot_be_one_is_an_error(tokenizer, tmp_path):
+def test_a_cache_directory_below_a_file_is_an_error(tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"^{tmp_path}/file/cache cannot be written to"):
         TokenCache(tmp_path / "file" / "cache", tokenizer, MAX_LENGTH).tokens(TEXTS, None)
 
 
-def test_an_error_of_the_tokenizer_or_the_caller_leaves_nothing(tokenizer, tmp_path):
+def test_an_error_in_the_tokenizer_or_the_callback_leaves_no_entry(tokenizer, tmp_path):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     with pytest.raises(UserError, match=r"^example 40: the tokenizer fails on 'a \\ud800'"):
         cache.tokens([*TEXTS, "a \ud800"], None)
     assert entries(tmp_path) == []
 
-    def broken(done: int) -> None:
+    def fail(count: int) -> None:
         raise BrokenPipeError("the terminal is gone")
 
     with pytest.raises(BrokenPipeError):
-        cache.tokens(TEXTS, None, on_batch=broken)
+        cache.tokens(TEXTS, None, on_batch=fail)
     assert entries(tmp_path) == []
 
 
-def test_a_file_in_the_place_of_an_entry_gives_way(tokenizer, tmp_path):
+def test_a_file_with_the_name_of_an_entry_is_replaced(tokenizer, tmp_path):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     tokenised(cache)
     (entry,) = entries(tmp_path)
