@@ -1,4 +1,4 @@
-"""The user's own files: what they hold is read as the settings say, and what does not fit is named."""
+"""The task `files` reads the files of a user as configured, and its errors name the file, line, and setting."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from xtransfer.errors import UserError
 Config = Callable[..., TaskConfig]
 
 
-def write(root: Path, language: str, split: str, *rows: str, header: str = "text\tlabel") -> None:
+def write_split(root: Path, language: str, split: str, *rows: str, header: str = "text\tlabel") -> None:
     folder = root / language
     folder.mkdir(exist_ok=True)
     (folder / f"{split}.tsv").write_text("\n".join([header, *rows]) + "\n")
@@ -25,12 +25,12 @@ def write(root: Path, language: str, split: str, *rows: str, header: str = "text
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Files of a source language `en`, with unlabelled text, and of `de` and `fr`."""
+    """Write files for en, with unlabelled text, and for de and fr. Return a function that makes the config."""
     for split in ("train", "dev", "test"):
-        write(tmp_path, "en", split, "nice\tgood", "poor\tbad", "great\tgood")
-    write(tmp_path, "en", "unlabelled", "so so", "never mind", header="text")
+        write_split(tmp_path, "en", split, "nice\tgood", "poor\tbad", "great\tgood")
+    write_split(tmp_path, "en", "unlabelled", "so so", "never mind", header="text")
     for language in ("de", "fr"):
-        write(tmp_path, language, "test", "gut\tgood", "schlecht\tbad")
+        write_split(tmp_path, language, "test", "gut\tgood", "schlecht\tbad")
 
     def make(**changes) -> TaskConfig:
         return replace(TaskConfig(name="files", data_dir=str(tmp_path), source_language="en"), **changes)
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> Config:
     return make
 
 
-def test_files_task(config: Config):
+def test_the_task_has_the_labels_languages_and_examples_of_the_files(config: Config):
     task = user_files.task(config())
     assert task == replace(
         task, name="files", labels=("bad", "good"), source_language="en", target_languages=("de", "fr")
@@ -53,17 +53,17 @@ def test_files_task(config: Config):
     assert not task.synthetic
 
 
-def test_files_task_reads_the_named_columns(config: Config, tmp_path: Path):
+def test_the_task_reads_the_configured_columns(config: Config, tmp_path: Path):
     for language in ("en", "de"):
         for split in ("train", "dev", "test"):
-            write(tmp_path, language, split, "a7\tone\ttwo\tyes", "a8\tx\ty\tno", header="uid\tp\th\tgold")
-    names = {"text_column": "p", "pair_column": "h", "label_column": "gold", "id_column": "uid"}
-    task = user_files.task(config(target_languages=("de",), labels=("yes", "no"), **names))
+            write_split(tmp_path, language, split, "a7\tone\ttwo\tyes", "a8\tx\ty\tno", header="uid\tp\th\tgold")
+    columns = {"text_column": "p", "pair_column": "h", "label_column": "gold", "id_column": "uid"}
+    task = user_files.task(config(target_languages=("de",), labels=("yes", "no"), **columns))
     assert task.target_languages == ("de",)
     assert task.load("dev", "de")[0] == Example("files/dev/de/a7", "one", "two", 0, "de")
 
 
-def test_files_by_pattern(config: Config, tmp_path: Path):
+def test_the_path_pattern_may_contain_brackets_and_repeat_a_field(config: Config, tmp_path: Path):
     for language in ("en", "pt-BR"):
         for split in ("train", "dev", "test"):
             (tmp_path / f"[x]-{language}.{split}.{language}.csv").write_text("text,label\na,u\nb,v\n")
@@ -71,7 +71,7 @@ def test_files_by_pattern(config: Config, tmp_path: Path):
     assert task.target_languages == ("pt-BR",) and len(task.load("test", "pt-BR")) == 2
 
 
-def test_files_that_are_missing(config: Config, tmp_path: Path):
+def test_missing_files_and_languages_are_named(config: Config, tmp_path: Path):
     with pytest.raises(UserError, match="task.target_languages: no data in 'ger'; there are de, en, fr"):
         user_files.task(config(target_languages=("ger",)))
     with pytest.raises(UserError, match="task.source_language: no data in 'eng'; .*did you mean 'en'"):
@@ -109,21 +109,21 @@ def test_files_that_are_missing(config: Config, tmp_path: Path):
         ({"label_column": "lable"}, "no column 'lable' among 'text', 'label'; did you mean 'label'"),
     ],
 )
-def test_bad_settings(config: Config, changes: dict, message: str):
+def test_invalid_settings_are_errors(config: Config, changes: dict, message: str):
     with pytest.raises(UserError) as caught:
         user_files.task(config(**changes))
     assert message in str(caught.value)
 
 
-def test_unknown_labels_name_the_line_and_the_allowed_ones(config: Config, tmp_path: Path):
-    write(tmp_path, "de", "test", "gut\tgood", "schlecht\tbadd")
+def test_the_error_for_an_unknown_label_names_the_line_and_the_known_labels(config: Config, tmp_path: Path):
+    write_split(tmp_path, "de", "test", "gut\tgood", "schlecht\tbadd")
     with pytest.raises(UserError, match=r"de/test\.tsv:3: label 'badd' is not one of bad, good; did you mean 'bad'"):
         user_files.task(config()).load("test", "de")
     with pytest.raises(UserError, match=r"en/train\.tsv:3: label 'bad' is not one of good, awful"):
         user_files.task(config(labels=("good", "awful"))).load("train", "en")
 
 
-def test_requests_beyond_the_task(config: Config):
+def test_loading_an_unknown_language_or_split_is_an_error(config: Config):
     task = user_files.task(config(target_languages=("de",)))
     with pytest.raises(UserError, match="no language 'fr' here; there are en, de"):
         task.load("test", "fr")
@@ -132,7 +132,7 @@ def test_requests_beyond_the_task(config: Config):
 
 
 def test_skipped_rows_are_counted(config: Config, tmp_path: Path, caplog):
-    write(tmp_path, "de", "test", "gut\tgood", " \tbad", "\tbad")
+    write_split(tmp_path, "de", "test", "gut\tgood", " \tbad", "\tbad")
     with pytest.raises(UserError, match=r"de/test\.tsv:3: column 'text' is empty"):
         user_files.task(config()).load("test", "de")
     with caplog.at_level(logging.WARNING):
@@ -140,22 +140,22 @@ def test_skipped_rows_are_counted(config: Config, tmp_path: Path, caplog):
     assert "2 rows without text were skipped" in caplog.text and "test.tsv" in caplog.text
 
 
-def test_files_fingerprint_is_of_bytes_and_columns(config: Config, tmp_path: Path):
+def test_the_fingerprint_covers_the_files_and_the_settings(config: Config, tmp_path: Path):
     def fingerprint(**changes) -> str:
         return user_files.task(config(**changes)).fingerprint()
 
     before = fingerprint()
     assert fingerprint() == before and fingerprint(labels=("bad", "good")) == before
     assert len({before, fingerprint(labels=("good", "bad")), fingerprint(target_languages=("de",))}) == 3
-    write(tmp_path, "de", "dev", "gut\tgood")
+    write_split(tmp_path, "de", "dev", "gut\tgood")
     with_dev = fingerprint()
     (tmp_path / "en" / "unlabelled.tsv").write_text("text\nanother\n")
     assert len({before, with_dev, fingerprint()}) == 3
     assert fingerprint(target_languages=("de", "fr")) == fingerprint()
 
 
-def test_without_a_dev_file_dev_is_held_out_of_train(config: Config, tmp_path: Path, caplog):
-    write(tmp_path, "en", "train", *(f"text {i}\t{('good', 'bad')[i % 2]}" for i in range(40)))
+def test_dev_is_held_out_of_train_if_there_is_no_dev_file(config: Config, tmp_path: Path, caplog):
+    write_split(tmp_path, "en", "train", *(f"text {i}\t{('good', 'bad')[i % 2]}" for i in range(40)))
     with_dev = user_files.task(config()).fingerprint()
     (tmp_path / "en" / "dev.tsv").unlink()
     with caplog.at_level(logging.WARNING):
@@ -172,17 +172,17 @@ def test_without_a_dev_file_dev_is_held_out_of_train(config: Config, tmp_path: P
     assert len(user_files.task(config()).load("test", "de")) == 2
 
 
-def with_file(config: TaskConfig):
+def task_with_unlabelled_file(config: TaskConfig):
     return user_files.with_unlabelled_file(user_files.task(config), config)
 
 
 @pytest.mark.parametrize(
     ("name", "content"), [("u.tsv", "text\nnew\nmore\n"), ("u.csv", "text\nnew\nmore\n"), ("u.jsonl", "")]
 )
-def test_a_file_of_unlabelled_text(config: Config, tmp_path: Path, name: str, content: str):
+def test_unlabelled_text_is_read_from_a_file(config: Config, tmp_path: Path, name: str, content: str):
     (tmp_path / name).write_text(content or '{"text": "new"}\n{"text": "more", "label": "whatever"}\n')
     settings = config(unlabelled_from="file", unlabelled_file=str(tmp_path / name))
-    task = with_file(settings)
+    task = task_with_unlabelled_file(settings)
     assert task.load("unlabelled", "en") == [
         Example("files/unlabelled/en/0", "new", None, -1, "en"),
         Example("files/unlabelled/en/1", "more", None, -1, "en"),
@@ -191,30 +191,35 @@ def test_a_file_of_unlabelled_text(config: Config, tmp_path: Path, name: str, co
     before = task.fingerprint()
     assert before != user_files.task(settings).fingerprint()
     (tmp_path / name).write_text(content or '{"text": "new"}\n')
-    assert (with_file(settings).fingerprint() == before) == bool(content)
+    assert (task_with_unlabelled_file(settings).fingerprint() == before) == bool(content)
 
 
-def test_a_file_of_unlabelled_text_that_does_not_fit(config: Config, tmp_path: Path):
+def test_an_unlabelled_file_that_does_not_match_the_task_is_an_error(config: Config, tmp_path: Path):
     settings = config(unlabelled_from="file", unlabelled_file=str(tmp_path / "u.tsv"))
     with pytest.raises(UserError, match=r"task.unlabelled_file .*u\.tsv: no such file"):
-        with_file(settings)
+        task_with_unlabelled_file(settings)
     (tmp_path / "u.tsv").write_text("body\nnew\n")
     with pytest.raises(UserError, match=r"u\.tsv:2: no column 'text' among 'body'"):
-        with_file(settings).load("unlabelled", "en")
+        task_with_unlabelled_file(settings).load("unlabelled", "en")
     (tmp_path / "u.tsv").write_text("text\tother\na\tb\n")
     for language in ("en", "de", "fr"):
         for split in ("train", "dev", "test"):
-            write(tmp_path, language, split, "a\tb\tgood", "c\td\tbad", header="text\tother\tlabel")
+            write_split(tmp_path, language, split, "a\tb\tgood", "c\td\tbad", header="text\tother\tlabel")
     pairs = replace(settings, pair_column="other")
-    assert with_file(pairs).load("unlabelled", "en") == [Example("files/unlabelled/en/0", "a", "b", -1, "en")]
-    for made_of, read_with, wanted in ((pairs, settings, "name the column"), (settings, pairs, "leave it empty")):
-        task = user_files.with_unlabelled_file(user_files.task(made_of), read_with)
-        with pytest.raises(UserError, match=f"task.pair_column .*u.tsv is read: .*{wanted}"):
+    assert task_with_unlabelled_file(pairs).load("unlabelled", "en") == [
+        Example("files/unlabelled/en/0", "a", "b", -1, "en")
+    ]
+    for task_settings, file_settings, advice in (
+        (pairs, settings, "name the column"),
+        (settings, pairs, "leave it empty"),
+    ):
+        task = user_files.with_unlabelled_file(user_files.task(task_settings), file_settings)
+        with pytest.raises(UserError, match=f"task.pair_column .*u.tsv is read: .*{advice}"):
             task.load("unlabelled", "en")
 
 
-def test_a_language_with_other_splits_and_no_test_is_not_left_out(config: Config, tmp_path: Path):
-    write(tmp_path, "es", "dev", "bien\tgood")
+def test_a_language_without_a_test_file_is_an_error(config: Config, tmp_path: Path):
+    write_split(tmp_path, "es", "dev", "bien\tgood")
     with pytest.raises(UserError) as caught:
         user_files.task(config())
     assert str(caught.value).startswith(
@@ -239,36 +244,36 @@ def test_a_language_with_other_splits_and_no_test_is_not_left_out(config: Config
         ({"bad": 2, "good": 2}, ""),
     ],
 )
-def test_a_rare_class_is_warned_of(config: Config, tmp_path: Path, caplog, counts: dict[str, int], rare: str):
-    write(tmp_path, "en", "train", *(f"text\t{name}" for name, count in counts.items() for _ in range(count)))
+def test_a_rare_class_gives_a_warning(config: Config, tmp_path: Path, caplog, counts: dict[str, int], rare: str):
+    write_split(tmp_path, "en", "train", *(f"text\t{name}" for name, count in counts.items() for _ in range(count)))
     with caplog.at_level(logging.WARNING):
         assert user_files.task(config()).labels == tuple(counts)
-    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-    wanted = f"train.tsv: is {rare} misspelt? Without task.labels, the classes are: {shown}"
-    assert [m.rpartition("/")[2] for m in caplog.messages] == ([wanted] if rare else [])
+    class_counts = ", ".join(f"{name} {count}" for name, count in counts.items())
+    warning = f"train.tsv: is {rare} misspelt? Without task.labels, the classes are: {class_counts}"
+    assert [m.rpartition("/")[2] for m in caplog.messages] == ([warning] if rare else [])
     caplog.clear()
     user_files.task(config(labels=tuple(counts)))
     assert caplog.messages == []
 
 
-def test_a_label_that_train_lacks(config: Config, tmp_path: Path):
-    write(tmp_path, "en", "dev", "a\tgood", "b\tgod")
+def test_a_label_that_does_not_occur_in_train_is_an_error(config: Config, tmp_path: Path):
+    write_split(tmp_path, "en", "dev", "a\tgood", "b\tgod")
     with pytest.raises(UserError, match=r"en/dev\.tsv:3: label 'god' is not one of bad, good; did you mean 'good'"):
         user_files.task(config()).load("dev", "en")
 
 
-def test_a_class_without_an_example_in_train(config: Config, tmp_path: Path):
+def test_a_class_without_training_examples_is_an_error(config: Config, tmp_path: Path):
     task = user_files.task(config(labels=("good", "so-so", "bad", "dull")))
     with pytest.raises(UserError, match=r"en/train\.tsv: no example of 'so-so', 'dull' in task\.labels; add some, or"):
         task.load("train", "en")
     assert len(task.load("test", "de")) == 2
-    write(tmp_path, "en", "train", *(f"text {i}\tgood" for i in range(9)), "x\tbad")
+    write_split(tmp_path, "en", "train", *(f"text {i}\tgood" for i in range(9)), "x\tbad")
     (tmp_path / "en" / "dev.tsv").unlink()
     held_out = user_files.task(config(held_out_seed=0))
-    assert len(held_out.load("train", "en")) == 9, "a class may be held out as a whole, if train has it"
+    assert len(held_out.load("train", "en")) == 9, "dev may take the only example of a class"
 
 
-def test_what_no_path_or_column_can_be_is_one_line(tmp_path):
+def test_impossible_paths_and_columns_are_one_line_errors(tmp_path):
     with pytest.raises(UserError, match="task.data_dir ~nosuchuser/d: no such directory"):
         user_files.task(TaskConfig(name="files", data_dir="~nosuchuser/d"))
     with pytest.raises(UserError, match="task.label_column is empty: name the column of the labels"):

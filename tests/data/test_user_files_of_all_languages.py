@@ -1,4 +1,4 @@
-"""The task `files` with one file of all languages for each split."""
+"""The task `files` with one file per split, which contains all languages."""
 
 import logging
 from collections.abc import Callable
@@ -31,7 +31,7 @@ ROWS = {
 
 @pytest.fixture(params=["tsv", "parquet"])
 def with_languages(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
-    """One file for each split, with the languages in a column; `rows` replaces those of some splits."""
+    """Return a function that writes one file per split with a language column. `rows` replaces the rows of a split."""
 
     def make(rows: dict | None = None, **changes) -> TaskConfig:
         names = ("id", "text", "lang", "label")
@@ -41,13 +41,13 @@ def with_languages(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
                 path.write_text("\n".join("\t".join(row) for row in (names, *content)) + "\n")
             else:
                 pq.write_table(pa.table(dict(zip(names, map(list, zip(*content, strict=True)), strict=True))), path)
-        named = {"language_column": "lang", "id_column": "id", "path": f"all-{{split}}.{request.param}"}
-        return replace(TaskConfig(name="files", data_dir=str(tmp_path), source_language="en"), **named | changes)
+        columns = {"language_column": "lang", "id_column": "id", "path": f"all-{{split}}.{request.param}"}
+        return replace(TaskConfig(name="files", data_dir=str(tmp_path), source_language="en"), **columns | changes)
 
     return make
 
 
-def test_one_file_of_all_languages(with_languages: Config):
+def test_rows_are_selected_by_the_language_column(with_languages: Config):
     task = user_files.task(with_languages())
     assert task.target_languages == ("de", "fr") and task.labels == ("bad", "good")
     assert task.load("train", "en") == [
@@ -66,7 +66,7 @@ def test_one_file_of_all_languages(with_languages: Config):
         task.load("dev", "fr")
 
 
-def test_languages_of_one_file_that_are_missing(with_languages: Config, caplog):
+def test_missing_and_misspelt_languages_are_named(with_languages: Config, caplog):
     with pytest.raises(
         UserError, match="task.target_languages: no data in 'deu'; there are de, en, fr; did you mean 'de'"
     ):
@@ -77,8 +77,8 @@ def test_languages_of_one_file_that_are_missing(with_languages: Config, caplog):
     with caplog.at_level(logging.WARNING):
         task = user_files.task(with_languages(typo, target_languages=("de",)))
     assert task.target_languages == ("de",)
-    left_out = [m.partition("all-")[2] for m in caplog.messages if "ignored, because task.target_languages" in m]
-    assert [(m.partition(".")[0], m.rpartition(": ")[2]) for m in left_out] == [("dev", "dee 1"), ("test", "fr 1")]
+    ignored = [m.partition("all-")[2] for m in caplog.messages if "ignored, because task.target_languages" in m]
+    assert [(m.partition(".")[0], m.rpartition(": ")[2]) for m in ignored] == [("dev", "dee 1"), ("test", "fr 1")]
     with pytest.raises(UserError, match=r"all-train\.\w+: 'de' has train, but no test"):
         user_files.task(with_languages({"test": [ROWS["test"][0]]}, target_languages=("de",)))
     with pytest.raises(
@@ -89,48 +89,56 @@ def test_languages_of_one_file_that_are_missing(with_languages: Config, caplog):
         user_files.task(with_languages({"test": [*ROWS["test"], ("9", "x", "", "bad")]}))
 
 
-def test_dev_of_a_language_in_one_file_is_held_out_where_it_has_none(with_languages: Config):
+def test_dev_is_held_out_of_train_if_the_dev_file_lacks_the_language(with_languages: Config):
     train = [(str(i), f"text {i}", "en", ("good", "bad")[i % 2]) for i in range(20)]
     task = user_files.task(with_languages({"train": train, "dev": ROWS["dev"][1:]}))
     assert len(task.load("dev", "en")) == 2 and len(task.load("train", "en")) == 18
     assert [e.text for e in task.load("dev", "de")] == ["schlecht"]
 
 
-def test_the_fingerprint_covers_one_file_of_all_languages(with_languages: Config):
+def test_the_fingerprint_covers_the_rows_and_the_settings(with_languages: Config):
     def fingerprint(rows: dict | None = None, **changes) -> str:
         return user_files.task(with_languages(rows, **changes)).fingerprint()
 
     before = fingerprint()
-    moved = {"test": [*ROWS["test"][:3], ("3", "bon", "de", "good"), ("1", "bon", "fr", "good")]}
-    dev = {"dev": [*ROWS["dev"], ("2", "x", "en", "bad")]}
-    others = [fingerprint(moved), fingerprint(dev), fingerprint(id_column=""), fingerprint(target_languages=("de",))]
+    moved_row = {"test": [*ROWS["test"][:3], ("3", "bon", "de", "good"), ("1", "bon", "fr", "good")]}
+    extra_dev_row = {"dev": [*ROWS["dev"], ("2", "x", "en", "bad")]}
+    others = [
+        fingerprint(moved_row),
+        fingerprint(extra_dev_row),
+        fingerprint(id_column=""),
+        fingerprint(target_languages=("de",)),
+    ]
     assert fingerprint() == before and len({before, *others}) == 5
 
 
-def test_a_file_of_all_languages_is_read_once_for_all_of_them(with_languages: Config, monkeypatch: pytest.MonkeyPatch):
-    read, seen = user_files.tables.read_records, []
-    monkeypatch.setattr(
-        user_files.tables,
-        "read_records",
-        lambda path, *rest, **more: seen.append(path.stem) or read(path, *rest, **more),
-    )
+def test_each_file_is_read_once_for_all_languages(with_languages: Config, monkeypatch: pytest.MonkeyPatch):
+    read_records, files_read = user_files.tables.read_records, []
+
+    def record_file(path: Path, *args, **options):
+        files_read.append(path.stem)
+        return read_records(path, *args, **options)
+
+    monkeypatch.setattr(user_files.tables, "read_records", record_file)
     task = user_files.task(with_languages())
     for language in ("en", "de", "fr"):
         assert task.load("test", language)
-    assert seen == ["all-train", "all-test"]
+    assert files_read == ["all-train", "all-test"]
 
 
-def texts(settings: TaskConfig) -> list[str]:
+def unlabelled_texts(settings: TaskConfig) -> list[str]:
     task = user_files.with_unlabelled_file(user_files.task(settings), settings)
     return [example.text for example in task.load("unlabelled", "en")]
 
 
-def test_an_unlabelled_file_of_several_languages_gives_those_of_the_source(with_languages: Config, tmp_path: Path):
+def test_an_unlabelled_file_with_languages_gives_the_texts_of_the_source_language(
+    with_languages: Config, tmp_path: Path
+):
     (tmp_path / "u.tsv").write_text("id\ttext\tlang\n1\tnew\ten\n1\tneu\tde\n")
     settings = with_languages(unlabelled_from="file", unlabelled_file=str(tmp_path / "u.tsv"))
-    assert texts(settings) == ["new"]
+    assert unlabelled_texts(settings) == ["new"]
     (tmp_path / "u.tsv").write_text("id\ttext\n1\tnew\n2\tmore\n")
-    assert texts(settings) == ["new", "more"]
+    assert unlabelled_texts(settings) == ["new", "more"]
     (tmp_path / "u.tsv").write_text("id\ttext\tlang\n1\tneu\tde\n")
     with pytest.raises(UserError, match=r"u\.tsv: no row with text whose column 'lang' is 'en'; there are de"):
-        texts(settings)
+        unlabelled_texts(settings)
