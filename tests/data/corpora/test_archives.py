@@ -1,4 +1,4 @@
-"""Members of archives and folders: what was packed comes out, and what is not as it should be is refused by name."""
+"""Archives and folders give back their members, and unsafe, oversized, or damaged ones are refused by name."""
 
 import contextlib
 import gzip
@@ -22,11 +22,12 @@ CONTENTS = {"top/a.tsv": "one\ntwo\n", "top/b/c.tsv": "\u3042" * 1000, "top/empt
 LINK, DEVICE = (tarfile.SYMTYPE, tarfile.LNKTYPE), (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
-def read(source: Path, wanted=lambda name: True, **limits) -> dict[str, bytes]:
-    return {name: stream.read() for name, stream in archives.open_members(source, wanted, **(BIG | limits))}
+def read(source: Path, select=lambda name: True, **limits) -> dict[str, bytes]:
+    return {name: stream.read() for name, stream in archives.open_members(source, select, **(BIG | limits))}
 
 
-def refused(source: Path, **limits) -> str:
+def error_message(source: Path, **limits) -> str:
+    """Return the error of reading all members, and check that it is one line and names the archive."""
     with pytest.raises(UserError) as caught:
         read(source, **limits)
     message = str(caught.value)
@@ -35,40 +36,40 @@ def refused(source: Path, **limits) -> str:
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
-def test_what_was_packed_comes_out(tmp_path: Path, kind: str):
+def test_members_are_read_back(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
     assert read(source) == {name: raw.encoded(content) for name, content in CONTENTS.items()}
     assert read(source, lambda name: name.endswith(".tsv")).keys() == {"top/a.tsv", "top/b/c.tsv"}
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
-def test_a_member_that_is_not_read_to_its_end_disturbs_no_other(tmp_path: Path, kind: str):
+def test_a_partly_read_member_does_not_affect_the_next_ones(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
-    seen = []
+    beginnings = []
     streams = []
     for name, stream in archives.open_members(source, lambda name: True, **BIG):
-        seen.append((name, stream.read(3)))
+        beginnings.append((name, stream.read(3)))
         streams.append(stream)
-    assert seen == [(name, raw.encoded(content)[:3]) for name, content in CONTENTS.items()]
+    assert beginnings == [(name, raw.encoded(content)[:3]) for name, content in CONTENTS.items()]
     assert all(stream.closed for stream in streams)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_the_order_is_that_of_the_archive(tmp_path: Path, kind: str):
+def test_members_keep_the_order_of_the_archive(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](tmp_path / "x", {"z": "1", "a": "2", "./m//n": "3"})
     assert list(read(source)) == ["z", "a", "m/n"]
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
-def test_a_large_member_is_a_stream(tmp_path: Path, kind: str):
-    """The first line can be had without the rest."""
+def test_a_large_member_is_streamed(tmp_path: Path, kind: str):
+    """Read the first line without the rest."""
     source = raw.WRITERS[kind](tmp_path / "x", {"big": b"line\n" * 200_000})
     with archives.open_member(source, "big", member_limit=1 << 20, total_limit=1 << 21) as (_, stream):
         assert stream.readline() == b"line\n"
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
-def test_the_one_member(tmp_path: Path, kind: str):
+def test_open_member_finds_the_only_member_with_the_path(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](
         tmp_path / "x", {"t/en/a.tsv": "1", "t/den/a.tsv": "2", "m/._a.tsv": "3", "t/en/xa.tsv": "4"}
     )
@@ -86,17 +87,17 @@ def test_the_one_member(tmp_path: Path, kind: str):
         pass
 
 
-def test_an_error_of_the_reader_stays_what_it_is(tmp_path: Path):
+def test_an_error_in_the_reader_is_not_changed(tmp_path: Path):
     source = raw.write_zip(tmp_path / "x", {"a": "1", "b/a": "2"})
     with pytest.raises(KeyError), archives.open_member(source, "a", **BIG):
-        raise KeyError("mine")
+        raise KeyError("error of the reader")
 
 
 @pytest.mark.parametrize("name", ["../a.tsv", "top/../../a.tsv", "/etc/a.tsv", "C:\\a.tsv", "..\\a.tsv", "c:a.tsv"])
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_a_name_that_leads_out_is_refused(tmp_path: Path, kind: str, name: str):
+def test_a_name_that_leaves_the_archive_is_refused(tmp_path: Path, kind: str, name: str):
     source = raw.WRITERS[kind](tmp_path / "x", {name: "x"})
-    message = refused(source)
+    message = error_message(source)
     assert "leads out of the archive" in message and repr(name) in message
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -106,7 +107,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, kind: str, name: str):
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, packed: bool):
     extra = (raw.special("top/a.tsv", kind, "/etc/passwd"),)
     source = raw.write_tar(tmp_path / "x.tar", {"top/b.tsv": "x"}, packed=packed, extra=extra)
-    assert "top/a.tsv is a link, device, or sparse file: refused" in refused(source)
+    assert "top/a.tsv is a link, device, or sparse file: refused" in error_message(source)
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path):
@@ -114,31 +115,31 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path):
         member = zipfile.ZipInfo("top/a.tsv")
         member.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(member, "/etc/passwd")
-    assert "top/a.tsv is a link or device: refused" in refused(tmp_path / "x.zip")
+    assert "top/a.tsv is a link or device: refused" in error_message(tmp_path / "x.zip")
 
 
-def test_links_in_a_folder_may_only_lead_within_it(tmp_path: Path):
+def test_links_in_a_folder_must_stay_inside_it(tmp_path: Path):
     folder = raw.write_folder(tmp_path / "data", {"real.tsv": "x"})
     (folder / "inner.tsv").symlink_to("real.tsv")
     assert read(folder) == {"inner.tsv": b"x", "real.tsv": b"x"}
     (tmp_path / "secret").write_text("s")
     (folder / "outer.tsv").symlink_to(tmp_path / "secret")
-    assert "outer.tsv is a link that leads out of the folder" in refused(folder)
+    assert "outer.tsv is a link that leads out of the folder" in error_message(folder)
     assert read(folder, lambda name: name != "outer.tsv").keys() == {"inner.tsv", "real.tsv"}
     (folder / "outer.tsv").unlink()
     (folder / "dangling.tsv").symlink_to("nothing")
-    assert "dangling.tsv is not a plain file" in refused(folder)
+    assert "dangling.tsv is not a plain file" in error_message(folder)
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
-def test_members_beyond_a_limit_are_refused(tmp_path: Path, kind: str):
+def test_members_over_a_size_limit_are_refused(tmp_path: Path, kind: str):
     source = raw.WRITERS[kind](tmp_path / "x", {"a": b"\0" * 1000, "b": b"\0" * 1001})
     assert len(read(source, member_limit=1001, total_limit=2001)) == 2
-    assert "b: over 1,000 bytes" in refused(source, member_limit=1000)
-    assert "b: over 2,000 bytes in total so far: refused" in refused(source, total_limit=2000)
+    assert "b: over 1,000 bytes" in error_message(source, member_limit=1000)
+    assert "b: over 2,000 bytes in total so far: refused" in error_message(source, total_limit=2000)
 
 
-def test_a_file_that_grows_while_it_is_read_stays_within_its_limit(tmp_path: Path):
+def test_a_file_that_grows_over_its_limit_while_being_read_is_refused(tmp_path: Path):
     folder = raw.write_folder(tmp_path / "data", {"a": b"x" * 1000})
     members = archives.open_members(folder, lambda name: True, member_limit=1000, total_limit=1000)
     _, stream = next(members)
@@ -148,7 +149,7 @@ def test_a_file_that_grows_while_it_is_read_stays_within_its_limit(tmp_path: Pat
         stream.read()
 
 
-def test_the_members_of_an_archive_are_bounded_wanted_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_limits_include_members_that_are_not_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for kind in ("zip", "tar.gz"):
         source = raw.WRITERS[kind](tmp_path / kind, {"bomb": b"\0" * (1 << 21), "a": "x"})
         with pytest.raises(UserError, match="bomb: over 1,048,576 bytes in total so far: refused"):
@@ -156,53 +157,55 @@ def test_the_members_of_an_archive_are_bounded_wanted_or_not(tmp_path: Path, mon
     monkeypatch.setattr(archives, "_MEMBERS", 3)
     for kind in raw.WRITERS:
         assert len(read(raw.WRITERS[kind](tmp_path / f"3{kind}", dict.fromkeys("abc", "")))) == 3
-        assert "over 3 " in refused(raw.WRITERS[kind](tmp_path / f"4{kind}", dict.fromkeys("abcd", "")))
+        assert "over 3 " in error_message(raw.WRITERS[kind](tmp_path / f"4{kind}", dict.fromkeys("abcd", "")))
 
 
-def test_a_zip_that_lies_about_a_size_is_refused(tmp_path: Path):
-    """It says 10 bytes where there are a million."""
+def test_a_zip_with_a_wrong_size_is_refused(tmp_path: Path):
+    """Declare 10 bytes for a member of a million."""
     path = raw.write_zip(tmp_path / "x.zip", {"a": b"\0" * 1_000_000})
     data = path.read_bytes()
-    assert data.count(struct.pack("<I", 1_000_000)) == 2, "in the local and in the central header"
+    assert data.count(struct.pack("<I", 1_000_000)) == 2, "the size is in the local and in the central header"
     path.write_bytes(data.replace(struct.pack("<I", 1_000_000), struct.pack("<I", 10)))
-    assert "x.zip: a: the archive is truncated or corrupt" in refused(path, member_limit=100)
+    assert "x.zip: a: the archive is truncated or corrupt" in error_message(path, member_limit=100)
 
 
-def test_a_tar_gz_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The bytes behind the last member belong to none."""
+def test_a_tar_gz_with_much_data_after_its_last_member_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(archives, "_HEADERS", 1 << 14)
     raw.write_tar(tmp_path / "x.tar", {"a": "x"})
     path = tmp_path / "x.tar.gz"
     path.write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes() + b"\0" * (1 << 22)))
-    assert "over 1,000 bytes when unpacked" in refused(path, total_limit=1000)
+    assert "over 1,000 bytes when unpacked" in error_message(path, total_limit=1000)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_a_truncated_archive_is_never_read_in_silence(tmp_path: Path, kind: str):
+def test_a_truncated_archive_is_always_refused(tmp_path: Path, kind: str):
     contents = {f"{i}.tsv": bytes((i * j) % 251 for j in range(700)) for i in range(1, 5)}
     source = raw.WRITERS[kind](tmp_path / "x", contents)
     data = source.read_bytes()
-    end = len(data.rstrip(b"\0")) if kind == "tar" else len(data)
-    for length in {*range(1, end, max(1, end // 60)), end - 1, *(range(512, end, 512) if kind == "tar" else ())}:
+    content_length = len(data.rstrip(b"\0")) if kind == "tar" else len(data)
+    lengths = {*range(1, content_length, max(1, content_length // 60)), content_length - 1}
+    if kind == "tar":
+        lengths |= set(range(512, content_length, 512))  # the boundaries of its blocks
+    for length in lengths:
         source.write_bytes(data[:length])
-        refused(source)
+        error_message(source)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path, kind: str):
+def test_a_flipped_bit_never_changes_the_content_of_a_member(tmp_path: Path, kind: str):
     contents = {f"{i}.tsv": bytes((i * j) % 251 for j in range(700)) for i in range(1, 4)}
     source = raw.WRITERS[kind](tmp_path / "x", contents)
     data = source.read_bytes()
-    caught = 0
-    for place in range(0, len(data), max(1, len(data) // 80)):
-        source.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    refusals = 0
+    for position in range(0, len(data), max(1, len(data) // 80)):
+        source.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
         try:
-            found = read(source)
+            members = read(source)
         except UserError:
-            caught += 1
-        else:  # a name, a date or another field that no checksum of a zip covers
-            assert set(found.values()) <= set(contents.values())
-    assert caught > 40
+            refusals += 1
+        else:  # the bit is in a name, a date, or another field without a checksum
+            assert set(members.values()) <= set(contents.values())
+    assert refusals > 40
 
 
 @given(st.binary(max_size=300))
@@ -214,25 +217,26 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data: bytes):
             read(path)
 
 
-def test_what_is_no_archive(tmp_path: Path):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path):
     path = tmp_path / "x.zip"
-    assert f"{path}: no such file or folder" in refused(path)
+    assert f"{path}: no such file or folder" in error_message(path)
     path.write_text("<!DOCTYPE html><title>Sign in</title>")
-    assert "neither a zip, tar, or tar.gz archive nor a folder; it looks like a web page" in refused(path)
+    assert "neither a zip, tar, or tar.gz archive nor a folder; it looks like a web page" in error_message(path)
     path.write_bytes(b"")
-    assert "neither a zip" in refused(path)
+    assert "neither a zip" in error_message(path)
     path.write_bytes(gzip.compress(b"just text, no tar"))
-    assert "truncated or corrupt" in refused(path)
+    assert "truncated or corrupt" in error_message(path)
 
 
-def flipped(source: Path, word: bytes) -> None:
+def damage(source: Path, word: bytes) -> None:
+    """Replace the last byte of the only occurrence of a word."""
     data = source.read_bytes()
     assert data.count(word) == 1
     source.write_bytes(data.replace(word, word[:-1] + b"X"))
 
 
-def stored(tmp_path: Path, kind: str) -> Path:
-    """Two members, whose bytes stand in the archive as they are."""
+def write_uncompressed(tmp_path: Path, kind: str) -> Path:
+    """Write an archive of two members without compression."""
     contents = {"t/a.tsv": "first\nsecond\nthird\n" + "x" * 100_000, "t/b.tsv": "other\n"}
     if kind == "zip":
         with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_STORED) as archive:
@@ -245,28 +249,28 @@ def stored(tmp_path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-@pytest.mark.parametrize("reader", ["in time", "stops", "complains"])
-def test_a_flipped_byte_is_the_archives_fault(tmp_path: Path, kind: str, reader: str):
-    """Whoever reads the member sees no checksum, which stands at the end."""
-    source = stored(tmp_path, kind)
+@pytest.mark.parametrize("reader", ["reads all", "stops early", "raises"])
+def test_a_flipped_byte_is_reported_as_damage_of_the_archive(tmp_path: Path, kind: str, reader: str):
+    """The checksum follows the data, so a reader meets the wrong byte before the checksum fails."""
+    source = write_uncompressed(tmp_path, kind)
 
-    def look() -> None:
+    def read_member() -> None:
         with archives.open_member(source, "a.tsv", **BIG) as (_, stream):
-            lines = stream.readlines() if reader == "in time" else [stream.readline(), stream.readline()]
-            if reader == "complains":
+            lines = stream.readlines() if reader == "reads all" else [stream.readline(), stream.readline()]
+            if reader == "raises":
                 raise UserError(f"a.tsv:2: {lines[1]!r} is no label")
 
-    if reader == "complains":
+    if reader == "raises":
         with pytest.raises(UserError, match=r"a\.tsv:2: b'second\\n' is no label"):
-            look()
+            read_member()
     else:
-        look()
-    flipped(source, b"second")
+        read_member()
+    damage(source, b"second")
     with pytest.raises(archives.DamagedError, match=f"{source}: .*truncated or corrupt .*: get it again"):
-        look()
+        read_member()
 
 
-def test_a_member_not_too_far_below(tmp_path: Path):
+def test_below_limits_the_depth_of_a_member(tmp_path: Path):
     source = raw.write_tar_gz(tmp_path / "x", {"top/en/a": "1", "top/de/trans/en/a": "2"})
     with archives.open_member(source, "en/a", **BIG, below=1) as (name, _):
         assert name == "top/en/a"
@@ -280,24 +284,24 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path):
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(signature) + offset] |= 1
     path.write_bytes(bytes(data))
-    assert "encrypted" in refused(path)
+    assert "encrypted" in error_message(path)
 
 
-def test_files_below(tmp_path: Path):
+def test_files_below_lists_files_in_order_and_can_exclude_a_folder(tmp_path: Path):
     raw.write_folder(tmp_path, {"b/c": "", "a": "", "b-": ""})
     assert archives.files_below(tmp_path) == ["a", "b-", "b/c"]
     assert archives.files_below(tmp_path, but=tmp_path / "b") == ["a", "b-"]
 
 
-def test_the_name_without_the_ending_of_an_archive():
+def test_unpacked_name_drops_the_ending_of_an_archive():
     names = ("a.zip", "b-1.0.tar.gz", "c.tgz", "d.tar", "e/f.tsv")
     assert list(map(archives.unpacked_name, names)) == ["a", "b-1.0", "c", "d", "e/f.tsv"]
 
 
-def test_damage_in_lzma_is_told_as_that_of_the_archive(tmp_path):
+def test_damaged_lzma_data_is_reported_as_damage_of_the_archive(tmp_path):
     path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as made:
-        made.writestr("a.txt", random.Random(0).randbytes(5000))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.txt", random.Random(0).randbytes(5000))
     data = bytearray(path.read_bytes())
     data[1000:1020] = b"\xff" * 20
     path.write_bytes(data)

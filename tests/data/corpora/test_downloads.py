@@ -1,4 +1,4 @@
-"""Downloads from a server of our own that fails in every way that servers do."""
+"""Downloads from a local server that fails in the ways real servers fail."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,10 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 class Server:
-    """Answers every request with the next of `answers`, (status, body, promised length); the last one stays."""
+    """A server that gives each of `answers` once and then repeats the last one.
+
+    An answer is (status, body, Content-Length), and a negative length sends no header.
+    """
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, bytes, int]] = [(200, DATA, len(DATA))]
@@ -54,28 +57,30 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(downloads, "_WAITS", (0.0, 0.0))
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
-    found.thread.join()
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+    server.thread.join()
 
 
 @pytest.fixture
-def refused(tmp_path: Path) -> Callable[[Download], str]:
-    def refuse(download: Download) -> str:
+def error_message(tmp_path: Path) -> Callable[[Download], str]:
+    """Return a function that expects a download to fail and returns the error."""
+
+    def fetch(download: Download) -> str:
         with pytest.raises(UserError) as caught:
             downloads.fetch(download, tmp_path)
         message = str(caught.value)
         assert "\n" not in message and download.url in message
         assert "keep it as x.zip in a folder, and set task.data_dir to that folder" in message
-        assert list(tmp_path.iterdir()) == [], "nothing is left"
+        assert list(tmp_path.iterdir()) == [], "files are left behind"
         return message
 
-    return refuse
+    return fetch
 
 
-def test_a_file_is_fetched_once(server: Server, tmp_path: Path):
+def test_a_file_is_downloaded_once(server: Server, tmp_path: Path):
     download = Download(server.url, "sub/x.zip", SHA, len(DATA))
     for _ in range(2):
         path = downloads.fetch(download, tmp_path)
@@ -84,14 +89,14 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path):
     assert [file.name for file in (tmp_path / "sub").iterdir()] == ["x.zip"]
 
 
-def test_another_checksum_is_refused_and_nothing_kept(server: Server, refused):
+def test_a_file_with_the_wrong_checksum_is_refused_and_deleted(server: Server, error_message):
     server.answers = [(200, DATA[:-1] + b"\0", len(DATA))]
-    message = refused(Download(server.url, "x.zip", SHA, len(DATA)))
+    message = error_message(Download(server.url, "x.zip", SHA, len(DATA)))
     assert f"expected {SHA}: refused" in message
-    assert len(server.requests) == 1, "another attempt would bring the same"
+    assert len(server.requests) == 1, "a wrong checksum is not retried"
 
 
-def test_an_unknown_checksum_is_recorded_and_compared(server: Server, tmp_path: Path, caplog):
+def test_an_unknown_checksum_is_recorded_and_checked_later(server: Server, tmp_path: Path, caplog):
     download = Download(server.url, "x.zip")
     with caplog.at_level(logging.WARNING):
         path = downloads.fetch(download, tmp_path)
@@ -116,7 +121,7 @@ def test_an_altered_file_on_disk_is_refused(server: Server, tmp_path: Path):
         downloads.fetch(download, tmp_path)
 
 
-def test_a_file_that_was_put_there_by_hand_is_taken(server: Server, tmp_path: Path):
+def test_a_file_placed_by_hand_is_used(server: Server, tmp_path: Path):
     (tmp_path / "x.zip").write_bytes(DATA)
     for download in (Download(server.url, "x.zip", SHA), Download(server.url, "x.zip")):
         assert downloads.fetch(download, tmp_path).read_bytes() == DATA
@@ -124,19 +129,19 @@ def test_a_file_that_was_put_there_by_hand_is_taken(server: Server, tmp_path: Pa
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_server_that_says_no(server: Server, refused, status: int):
+def test_a_refusal_by_the_server_is_not_retried(server: Server, error_message, status: int):
     server.answers = [(status, b"<html>", 6)]
-    assert f"HTTP {status} " in refused(Download(server.url, "x.zip"))
+    assert f"HTTP {status} " in error_message(Download(server.url, "x.zip"))
     assert len(server.requests) == 1
 
 
-def test_a_web_page_in_place_of_an_archive_is_not_kept(server: Server, refused, tmp_path: Path):
+def test_a_web_page_instead_of_an_archive_is_refused(server: Server, error_message, tmp_path: Path):
     server.answers = [(200, b"<!DOCTYPE html>", 15)]
-    assert "a web page and not an archive: refused" in refused(Download(server.url, "x.zip"))
+    assert "a web page and not an archive: refused" in error_message(Download(server.url, "x.zip"))
     assert downloads.fetch(Download(server.url, "x.tsv"), tmp_path).read_bytes() == b"<!DOCTYPE html>"
 
 
-def test_many_files_without_a_checksum_are_one_warning(server: Server, tmp_path: Path, caplog):
+def test_many_files_without_a_checksum_give_one_warning(server: Server, tmp_path: Path, caplog):
     with caplog.at_level(logging.WARNING):
         for name in ("en/train.tsv", "en/test.tsv", "de/train.tsv"):
             downloads.fetch(Download(server.url, name), tmp_path)
@@ -145,27 +150,29 @@ def test_many_files_without_a_checksum_are_one_warning(server: Server, tmp_path:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, status: int):
+def test_a_busy_server_is_retried(server: Server, tmp_path: Path, status: int):
     server.answers = [(status, b"", 0), (status, b"", 0), (200, DATA, len(DATA))]
     assert downloads.fetch(Download(server.url, "x.zip", SHA), tmp_path).read_bytes() == DATA
     assert len(server.requests) == 3
 
 
-def test_a_server_that_stays_busy(server: Server, refused):
+def test_a_server_that_stays_busy_is_an_error_after_three_attempts(server: Server, error_message):
     server.answers = [(503, b"", 0)]
-    assert "HTTP 503 Service Unavailable (attempt 3)" in refused(Download(server.url, "x.zip", SHA))
+    assert "HTTP 503 Service Unavailable (attempt 3)" in error_message(Download(server.url, "x.zip", SHA))
     assert len(server.requests) == 3
 
 
-def test_a_transfer_that_ends_early_is_no_file(server: Server, refused, tmp_path: Path):
+def test_a_truncated_transfer_is_retried_and_leaves_no_file(server: Server, error_message, tmp_path: Path):
     server.answers = [(200, DATA[:1000], len(DATA))]
-    refused(Download(server.url, "x.zip"))
+    error_message(Download(server.url, "x.zip"))
     assert len(server.requests) == 3
     server.answers = [(200, DATA[:1000], len(DATA)), (200, DATA, len(DATA))]
     assert downloads.fetch(Download(server.url, "x.zip"), tmp_path).read_bytes() == DATA
 
 
-def test_a_transfer_that_ends_early_is_noticed_whatever_the_client_says(refused, monkeypatch: pytest.MonkeyPatch):
+def test_a_truncated_transfer_is_detected_even_if_the_client_does_not_raise(
+    error_message, monkeypatch: pytest.MonkeyPatch
+):
     class Response(contextlib.nullcontext):
         status_code, reason, headers = 200, "OK", {"Content-Length": "10"}
 
@@ -177,27 +184,27 @@ def test_a_transfer_that_ends_early_is_noticed_whatever_the_client_says(refused,
 
     monkeypatch.setattr(downloads, "_WAITS", ())
     monkeypatch.setattr(requests, "get", lambda *args, **kwargs: Response())
-    assert "received 9 of 10 bytes (attempt 1)" in refused(Download("http://example.org/x.zip", "x.zip"))
+    assert "received 9 of 10 bytes (attempt 1)" in error_message(Download("http://example.org/x.zip", "x.zip"))
 
 
 @pytest.mark.parametrize("promised", [len(DATA), -1])
-def test_more_than_the_known_size_is_refused(server: Server, refused, promised: int):
+def test_a_file_larger_than_declared_is_refused(server: Server, error_message, promised: int):
     server.answers = [(200, DATA, promised)]
     size = len(DATA) - 1
-    assert f"over {size:,} bytes: refused" in refused(Download(server.url, "x.zip", SHA, size))
+    assert f"over {size:,} bytes: refused" in error_message(Download(server.url, "x.zip", SHA, size))
     assert len(server.requests) == 1
 
 
-def test_nobody_there(refused, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_connection_is_an_error(error_message, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(downloads, "_WAITS", (0.0,))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert "the connection failed (attempt 2)" in refused(Download(f"http://127.0.0.1:{port}/x", "x.zip"))
-    assert "requests" not in refused(Download("http://x y/", "x.zip"))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    assert "the connection failed (attempt 2)" in error_message(Download(f"http://127.0.0.1:{port}/x", "x.zip"))
+    assert "requests" not in error_message(Download("http://x y/", "x.zip"))
 
 
-def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path):
+def test_an_unwritable_folder_is_an_error(server: Server, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{tmp_path}/file/x.zip cannot be written"):
         downloads.fetch(Download(server.url, "x.zip", SHA), tmp_path / "file")

@@ -1,4 +1,4 @@
-"""A corpus of our own: each language is written once, read as it stands in its files, and what is wrong is named."""
+"""A small corpus is prepared once per language, its examples equal its files, and errors name the cause."""
 
 import dataclasses
 import functools
@@ -28,18 +28,17 @@ def data(config) -> Path:
     return Path(config().data_dir)
 
 
-def cached(tmp_path: Path) -> set[str]:
+def cache_entries(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "cache").iterdir()}
 
 
-def test_examples_are_those_of_the_files(config, tmp_path: Path, caplog):
+def test_examples_equal_the_rows_of_the_files(config, tmp_path: Path, caplog):
     task = loader.task(CORPUS, config())
-    assert (task.name, task.labels, task.source_language, task.target_languages) == (
-        "ours/small", ("good", "bad"), "en", ("de", "fr"),
-    )  # fmt: skip
+    assert (task.name, task.labels) == ("ours/small", ("good", "bad"))
+    assert (task.source_language, task.target_languages) == ("en", ("de", "fr"))
     with caplog.at_level(logging.WARNING):
-        found = task.load("test", "en")
-    assert found == [
+        examples = task.load("test", "en")
+    assert examples == [
         Example("ours/small/test/en/2", "\u304a\u3044\u3057\u3044", None, 0, "en"),
         Example("ours/small/test/en/4", " bad ", None, 1, "en"),
     ]
@@ -48,7 +47,7 @@ def test_examples_are_those_of_the_files(config, tmp_path: Path, caplog):
     assert [(e.text, e.label) for e in task.load("unlabelled", "en")] == [("who knows", -1), ("not me", -1)]
     assert task.pretraining("en") == {"en": ["who knows", "not me"]} and task.pretraining("de") == {"de": []}
     assert task.parallel("en", "de") == [] and not task.synthetic
-    assert len(cached(tmp_path)) == 1
+    assert len(cache_entries(tmp_path)) == 1
 
 
 def test_dev_is_held_out_of_train(config):
@@ -60,59 +59,59 @@ def test_dev_is_held_out_of_train(config):
     assert len(loader.task(CORPUS, config(held_out_dev=8)).load("dev", "en")) == 8
 
 
-def test_a_second_start_reads_what_the_first_one_wrote(config, data: Path, tmp_path: Path, monkeypatch):
+def test_a_second_run_reads_the_prepared_data(config, data: Path, tmp_path: Path, monkeypatch):
     first = loader.task(CORPUS, config())
     before = [first.load("test", "en"), first.load("train", "en"), first.fingerprint()]
 
-    def never(*args: object) -> Iterator[CorpusRow]:
+    def fail(*args: object) -> Iterator[CorpusRow]:
         raise AssertionError("parsed again")
 
-    again = loader.task(dataclasses.replace(CORPUS, rows=never), config())
-    assert [again.load("test", "en"), again.load("train", "en"), again.fingerprint()] == before
+    second = loader.task(dataclasses.replace(CORPUS, rows=fail), config())
+    assert [second.load("test", "en"), second.load("train", "en"), second.fingerprint()] == before
     assert loader.task(CORPUS, config(target_languages=("de",))).fingerprint() != before[2]
     assert loader.task(CORPUS, config(held_out_seed=1)).fingerprint() != before[2]
 
 
-def test_other_files_are_read_anew(config, data: Path, tmp_path: Path):
+def test_changed_files_are_prepared_again(config, data: Path, tmp_path: Path):
     before = loader.task(CORPUS, config()).fingerprint()
     raw.touch(data / "one.zip")
-    assert loader.task(CORPUS, config()).fingerprint() == before, "the fingerprint is of the rows"
+    assert loader.task(CORPUS, config()).fingerprint() == before, "the fingerprint depends only on the rows"
     raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nschlecht\tgood\n"})
     task = loader.task(CORPUS, config())
     assert [e.text for e in task.load("test", "de")] == ["schlecht"] and task.fingerprint() != before
     newer = dataclasses.replace(CORPUS, version="1.0.1")
     loader.task(newer, config()).load("test", "de")
-    assert len(cached(tmp_path)) == 4
+    assert len(cache_entries(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("layout", ["archives", "unpacked", "unpacked by archive", "mixed", "one archive"])
-def test_what_a_user_may_bring(config, tmp_path: Path, data: Path, layout: str):
+def test_all_layouts_of_the_users_files_give_the_same_task(config, tmp_path: Path, data: Path, layout: str):
     fingerprint = loader.task(CORPUS, config(target_languages=("de",))).fingerprint()
-    brought = tmp_path / "brought"
-    brought.mkdir()
+    user_data = tmp_path / "user_data"
+    user_data.mkdir()
     if layout == "unpacked":
-        raw.write_folder(brought, ONE | TWO)
+        raw.write_folder(user_data, ONE | TWO)
     elif layout == "unpacked by archive":
-        raw.write_folder(brought / "one", ONE)
-        raw.write_folder(brought / "two", TWO)
-        raw.write_folder(brought / "old", ONE)  # elsewhere, so it is not meant
+        raw.write_folder(user_data / "one", ONE)
+        raw.write_folder(user_data / "two", TWO)
+        raw.write_folder(user_data / "old", ONE)  # ignored, because no archive has this name
     elif layout == "mixed":
-        raw.write_folder(brought / "two", TWO)
-        raw.write_tar(brought / "one.zip", ONE)  # named as the download, whatever it is
+        raw.write_folder(user_data / "two", TWO)
+        raw.write_tar(user_data / "one.zip", ONE)  # a tar file is accepted under the name of the zip
     else:
-        raw.write_zip(brought / "one.zip", ONE)
-        raw.write_tar_gz(brought / "two.tar.gz", TWO)
+        raw.write_zip(user_data / "one.zip", ONE)
+        raw.write_tar_gz(user_data / "two.tar.gz", TWO)
     if layout == "one archive":
-        task = loader.task(CORPUS, config(data_dir=str(brought / "one.zip")))
+        task = loader.task(CORPUS, config(data_dir=str(user_data / "one.zip")))
         assert len(task.load("test", "fr")) == 1
         with pytest.raises(UserError, match=r"two\.tar\.gz is missing; set task\.data_dir to a folder with"):
             task.load("unlabelled", "en")
     else:
-        task = loader.task(CORPUS, config(data_dir=str(brought), target_languages=("de",)))
+        task = loader.task(CORPUS, config(data_dir=str(user_data), target_languages=("de",)))
         assert task.fingerprint() == fingerprint
 
 
-def test_what_a_user_brings_must_be_there(config, tmp_path: Path):
+def test_missing_user_files_are_named(config, tmp_path: Path):
     with pytest.raises(UserError, match="task.data_dir /nowhere: no such file or folder"):
         loader.task(CORPUS, config(data_dir="/nowhere")).load("test", "en")
     (tmp_path / "other.zip").write_bytes(b"")
@@ -156,9 +155,9 @@ def test_a_missing_split_is_an_error(config):
         ("", "ours/small: no rows of test in de"),
     ],
 )
-def test_malformed_rows_are_named(config, data: Path, tmp_path: Path, content: str, message: str):
+def test_errors_for_malformed_rows_name_the_line(config, data: Path, tmp_path: Path, content: str, message: str):
     raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": f"text\tlabel\n{content}"})
-    for _ in range(2):  # nothing half-written is taken for whole
+    for _ in range(2):  # the first failure must not leave data that the second attempt accepts
         with pytest.raises(UserError) as caught:
             loader.task(CORPUS, config()).load("test", "de")
         assert message in str(caught.value)
@@ -166,34 +165,37 @@ def test_malformed_rows_are_named(config, data: Path, tmp_path: Path, content: s
     assert len(loader.task(CORPUS, config()).load("test", "de")) == 1
 
 
-def test_empty_text_may_be_skipped_and_is_counted(config, data: Path, caplog):
+def test_empty_text_is_skipped_and_counted_on_request(config, data: Path, caplog):
     raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n"})
     with caplog.at_level(logging.WARNING):
-        found = loader.task(CORPUS, config(empty_text="skip")).load("test", "de")
-    assert len(found) == 1 and "1 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
+        examples = loader.task(CORPUS, config(empty_text="skip")).load("test", "de")
+    assert len(examples) == 1
+    assert "1 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
 
 
-def odd(row: CorpusRow) -> Corpus:
-    def two(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
+def corpus_with_row(row: CorpusRow) -> Corpus:
+    """Return a corpus with a valid row and this one."""
+
+    def two_rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
         yield CorpusRow("1", "text", None, "good", "m:1")
         yield row
 
-    return dataclasses.replace(CORPUS, rows=two)
+    return dataclasses.replace(CORPUS, rows=two_rows)
 
 
-def test_ids_are_unique_and_texts_are_text(config, monkeypatch: pytest.MonkeyPatch):
+def test_duplicate_ids_invalid_text_and_unexpected_pairs_are_errors(config, monkeypatch: pytest.MonkeyPatch):
     cases = {
         "m:2: id '1' occurs twice in test of de": CorpusRow("1", "other", None, "bad", "m:2"),
         "m:2: half of a surrogate pair": CorpusRow("2", "\ud800", None, "bad", "m:2"),
     }
     for message, row in cases.items():
         with pytest.raises(UserError, match=message):
-            loader.task(odd(row), config()).load("test", "de")
+            loader.task(corpus_with_row(row), config()).load("test", "de")
     with pytest.raises(ValueError, match="has_pairs is False"):
-        loader.task(odd(CorpusRow("2", "a", "b", "bad", "m:2")), config()).load("test", "de")
+        loader.task(corpus_with_row(CorpusRow("2", "a", "b", "bad", "m:2")), config()).load("test", "de")
 
 
-def test_pairs(config):
+def test_a_corpus_of_pairs_gives_pairs(config):
     def pairs(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
         yield CorpusRow("x1", "one", "two", "bad", "m:1")
 
@@ -201,7 +203,9 @@ def test_pairs(config):
     assert task.load("test", "de") == [Example("ours/small/test/de/x1", "one", "two", 1, "de")]
 
 
-def test_without_data_dir_the_files_are_fetched(config, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_files_are_downloaded_if_data_dir_is_empty(
+    config, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     fetched = []
 
     def fetch(download: Download, directory: Path) -> Path:
@@ -214,10 +218,10 @@ def test_without_data_dir_the_files_are_fetched(config, data: Path, tmp_path: Pa
     folder = tmp_path / "cache" / "downloads" / "ours"
     assert fetched == [("one.zip", folder), ("one.zip", folder), ("two.tar.gz", folder)]
     loader.task(CORPUS, config(data_dir="")).load("test", "de")
-    assert len(fetched) == 3, "what is prepared needs no download"
+    assert len(fetched) == 3, "prepared data is not downloaded again"
 
 
-def test_files_that_are_no_archives_are_read_where_they_were_fetched(config, tmp_path: Path, monkeypatch):
+def test_downloads_that_are_plain_files_are_read_in_place(config, tmp_path: Path, monkeypatch):
     folder = tmp_path / "cache" / "downloads" / "ours"
     raw.write_folder(folder, {"de/test.tsv": "text\tlabel\nhallo\tgood\n"})
     monkeypatch.setattr(downloads, "fetch", lambda download, directory: directory / download.filename)
@@ -229,26 +233,26 @@ def test_files_that_are_no_archives_are_read_where_they_were_fetched(config, tmp
     corpus = dataclasses.replace(CORPUS, downloads=lambda language: (plain,), rows=plain_rows)
     assert [e.text for e in loader.task(corpus, config(data_dir="")).load("test", "de")] == ["hallo"]
     (tmp_path / "cache" / "ours-small").mkdir()
-    found = loader.task(corpus, config(data_dir=str(folder))).load("test", "de")
-    assert [e.text for e in found] == ["hallo"]
+    examples = loader.task(corpus, config(data_dir=str(folder))).load("test", "de")
+    assert [e.text for e in examples] == ["hallo"]
 
 
-def test_a_cache_that_cannot_be_written(config, tmp_path: Path):
+def test_an_unwritable_cache_is_an_error(config, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{tmp_path}/file/ours-small-.* cannot be written"):
         loader.task(CORPUS, config(cache_dir=str(tmp_path / "file"))).load("test", "de")
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "metadata", "info"])
-def test_a_damaged_cache_is_named_and_never_read(config, tmp_path: Path, damage: str):
+def test_a_damaged_cache_is_refused_by_name(config, tmp_path: Path, damage: str):
     loader.task(CORPUS, config()).load("test", "en")
     (root,) = (tmp_path / "cache").iterdir()
     name = {"metadata": "metadata.json", "info": "dataset_info.json"}.get(damage, "*train.array_record*")
     (path,) = root.rglob(name)
     data = path.read_bytes()
     if damage == "flip":
-        place = data.index(b"text 7")  # small records are not packed
-        path.write_bytes(data[:place] + b"T" + data[place + 1 :])
+        position = data.index(b"text 7")  # small records are not compressed
+        path.write_bytes(data[:position] + b"T" + data[position + 1 :])
     elif damage == "delete":
         path.unlink()
     else:
@@ -261,8 +265,8 @@ def test_a_damaged_cache_is_named_and_never_read(config, tmp_path: Path, damage:
     assert len(loader.task(CORPUS, config()).load("train", "en")) == 36
 
 
-def test_what_else_lies_in_the_folder_changes_nothing(config, tmp_path: Path):
-    """The cache may be there too, and workdirs."""
+def test_unrelated_files_in_the_data_folder_change_nothing(config, tmp_path: Path):
+    """The folder may also contain the cache and workdirs."""
     folder = raw.write_folder(tmp_path / "unpacked", ONE | TWO)
     inside = config(data_dir=str(folder), cache_dir=str(folder / "cache"))
     for number in range(2):
@@ -277,14 +281,14 @@ def test_what_else_lies_in_the_folder_changes_nothing(config, tmp_path: Path):
 
 
 @pytest.mark.parametrize("fetched", [False, True])
-def test_a_web_page_in_place_of_an_archive_is_named(config, data: Path, monkeypatch, fetched: bool):
+def test_a_web_page_instead_of_an_archive_is_refused(config, data: Path, monkeypatch, fetched: bool):
     (data / "one.zip").write_text("<!DOCTYPE html><title>Sign in</title>")
     monkeypatch.setattr(downloads, "fetch", lambda download, directory: data / download.filename)
     with pytest.raises(UserError, match=r"one\.zip: neither a zip, .* it looks like a web page"):
         loader.task(CORPUS, config(data_dir="" if fetched else str(data))).load("test", "de")
 
 
-def test_what_helps_where_a_download_fails_is_said(config, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_a_failed_download_includes_the_notes_of_the_corpus(config, monkeypatch: pytest.MonkeyPatch):
     def fetch(download: Download, directory: Path) -> Path:
         raise UserError("HTTP 403")
 
@@ -297,7 +301,7 @@ def test_what_helps_where_a_download_fails_is_said(config, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("language", ["en", "de", "xx"])
-def test_the_source_language_to_choose_is_named(config, language: str):
+def test_the_error_for_a_source_language_without_train_suggests_one(config, language: str):
     corpus = dataclasses.replace(
         CORPUS,
         source_language="fr",
@@ -310,14 +314,14 @@ def test_the_source_language_to_choose_is_named(config, language: str):
             loader.task(corpus, config(source_language=language))
 
 
-def test_a_damaged_archive_is_not_blamed_on_its_rows(config, data: Path):
-    """The label is wrong because a byte is, which the checksum says only at the end."""
+def test_a_damaged_archive_is_reported_as_damage_and_not_as_a_bad_row(config, data: Path):
+    """A flipped byte makes a label invalid before the checksum at the end of the file is reached."""
     with zipfile.ZipFile(data / "one.zip", "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("de/test.tsv", "text\tlabel\ngut\tgood\nnein\tbad\nodd\tworse\n" + "gut\tgood\n" * 10_000)
     with pytest.raises(UserError, match=r"de/test\.tsv:4: label 'worse' is not one of"):
         loader.task(CORPUS, config()).load("test", "de")
-    whole = (data / "one.zip").read_bytes()
-    (data / "one.zip").write_bytes(whole.replace(b"nein\tbad", b"nein\tbax"))
+    content = (data / "one.zip").read_bytes()
+    (data / "one.zip").write_bytes(content.replace(b"nein\tbad", b"nein\tbax"))
     with pytest.raises(
         UserError, match=r"one\.zip: de/test\.tsv: the archive is truncated or corrupt .*: get it again"
     ):

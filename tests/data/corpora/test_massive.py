@@ -1,4 +1,4 @@
-"""MASSIVE: one file for each locale with all partitions in it; intents and scenarios by name."""
+"""MASSIVE has one file per locale with all partitions, and names its intents and scenarios."""
 
 import io
 import json
@@ -20,7 +20,7 @@ Line = tuple[str, str, str, str]  # id, partition, intent, utterance
 
 
 def jsonl(locale: str, *lines: Line) -> str:
-    """Lines as in the release; those of en-US have no judgments."""
+    """Return lines as in the release. Lines of en-US have no judgments."""
     rows = []
     for number, partition, intent, text in lines:
         scenario = intent.partition("_")[0]
@@ -51,7 +51,7 @@ def parse(content: str | bytes, split: str = "train", label: str = "intent", loc
     return list(massive.parse(io.BytesIO(raw.encoded(content)), "1.0/data/en-US.jsonl", locale, split, label))
 
 
-def test_a_split_is_a_partition():
+def test_each_split_contains_its_partition():
     assert parse(ENGLISH) == [
         CorpusRow("1", "wake me at six", None, "alarm_set", "1.0/data/en-US.jsonl:1"),
         CorpusRow("3", "lights off", None, "iot_hue_lightoff", "1.0/data/en-US.jsonl:4"),
@@ -63,19 +63,17 @@ utterances = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @given(st.lists(st.tuples(utterances, st.sampled_from(massive.SPLITS), st.sampled_from(massive.INTENTS), utterances)))
-def test_every_utterance_comes_back_once(lines):
+def test_every_utterance_is_read_once_and_in_its_split(lines):
     content = jsonl("en-US", *lines)
-    for label in ("intent", "scenario"):
-        found = {
-            split: [(row.id, row.label, row.text) for row in parse(content, split, label)] for split in massive.SPLITS
-        }
-        for split in massive.SPLITS:
-            wanted = [(number, intent if label == "intent" else intent.partition("_")[0], text)
-                      for number, partition, intent, text in lines if partition == split]  # fmt: skip
-            assert found[split] == wanted
+    for split in massive.SPLITS:
+        in_split = [(number, intent, text) for number, partition, intent, text in lines if partition == split]
+        assert [(row.id, row.label, row.text) for row in parse(content, split, "intent")] == in_split
+        scenarios = [(number, intent.partition("_")[0], text) for number, intent, text in in_split]
+        assert [(row.id, row.label, row.text) for row in parse(content, split, "scenario")] == scenarios
 
 
-def edited(**changes: object) -> str:
+def with_edited_row(**changes: object) -> str:
+    """Return ENGLISH with a copy of its first row at the end, changed as given. A value of None deletes the key."""
     row = json.loads(ENGLISH.split("\n")[0]) | changes
     return ENGLISH + json.dumps({key: value for key, value in row.items() if value is not None}) + "\n"
 
@@ -83,26 +81,26 @@ def edited(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (edited(locale="de-DE"), "en-US.jsonl:5: locale 'de-DE' in the file of en-US"),
-        (edited(partition="MMNLU-22"), "en-US.jsonl:5: partition 'MMNLU-22' is not one of train, dev, test"),
-        (edited(utt=None), "en-US.jsonl:5: no column 'utt'"),
-        (edited(utt=5), "en-US.jsonl:5: column 'utt' is a number, expected text"),
-        (edited(intent=None), "en-US.jsonl:5: no column 'intent'"),
+        (with_edited_row(locale="de-DE"), "en-US.jsonl:5: locale 'de-DE' in the file of en-US"),
+        (with_edited_row(partition="MMNLU-22"), "en-US.jsonl:5: partition 'MMNLU-22' is not one of train, dev, test"),
+        (with_edited_row(utt=None), "en-US.jsonl:5: no column 'utt'"),
+        (with_edited_row(utt=5), "en-US.jsonl:5: column 'utt' is a number, expected text"),
+        (with_edited_row(intent=None), "en-US.jsonl:5: no column 'intent'"),
         (ENGLISH + '{"id": "1", "id": "2"}\n', "en-US.jsonl:5: malformed JSON: the key 'id' occurs twice"),
         (ENGLISH + "\n", "en-US.jsonl:5: malformed JSON"),
         (ENGLISH[:-5], "en-US.jsonl:4: malformed JSON"),
     ],
 )
-def test_malformed_files_name_the_line(content, message):
+def test_errors_for_malformed_files_name_the_line(content, message):
     with pytest.raises(UserError) as caught:
         parse(content, "dev")
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
-def test_the_tasks_of_the_archive(tmp_path: Path, kind: str):
+def test_the_tasks_load_from_an_archive_or_folder(tmp_path: Path, kind: str):
     contents = {"1.0/LICENSE": "x", "1.0/data/en-US.jsonl": ENGLISH, "1.0/data/ja-JP.jsonl": JAPANESE}
-    source = raw.WRITERS[kind](tmp_path / "brought", contents)
+    source = raw.WRITERS[kind](tmp_path / "data", contents)
     settings = {"data_dir": str(source), "cache_dir": str(tmp_path / "cache"), "source_language": "en-US"}
     settings |= {"target_languages": ("ja-JP",)}
     task = loader.task(INTENT, TaskConfig(name="massive/intent", **settings))
@@ -115,14 +113,14 @@ def test_the_tasks_of_the_archive(tmp_path: Path, kind: str):
     assert [task.labels[e.label] for e in task.load("train", "en-US")] == ["alarm", "iot"]
 
 
-def test_an_unknown_intent(tmp_path: Path):
-    raw.write_folder(tmp_path / "brought", {"en-US.jsonl": edited(id="9", intent="alarm_sett")})
-    config = TaskConfig("massive/intent", str(tmp_path / "brought"), str(tmp_path / "cache"), "en-US")
+def test_an_unknown_intent_is_an_error_with_a_suggestion(tmp_path: Path):
+    raw.write_folder(tmp_path / "data", {"en-US.jsonl": with_edited_row(id="9", intent="alarm_sett")})
+    config = TaskConfig("massive/intent", str(tmp_path / "data"), str(tmp_path / "cache"), "en-US")
     with pytest.raises(UserError, match=r"en-US\.jsonl:5: label 'alarm_sett' is not one of .*did you mean 'alarm_set'"):
         loader.task(INTENT, config).load("train", "en-US")
 
 
-def test_the_declaration():
+def test_the_corpus_declares_its_languages_and_labels():
     assert [len(set(names)) for names in (massive.LANGUAGES, massive.INTENTS, massive.SCENARIOS)] == [51, 60, 18]
     assert list(massive.INTENTS) == sorted(massive.INTENTS) and list(massive.LANGUAGES) == sorted(massive.LANGUAGES)
     with pytest.raises(

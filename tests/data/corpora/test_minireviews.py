@@ -1,3 +1,5 @@
+"""The generator of minireviews: frozen texts, balanced splits, correct grammar, and the builder."""
+
 import hashlib
 import random
 import re
@@ -22,21 +24,21 @@ FROZEN = {
 
 @pytest.fixture(scope="module")
 def sentences():
-    """Every frame of every language, several times, with drawn fillers and no typos."""
+    """Return, by language, 15 sentences from each frame, with random fillers and no typos."""
     rng = random.Random("sentences")
-    found = {language: [] for language in g.LANGUAGES}
+    by_language = {language: [] for language in g.LANGUAGES}
     for (group, domain), frames in g.load_language("en").frames.items():
         for frame in frames:
             for _ in range(15):
                 meaning = g.draw_meaning(rng, group, domain, (frame,))
                 for language in g.LANGUAGES:
-                    found[language].append(g.realise(meaning, language))
-    return found
+                    by_language[language].append(g.realise(meaning, language))
+    return by_language
 
 
 @pytest.fixture(scope="module")
 def texts():
-    """Whole reviews of each language."""
+    """Return the test reviews of each language."""
     return {language: [r.text for r in g.reviews(language, "test")] for language in g.LANGUAGES}
 
 
@@ -59,22 +61,22 @@ def test_splits_are_balanced_and_do_not_overlap(language):
     assert len(seen) == sum(g.SPLIT_SIZES.values())
 
 
-def test_a_shorter_run_gives_the_same_reviews():
+def test_a_split_does_not_depend_on_how_many_splits_are_generated():
     assert g.reviews("en", "test") == g._splits("en", "test")["test"] == g._splits("en", "pretraining")["test"]
 
 
-def test_unknown_names_are_refused():
+def test_unknown_languages_and_pairs_are_errors():
     with pytest.raises(KeyError, match="'es'"):
         g.reviews("es", "test")
     with pytest.raises(KeyError, match="'de-en'"):
         next(g.parallel("de-en"))
 
 
-def test_one_word_in_a_hundred_is_misspelt():
+def test_about_one_percent_of_words_are_misspelt():
     rng = random.Random(0)
-    plain = [" ".join(g.realise(m, "en") for m in g.plan_review(rng, 1, "books")) for _ in range(2000)]
+    correct_texts = [" ".join(g.realise(m, "en") for m in g.plan_review(rng, 1, "books")) for _ in range(2000)]
     words = changed = 0
-    for text in plain:
+    for text in correct_texts:
         misspelt = g.add_typos(text, "en", rng)
         assert len(misspelt.split()) == len(text.split())
         words += len(text.split())
@@ -82,25 +84,25 @@ def test_one_word_in_a_hundred_is_misspelt():
     assert 0.007 < changed / words < 0.014
 
 
-def test_two_labels_in_a_hundred_are_flipped(monkeypatch):
+def test_about_two_percent_of_labels_are_flipped(monkeypatch):
     monkeypatch.setattr(g, "_new_text", lambda rng, polarity, *_, long: str(polarity))
     flipped = [r for r in g._splits.__wrapped__("en", "train")["train"] if r.text != str(r.label)]
     assert 0.012 < len(flipped) / 4000 < 0.028
 
 
-def test_every_id_is_in_every_language():
+def test_all_languages_have_the_same_ids_in_the_same_order():
     english = g.load_language("en")
     for language in g.LANGUAGES[1:]:
         other = g.load_language(language)
         for table in ("frames", "fillers"):
-            ours, theirs = getattr(english, table), getattr(other, table)
-            assert ours.keys() == theirs.keys()
-            for key in ours:
-                # The order matters too: the first fillers are the frequent ones.
-                assert list(ours[key]) == list(theirs[key]), (language, key)
+            english_table, other_table = getattr(english, table), getattr(other, table)
+            assert english_table.keys() == other_table.keys()
+            for key in english_table:
+                # The first fillers are the most frequent ones.
+                assert list(english_table[key]) == list(other_table[key]), (language, key)
 
 
-def test_variants_number_the_same_in_every_language():
+def test_each_frame_has_the_same_number_of_variants_in_every_language():
     for key, frames in g.load_language("en").frames.items():
         for frame, variants in frames.items():
             counts = {len(g.load_language(language).frames[key][frame]) for language in g.LANGUAGES}
@@ -108,14 +110,14 @@ def test_variants_number_the_same_in_every_language():
 
 
 @pytest.mark.parametrize("language", g.LANGUAGES)
-def test_every_filler_is_worded_once_and_polar_words_are_of_one_polarity(language):
+def test_polar_fillers_are_unique_and_have_one_polarity(language):
     words = g.load_language(language)
     for domain in g.DOMAINS:
         for slot in ("pos", "np_pos", "say_pos", "strong_pos"):
-            good = [next(iter(f.values())) for f in words.fillers[slot, domain].values()]
-            bad = [next(iter(f.values())) for f in words.fillers[slot.replace("pos", "neg"), domain].values()]
-            assert len(set(good)) == len(good) and len(set(bad)) == len(bad)
-            assert not set(good) & set(bad)
+            positive = [next(iter(f.values())) for f in words.fillers[slot, domain].values()]
+            negative = [next(iter(f.values())) for f in words.fillers[slot.replace("pos", "neg"), domain].values()]
+            assert len(set(positive)) == len(positive) and len(set(negative)) == len(negative)
+            assert not set(positive) & set(negative)
 
 
 def test_shared_rules_name_existing_ids():
@@ -126,8 +128,8 @@ def test_shared_rules_name_existing_ids():
     for rule in rules["unsuited"].values():
         assert set(rule["aspects"]) <= aspects and set(rule["fillers"]) <= adjectives
     for domain in g.DOMAINS:
-        for of in (*fillers["aspect", domain], "product"):
-            assert len(g._filler_ids("pos", domain, of)) >= 5 and len(g._filler_ids("neg", domain, of)) >= 5
+        for aspect in (*fillers["aspect", domain], "product"):
+            assert len(g._filler_ids("pos", domain, aspect)) >= 5 and len(g._filler_ids("neg", domain, aspect)) >= 5
         for frame, excluded in rules["excludes"].items():
             assert any(frame in frames for frames in g.load_language("en").frames.values())
             for slot, ids in excluded.items():
@@ -136,7 +138,7 @@ def test_shared_rules_name_existing_ids():
 
 
 NEGATIONS = [
-    # (group, frame, slots, English sentence): what the words deny is what the label denies
+    # (group, frame, slots, English sentence), where the group and not the adjective gives the label
     ("pos", "not_at_all", {"aspect": "plot", "neg": "dull"}, "The plot is not dull at all."),
     ("neg", "not_at_all", {"aspect": "plot", "pos": "gripping"}, "The plot is not gripping at all."),
     ("pos", "nobody", {"aspect": "plot", "neg": "dull"}, "Nobody could call the plot dull."),
@@ -149,63 +151,62 @@ NEGATIONS = [
 
 
 @pytest.mark.parametrize(("group", "frame", "slots", "expected"), NEGATIONS)
-def test_negation_flips(group, frame, slots, expected):
+def test_negation_reverses_the_adjective(group, frame, slots, expected):
     if frame == "verdict":
         group, frame = f"verdict_{group}", "not_np"
     assert g.realise(g.Meaning(group, frame, "books", 0, slots), "en") == expected
 
 
-def test_each_side_denies_the_words_of_the_other():
-    """A frame that draws the other side's adjective must deny it, in every language."""
-    denial = {
+def test_a_frame_with_an_adjective_of_the_other_polarity_negates_it():
+    """Look for a negation in each such frame of every language."""
+    negations = {
         "en": r"\b(not|anything but|nobody|never|neither|wrong|but)\b",
         "de": r"\b(nicht|alles andere als|niemand|nie|weder|aber)\b",
         "fr": r"(\bn'|\bne\b|\btout sauf\b|\bpersonne\b|\bjamais\b|\bni\b|\bmais\b|loin d')",
         "ja": r"(ん|ない|程遠い|が、|\.not\})",
     }
-    for language, pattern in denial.items():
-        for side, other in (("pos", "neg"), ("neg", "pos")):
-            for group in (side, f"verdict_{side}"):
+    for language, pattern in negations.items():
+        for polarity, other in (("pos", "neg"), ("neg", "pos")):
+            for group in (polarity, f"verdict_{polarity}"):
                 for frame, variants in g.load_language(language).frames[group, "books"].items():
                     for variant in variants:
-                        opposed = any(base in (other, f"np_{other}") for _, base, _, _ in g._SLOT.findall(variant))
-                        denies = re.search(pattern, variant, re.IGNORECASE) is not None
-                        assert denies or not opposed, (language, group, frame, variant)
+                        has_opposite = any(base in (other, f"np_{other}") for _, base, _, _ in g._SLOT.findall(variant))
+                        negated = re.search(pattern, variant, re.IGNORECASE) is not None
+                        assert negated or not has_opposite, (language, group, frame, variant)
 
 
-def test_mixed_reviews_are_decided_by_the_last_sentence():
+def test_the_last_sentence_decides_the_label_of_a_mixed_review():
     rng = random.Random(3)
     mixed = 0
     for i in range(600):
         plan = g.plan_review(rng, i % 2, "dvd")
-        sides = [m.group for m in plan if m.group != "neutral"]
-        assert 2 <= len(plan) <= 4 and sides
-        mine, other = ("pos", "neg") if i % 2 else ("neg", "pos")
-        assert sides[-1] in (mine, f"verdict_{mine}")
-        if other in sides:
+        groups = [m.group for m in plan if m.group != "neutral"]
+        assert 2 <= len(plan) <= 4 and groups
+        polarity, other = ("pos", "neg") if i % 2 else ("neg", "pos")
+        assert groups[-1] in (polarity, f"verdict_{polarity}")
+        if other in groups:
             mixed += 1
-            assert sides[-1] == f"verdict_{mine}"
+            assert groups[-1] == f"verdict_{polarity}"
     assert mixed > 100
 
 
-def test_sentences_are_whole(sentences):
-    for language, found in sentences.items():
-        for sentence in found:
+def test_sentences_are_complete_and_punctuated(sentences):
+    for language, language_sentences in sentences.items():
+        for sentence in language_sentences:
             assert not re.search(r"[{}|^]|  |\s[.,]|\.\.|,\.", sentence), sentence
             assert sentence.endswith("。" if language == "ja" else "."), sentence
             assert not sentence[0].islower(), sentence
             if language == "ja":
-                assert " " not in sentence and re.search(r"(です|ます|ました|ません|でした|でしょう)。$", sentence), (
-                    sentence
-                )
+                assert " " not in sentence, sentence
+                assert re.search(r"(です|ます|ました|ません|でした|でしょう)。$", sentence), sentence
 
 
-def test_english_articles(sentences):
+def test_english_articles_fit_the_next_word(sentences):
     for sentence in sentences["en"]:
         assert not re.search(r"\b[Aa] [aeio]\w", sentence) and not re.search(r"\b[Aa]n [^aeiouh]", sentence), sentence
 
 
-def test_french_elision_and_contraction(sentences):
+def test_french_words_are_elided_and_contracted(sentences):
     for sentence in sentences["fr"]:
         low = sentence.lower()
         assert not re.search(r"\b(de|à) les?\b(?! (lâcher|recommander|commander))", low), sentence
@@ -224,57 +225,53 @@ def test_french_adjectives_agree(sentences):
         assert g.realise(meaning, "fr").endswith(f" est {adjective}.")
 
 
-def test_german_cases(sentences):
+def test_german_sentences_have_correct_cases_commas_and_capitals(sentences):
     genders = {"Roman": "m", "Band": "m", "Film": "m", "Buch": "n", "Album": "n", "CD": "f", "DVD": "f", "Platte": "f"}
     allowed = {"m": {"dieser", "diesen"}, "n": {"dieses"}, "f": {"diese"}}
     for sentence in sentences["de"]:
         for article, noun in re.findall(r"\b([Dd]iese[rnsm]?) (\w+)", sentence):
             assert noun == "Produktion" or article.lower() in allowed[genders[noun]], sentence
         assert not re.search(r"\b(von|durch) (mein|meine|ein|der) ", sentence), sentence
-        # A whole sentence after a colon begins with a capital.
+        # A full sentence after a colon starts with a capital letter.
         assert not re.search(r": (ich|das|es|die|mir|der) ", sentence), sentence
-        assert not re.search(r"\b(dass|warum|wie)\b", re.sub(r", (dass|warum|wie)\b|so gut wie|war wie|wirken wie|"
-                             r"sind wie|klingt wie|verging wie|wie von", "", sentence)), sentence  # fmt: skip
+        # A comma precedes dass, warum, and wie, except in comparisons.
+        correct = r", (dass|warum|wie)\b|so gut wie|war wie|wirken wie|sind wie|klingt wie|verging wie|wie von"
+        assert not re.search(r"\b(dass|warum|wie)\b", re.sub(correct, "", sentence)), sentence
 
 
-def test_parallel_text_is_parallel_and_unlabelled():
+def test_parallel_texts_agree_in_sentences_and_numbers_and_cover_all_fillers():
     rows = list(g.parallel("de-fr", 300))
     assert rows == list(g.parallel("de-fr", 300)) and len({a for a, _ in rows}) == 300
-    numbers = {n: (d, f) for n, d, f in _numbers()}
+    german_numbers, french_numbers = (g.load_language(name).fillers["number", "books"] for name in ("de", "fr"))
     for german, french in rows:
         assert german.count(". ") == french.count(". ")
-        for d, f in numbers.values():
-            if f" {d} Euro" in german:
-                assert f" {f} euros" in french
+        for number in german_numbers:
+            if f" {german_numbers[number]['text']} Euro" in german:
+                assert f" {french_numbers[number]['text']} euros" in french
     covered = " ".join(a for a, _ in g.parallel("en-de", 8000))
     for slot in ("pos", "neg", "strong_pos", "strong_neg", "np_pos", "np_neg"):
         for forms in g.load_language("en").fillers[slot, "books"].values():
             assert forms["text"] in covered
 
 
-def test_no_review_of_dev_or_test_is_in_the_parallel_text(monkeypatch):
+def test_parallel_text_contains_no_dev_or_test_review(monkeypatch):
     pairs = list(g.parallel("en-de", 50))
     reviews = {"en": g.reviews("en", "test"), "de": g.reviews("de", "test")}
     held_out = g.Review(pairs[7][0], 0, "books"), g.Review(pairs[9][1], 0, "books")
     extra = {("en", "test"): held_out[:1], ("de", "dev"): held_out[1:]}
     monkeypatch.setattr(g, "reviews", lambda language, split: extra.get((language, split), reviews[language]))
-    again = list(g.parallel("en-de", 48))
-    assert again == [pair for i, pair in enumerate(pairs) if i not in (7, 9)]
+    filtered = list(g.parallel("en-de", 48))
+    assert filtered == [pair for i, pair in enumerate(pairs) if i not in (7, 9)]
 
 
-def test_reviews_to_pretrain_on_say_more():
+def test_pretraining_reviews_are_longer():
     rng = random.Random(0)
     for polarity in (0, 1):
-        long = [len(g.plan_review(rng, polarity, "dvd", long=True)) for _ in range(200)]
-        assert min(long) >= 3 and max(long) <= 7 and sum(long) / 200 > 4
+        lengths = [len(g.plan_review(rng, polarity, "dvd", long=True)) for _ in range(200)]
+        assert min(lengths) >= 3 and max(lengths) <= 7 and sum(lengths) / 200 > 4
 
 
-def _numbers():
-    german, french = (g.load_language(name).fillers["number", "books"] for name in ("de", "fr"))
-    return [(i, german[i]["text"], french[i]["text"]) for i in german]
-
-
-def test_few_labels_are_not_enough_and_many_are():
+def test_a_linear_classifier_needs_many_labels():
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -292,7 +289,7 @@ def test_few_labels_are_not_enough_and_many_are():
     assert 0.86 < accuracy(train) < 0.96
 
 
-def test_reviews_have_the_length_of_short_reviews(texts):
+def test_reviews_are_short(texts):
     for language in ("en", "de", "fr"):
         lengths = sorted(len(t.split()) for t in texts[language])
         assert 20 <= lengths[500] <= 35 and lengths[-20] < 55
@@ -300,7 +297,7 @@ def test_reviews_have_the_length_of_short_reviews(texts):
     assert 40 <= lengths[500] <= 80
 
 
-def test_the_builder_writes_and_reads_back(tmp_path, monkeypatch):
+def test_reviews_are_the_same_after_building_and_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(g, "SPLIT_SIZES", {"test": 30, "dev": 10, "train": 20, "unlabelled": 20, "pretraining": 40})
     monkeypatch.setattr(g, "_splits", g.cache(g._splits.__wrapped__))
     builder = minireviews.prepare("fr", tmp_path)
@@ -318,14 +315,14 @@ def test_the_builder_writes_and_reads_back(tmp_path, monkeypatch):
     assert set(rows[0]) == {"id", "text", "domain"}
 
 
-def test_the_builder_writes_pairs(tmp_path, monkeypatch):
+def test_parallel_pairs_are_the_same_after_building_and_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(g.parallel, "__defaults__", (50,))
     minireviews.prepare("en-ja", tmp_path)
     rows = minireviews.read("en-ja", "parallel", tmp_path)
     assert [(row["text"], row["text_pair"]) for row in rows] == list(g.parallel("en-ja", 50))
 
 
-def test_errors_for_people(tmp_path):
+def test_builder_errors_name_the_config_or_path(tmp_path):
     with pytest.raises(UserError, match="no config 'es'.*en-de"):
         minireviews.prepare("es", tmp_path)
     with pytest.raises(UserError, match="not prepared"):

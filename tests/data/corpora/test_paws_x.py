@@ -1,4 +1,4 @@
-"""PAWS-X: quotes that are characters, sentences that were not translated, labels by name."""
+"""PAWS-X treats quotes as characters, skips untranslated sentences, and names its labels."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ from xtransfer.errors import UserError
 
 (PAWS,) = paws_x.CORPORA
 HEADER = "id\tsentence1\tsentence2\tlabel\n"
-# A quote that is opened and never closed would swallow the lines behind it.
+# A CSV reader would take an unclosed quote to continue over the following lines.
 ENGLISH = (
     HEADER + "1\tThe river runs from A to B .\tThe river runs from B to A .\t0\n"
     '2\t" Moon " was his first book .\t" Moon was his first book .\t1\n'
@@ -34,7 +34,7 @@ def parse(content: str | bytes) -> list[CorpusRow | Skipped]:
     return list(paws_x.parse(io.BytesIO(raw.encoded(content)), "x-final/de/dev_2k.tsv"))
 
 
-def test_quotes_are_characters_and_labels_go_by_name():
+def test_quotes_are_ordinary_characters_and_labels_are_named():
     assert [(r.id, r.text, r.text_pair, r.label) for r in parse(ENGLISH) if isinstance(r, CorpusRow)] == [
         ("1", "The river runs from A to B .", "The river runs from B to A .", "different"),
         ("2", '" Moon " was his first book .', '" Moon was his first book .', "paraphrase"),
@@ -42,7 +42,7 @@ def test_quotes_are_characters_and_labels_go_by_name():
     ]
 
 
-def test_sentences_that_were_not_translated_are_counted():
+def test_untranslated_sentences_are_skipped_with_a_reason():
     assert parse(GERMAN) == [
         Skipped("x-final/de/dev_2k.tsv:2", "not translated (NS)"),
         Skipped("x-final/de/dev_2k.tsv:3", "not translated (NS)"),
@@ -51,10 +51,10 @@ def test_sentences_that_were_not_translated_are_counted():
 
 
 @given(st.lists(st.tuples(cells, cells, cells, st.sampled_from("01"))))
-def test_every_row_comes_back(rows):
-    found = parse(HEADER + "".join("\t".join(row) + "\n" for row in rows))
-    assert len(found) == len(rows)
-    for row, (number, first, second, label) in zip(found, rows, strict=True):
+def test_every_row_is_read_or_skipped(rows):
+    parsed = parse(HEADER + "".join("\t".join(row) + "\n" for row in rows))
+    assert len(parsed) == len(rows)
+    for row, (number, first, second, label) in zip(parsed, rows, strict=True):
         if "NS" in (first.strip(), second.strip()):
             assert isinstance(row, Skipped)
         else:
@@ -72,13 +72,13 @@ def test_every_row_comes_back(rows):
         (ENGLISH.encode() + b"4\t\xff\tb\t1\n", "dev_2k.tsv:5: byte 0xff is not UTF-8"),
     ],
 )
-def test_malformed_files_name_the_line(content, message):
+def test_errors_for_malformed_files_name_the_line(content, message):
     with pytest.raises(UserError) as caught:
         parse(content)
     assert message in str(caught.value)
 
 
-def test_the_task_of_the_archive(tmp_path: Path, caplog):
+def test_the_task_loads_from_the_archive(tmp_path: Path, caplog):
     raw.write_tar_gz(
         tmp_path / "x-final.tar.gz",
         {

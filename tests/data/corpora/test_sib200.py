@@ -1,4 +1,4 @@
-"""SIB-200: its quoting, its columns, its layout; read from files written as pandas writes them."""
+"""SIB-200 files are read with the quoting of pandas, the columns, and the folder layout of the release."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from xtransfer.errors import UserError
 
 (SIB,) = sib200.CORPORA
 
-# As in the real files, a cell with a quote in it stands in quotes, and its quotes are doubled.
+# As in the real files, a cell that contains quotes is quoted, and its quotes are doubled.
 ENGLISH = (
     "index_id\tcategory\ttext\n"
     "431\tgeography\tThe lake lies between two hills, and a road leads around it.\n"
@@ -37,13 +37,13 @@ def parse(content: str | bytes) -> list[CorpusRow]:
     return list(sib200.parse(io.BytesIO(raw.encoded(content)), "eng_Latn/test.tsv"))
 
 
-def refused(content: str | bytes) -> str:
+def error_message(content: str | bytes) -> str:
     with pytest.raises(UserError) as caught:
         parse(content)
     return str(caught.value)
 
 
-def test_cells_with_quotes():
+def test_quoted_cells_are_unquoted():
     assert [(row.id, row.label, row.text) for row in parse(ENGLISH)] == [
         ("431", "geography", "The lake lies between two hills, and a road leads around it."),
         ("1239", "entertainment", '"It was a song for my sister," the singer said.'),
@@ -55,14 +55,14 @@ def test_cells_with_quotes():
 
 
 @given(st.lists(st.tuples(cells, cells, cells)))
-def test_what_pandas_writes_is_read_back(rows):
+def test_rows_written_like_pandas_are_read_back(rows):
     out = io.StringIO()
     csv.writer(out, delimiter="\t", quoting=csv.QUOTE_MINIMAL, lineterminator="\n").writerows([sib200.COLUMNS, *rows])
     assert [(row.id, row.label, row.text) for row in parse(out.getvalue())] == rows
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused_in_one_line(data):
+def test_any_bytes_are_read_or_refused_with_one_line(data):
     try:
         parse(b"index_id\tcategory\ttext\n" + data)
     except UserError as error:
@@ -81,11 +81,12 @@ def test_any_bytes_are_read_or_refused_in_one_line(data):
         (ENGLISH.encode() + b"7\ttravel\t\xe9\n", "test.tsv:6: byte 0xe9 is not UTF-8"),
     ],
 )
-def test_malformed_files_name_the_line(content, message):
-    assert message in refused(content)
+def test_errors_for_malformed_files_name_the_line(content, message):
+    assert message in error_message(content)
 
 
-def files(**changes: str) -> dict[str, str]:
+def make_files(**changes: str) -> dict[str, str]:
+    """Return the content of each file by its path, with some replaced."""
     contents = {
         f"{language}/{split}.tsv": content
         for language, content in (("eng_Latn", ENGLISH), ("deu_Latn", GERMAN))
@@ -96,8 +97,8 @@ def files(**changes: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", raw.WRITERS)
 @pytest.mark.parametrize("top", ["", "sib-200-main/data/annotated/"])
-def test_the_task_of_an_archive_or_folder(tmp_path: Path, kind: str, top: str):
-    source = raw.WRITERS[kind](tmp_path / "brought", {top + name: content for name, content in files().items()})
+def test_the_task_loads_from_an_archive_or_folder(tmp_path: Path, kind: str, top: str):
+    source = raw.WRITERS[kind](tmp_path / "data", {top + name: content for name, content in make_files().items()})
     config = TaskConfig(
         name="sib200",
         data_dir=str(source),
@@ -112,15 +113,15 @@ def test_the_task_of_an_archive_or_folder(tmp_path: Path, kind: str, top: str):
     assert [len(task.load(split, "eng_Latn")) for split in sib200.SPLITS] == [4, 4, 4]
 
 
-def test_an_unknown_category_and_a_double_id(tmp_path: Path):
+def test_an_unknown_category_or_a_duplicate_id_is_an_error(tmp_path: Path):
     for extra, message in (
         ("7\tgeographie\tx\n", r"deu_Latn/test\.tsv:4: label 'geographie' is not one of .*; did you mean 'geography'"),
         ("431\tgeography\tx\n", r"deu_Latn/test\.tsv:4: id '431' occurs twice in test of deu_Latn"),
     ):
-        raw.write_folder(tmp_path / "brought", files(**{"deu_Latn/test.tsv": GERMAN + extra}))
+        raw.write_folder(tmp_path / "data", make_files(**{"deu_Latn/test.tsv": GERMAN + extra}))
         config = TaskConfig(
             name="sib200",
-            data_dir=str(tmp_path / "brought"),
+            data_dir=str(tmp_path / "data"),
             cache_dir=str(tmp_path / "cache"),
             source_language="eng_Latn",
         )
@@ -128,17 +129,17 @@ def test_an_unknown_category_and_a_double_id(tmp_path: Path):
             loader.task(SIB, config).load("test", "deu_Latn")
 
 
-def test_the_declaration():
+def test_the_corpus_declares_its_languages_labels_and_downloads():
     assert len(set(sib200.LANGUAGES)) == 205 and list(sib200.LANGUAGES) == sorted(sib200.LANGUAGES)
     assert len(sib200.LABELS) == 7
     scripts = {tag.partition("_")[2] for tag in sib200.LANGUAGES}
     assert all(len(tag.partition("_")[0]) == 3 for tag in sib200.LANGUAGES) and all(len(name) == 4 for name in scripts)
-    assert [download.filename for download in SIB.downloads("jpn_Jpan")] == [
-        "jpn_Jpan/train.tsv", "jpn_Jpan/dev.tsv", "jpn_Jpan/test.tsv",
-    ]  # fmt: skip
-    for asked, meant in {"en": "eng_Latn", "deu": "deu_Latn", "English": "eng_Latn"}.items():
+    filenames = [download.filename for download in SIB.downloads("jpn_Jpan")]
+    assert filenames == ["jpn_Jpan/train.tsv", "jpn_Jpan/dev.tsv", "jpn_Jpan/test.tsv"]
+    for requested, suggestion in {"en": "eng_Latn", "deu": "deu_Latn", "English": "eng_Latn"}.items():
         message = (
-            f"source_language '{asked}': set it to '{meant}'; sib200 has train in eng_Latn, ace_Arab, .* and 185 more"
+            f"source_language '{requested}': set it to '{suggestion}'; "
+            "sib200 has train in eng_Latn, ace_Arab, .* and 185 more"
         )
         with pytest.raises(UserError, match=message):
-            loader.task(SIB, TaskConfig(name="sib200", source_language=asked))
+            loader.task(SIB, TaskConfig(name="sib200", source_language=requested))

@@ -1,4 +1,4 @@
-"""What TFDS writes: once, whole or not at all, and nothing where it is there already."""
+"""TFDS data is written once, completely or not at all, and existing data is used without a write."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,8 @@ from xtransfer.runtime import locks
 
 
 @contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Every write beyond so many bytes fails, as on a disk that is full."""
+def file_size_limit(size: int) -> Iterator[None]:
+    """Make each write beyond `size` bytes of a file fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -36,68 +36,72 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def listing(folder: Path) -> dict[str, int]:
+def modification_times(folder: Path) -> dict[str, int]:
+    """Return the modification time of each path below a folder, in nanoseconds."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def many(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
+def many_rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
     yield from (CorpusRow(str(i), f"{i} {i * i} {i**3}" * 50, None, "good", f"m:{i}") for i in range(5000))
 
 
 @pytest.mark.parametrize("size", [0, 4096, 1 << 16])
-def test_a_full_disk_is_named(tmp_path: Path, size: int):
-    corpus, config = dataclasses.replace(CORPUS, rows=many), bring(tmp_path)
+def test_the_error_for_a_full_disk_names_the_path(tmp_path: Path, size: int):
+    corpus, config = dataclasses.replace(CORPUS, rows=many_rows), bring(tmp_path)
     (tmp_path / "cache").mkdir()
-    with files_of_at_most(size), pytest.raises(UserError, match=f"^{tmp_path}/cache/ours-small-.* cannot be written"):
+    with file_size_limit(size), pytest.raises(UserError, match=f"^{tmp_path}/cache/ours-small-.* cannot be written"):
         loader.task(corpus, config).load("test", "de")
     assert len(loader.task(corpus, config).load("test", "de")) == 5000
     assert not list((tmp_path / "cache").rglob("incomplete.*"))
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quickly written ones."""
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let minireviews generate 500 parallel pairs, which are written quickly."""
     monkeypatch.setattr(generator, "parallel", lambda name: [("a" * 1000, f"{i}" * 500) for i in range(500)])
 
 
-def test_a_full_disk_is_named_for_minireviews(tmp_path: Path, few: None):
-    with files_of_at_most(4096), pytest.raises(UserError, match=f"^{tmp_path}/minireviews-.* cannot be written"):
+def test_the_error_for_a_full_disk_names_the_path_of_minireviews(tmp_path: Path, few_pairs: None):
+    with file_size_limit(4096), pytest.raises(UserError, match=f"^{tmp_path}/minireviews-.* cannot be written"):
         minireviews.prepare("en-ja", tmp_path)
     minireviews.prepare("en-ja", tmp_path)
     assert len(minireviews.read("en-ja", "parallel", tmp_path)) == 500 and not list(tmp_path.rglob("incomplete.*"))
 
 
-def test_what_is_there_is_used_without_a_lock(tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch):
-    """A cache may be read-only."""
+def test_prepared_data_is_used_without_a_lock_or_a_write(
+    tmp_path: Path, few_pairs: None, monkeypatch: pytest.MonkeyPatch
+):
+    """A cache may be on a read-only disk."""
     config = bring(tmp_path)
     first = loader.task(CORPUS, config).load("test", "en")
     minireviews.prepare("en-ja", tmp_path / "cache")
-    before = listing(tmp_path)
+    before = modification_times(tmp_path)
 
-    def never(*args: object, **settings: object) -> None:
+    def fail(*args: object, **settings: object) -> None:
         raise AssertionError("locked")
 
-    monkeypatch.setattr(locks, "directory_lock", never)
+    monkeypatch.setattr(locks, "directory_lock", fail)
     assert loader.task(CORPUS, config).load("test", "en") == first
     assert minireviews.prepare("en-ja", tmp_path / "cache").is_prepared()
-    assert listing(tmp_path) == before
+    assert modification_times(tmp_path) == before
 
 
-def test_what_takes_long_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_slow_preparation_reports_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(tfds_builder, "_SAY_EVERY_SECONDS", 0.05)
 
-    def slow(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
-        for row in many(sources, language, split):
+    def sleepy_rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
+        for row in many_rows(sources, language, split):
             time.sleep(0.06 if row.id in ("7", "4000") else 0)
             yield row
 
-    loader.task(dataclasses.replace(CORPUS, rows=slow), bring(tmp_path)).load("test", "de")
-    heard = capsys.readouterr().out.replace("\n", " ")
-    assert "ours/small/de: preparing once, in" in heard
-    assert "ours/small/de: test: 4,000 rows · " in heard and " rows/s " in heard
+    loader.task(dataclasses.replace(CORPUS, rows=sleepy_rows), bring(tmp_path)).load("test", "de")
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert "ours/small/de: preparing once, in" in output
+    assert "ours/small/de: test: 4,000 rows · " in output and " rows/s " in output
 
 
 def slow_rows(marks: Path, sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
+    """Create a file named after this process, yield the rows, and then sleep: briefly if the file `quick` exists."""
     (marks / f"{os.getpid()}").write_text("")
     yield from rows(sources, language, split)
     time.sleep(0.2 if (marks / "quick").exists() else 60)
@@ -112,36 +116,38 @@ def wait_for(condition) -> None:
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("waited in vain")
+    raise AssertionError("timed out")
 
 
-def test_processes_write_once_and_a_killed_one_leaves_nothing_behind(tmp_path: Path):
+def test_one_process_writes_and_the_files_of_a_killed_one_are_removed(tmp_path: Path):
     config, marks = bring(tmp_path), tmp_path / "marks"
     marks.mkdir()
-    # Not fork: array_record's threads do not survive it.
-    start = functools.partial(multiprocessing.get_context("spawn").Process, target=load_slowly, args=(marks, config))
-    killed = start()
+    # The threads of array_record do not survive a fork.
+    make_process = functools.partial(
+        multiprocessing.get_context("spawn").Process, target=load_slowly, args=(marks, config)
+    )
+    killed = make_process()
     killed.start()
     wait_for(lambda: list(marks.iterdir()))
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     (entry,) = (tmp_path / "cache").iterdir()
     folder = entry / "xtransfer_corpus" / "de"
-    (left,) = folder.iterdir()
-    assert left.name.startswith("incomplete.")
+    (incomplete,) = folder.iterdir()
+    assert incomplete.name.startswith("incomplete.")
     (marks / "quick").write_text("")
-    both = [start(), start()]
-    for process in both:
+    processes = [make_process(), make_process()]
+    for process in processes:
         process.start()
-    for process in both:
+    for process in processes:
         process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     assert len(list(marks.iterdir())) == 3, "one was killed, one wrote, one waited"
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
     assert [e.text for e in loader.task(CORPUS, config).load("test", "de")] == ["gut"]
 
 
-def test_quiet_hides_output_and_restores_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_quiet_hides_output_and_restores_logging(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(logging.root, "handlers", [])
     absl = logging.getLogger("absl")
     level = absl.level

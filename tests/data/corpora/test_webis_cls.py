@@ -1,4 +1,4 @@
-"""Webis-CLS-10: every review comes back from files in the source's exact format, and what is malformed is counted."""
+"""Webis-CLS-10 reviews are read from files in the exact format of the release, and malformed ones are skipped."""
 
 import gzip
 import io
@@ -23,7 +23,7 @@ RATINGS = ("1.0", "5.0", "4.0", "2.0")
 
 
 def english(rating: str, text: str) -> str:
-    """English items have few children, each on a line of its own, and line ends before the end tags."""
+    """Return an English item: it has few children, each on its own line, and a newline before each end tag."""
     return (
         f"<item>\n\t<summary>In short\n</summary>\n\t<rating>{rating}</rating>\n\t<text>{text}\n</text>\n"
         "\t<category>books</category>\n\t</item>"
@@ -66,31 +66,31 @@ def parse(data: bytes, *, labelled: bool = True, chunk: int = 1 << 20) -> list[C
     return list(webis_cls.parse(io.BytesIO(data), "a.review", labelled=labelled, chunk=chunk))
 
 
-def rows_of(found: list[CorpusRow | Skipped]) -> list[tuple[str, str, str | None]]:
-    return [(row.id, row.text, row.label) for row in found if isinstance(row, CorpusRow)]
+def rows_of(parsed: list[CorpusRow | Skipped]) -> list[tuple[str, str, str | None]]:
+    return [(row.id, row.text, row.label) for row in parsed if isinstance(row, CorpusRow)]
 
 
-def reason(item: str, *, labelled: bool = True) -> str:
-    """Why an item between two good ones is skipped; the others are read in any case."""
-    found = parse(document(german("5.0", "davor"), item, german("1.0", "danach")), labelled=labelled)
-    assert [row[1] for row in rows_of(found)] == ["davor", "danach"]
-    skipped = [row for row in found if isinstance(row, Skipped)]
+def skip_reason(item: str, *, labelled: bool = True) -> str:
+    """Return why an item between two valid ones is skipped, and check that the valid ones are read."""
+    parsed = parse(document(german("5.0", "davor"), item, german("1.0", "danach")), labelled=labelled)
+    assert [row[1] for row in rows_of(parsed)] == ["davor", "danach"]
+    skipped = [row for row in parsed if isinstance(row, Skipped)]
     assert len(skipped) == 1 and skipped[0].where == "a.review:4"
     return skipped[0].reason.removeprefix("malformed item: ")
 
 
 @pytest.mark.parametrize("item", [english, german, french, japanese])
-def test_children_in_the_order_of_each_language(item):
-    found = parse(document(item("4.0", "très &amp; schön &lt;3, R&amp;amp;B"), item("2.0", "悪い\n wirklich")))
-    assert rows_of(found) == [("0", "très & schön <3, R&amp;B", "positive"), ("1", "悪い\n wirklich", "negative")]
-    assert {(row.text_pair, row.where) for row in found} >= {(None, "a.review:2")}
+def test_the_children_of_each_language_are_read(item):
+    parsed = parse(document(item("4.0", "très &amp; schön &lt;3, R&amp;amp;B"), item("2.0", "悪い\n wirklich")))
+    assert rows_of(parsed) == [("0", "très & schön <3, R&amp;B", "positive"), ("1", "悪い\n wirklich", "negative")]
+    assert {(row.text_pair, row.where) for row in parsed} >= {(None, "a.review:2")}
 
 
 @pytest.mark.parametrize(
     ("rating", "label"),
     [("5.0", "positive"), ("4.0", "positive"), ("2.0", "negative"), ("1.0", "negative"), ("4", "positive")],
 )
-def test_ratings_are_strings_of_numbers(rating, label):
+def test_ratings_become_labels(rating, label):
     assert rows_of(parse(document(english(rating, "x")))) == [("0", "x", label)]
 
 
@@ -124,26 +124,26 @@ def test_ratings_are_strings_of_numbers(rating, label):
         ("<item>" + "<a/>" * 2000 + "</item>", "too many tags"),
     ],
 )
-def test_a_malformed_item_is_skipped_alone(item, expected):
-    assert reason(item) == expected
+def test_only_the_malformed_item_is_skipped(item, expected):
+    assert skip_reason(item) == expected
 
 
-def test_bytes_that_are_not_utf8_spoil_their_item_only():
+def test_invalid_utf8_skips_only_its_item():
     data = document(german("5.0", "davor"), german("5.0", "@"), german("1.0", "danach")).replace(b"@", b"caf\xe9")
-    found = parse(data)
-    assert rows_of(found) == [("0", "davor", "positive"), ("2", "danach", "negative")]
-    assert found[1] == Skipped("a.review:4", "malformed item: not well-formed (invalid token)")
+    parsed = parse(data)
+    assert rows_of(parsed) == [("0", "davor", "positive"), ("2", "danach", "negative")]
+    assert parsed[1] == Skipped("a.review:4", "malformed item: not well-formed (invalid token)")
 
 
 def test_unlabelled_reviews_need_no_rating():
     items = [german("5.0", "a"), french("3.0", "b"), "<item><text>c</text></item>"]
     assert rows_of(parse(document(*items), labelled=False)) == [("0", "a", None), ("1", "b", None), ("2", "c", None)]
-    assert reason("<item><rating>5.0</rating></item>", labelled=False) == "no <text>"
+    assert skip_reason("<item><rating>5.0</rating></item>", labelled=False) == "no <text>"
 
 
-def test_lines_are_those_where_items_start():
-    found = parse(document(english("5.0", "a\n b"), german("5.0", "c"), "<item></item>", french("1.0", "d")))
-    assert [row.where for row in found] == ["a.review:2", "a.review:12", "a.review:14", "a.review:16"]
+def test_each_row_has_the_line_on_which_its_item_starts():
+    parsed = parse(document(english("5.0", "a\n b"), german("5.0", "c"), "<item></item>", french("1.0", "d")))
+    assert [row.where for row in parsed] == ["a.review:2", "a.review:12", "a.review:14", "a.review:16"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_lines_are_those_where_items_start():
         ),
     ],
 )
-def test_files_that_are_refused(data, message):
+def test_other_and_truncated_files_are_refused(data, message):
     with pytest.raises(UserError) as caught:
         parse(data)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
@@ -177,29 +177,29 @@ def test_files_that_are_refused(data, message):
         '<!DOCTYPE items [<!ENTITY a "<item><text>b</text></item>">]>',
     ],
 )
-def test_entities_cannot_be_defined(declaration):
+def test_a_document_type_declaration_is_refused(declaration):
     data = document(german("5.0", "&a;&b;&file;")).replace(b"<items>", declaration.encode() + b"<items>")
     with pytest.raises(UserError, match="a document type declaration is not allowed"):
         parse(data)
-    inside = parse(document(german("5.0", "davor"), declaration + "<x>&a;&b;</x>", german("1.0", "danach")))
-    assert [row[1] for row in rows_of(inside)] == ["davor", "danach"] and len(inside) > 2
+    inside_items = parse(document(german("5.0", "davor"), declaration + "<x>&a;&b;</x>", german("1.0", "danach")))
+    assert [row[1] for row in rows_of(inside_items)] == ["davor", "danach"] and len(inside_items) > 2
 
 
-def test_too_many_malformed_items_are_a_damaged_file():
-    bad, good = "<item></item>", german("5.0", "x")
-    assert len(parse(document(*[bad] * 20, good))) == 21
-    assert len(parse(document(*[bad] * 21, *[good] * 400))) == 421
+def test_a_file_with_too_many_malformed_items_is_refused():
+    malformed, valid = "<item></item>", german("5.0", "x")
+    assert len(parse(document(*[malformed] * 20, valid))) == 21
+    assert len(parse(document(*[malformed] * 21, *[valid] * 400))) == 421
     with pytest.raises(UserError, match="a.review: 21 of 22 items are malformed; get the file again"):
-        parse(document(*[bad] * 21, good))
+        parse(document(*[malformed] * 21, valid))
     with pytest.raises(UserError, match="a.review: 22 of 421 items"):
-        parse(document(*[bad] * 22, *[good] * 399))
+        parse(document(*[malformed] * 22, *[valid] * 399))
 
 
 def test_a_byte_order_mark_and_a_missing_declaration_are_accepted():
     data = document(german("5.0", "x"))
-    assert (
-        rows_of(parse(b"\xef\xbb\xbf" + data)) == rows_of(parse(data[data.index(b"<items>") :])) == rows_of(parse(data))
-    )
+    expected = rows_of(parse(data))
+    assert rows_of(parse(b"\xef\xbb\xbf" + data)) == expected
+    assert rows_of(parse(data[data.index(b"<items>") :])) == expected
 
 
 xml_text = st.text(
@@ -207,44 +207,46 @@ xml_text = st.text(
     min_size=1,
     max_size=12,
 ).filter(str.strip)
-bad_items = st.sampled_from(["<item></item>", "<item>", german("3.0", "x"), german("5.0", "a & b"), "</item>", "junk"])
+malformed_items = st.sampled_from(
+    ["<item></item>", "<item>", german("3.0", "x"), german("5.0", "a & b"), "</item>", "junk"]
+)
 
 
 @given(
-    st.lists(st.tuples(xml_text, st.sampled_from("1245")) | bad_items, max_size=12),
+    st.lists(st.tuples(xml_text, st.sampled_from("1245")) | malformed_items, max_size=12),
     st.integers(1, 200),
     st.randoms(use_true_random=False),
     st.sampled_from(["", "\n", "\n\n", "\n\n\n"]),
 )
-def test_round_trip_between_malformed_items_for_any_chunk_size(items, chunk, shuffler, between):
-    texts, expected = [german("5.0", "first")], [("first", "positive")]
+def test_round_trip_between_malformed_items_for_any_chunk_size(items, chunk, shuffler, separator):
+    written, expected = [german("5.0", "first")], [("first", "positive")]
     for item in items:
         if isinstance(item, str):
-            texts.append(item)
+            written.append(item)
             continue
         text, rating = item
         tags = [f"<text>{escape(text)}</text>", f"<rating>{rating}.0</rating>", "<v><text>no</text></v>", "<l />"]
         shuffler.shuffle(tags)
-        texts.append(f"<item>{''.join(tags)}</item>")
+        written.append(f"<item>{''.join(tags)}</item>")
         expected.append((text.strip(), "positive" if rating in "45" else "negative"))
-    data = (HEAD + between.join(texts) + TAIL).encode()
-    found = parse(data, chunk=chunk)
-    assert [row[1:] for row in rows_of(found)] == expected
-    assert found == parse(data)
+    data = (HEAD + separator.join(written) + TAIL).encode()
+    parsed = parse(data, chunk=chunk)
+    assert [row[1:] for row in rows_of(parsed)] == expected
+    assert parsed == parse(data)
 
 
 @given(st.binary(max_size=60) | xml_text.map(str.encode), st.integers(1, 9), st.booleans())
-def test_any_bytes_are_read_or_refused_in_one_line(content, chunk, whole):
+def test_any_bytes_are_read_or_refused_with_one_line(content, chunk, complete):
     try:
-        found = parse(HEAD.encode() + b"<item>" + content + (b"</item></items>" if whole else b""), chunk=chunk)
+        parsed = parse(HEAD.encode() + b"<item>" + content + (b"</item></items>" if complete else b""), chunk=chunk)
     except UserError as error:
         assert str(error).startswith("a.review") and "\n" not in str(error)
     else:
-        assert found
+        assert parsed
 
 
-class Endless(io.RawIOBase):
-    """A file of many reviews that is made while it is read."""
+class GeneratedFile(io.RawIOBase):
+    """A file whose content is generated while it is read."""
 
     def __init__(self, pieces):
         self.pieces = pieces
@@ -260,22 +262,22 @@ def test_memory_does_not_grow_with_the_file():
     pieces = itertools.chain([HEAD.encode()], itertools.repeat(block, 20), [TAIL.encode()])
     tracemalloc.start()
     try:
-        count = sum(1 for _ in webis_cls.parse(Endless(pieces), "a.review", labelled=False))
+        count = sum(1 for _ in webis_cls.parse(GeneratedFile(pieces), "a.review", labelled=False))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert count == 10_000 and peak < 20 * len(block) / 4
 
 
-def test_an_item_without_end_is_refused_before_it_fills_the_memory():
+def test_an_endless_item_is_refused_before_it_fills_the_memory():
     pieces = itertools.chain([HEAD.encode() + b"<item><text>"], itertools.repeat(b"x" * (1 << 20), 48))
     with pytest.raises(UserError, match="a.review:2: an item of more than 32 MiB"):
-        list(webis_cls.parse(Endless(pieces), "a.review", labelled=False))
+        list(webis_cls.parse(GeneratedFile(pieces), "a.review", labelled=False))
 
 
 @pytest.fixture
 def archive(tmp_path) -> Path:
-    """The layout of cls-acl10-unprocessed.tar.gz, with the translations that have the same names as English files."""
+    """Write an archive like cls-acl10-unprocessed.tar.gz, including translations named like the English files."""
     makers = {"de": german, "fr": french, "jp": japanese, "en": english}
     members = {}
     for folder, domain, file in itertools.product(makers, webis_cls.DOMAINS, ("test", "train", "unlabeled")):
@@ -294,12 +296,12 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["archive", "folder", "parent"])
-def test_rows_of_every_language_domain_and_split(archive, tmp_path, form):
+@pytest.mark.parametrize("layout", ["archive", "folder", "parent"])
+def test_every_language_domain_and_split_has_its_rows(archive, tmp_path, layout):
     source = archive
-    if form != "archive":
+    if layout != "archive":
         source = unpacked(archive, tmp_path / "parent")
-        source = source / "cls-acl10-unprocessed" if form == "folder" else source
+        source = source / "cls-acl10-unprocessed" if layout == "folder" else source
     sources = Sources({webis_cls.DOWNLOAD.filename: source})
     for corpus in webis_cls.CORPORA:
         domain = corpus.name.removeprefix("webis_cls/")
@@ -316,7 +318,7 @@ def test_rows_of_every_language_domain_and_split(archive, tmp_path, form):
     assert corpus.languages == ("en", "de", "fr", "ja")
 
 
-def test_a_missing_file_is_named(archive, tmp_path):
+def test_the_error_for_a_missing_file_names_it(archive, tmp_path):
     folder = unpacked(archive, tmp_path / "parent")
     (folder / "cls-acl10-unprocessed/en/dvd/test.review").unlink()
     sources = Sources({webis_cls.DOWNLOAD.filename: folder})
@@ -324,14 +326,13 @@ def test_a_missing_file_is_named(archive, tmp_path):
         list(webis_cls.CORPORA[1].rows(sources, "en", "test"))
 
 
-def test_the_task_from_the_users_archive(archive, tmp_path):
-    """There is no dev file, so dev comes out of train."""
-    places = {"data_dir": str(archive), "cache_dir": str(tmp_path / "cache")}
-    config = TaskConfig(name="webis_cls/music", target_languages=("ja",), held_out_dev=2, **places)
+def test_the_task_loads_from_the_archive_and_holds_dev_out_of_train(archive, tmp_path):
+    paths = {"data_dir": str(archive), "cache_dir": str(tmp_path / "cache")}
+    config = TaskConfig(name="webis_cls/music", target_languages=("ja",), held_out_dev=2, **paths)
     task = loader.task(webis_cls.CORPORA[2], config)
-    found = [(row.id, row.text, row.label) for row in task.load("test", "ja")]
+    test_rows = [(row.id, row.text, row.label) for row in task.load("test", "ja")]
     ids = [f"webis_cls/music/test/ja/{number}" for number in range(4)]
-    assert found == list(zip(ids, [f"jp music test {rating}" for rating in RATINGS], [0, 1, 1, 0], strict=True))
+    assert test_rows == list(zip(ids, [f"jp music test {rating}" for rating in RATINGS], [0, 1, 1, 0], strict=True))
     unlabelled = task.load("unlabelled", "en")
     assert [(row.text, row.label) for row in unlabelled] == [(f"en music unlabeled {rating}", -1) for rating in RATINGS]
     train, dev = task.load("train", "en"), task.load("dev", "en")
@@ -339,7 +340,7 @@ def test_the_task_from_the_users_archive(archive, tmp_path):
     assert sorted(row.text for row in train + dev) == sorted(f"en music train {rating}" for rating in RATINGS)
 
 
-def test_a_flipped_byte_is_never_learnt_from(archive):
+def test_rows_of_an_archive_with_a_flipped_byte_are_refused(archive):
     packed = gzip.compress(gzip.decompress(archive.read_bytes()), compresslevel=0)
     archive.write_bytes(packed.replace(b"jp dvd train 5.0", b"jp dvd train 5.1"))
     assert archive.read_bytes() != packed

@@ -1,4 +1,4 @@
-"""XNLI and MultiNLI: every pair comes back from files in the exact format, or an error names member and line."""
+"""XNLI and MultiNLI pairs are read from files in the exact format of the release, and errors name file and line."""
 
 import io
 import json
@@ -29,7 +29,7 @@ Pair = tuple[str, str, str, str]  # language, label, premise, hypothesis
 
 
 def xnli_tsv(*pairs: Pair) -> bytes:
-    """Each language counts its pairs from 1; there are no parses."""
+    """Return the file of these pairs. Each language numbers its pairs from 1, and the parses are empty."""
     lines, counts = [XNLI_HEADER], dict.fromkeys(xnli.LANGUAGES, 0)
     for language, label, first, second in pairs:
         counts[language] = number = counts.get(language, 0) + 1
@@ -51,7 +51,7 @@ def jsonl(*rows: dict) -> bytes:
 
 
 def multinli_txt(*pairs: tuple[str, str, str], votes: str = "\t\t\t\t") -> bytes:
-    """Train pairs have one vote, and in the original four empty cells behind it."""
+    """Return the training file of these pairs. In the release, four empty cells follow the one vote."""
     lines = [MULTINLI_HEADER]
     for number, (label, first, second) in enumerate(pairs):
         parses = f"( {first} )\t( {second} )\t(ROOT {first})\t(ROOT {second})"
@@ -75,11 +75,11 @@ def parse(data: bytes, language: str = "", member: str = "a.tsv") -> list[Corpus
     return list(xnli.parse_xnli(stream, member, language) if language else xnli.parse_multinli(stream, member))
 
 
-def pairs_of(found: list[CorpusRow | Skipped]) -> list[tuple[str, str, str, str]]:
-    return [(row.id, row.label, row.text, row.text_pair) for row in found if isinstance(row, CorpusRow)]
+def pairs_of(parsed: list[CorpusRow | Skipped]) -> list[tuple[str, str, str, str]]:
+    return [(row.id, row.label, row.text, row.text_pair) for row in parsed if isinstance(row, CorpusRow)]
 
 
-def refused(data: bytes, language: str = "", member: str = "a.tsv") -> str:
+def error_message(data: bytes, language: str = "", member: str = "a.tsv") -> str:
     with pytest.raises(UserError) as caught:
         parse(data, language, member)
     message = str(caught.value)
@@ -87,16 +87,20 @@ def refused(data: bytes, language: str = "", member: str = "a.tsv") -> str:
     return message.removeprefix(member)
 
 
-# What a cell cannot hold is what ends it.
+# A cell cannot contain the characters that end it.
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=10)
 sentences = cells.filter(str.strip)
 labels = st.sampled_from(["entailment", "neutral", "contradiction", "-"])
 pairs = st.lists(st.tuples(st.sampled_from(["en", "sw", "zh"]), labels, sentences, sentences), min_size=1, max_size=8)
 
 
-def expected_of(rows: list[Pair], language: str) -> list[tuple[str, str, str, str]]:
-    own = [(label, first, second) for tag, label, first, second in rows if tag == language]
-    return [(str(number), label, first, second) for number, (label, first, second) in enumerate(own, 1) if label != "-"]
+def expected_pairs(rows: list[Pair], language: str) -> list[tuple[str, str, str, str]]:
+    in_language = [(label, first, second) for tag, label, first, second in rows if tag == language]
+    return [
+        (str(number), label, first, second)
+        for number, (label, first, second) in enumerate(in_language, 1)
+        if label != "-"
+    ]
 
 
 @given(pairs, st.booleans(), st.sampled_from(["\n", "\r\n"]))
@@ -104,11 +108,11 @@ def test_xnli_round_trip(rows, bom, newline):
     tsv = xnli_tsv(*rows).replace(b"\n", newline.encode())
     tsv = b"\xef\xbb\xbf" + tsv if bom else tsv
     for language in {row[0] for row in rows}:
-        found = parse(tsv, language)
-        assert pairs_of(found) == expected_of(rows, language)
+        parsed = parse(tsv, language)
+        assert pairs_of(parsed) == expected_pairs(rows, language)
         undecided = sum(row[:2] == (language, "-") for row in rows)
-        assert sum(isinstance(row, Skipped) for row in found) == undecided
-        assert pairs_of(parse(xnli_jsonl(*rows), language, "a.jsonl")) == expected_of(rows, language)
+        assert sum(isinstance(row, Skipped) for row in parsed) == undecided
+        assert pairs_of(parse(xnli_jsonl(*rows), language, "a.jsonl")) == expected_pairs(rows, language)
 
 
 @given(st.lists(st.tuples(labels, sentences, sentences), min_size=1, max_size=8), st.integers(0, 4))
@@ -120,24 +124,23 @@ def test_multinli_round_trip(rows, empty_cells):
         (multinli_txt(*rows, votes="\t" * empty_cells), "a.txt"),
         (multinli_jsonl(*rows), "a.jsonl"),
     ]:
-        found = parse(data, member=member)
-        assert pairs_of(found) == expected and len(found) == len(rows)
+        parsed = parse(data, member=member)
+        assert pairs_of(parsed) == expected and len(parsed) == len(rows)
 
 
 @given(st.binary(max_size=60) | cells.map(str.encode), st.sampled_from(["a.tsv", "a.txt", "a.jsonl"]), st.booleans())
-def test_any_bytes_are_read_or_refused_in_one_line(content, member, whole):
-    row = (
-        multinli_jsonl(("neutral", "@", "b")) if member == "a.jsonl" else multinli_txt(("neutral", "@", "b"))
-    ).replace(b"@", content)
+def test_any_bytes_are_read_or_refused_with_one_line(content, member, complete):
+    write = multinli_jsonl if member == "a.jsonl" else multinli_txt
+    data = write(("neutral", "@", "b")).replace(b"@", content)
     try:
-        found = parse(row if whole else row[: len(row) * 2 // 3] + content, member=member)
+        parsed = parse(data if complete else data[: len(data) * 2 // 3] + content, member=member)
     except UserError as error:
         assert str(error).startswith(member) and "\n" not in str(error)
     else:
-        assert found or not whole
+        assert parsed or not complete
 
 
-def test_quotes_are_characters():
+def test_quotes_are_ordinary_characters():
     rows = [("en", "neutral", '"Half a quote', 'no "end'), ("en", "entailment", '""', "'")]
     assert pairs_of(parse(xnli_tsv(*rows), "en")) == [
         ("1", "neutral", '"Half a quote', 'no "end'),
@@ -152,41 +155,41 @@ def test_only_a_line_feed_ends_a_line():
     assert pairs_of(parse(xnli_tsv(("en", "neutral", odd, odd)), "en")) == [("1", "neutral", odd, odd)]
 
 
-def checked(tmp_path: Path, member: str, data: bytes, language: str = "en", *, empty_text: str = "error") -> list:
-    """The rows of a folder with one file, as the builder takes them."""
+def builder_rows(tmp_path: Path, member: str, data: bytes, language: str = "en", *, empty_text: str = "error") -> list:
+    """Return the rows that the builder takes from a folder with one file."""
     (tmp_path / member).write_bytes(data)
     sources = Sources(dict.fromkeys(["XNLI-1.0.zip", "multinli_1.0.zip"], tmp_path))
     split = member.split(".")[1] if member.startswith("xnli") else "train"
     return list(checked_rows(xnli.CORPORA[0], sources, language, split, empty_text))
 
 
-def test_labels_go_by_name(tmp_path):
-    """Three orders of the classes are in use, so a number says nothing."""
+def test_labels_are_read_by_name(tmp_path):
+    """Numbers are refused, because three orders of the classes are in use."""
     assert xnli.CORPORA[0].labels == ("entailment", "neutral", "contradiction")
     for label in ("0", "2", "entails", "Neutral", "", "contradicton"):
         data = xnli_tsv(("de", "neutral", "a", "b"), ("de", label, "a", "b"))
         with pytest.raises(UserError) as caught:
-            checked(tmp_path, "xnli.dev.tsv", data, "de")
+            builder_rows(tmp_path, "xnli.dev.tsv", data, "de")
         assert str(caught.value).startswith(f"xnli.dev.tsv:3: label {label!r} is not one of entailment, neutral, contr")
     number = multinli_jsonl(("neutral", "a", "b")).replace(b'"gold_label": "neutral"', b'"gold_label": 1')
-    assert refused(number, member="a.jsonl") == ":1: column 'gold_label' is a number, expected text"
+    assert error_message(number, member="a.jsonl") == ":1: column 'gold_label' is a number, expected text"
 
 
-def test_empty_sentences_and_double_ids_are_named(tmp_path):
+def test_empty_sentences_and_duplicate_ids_are_errors(tmp_path):
     for first, second in [("a", ""), (" \u3000", "b")]:
         with pytest.raises(UserError, match="xnli.test.tsv:3: a text is empty"):
             rows = [("sw", "neutral", "a", "b"), ("sw", "neutral", first, second)]
-            checked(tmp_path, "xnli.test.tsv", xnli_tsv(*rows), "sw")
+            builder_rows(tmp_path, "xnli.test.tsv", xnli_tsv(*rows), "sw")
     data = multinli_jsonl(("neutral", "a", " "), ("-", "b", "c"), ("entailment", "d", "e"))
-    found = checked(tmp_path, "multinli_1.0_train.jsonl", data, empty_text="skip")
-    assert [row.where.rpartition(":")[2] for row in found if isinstance(row, Skipped)] == ["1", "2"]
-    assert pairs_of(found) == [("2", "entailment", "d", "e")]
-    twice = xnli_tsv(("en", "neutral", "a", "b"), ("fr", "neutral", "a", "b")).replace(b"fr\t", b"en\t")
+    parsed = builder_rows(tmp_path, "multinli_1.0_train.jsonl", data, empty_text="skip")
+    assert [row.where.rpartition(":")[2] for row in parsed if isinstance(row, Skipped)] == ["1", "2"]
+    assert pairs_of(parsed) == [("2", "entailment", "d", "e")]
+    duplicate = xnli_tsv(("en", "neutral", "a", "b"), ("fr", "neutral", "a", "b")).replace(b"fr\t", b"en\t")
     with pytest.raises(UserError, match="xnli.dev.tsv:3: id '1' occurs twice in dev of en"):
-        checked(tmp_path, "xnli.dev.tsv", twice)
+        builder_rows(tmp_path, "xnli.dev.tsv", duplicate)
 
 
-def test_undecided_pairs_are_skipped_by_one_reason():
+def test_undecided_pairs_are_skipped_with_the_same_reason():
     rows = [("en", "-", "a", "b"), ("fr", "-", "c", "d"), ("en", "neutral", "e", "f"), ("en", "-", "g", "h")]
     first, row, last = parse(xnli_tsv(*rows), "en")
     assert first == Skipped("a.tsv:2", "label '-', because the annotators disagree")
@@ -194,7 +197,7 @@ def test_undecided_pairs_are_skipped_by_one_reason():
     assert row == CorpusRow("2", "e", "f", "neutral", "a.tsv:4")
 
 
-def test_languages_are_told_apart_and_share_their_ids():
+def test_rows_are_selected_by_language_and_ids_repeat_across_languages():
     rows = [(language, "neutral", f"{language} {i}", "x") for language in xnli.LANGUAGES for i in range(3)]
     for language in xnli.LANGUAGES:
         assert [row[::2] for row in pairs_of(parse(xnli_tsv(*rows), language))] == [
@@ -213,8 +216,8 @@ def test_languages_are_told_apart_and_share_their_ids():
         (b"<html>\n<body>404</body>\n", ":2: no column 'language' among '<html>'"),
     ],
 )
-def test_malformed_xnli(data, message):
-    assert refused(data, "en").startswith(message)
+def test_malformed_xnli_is_refused(data, message):
+    assert error_message(data, "en").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +232,11 @@ def test_malformed_xnli(data, message):
         (multinli_txt(("neutral", "a", "b"), votes="\t" * 5), "a.txt", ":2: 16 columns, expected 15"),
     ],
 )
-def test_malformed_multinli(data, member, message):
-    assert refused(data, member=member).startswith(message)
+def test_malformed_multinli_is_refused(data, member, message):
+    assert error_message(data, member=member).startswith(message)
 
 
-def test_multinli_counts_all_rows():
+def test_multinli_ids_count_skipped_rows_too():
     rows = [("neutral", "a", "b"), ("-", "b", "c"), ("entailment", "d", "e")]
     assert parse(multinli_jsonl(*rows), member="a.jsonl") == [
         CorpusRow("0", "a", "b", "neutral", "a.jsonl:1"),
@@ -246,28 +249,28 @@ MULTINLI_ROWS = [("neutral", "train a", "b"), ("-", "c", "d"), ("contradiction",
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
-    """With what macOS adds: the name of each file, and bytes that are not its."""
+    """Write a zip as macOS does, with an AppleDouble file beside each member."""
     extra = ["__MACOSX/{0}/._{2}".format(*name.rpartition("/")) for name in members]
     return raw.write_zip(path, members | dict.fromkeys(extra, b"\x00\x05\x16\x07"))
 
 
-def xnli_members(split: str, *, only: str = "") -> dict[str, bytes]:
+def xnli_members(split: str, *, extension: str = "") -> dict[str, bytes]:
     rows = [(language, "neutral", f"{split} {language}", "x") for language in xnli.LANGUAGES]
-    both = {
+    both_formats = {
         f"XNLI-1.0/xnli.{split}.jsonl": xnli_jsonl(*rows),
         f"XNLI-1.0/xnli.{split}.tsv": xnli_tsv(*rows),
     }
-    return {name: data for name, data in both.items() if name.endswith(only)}
+    return {name: data for name, data in both_formats.items() if name.endswith(extension)}
 
 
-def multinli_members(only: str = "") -> dict[str, bytes]:
-    both = {
+def multinli_members(extension: str = "") -> dict[str, bytes]:
+    both_formats = {
         "multinli_1.0/multinli_1.0_train.txt": multinli_txt(*MULTINLI_ROWS),
         "multinli_1.0/multinli_1.0_dev_matched.txt": multinli_txt(("neutral", "never", "read")),
         "multinli_1.0/multinli_1.0_dev_matched.jsonl": multinli_jsonl(("neutral", "never", "read")),
         "multinli_1.0/multinli_1.0_train.jsonl": multinli_jsonl(*MULTINLI_ROWS),
     }
-    return {name: data for name, data in both.items() if name.endswith(only)}
+    return {name: data for name, data in both_formats.items() if name.endswith(extension)}
 
 
 def check_corpus(sources: Sources) -> None:
@@ -283,22 +286,24 @@ def check_corpus(sources: Sources) -> None:
     ]
 
 
-@pytest.mark.parametrize(("of_xnli", "of_multinli"), [("", ""), ("jsonl", "jsonl"), ("tsv", "txt")])
-def test_archives_with_both_formats_or_one(tmp_path, of_xnli, of_multinli):
-    members = xnli_members("dev", only=of_xnli) | xnli_members("test", only=of_xnli)
+@pytest.mark.parametrize(("xnli_extension", "multinli_extension"), [("", ""), ("jsonl", "jsonl"), ("tsv", "txt")])
+def test_archives_with_one_or_both_formats_are_read(tmp_path, xnli_extension, multinli_extension):
+    members = xnli_members("dev", extension=xnli_extension) | xnli_members("test", extension=xnli_extension)
     first = write_zip(tmp_path / "first.zip", {"XNLI-1.0/README.md": b"x", **members})
-    second = write_zip(tmp_path / "second.zip", multinli_members(of_multinli))
+    second = write_zip(tmp_path / "second.zip", multinli_members(multinli_extension))
     check_corpus(Sources({"XNLI-1.0.zip": first, "multinli_1.0.zip": second}))
 
 
-@pytest.mark.parametrize("top", [True, False])
-def test_unpacked_folders(tmp_path, top):
+@pytest.mark.parametrize("with_top_folder", [True, False])
+def test_unpacked_folders_are_read(tmp_path, with_top_folder):
     members = xnli_members("dev") | xnli_members("test") | multinli_members()
-    raw.write_folder(tmp_path, {name if top else name.rpartition("/")[2]: data for name, data in members.items()})
+    if not with_top_folder:
+        members = {name.rpartition("/")[2]: data for name, data in members.items()}
+    raw.write_folder(tmp_path, members)
     check_corpus(Sources({"XNLI-1.0.zip": tmp_path, "multinli_1.0.zip": tmp_path}))
 
 
-def test_missing_and_double_members_are_named(tmp_path):
+def test_missing_and_duplicate_members_are_named(tmp_path):
     members = xnli_members("dev")
     archive = write_zip(tmp_path / "XNLI-1.0.zip", members | {f"copy/{name}": data for name, data in members.items()})
     sources = Sources({"XNLI-1.0.zip": archive})
@@ -310,7 +315,7 @@ def test_missing_and_double_members_are_named(tmp_path):
         list(xnli.CORPORA[0].rows(sources, "en", "train"))
 
 
-def test_the_declaration():
+def test_the_corpus_declares_its_languages_splits_and_downloads():
     (corpus,) = xnli.CORPORA
     assert " ".join(corpus.languages) == "ar bg de el en es fr hi ru sw th tr ur vi zh"
     splits = {language: corpus.splits(language) for language in corpus.languages}
@@ -319,7 +324,7 @@ def test_the_declaration():
     assert [download.filename for download in corpus.downloads("sw")] == ["XNLI-1.0.zip"]
 
 
-def test_the_task_from_the_users_archives(tmp_path):
+def test_the_task_loads_from_the_archives(tmp_path):
     members = xnli_members("dev") | xnli_members("test")
     members["XNLI-1.0/xnli.test.tsv"] = xnli_tsv(
         ("en", "neutral", "test en", "x"), ("th", "contradiction", "a", '"b'), ("th", "-", "c", "d")
