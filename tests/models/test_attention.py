@@ -1,4 +1,4 @@
-"""Attention with its written-out gradient, against softmax and einsum differentiated by JAX."""
+"""Attention and its hand-written gradient, compared with softmax and einsum differentiated by JAX."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,22 +20,24 @@ SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]
 Function = Callable[..., jax.Array]
 
 
-def numbers(seed: int = 0, scale: float = 1.0, dtype: Any = jnp.float32) -> list[jax.Array]:
-    """Query, key, value and the weights of a loss, each [R, N, D, S]."""
-    drawn = np.random.default_rng(seed).standard_normal((4, R, N, D, S))
-    drawn[0] *= scale
-    return [jnp.asarray(x, dtype) for x in drawn]
+def random_inputs(seed: int = 0, scale: float = 1.0, dtype: Any = jnp.float32) -> list[jax.Array]:
+    """Return random queries, keys, values, and loss weights, each [R, N, D, S]."""
+    arrays = np.random.default_rng(seed).standard_normal((4, R, N, D, S))
+    arrays[0] *= scale
+    return [jnp.asarray(x, dtype) for x in arrays]
 
 
-def some_kept(seed: int = 0) -> jax.Array:
-    """[R, N, S, S]; nothing at all is kept of one query."""
+def random_keep_mask(seed: int = 0) -> jax.Array:
+    """Return a random dropout mask, [R, N, S (keys), S (queries)] bool, with every key of one query dropped."""
     keep = np.random.default_rng(seed).random((R, N, S, S)) >= RATE
     keep[0, 0, :, 1] = False
     return jnp.asarray(keep)
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float) -> jax.Array:
-    """The same, queries before keys."""
+def reference_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float
+) -> jax.Array:
+    """Compute the same attention with JAX's softmax, with queries before keys."""
     probs = jax.nn.softmax(jnp.einsum("rndq,rndk->rnqk", q, k) + bias, axis=-1)
     if keep is not None:
         probs = probs * jnp.swapaxes(keep, 2, 3) / (1 - rate)
@@ -43,7 +45,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, keep: jax.A
 
 
 def with_gradients(attention: Function, keep: jax.Array | None, bias: jax.Array, rate: float = RATE) -> Any:
-    """Compiled: (q, k, v, weights) -> the output and the gradients of q, k and v."""
+    """Return a compiled function: (q, k, v, weights) -> the output, and the gradients of q, k, and v."""
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         out = attention(q, k, v, bias, keep, rate)
@@ -56,36 +58,38 @@ def with_gradients(attention: Function, keep: jax.Array | None, bias: jax.Array,
     return quick_jit(run)
 
 
-def assert_close(found: list[jax.Array], wanted: list[jax.Array], relative: float) -> None:
-    """To this share of the largest number of each array."""
-    for one, other in zip(found, wanted, strict=True):
-        other = np.asarray(other, np.float64)
-        assert one.shape == (R, N, D, S) and np.isfinite(other).all()
-        np.testing.assert_allclose(np.asarray(one, np.float64), other, rtol=0, atol=relative * np.abs(other).max())
+def assert_close(actual: list[jax.Array], expected: list[jax.Array], relative: float) -> None:
+    """Compare arrays, with an absolute tolerance of `relative` times the largest expected value of each array."""
+    for array, reference in zip(actual, expected, strict=True):
+        reference = np.asarray(reference, np.float64)
+        assert array.shape == (R, N, D, S) and np.isfinite(reference).all()
+        np.testing.assert_allclose(
+            np.asarray(array, np.float64), reference, rtol=0, atol=relative * np.abs(reference).max()
+        )
 
 
-@pytest.mark.parametrize("dropping", [False, True])
-def test_outputs_and_gradients_are_those_of_softmax(dropping: bool) -> None:
-    keep, bias = some_kept() if dropping else None, segment_bias(SEGMENTS)
-    found = with_gradients(attend, keep, bias)(*numbers())
-    assert_close(found, with_gradients(plain, keep, bias)(*numbers()), 1e-5)
-    assert all(float(jnp.abs(x).max()) > 0.1 for x in found)
-    if dropping:
-        np.testing.assert_array_equal(found[0][0, 0, :, 1], 0)  # of which nothing is kept
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_outputs_and_gradients_match_softmax(with_dropout: bool) -> None:
+    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
+    results = with_gradients(attend, keep, bias)(*random_inputs())
+    assert_close(results, with_gradients(reference_attention, keep, bias)(*random_inputs()), 1e-5)
+    assert all(float(jnp.abs(x).max()) > 0.1 for x in results)
+    if with_dropout:
+        np.testing.assert_array_equal(results[0][0, 0, :, 1], 0)  # this query keeps no key
 
 
-def test_nothing_comes_from_another_segment() -> None:
-    """Other numbers in a segment leave output and gradients of the other as they are, to the bit."""
-    run = with_gradients(attend, some_kept(), segment_bias(SEGMENTS))
-    q, k, v, weights = numbers()
+def test_other_segments_do_not_affect_outputs_or_gradients() -> None:
+    """Changing one segment leaves the outputs and gradients of the other bit-identical."""
+    run = with_gradients(attend, random_keep_mask(), segment_bias(SEGMENTS))
+    q, k, v, weights = random_inputs()
     changed = [x.at[0, :, :, 3:].set(9.0) for x in (q, k, v, weights)]
-    for one, other in zip(run(q, k, v, weights), run(*changed), strict=True):
-        np.testing.assert_array_equal(one[0, :, :, :3], other[0, :, :, :3])
-        np.testing.assert_array_equal(one[1:], other[1:])
-        assert float(jnp.abs(one[0, :, :, 3:] - other[0, :, :, 3:]).max()) > 0.1
+    for before, after in zip(run(q, k, v, weights), run(*changed), strict=True):
+        np.testing.assert_array_equal(before[0, :, :, :3], after[0, :, :, :3])
+        np.testing.assert_array_equal(before[1:], after[1:])
+        assert float(jnp.abs(before[0, :, :, 3:] - after[0, :, :, 3:]).max()) > 0.1
 
 
-def test_the_bias_is_nothing_inside_a_segment_and_no_probability_between_two() -> None:
+def test_bias_is_zero_within_a_segment_and_masks_other_segments() -> None:
     bias = segment_bias(jnp.array([[1, 1, 2, 0]]))
     inside = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
     assert bias.shape == (1, 1, 4, 4) and bias.dtype == jnp.float32
@@ -94,69 +98,73 @@ def test_the_bias_is_nothing_inside_a_segment_and_no_probability_between_two() -
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_huge_scores_leave_one_key_and_finite_gradients(dtype: Any) -> None:
-    """Scores about ±10,000, whose exponentials overflow unless the largest is taken off first."""
-    q, k, v, weights = numbers(scale=5e3, dtype=dtype)
+def test_huge_scores_select_one_key_and_keep_gradients_finite(dtype: Any) -> None:
+    """Scores of about ±10,000 overflow in exp unless the largest is subtracted first."""
+    q, k, v, weights = random_inputs(scale=5e3, dtype=dtype)
     bias = segment_bias(SEGMENTS)
     scores = jnp.einsum("rndq,rndk->rnqk", *(x.astype(jnp.float32) for x in (q, k))) + bias
     assert float(jnp.max(scores)) > 1e4 > -1e4 > float(jnp.min(jnp.where(bias == 0, scores, 0)))
-    found = with_gradients(attend, None, bias)(q, k, v, weights)
-    assert all(bool(jnp.isfinite(x).all()) for x in found)
-    for row in (0, 1):  # in the row of padding scores tie within the steps of float32 only by their own numbers
+    results = with_gradients(attend, None, bias)(q, k, v, weights)
+    assert all(bool(jnp.isfinite(x).all()) for x in results)
+    for row in (0, 1):  # row 2 is padding
         best = jnp.argmax(scores[row], axis=-1)  # [N, S]
         picked = jnp.take_along_axis(v[row], best[:, None, :], axis=2)
-        np.testing.assert_allclose(found[0][row].astype(jnp.float32), picked.astype(jnp.float32), atol=1e-2)
+        np.testing.assert_allclose(results[0][row].astype(jnp.float32), picked.astype(jnp.float32), atol=1e-2)
 
 
-def test_a_row_with_every_score_masked_is_finite() -> None:
-    """As -1e9 swallows the scores, all keys count about as much."""
-    q, k, v, weights = numbers()
-    found = with_gradients(attend, None, jnp.full((R, 1, S, S), -1e9))(q, k, v, weights)
-    assert all(bool(jnp.isfinite(x).all()) for x in found)
-    np.testing.assert_allclose(found[0], jnp.broadcast_to(v.mean(3, keepdims=True), v.shape), rtol=1e-5, atol=1e-6)
+def test_fully_masked_row_stays_finite() -> None:
+    """Adding -1e9 absorbs the scores, so that all keys get about the same probability."""
+    q, k, v, weights = random_inputs()
+    results = with_gradients(attend, None, jnp.full((R, 1, S, S), -1e9))(q, k, v, weights)
+    assert all(bool(jnp.isfinite(x).all()) for x in results)
+    np.testing.assert_allclose(results[0], jnp.broadcast_to(v.mean(3, keepdims=True), v.shape), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dropping", [False, True])
-def test_bfloat16_is_within_its_rounding_of_float32(dropping: bool) -> None:
-    """Inputs are rounded first, so that what differs is what attention rounds itself."""
-    keep, bias = some_kept() if dropping else None, segment_bias(SEGMENTS)
-    coarse = numbers(dtype=jnp.bfloat16)
-    found = with_gradients(attend, keep, bias)(*coarse)
-    assert [x.dtype for x in found] == [jnp.bfloat16] * 4
-    wanted = with_gradients(plain, keep, bias)(*(x.astype(jnp.float32) for x in coarse))
-    assert_close(found[:1], wanted[:1], 2**-8)  # half a step of bfloat16 is 2**-9 of a number
-    assert_close(found[1:], wanted[1:], 2**-6)
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_bfloat16_matches_float32_to_within_rounding(with_dropout: bool) -> None:
+    """Round the inputs first, so that only the rounding inside attention differs."""
+    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
+    inputs = random_inputs(dtype=jnp.bfloat16)
+    results = with_gradients(attend, keep, bias)(*inputs)
+    assert [x.dtype for x in results] == [jnp.bfloat16] * 4
+    expected = with_gradients(reference_attention, keep, bias)(*(x.astype(jnp.float32) for x in inputs))
+    assert_close(results[:1], expected[:1], 2**-8)  # half a bfloat16 step is a relative 2**-9
+    assert_close(results[1:], expected[1:], 2**-6)
 
 
-def test_probabilities_add_up_to_one_in_bfloat16() -> None:
-    """What is mixed of equal values is that value, though all exponentials but one are rounded down, by 0.35 %."""
+def test_probabilities_sum_to_one_in_bfloat16() -> None:
+    """A weighted mean of equal values is that value, although all exponentials but one are rounded down, by 0.35 %."""
     q = jnp.ones((1, 1, 2, 200), jnp.bfloat16)
-    k = jnp.array([[-0.6875], [-0.00214]]) * (jnp.arange(200) > 0)  # exp(-0.68964) is 0.50176, of steps of 1/256
+    k = jnp.array([[-0.6875], [-0.00214]]) * (jnp.arange(200) > 0)  # exp(-0.68964) is 0.50176; a step is 1/256
     out = attend(q, k[None, None].astype(jnp.bfloat16), q, jnp.zeros((1, 1, 200, 200)), None, 0.0)
     np.testing.assert_array_equal(out.astype(jnp.float32), 1.0)
 
 
-@pytest.mark.parametrize("dropping", [False, True])
-def test_the_gradient_is_that_of_finite_differences(dropping: bool) -> None:
-    keep, bias = some_kept() if dropping else None, segment_bias(SEGMENTS)
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_gradient_matches_finite_differences(with_dropout: bool) -> None:
+    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
     function = jax.jit(lambda q, k, v: attend(q, k, v, bias, keep, RATE))
-    check_grads(function, tuple(numbers()[:3]), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+    check_grads(function, tuple(random_inputs()[:3]), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
-def test_computing_it_again_for_the_gradient_changes_nothing() -> None:
-    keep, bias = some_kept(), segment_bias(SEGMENTS)
+def test_rematerialisation_changes_nothing() -> None:
+    keep, bias = random_keep_mask(), segment_bias(SEGMENTS)
 
-    def again(q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any) -> jax.Array:
+    def rematerialised(q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any) -> jax.Array:
         return jax.checkpoint(lambda *qkv: attend(*qkv, *rest))(q, k, v)
 
-    assert_close(with_gradients(again, keep, bias)(*numbers()), with_gradients(attend, keep, bias)(*numbers()), 1e-6)
+    assert_close(
+        with_gradients(rematerialised, keep, bias)(*random_inputs()),
+        with_gradients(attend, keep, bias)(*random_inputs()),
+        1e-6,
+    )
 
 
-def test_without_a_mask_the_rate_does_nothing() -> None:
+def test_rate_has_no_effect_without_a_mask() -> None:
     bias = segment_bias(SEGMENTS)
-    for one, other in zip(
-        with_gradients(attend, None, bias, RATE)(*numbers()),
-        with_gradients(attend, None, bias, 0.0)(*numbers()),
+    for with_rate, without_rate in zip(
+        with_gradients(attend, None, bias, RATE)(*random_inputs()),
+        with_gradients(attend, None, bias, 0.0)(*random_inputs()),
         strict=True,
     ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(with_rate, without_rate)

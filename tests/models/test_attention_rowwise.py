@@ -1,4 +1,4 @@
-"""Rows under vmap: merged, and the same numbers."""
+"""`rowwise` under vmap: the rows of all calls are merged, and the results stay the same."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 from xtransfer.models.attention import rowwise
 
 
-def test_the_rows_of_all_are_put_behind_each_other() -> None:
+def test_vmapped_rows_are_concatenated_into_one_call() -> None:
     shapes = []
 
     @rowwise
@@ -16,10 +16,10 @@ def test_the_rows_of_all_are_put_behind_each_other() -> None:
         return {"a": x * factors[0][:, None] + shared, "b": jnp.sum(x, axis=1)}
 
     x, factor = jnp.arange(24.0).reshape(2, 3, 4), jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    found = jax.vmap(lambda x, factor: scaled(x, (factor, None), jnp.float32(7)))(x, factor)
+    batched = jax.vmap(lambda x, factor: scaled(x, (factor, None), jnp.float32(7)))(x, factor)
     assert shapes[-1] == (6, 4)
-    np.testing.assert_array_equal(found["a"], x * factor[:, :, None] + 7)
-    np.testing.assert_array_equal(found["b"], x.sum(axis=2))
-    alone = scaled(x[1], (factor[1], None), jnp.float32(7))
+    np.testing.assert_array_equal(batched["a"], x * factor[:, :, None] + 7)
+    np.testing.assert_array_equal(batched["b"], x.sum(axis=2))
+    single = scaled(x[1], (factor[1], None), jnp.float32(7))
     assert shapes[-1] == (3, 4)
-    np.testing.assert_array_equal(alone["a"], found["a"][1])
+    np.testing.assert_array_equal(single["a"], batched["a"][1])

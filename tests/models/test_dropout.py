@@ -1,4 +1,4 @@
-"""Dropout: its random numbers, its rate, and that a mask belongs to a key and a place, not to a device."""
+"""Dropout: random bits, rates, and masks that depend on key and place but not on the device layout."""
 
 from functools import partial
 
@@ -21,9 +21,9 @@ def mask(rate: float, *shape: int, seed: int = 0) -> np.ndarray:
     return np.asarray(keep)
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """In standard errors, of what is kept."""
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) * one.size**0.5
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the correlation of two masks, in standard errors."""
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1]) * first.size**0.5
 
 
 @pytest.mark.parametrize(
@@ -34,37 +34,37 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
         ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xBA3E4725, 0xF27D669E)),
     ],
 )
-def test_threefry_gives_the_published_answers(
+def test_threefry_matches_the_published_test_vectors(
     counter: tuple[int, int], key: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    """Those of the Random123 library, for 13 rounds."""
-    found = _threefry(jnp.array(key, jnp.uint32), *(jnp.full((2,), word, jnp.uint32) for word in counter))
-    for words, word in zip(found, expected, strict=True):
-        assert words.dtype == jnp.uint32
-        np.testing.assert_array_equal(words, np.uint32(word))
+    """Test vectors of the Random123 library for 13 rounds."""
+    outputs = _threefry(jnp.array(key, jnp.uint32), *(jnp.full((2,), word, jnp.uint32) for word in counter))
+    for output, word in zip(outputs, expected, strict=True):
+        assert output.dtype == jnp.uint32
+        np.testing.assert_array_equal(output, np.uint32(word))
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
-def test_the_rate_is_met(rate: float) -> None:
-    """Within four standard deviations, of all and of each quarter of the rows, which are other bits of the numbers."""
+def test_dropped_share_matches_the_rate(rate: float) -> None:
+    """Within four standard deviations, overall and for each quarter of the rows, which has its own bits."""
     keep = mask(rate, 20, 400, 250)
     for part in (keep, *np.split(keep, 4, axis=1)):
         assert abs(float(np.mean(~part)) - rate) < 2**-17 + 4 * (rate * (1 - rate) / part.size) ** 0.5
 
 
-def test_an_element_is_kept_where_its_sixteen_bits_say_so() -> None:
-    """Worked out from the numbers one by one: the first quarter of the rows takes the upper half of the first word."""
+def test_sixteen_bits_decide_each_element() -> None:
+    """Decide each element by hand: the first quarter of the rows uses the upper half of the first word."""
     keep = mask(0.3, 2, 8, 3)
     words = jax.random.bits(KEY.key, (2,), jnp.uint32)
     for row, quarter, column in np.ndindex(2, 2, 3):
-        place = quarter * 3 + column
-        x, y = (int(w) for w in _threefry(words, jnp.uint32(row), jnp.uint32(place)))
+        position = quarter * 3 + column
+        x, y = (int(w) for w in _threefry(words, jnp.uint32(row), jnp.uint32(position)))
         halves = (x >> 16, x & 0xFFFF, y >> 16, y & 0xFFFF)
         for number, half in enumerate(halves):
             assert keep[row, 2 * number + quarter, column] == (half >= round(0.3 * 65536)), (row, quarter, number)
 
 
-def test_dropout_keeps_the_expectation() -> None:
+def test_dropout_preserves_the_expectation() -> None:
     x = jnp.full((400, 500), 2.0)
     y = dropout(x, 0.1, KEY)
     np.testing.assert_allclose(y[y != 0], 2.0 / 0.9, rtol=1e-6)
@@ -72,14 +72,14 @@ def test_dropout_keeps_the_expectation() -> None:
     assert abs(float(jnp.mean(y)) - 2.0) < 2.0 / 0.9 * 4 * (0.1 * 0.9 / x.size) ** 0.5
 
 
-def test_without_a_key_or_a_rate_nothing_is_done() -> None:
+def test_dropout_is_the_identity_without_a_key_or_a_rate() -> None:
     x = jnp.ones((3, 4))
     assert dropout(x, 0.1, None) is x and dropout(x, 0.0, KEY) is x
     assert keep_mask(None, 0.1, (3, 4)) is None and keep_mask(KEY, 0.0, (3, 4)) is None
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_passes_what_was_kept(dtype: jnp.dtype) -> None:
+def test_gradient_flows_only_through_kept_elements(dtype: jnp.dtype) -> None:
     x, weights = (jnp.asarray(x, dtype) for x in np.random.default_rng(0).standard_normal((2, 6, 9, 10)))
     y, pull = jax.vjp(lambda x: dropout(x, 0.25, KEY), x)
     (gradient,) = pull(weights)
@@ -90,7 +90,7 @@ def test_the_gradient_passes_what_was_kept(dtype: jnp.dtype) -> None:
     np.testing.assert_array_equal(gradient, expected[1])
 
 
-def test_masks_of_other_keys_have_nothing_to_do_with_each_other() -> None:
+def test_masks_of_different_keys_are_uncorrelated() -> None:
     first = mask(0.5, 8, 64, 128)
     np.testing.assert_array_equal(first, mask(0.5, 8, 64, 128))
     folded = keep_mask(KEY.at(1), 0.5, (8, 64, 128))
@@ -99,18 +99,18 @@ def test_masks_of_other_keys_have_nothing_to_do_with_each_other() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_elements_have_nothing_to_do_with_their_neighbours(rate: float) -> None:
-    """Along each axis, near and far; a quarter of the rows away are the other bits of the same numbers."""
+def test_neighbouring_elements_are_uncorrelated(rate: float) -> None:
+    """Along each axis, near and far: elements a quarter of the rows apart use different bits of the same number."""
     keep = mask(rate, 16, 64, 128)
     for axis, length in enumerate(keep.shape):
         for distance in (1, 2, 3, length // 4, length // 2, 3 * length // 4):
-            one = np.take(keep, range(length - distance), axis)
-            other = np.take(keep, range(distance, length), axis)
-            assert abs(correlation(one, other)) < 4.5, (axis, distance)
+            first = np.take(keep, range(length - distance), axis)
+            second = np.take(keep, range(distance, length), axis)
+            assert abs(correlation(first, second)) < 4.5, (axis, distance)
 
 
-def test_no_two_rows_are_alike() -> None:
-    """Rows of a batch, of a head, of a token: 24 elements or more, of which none is likely to be met twice."""
+def test_no_two_rows_are_equal() -> None:
+    """The rows of a batch, of a head, and of a token have at least 64 elements, so none should occur twice."""
     keep = mask(0.5, 8, 3, 16, 64)
     for axes in (1, 2, 3):
         rows = keep.reshape(int(np.prod(keep.shape[:axes])), -1)
@@ -123,7 +123,7 @@ def test_lengths_need_not_be_multiples_of_four(length: int) -> None:
     assert abs(float(np.mean(keep)) - 0.5) < 4 * (0.25 / keep.size) ** 0.5
     assert len(np.unique(keep.transpose(1, 0, 2).reshape(length, -1), axis=0)) == length
     quarter = -(-length // 4)
-    for number in range(-(-length // quarter)):  # the rows that are cut off are the last
+    for number in range(-(-length // quarter)):  # the last rows are cut off
         np.testing.assert_array_equal(
             keep[:, number * quarter : (number + 1) * quarter],
             mask(0.5, 40, 4 * quarter, 50)[:, number * quarter : min((number + 1) * quarter, length)],
@@ -132,34 +132,34 @@ def test_lengths_need_not_be_multiples_of_four(length: int) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 5, 12), (8, 4, 6, 6)])
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-def test_eight_devices_draw_the_mask_of_one(sizes: tuple[int, int, int], shape: tuple[int, ...]) -> None:
-    """Rows are spread, and the heads of attention."""
+def test_eight_devices_draw_the_same_mask_as_one(sizes: tuple[int, int, int], shape: tuple[int, ...]) -> None:
+    """Rows are sharded, and for attention the heads too."""
     mesh = make_mesh(sizes)
     rows = NamedSharding(mesh, PartitionSpec(*BATCH_SPEC, *(["tensor"] if len(shape) == 4 else [])))
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
 
-    def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient_and_output(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.value_and_grad(lambda x: jnp.sum(dropout(x, 0.3, KEY) ** 2))(x)[1], dropout(x, 0.3, KEY)
 
-    spread = quick_jit(both, in_shardings=rows, out_shardings=rows)(jax.device_put(x, rows))
-    for one, other in zip(spread, quick_jit(both)(x), strict=True):
-        assert len(one.sharding.device_set) == 8
-        np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(spread[1] != 0, mask(0.3, *shape))
+    sharded = quick_jit(gradient_and_output, in_shardings=rows, out_shardings=rows)(jax.device_put(x, rows))
+    for actual, expected in zip(sharded, quick_jit(gradient_and_output)(x), strict=True):
+        assert len(actual.sharding.device_set) == 8
+        np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(sharded[1] != 0, mask(0.3, *shape))
 
 
-def test_every_element_has_a_place_of_its_own() -> None:
+def test_every_element_has_a_unique_place() -> None:
     rows, inner = (np.asarray(x, np.int64) for x in _places((3, 2, 4, 5)))
     assert len(np.unique(rows * 2**32 + inner)) == 3 * 2 * 4 * 5
     np.testing.assert_array_equal(inner[0].ravel(), np.arange(40))
     np.testing.assert_array_equal(_places((4, 5))[1], np.tile(np.arange(5), (4, 1)))
 
 
-def test_places_of_very_long_rows_fit_their_32_bits() -> None:
-    """A row's attention has N · S/4 · S calls: below 2**32 for 16 heads up to 32,768 tokens.
+def test_places_of_very_long_rows_fit_in_32_bits() -> None:
+    """A row's attention has N · S/4 · S places: exactly 2**32 for 16 heads and 32,768 tokens.
 
-    The last place is computed here without its array, by the steps that `_places` multiplies with; a row that is
-    longer would repeat its own bits, for it wraps around.
+    The last place is computed without the array, from the steps that `_places` multiplies by. A longer row would wrap
+    around and repeat its own bits.
     """
     heads, length = 16, 32_768
     assert heads * (length // 4) * length == 2**32

@@ -1,4 +1,4 @@
-"""The encoder: segments, packing, pooling, dropout, dtypes. Its numbers against PyTorch's: test_families."""
+"""The encoder: segments, packing, pooling, dropout, and dtypes. `hf/families/` has the comparison with PyTorch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,14 +26,14 @@ CONFIG = EncoderConfig(
     hidden_dropout=0.0,
     attention_dropout=0.0,
 )
-# These tests run each program once or twice, so what counts is the time to compile it.
+# These tests run each program once or twice, so compilation takes most of the time.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LENGTHS = (5, 3, 7, 1)
 ROW = 16
 
 
 def build(make: Callable[[], Any], seed: int = 0) -> tuple[Any, nnx.State]:
-    """(graphdef, params), every parameter random: at BERT's initial values the logits hardly depend on the input."""
+    """Return (graphdef, params) with random parameters: with BERT's initial values, logits hardly depend on inputs."""
     graphdef, abstract = nnx.split(nnx.eval_shape(make))
     rng = np.random.default_rng(seed)
 
@@ -50,7 +50,7 @@ def classifier(config: EncoderConfig = CONFIG, **options: Any) -> tuple[Any, nnx
 
 @cache
 def forward(graphdef: Any) -> Callable[..., Any]:
-    """The model as a compiled function of (params, batch, key)."""
+    """Return the model as a compiled function of (params, batch, key)."""
     return quick_jit(lambda params, batch, key=None: nnx.merge(graphdef, params)(batch, dropout_key=key))
 
 
@@ -59,16 +59,16 @@ def examples(seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(1, CONFIG.vocab_size, length) for length in LENGTHS]
 
 
-def lay_out(rows: list[list[int]], slots: int, texts: list[np.ndarray]) -> dict[str, jax.Array]:
-    """A batch with the examples `rows[r]` in row r; an empty list gives a row of padding."""
+def make_batch(rows: list[list[int]], slots: int, texts: list[np.ndarray]) -> dict[str, jax.Array]:
+    """Return a batch with the examples `rows[r]` in row r; an empty list gives a row of padding."""
     batch = {name: np.zeros((len(rows), ROW), np.int32) for name in ("input_ids", "segment_ids", "position_ids")}
     batch["token_type_ids"] = np.zeros((len(rows), ROW), np.int32)
     batch["cls_index"] = np.zeros((len(rows), slots), np.int32)
-    for row, members in enumerate(rows):
+    for row, indices in enumerate(rows):
         start = 0
-        for slot, member in enumerate(members):
-            end = start + len(texts[member])
-            batch["input_ids"][row, start:end] = texts[member]
+        for slot, index in enumerate(indices):
+            end = start + len(texts[index])
+            batch["input_ids"][row, start:end] = texts[index]
             batch["segment_ids"][row, start:end] = slot + 1
             batch["position_ids"][row, start:end] = np.arange(end - start)
             batch["token_type_ids"][row, (start + end) // 2 : end] = 1
@@ -82,30 +82,30 @@ PADDED = [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("pooling", heads.POOLINGS)
-def test_packed_examples_have_the_logits_and_gradients_of_padded_ones(pooling: str) -> None:
-    """Also where the packed batch has empty slots and an empty row, whose logits are finite."""
+def test_packed_and_padded_examples_have_equal_logits_and_gradients(pooling: str) -> None:
+    """The packed batch also has empty slots and an empty row, whose logits must be finite."""
     graphdef, params = classifier(pooling=pooling)
     target = jnp.arange(12.0).reshape(4, 3) / 10
 
     def loss(params: nnx.State, batch: dict[str, jax.Array], packed: bool) -> tuple[jax.Array, Any]:
-        every = nnx.merge(graphdef, params)(batch)
-        logits = jnp.concatenate([every[0], every[1, :1]]) if packed else every[:, 0]
-        return jnp.sum((logits - target) ** 2), (logits, every)
+        all_logits = nnx.merge(graphdef, params)(batch)
+        logits = jnp.concatenate([all_logits[0], all_logits[1, :1]]) if packed else all_logits[:, 0]
+        return jnp.sum((logits - target) ** 2), (logits, all_logits)
 
     step = quick_jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
-    (_, (packed, every)), packed_grads = step(params, lay_out(PACKED, 3, examples()), True)
-    (_, (padded, _)), padded_grads = step(params, lay_out(PADDED, 1, examples()), False)
-    assert every.shape == (3, 3, 3) and np.isfinite(every).all()
+    (_, (packed, all_logits)), packed_grads = step(params, make_batch(PACKED, 3, examples()), True)
+    (_, (padded, _)), padded_grads = step(params, make_batch(PADDED, 1, examples()), False)
+    assert all_logits.shape == (3, 3, 3) and np.isfinite(all_logits).all()
     assert float(jnp.std(padded[:, 0])) > 0.05
     np.testing.assert_allclose(packed, padded, atol=1e-5)
-    for one, other in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(padded_grads), strict=True):
-        assert np.isfinite(one).all()
-        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
+    for packed_grad, padded_grad in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(padded_grads), strict=True):
+        assert np.isfinite(packed_grad).all()
+        np.testing.assert_allclose(packed_grad, padded_grad, atol=1e-5 * max(1.0, np.abs(padded_grad).max()))
 
 
-def test_no_token_sees_another_segment_or_padding() -> None:
+def test_tokens_do_not_attend_to_other_segments_or_padding() -> None:
     graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
-    batch = lay_out([[0, 1]], 2, examples())
+    batch = make_batch([[0, 1]], 2, examples())
 
     @quick_jit
     def hidden(ids: jax.Array) -> jax.Array:
@@ -113,14 +113,14 @@ def test_no_token_sees_another_segment_or_padding() -> None:
         return model(ids, batch["token_type_ids"], batch["position_ids"], batch["segment_ids"])[0]
 
     before = hidden(batch["input_ids"])
-    after = hidden(batch["input_ids"].at[0, 5:].set(7))  # the second example and the padding become other tokens
+    after = hidden(batch["input_ids"].at[0, 5:].set(7))  # change the second example and the padding
     np.testing.assert_array_equal(before[:5], after[:5])
     assert float(jnp.abs(before[5:8] - after[5:8]).max()) > 1e-2
 
 
-def test_hidden_states_are_the_input_of_the_first_layer_and_the_output_of_each() -> None:
+def test_hidden_states_are_the_embeddings_and_the_output_of_each_layer() -> None:
     graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
-    batch = lay_out([[0, 1]], 2, examples())
+    batch = make_batch([[0, 1]], 2, examples())
     inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]
 
     @quick_jit
@@ -139,29 +139,33 @@ def test_hidden_states_are_the_input_of_the_first_layer_and_the_output_of_each()
     assert np.abs(states[0] - states[1]).max() > 0.1 < np.abs(states[1] - states[2]).max()
 
 
-def test_embeddings_of_another_size_and_without_token_types() -> None:
-    """Computed by hand: (word + position), LayerNorm at the embedding's size, then the projection."""
+def test_embeddings_are_projected_and_may_lack_token_types() -> None:
+    """Computed by hand: word + position, LayerNorm at the embedding size, then the projection."""
     config = dataclasses.replace(CONFIG, embedding_size=10, type_vocab_size=0)
     graphdef, params = build(lambda: Encoder(config, rngs=nnx.Rngs(0)))
     table = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params["embeddings"])}
     assert set(table) == {
-        *("word_embeddings.embedding", "position_embeddings.embedding", "norm.scale", "norm.bias"),
-        *("project.kernel", "project.bias"),
+        "word_embeddings.embedding",
+        "position_embeddings.embedding",
+        "norm.scale",
+        "norm.bias",
+        "project.kernel",
+        "project.bias",
     }
     ids, positions = np.array([[3, 1, 4]]), np.array([[2, 3, 4]])
     x = table["word_embeddings.embedding"][ids] + table["position_embeddings.embedding"][positions]
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_eps)
-    x = (x * table["norm.scale"] + table["norm.bias"]) @ table["project.kernel"] + table["project.bias"]
-    found = nnx.merge(graphdef, params).embeddings(jnp.asarray(ids), jnp.full((1, 3), 7), jnp.asarray(positions), None)
-    assert found.shape == (1, 3, CONFIG.hidden_size)
-    np.testing.assert_allclose(found, x, atol=1e-5)
+    expected = (x * table["norm.scale"] + table["norm.bias"]) @ table["project.kernel"] + table["project.bias"]
+    actual = nnx.merge(graphdef, params).embeddings(jnp.asarray(ids), jnp.full((1, 3), 7), jnp.asarray(positions), None)
+    assert actual.shape == (1, 3, CONFIG.hidden_size)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("act", "expected"),
     [("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0)), ("silu", lambda x: x / (1 + np.exp(-x)))],
 )
-def test_the_heads_activation_is_its_own(act: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_head_has_its_own_activation(act: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
     config = dataclasses.replace(CONFIG, head_act=act, hidden_act="relu")
     pooler = nnx.merge(*build(lambda: heads.Pooler(config, rngs=nnx.Rngs(0))))
     x = np.random.default_rng(0).standard_normal((1, 2, CONFIG.hidden_size)).astype(np.float32)
@@ -169,7 +173,7 @@ def test_the_heads_activation_is_its_own(act: str, expected: Callable[[np.ndarra
     np.testing.assert_allclose(pooler(jnp.asarray(x)), expected(dense), atol=1e-5)
 
 
-def test_mean_pooling_is_the_mean_over_each_segment() -> None:
+def test_mean_pooling_averages_each_segment() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((1, 6, 4)).astype(np.float32)
     segments = jnp.array([[1, 1, 1, 2, 2, 0]])
@@ -179,41 +183,41 @@ def test_mean_pooling_is_the_mean_over_each_segment() -> None:
     np.testing.assert_array_equal(means[2], np.zeros(4))
 
 
-def test_masked_lm_reads_its_positions_through_the_tied_decoder() -> None:
+def test_masked_lm_decodes_its_positions_with_the_tied_decoder() -> None:
     graphdef, params = build(lambda: MaskedLM(CONFIG, rngs=nnx.Rngs(0)))
-    batch = lay_out([[0, 1]], 2, examples()) | {"mlm_positions": jnp.array([[6, 1, 0]])}
-    logits, following = forward(graphdef)(params, batch)
-    assert logits.shape == (1, 3, CONFIG.vocab_size) and following.shape == (1, 2, 2)
-    assert logits.dtype == following.dtype == jnp.float32
+    batch = make_batch([[0, 1]], 2, examples()) | {"mlm_positions": jnp.array([[6, 1, 0]])}
+    logits, next_sentence_logits = forward(graphdef)(params, batch)
+    assert logits.shape == (1, 3, CONFIG.vocab_size) and next_sentence_logits.shape == (1, 2, 2)
+    assert logits.dtype == next_sentence_logits.dtype == jnp.float32
 
     @quick_jit
     def expected(params: nnx.State) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, params)
         keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
         hidden = model.encoder(*(batch[key] for key in keys))[0]
-        moved = model.transform_norm(jax.nn.gelu(model.transform(hidden), approximate=False))
-        decoded = moved @ model.encoder.embeddings.word_embeddings.embedding[...].T + model.decoder_bias[...]
+        transformed = model.transform_norm(jax.nn.gelu(model.transform(hidden), approximate=False))
+        decoded = transformed @ model.encoder.embeddings.word_embeddings.embedding[...].T + model.decoder_bias[...]
         return decoded[jnp.array([6, 1, 0])], model.next_sentence(
             jnp.tanh(model.pooler.dense(hidden[jnp.array([0, 5])]))
         )
 
     decoded, next_sentence = expected(params)
     np.testing.assert_allclose(logits[0], decoded, atol=1e-4)
-    np.testing.assert_allclose(following[0], next_sentence, atol=1e-5)
+    np.testing.assert_allclose(next_sentence_logits[0], next_sentence, atol=1e-5)
 
 
 def logits_with(key: jax.Array | None, **rates: Any) -> np.ndarray:
     graphdef, params = classifier(dataclasses.replace(CONFIG, num_layers=1, **rates))
-    return np.asarray(forward(graphdef)(params, lay_out(PACKED, 3, examples()), key))
+    return np.asarray(forward(graphdef)(params, make_batch(PACKED, 3, examples()), key))
 
 
-def test_without_a_key_there_is_no_dropout() -> None:
+def test_no_dropout_without_a_key() -> None:
     np.testing.assert_array_equal(logits_with(None, hidden_dropout=0.5, attention_dropout=0.5), logits_with(None))
     np.testing.assert_array_equal(logits_with(jax.random.key(0), classifier_dropout=0.0), logits_with(None))
 
 
 @pytest.mark.parametrize("rates", [{"hidden_dropout": 0.3}, {"attention_dropout": 0.3}, {"classifier_dropout": 0.3}])
-def test_dropout_is_a_function_of_its_key(rates: dict[str, float]) -> None:
+def test_dropout_depends_only_on_its_key(rates: dict[str, float]) -> None:
     first = logits_with(jax.random.key(0), **rates)
     np.testing.assert_array_equal(first, logits_with(jax.random.key(0), **rates))
     assert np.abs(first - logits_with(jax.random.key(1), **rates)).max() > 1e-3
@@ -230,7 +234,7 @@ SITES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 @pytest.mark.parametrize("kind", SITES)
 def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shape, rate and key of every mask; `dropout` draws its own by the same function as attention."""
+    """Record the shape, rate, and key of every mask; `dropout` and attention call the same function."""
     sites: list[tuple[tuple[int, ...], float]] = []
     keys: list[jax.Array] = []
     draw = dropout.keep_mask
@@ -246,79 +250,80 @@ def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.
     changes, expected = SITES[kind]
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
     graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))
-    batch = lay_out(PACKED, 3, examples())
+    batch = make_batch(PACKED, 3, examples())
 
-    def used(params: nnx.State, key: jax.Array) -> list[jax.Array]:
-        sites.clear(), keys.clear()
+    def run(params: nnx.State, key: jax.Array) -> list[jax.Array]:
+        sites.clear()
+        keys.clear()
         nnx.merge(graphdef, params)(batch, dropout_key=key)
         return list(keys)
 
-    drawn = {np.asarray(key).tobytes() for key in quick_jit(used)(params, jax.random.key(0))}
+    distinct = {np.asarray(key).tobytes() for key in quick_jit(run)(params, jax.random.key(0))}
     assert sites == expected
-    assert len(drawn) == len(sites)
-    found = equations(used, params, jax.random.key(0))
-    assert sum(e.primitive.name == "random_bits" for e in found) == len(sites)  # and nothing else draws
+    assert len(distinct) == len(sites)
+    eqns = equations(run, params, jax.random.key(0))
+    assert sum(e.primitive.name == "random_bits" for e in eqns) == len(sites)  # and nothing else draws
 
 
-def test_the_classifiers_rate_falls_back_to_the_hidden_rate() -> None:
+def test_classifier_dropout_falls_back_to_the_hidden_rate() -> None:
     rates = {"hidden_dropout": 0.25, "classifier_dropout": None}
     assert nnx.merge(*classifier(dataclasses.replace(CONFIG, **rates))).rate == 0.25
 
 
-def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits() -> None:
-    batch = lay_out(PACKED, 3, examples())
-    (exact, params), (coarse, coarse_params) = classifier(), classifier(dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(coarse_params)} == {jnp.dtype("float32")}
+def test_bfloat16_is_close_to_float32_with_float32_parameters_and_logits() -> None:
+    batch = make_batch(PACKED, 3, examples())
+    (float32_model, params), (bfloat16_model, bfloat16_params) = classifier(), classifier(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(bfloat16_params)} == {jnp.dtype("float32")}
     ids = jax.ShapeDtypeStruct((2, ROW), jnp.int32)
-    hidden = jax.eval_shape(lambda p, x: nnx.merge(coarse, p).encoder(x, x, x, x), coarse_params, ids)
+    hidden = jax.eval_shape(lambda p, x: nnx.merge(bfloat16_model, p).encoder(x, x, x, x), bfloat16_params, ids)
     assert hidden.dtype == jnp.bfloat16
-    logits = forward(coarse)(coarse_params, batch)
+    logits = forward(bfloat16_model)(bfloat16_params, batch)
     assert logits.dtype == jnp.float32
-    assert 0 < float(jnp.abs(logits - forward(exact)(params, batch)).max()) < 0.1
+    assert 0 < float(jnp.abs(logits - forward(float32_model)(params, batch)).max()) < 0.1
 
 
 def test_softmax_norms_pooler_and_logits_are_float32_in_a_bfloat16_model() -> None:
-    coarse, params = classifier(dtype=jnp.bfloat16)
-    batch = lay_out(PACKED, 3, examples())
-    found = equations(lambda p, b: nnx.merge(coarse, p)(b), params, batch)
+    graphdef, params = classifier(dtype=jnp.bfloat16)
+    batch = make_batch(PACKED, 3, examples())
+    eqns = equations(lambda p, b: nnx.merge(graphdef, p)(b), params, batch)
     layers, norms = CONFIG.num_layers, 1 + 2 * CONFIG.num_layers
     for primitive, sites in (("exp", layers), ("rsqrt", norms), ("tanh", 1)):
-        assert float_types(found, primitive) == ["float32"] * 2 * sites, primitive
+        assert float_types(eqns, primitive) == ["float32"] * 2 * sites, primitive
     for primitive in ("reduce_sum", "reduce_max", "square"):
-        assert set(float_types(found, primitive)) <= {"float32"}, primitive
-    products = [tuple(str(v.aval.dtype) for v in (*e.invars, *e.outvars)) for e in found if "dot_general" in str(e)]
+        assert set(float_types(eqns, primitive)) <= {"float32"}, primitive
+    products = [tuple(str(v.aval.dtype) for v in (*e.invars, *e.outvars)) for e in eqns if "dot_general" in str(e)]
     products = [types for types in products if len(types) == 3]
     low, full = "bfloat16", "float32"
-    # Each layer's scores, and its mixtures before they are divided by the sums.
+    # The scores of each layer, and its weighted values before they are divided by the sums.
     assert products.count((low, low, full)) == 2 * layers and products[-2:] == [(full,) * 3] * 2
     assert set(products) == {(low, low, low), (low, low, full), (full, full, full)}
-    # Of what has the scores' shape, only the exponentials are rounded, and their sums are those of the rounded ones.
+    # Of the arrays with the scores' shape, only the exponentials are rounded, and the sums add the rounded values.
     scores = (batch["input_ids"].shape[0], CONFIG.num_heads, ROW, ROW)
-    rounded = [e for e in found if e.primitive.name == "convert_element_type" and e.outvars[0].aval.shape == scores]
+    rounded = [e for e in eqns if e.primitive.name == "convert_element_type" and e.outvars[0].aval.shape == scores]
     assert [str(e.outvars[0].aval.dtype) for e in rounded] == [low, full] * layers
-    sums = [e.invars[0] for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == scores]
+    sums = [e.invars[0] for e in eqns if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == scores]
     assert [id(x) for x in sums] == [id(e.outvars[0]) for e in rounded[1::2]]
     assert [id(e.invars[0]) for e in rounded[1::2]] == [id(e.outvars[0]) for e in rounded[::2]]
 
 
-def test_the_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> None:
-    """With dropout: what is exponentiated, and what attention and the norms add up, is float32 backwards too."""
+def test_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> None:
+    """With dropout, the exponentials and the sums in attention and norms are float32 in the backward pass too."""
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2}
-    coarse, params = classifier(dataclasses.replace(CONFIG, **rates), dtype=jnp.bfloat16)
-    batch = lay_out(PACKED, 3, examples())
+    graphdef, params = classifier(dataclasses.replace(CONFIG, **rates), dtype=jnp.bfloat16)
+    batch = make_batch(PACKED, 3, examples())
 
     def loss(params: nnx.State) -> jax.Array:
-        return jnp.sum(nnx.merge(coarse, params)(batch, dropout_key=jax.random.key(0)))
+        return jnp.sum(nnx.merge(graphdef, params)(batch, dropout_key=jax.random.key(0)))
 
-    found = equations(jax.grad(loss), params)
+    eqns = equations(jax.grad(loss), params)
     layers, norms, gelus = CONFIG.num_layers, 1 + 2 * CONFIG.num_layers, CONFIG.num_layers
     for primitive, sites in (("exp", layers + gelus), ("rsqrt", norms), ("erf", 2 * gelus), ("tanh", 1)):
-        assert float_types(found, primitive) == ["float32"] * 2 * sites, primitive
+        assert float_types(eqns, primitive) == ["float32"] * 2 * sites, primitive
     for primitive in ("reduce_max", "square"):
-        assert set(float_types(found, primitive)) <= {"float32"}, primitive
+        assert set(float_types(eqns, primitive)) <= {"float32"}, primitive
     rows, heads, size = batch["input_ids"].shape[0], CONFIG.num_heads, CONFIG.hidden_size // CONFIG.num_heads
     for shape, count in (((rows, heads, ROW, ROW), layers), ((rows, heads, size, ROW), layers)):
-        sums = [e for e in found if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == shape]
+        sums = [e for e in eqns if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == shape]
         assert [str(e.invars[0].aval.dtype) for e in sums] == ["float32"] * count
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss), params))} == {"float32"}
 
@@ -326,7 +331,7 @@ def test_the_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() ->
 @pytest.mark.parametrize(
     "model", [lambda rngs: Classifier(CONFIG, 3, rngs=rngs), lambda rngs: MaskedLM(CONFIG, rngs=rngs)]
 )
-def test_the_state_is_parameters_only_with_berts_initial_values(model: Callable[[nnx.Rngs], Any]) -> None:
+def test_state_has_only_parameters_with_berts_initial_values(model: Callable[[nnx.Rngs], Any]) -> None:
     rest = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[2]
     assert not jax.tree.leaves(rest)
     params = quick_jit(lambda: nnx.state(model(nnx.Rngs(0))))()

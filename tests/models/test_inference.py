@@ -1,4 +1,4 @@
-"""The shared forward: every example once, in order, on any mesh, with few compilations."""
+"""The shared forward pass: every example once, in order, on any mesh, with few compilations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,8 +28,11 @@ def model() -> tuple[Any, nnx.State]:
 
 
 def batches(order: np.ndarray) -> Batches:
-    """The examples in this order, one or two to a row, the last batch ragged; example i is the tokens i + 1, 1, 2."""
-    found: Batches = []
+    """Return batches of the examples in this order, one or two per row, the last batch not full.
+
+    Example i has the tokens i + 1, 1, 2.
+    """
+    result: Batches = []
     for start in range(0, len(order), ROWS * SLOTS - 3):
         indices = order[start : start + ROWS * SLOTS - 3]
         batch = {
@@ -38,22 +41,22 @@ def batches(order: np.ndarray) -> Batches:
         }
         batch["cls_index"] = np.zeros((ROWS, SLOTS), np.int32)
         batch["weight"] = np.zeros((ROWS, SLOTS), np.float32)
-        places = [(row, slot) for row in range(ROWS) for slot in range(1 + row % 2)][: len(indices)]
-        places += [(row, 1) for row in range(0, ROWS, 2)][: len(indices) - len(places)]
-        for index, (row, slot) in zip(indices, sorted(places), strict=True):
-            here = slice(3 * slot, 3 * slot + 3)
-            batch["input_ids"][row, here] = index + 1, 1, 2
-            batch["segment_ids"][row, here] = slot + 1
-            batch["position_ids"][row, here] = 0, 1, 2
+        cells = [(row, slot) for row in range(ROWS) for slot in range(1 + row % 2)][: len(indices)]
+        cells += [(row, 1) for row in range(0, ROWS, 2)][: len(indices) - len(cells)]
+        for index, (row, slot) in zip(indices, sorted(cells), strict=True):
+            span = slice(3 * slot, 3 * slot + 3)
+            batch["input_ids"][row, span] = index + 1, 1, 2
+            batch["segment_ids"][row, span] = slot + 1
+            batch["position_ids"][row, span] = 0, 1, 2
             batch["cls_index"][row, slot] = 3 * slot
             batch["weight"][row, slot] = 1
         batch["label"] = batch["cls_index"]
-        found.append((indices, batch))
-    return found
+        result.append((indices, batch))
+    return result
 
 
 def expected() -> np.ndarray:
-    """One example at a time, without a mesh."""
+    """Return the logits of all examples, computed with one example per row and without a mesh."""
     graphdef, params = model()
     ids = np.stack([np.arange(1, N + 1), np.ones(N), np.full(N, 2)], axis=1).astype(np.int32)
     batch = {
@@ -67,15 +70,15 @@ def expected() -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
-def test_logits_come_in_the_order_of_the_dataset(shape: tuple[int, ...]) -> None:
+def test_logits_follow_the_order_of_the_dataset(shape: tuple[int, ...]) -> None:
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(shape))])
     graphdef, params = model()
     step = inference.make_eval_step(graphdef, mesh)
-    heard: list[int] = []
+    counts: list[int] = []
     order = np.random.default_rng(1).permutation(N)
-    logits = inference.predict(step, params, mesh, batches(order), N, CLASSES, on_batch=heard.append)
+    logits = inference.predict(step, params, mesh, batches(order), N, CLASSES, on_batch=counts.append)
     assert logits.shape == (N, CLASSES) and logits.dtype == np.float32
-    assert sum(heard) == N and len(heard) == 2
+    assert sum(counts) == N and len(counts) == 2
     assert np.ptp(expected(), axis=0).min() > 0.1
     np.testing.assert_allclose(logits, expected(), atol=1e-5)
 
@@ -91,7 +94,7 @@ def test_batches_of_one_shape_compile_once(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
-def test_parameters_and_rows_are_laid_out_by_the_rules() -> None:
+def test_parameters_and_rows_are_sharded_by_the_rules() -> None:
     mesh = make_mesh((2, 2, 2))
     graphdef, params = model()
     placed = inference.place_params(mesh, params)
@@ -99,20 +102,20 @@ def test_parameters_and_rows_are_laid_out_by_the_rules() -> None:
     assert kernel.addressable_shards[0].data.shape == (4, 8)  # [8, 16] over fsdp and tensor
     batch = {key: batches(np.arange(N))[0][1][key] for key in inference.INPUTS}
     logits = inference.make_eval_step(graphdef, mesh)(placed, inference.place_batch(mesh, batch))
-    assert logits.addressable_shards[0].data.shape == (ROWS, SLOTS, CLASSES)  # they come whole to every process
-    again = inference.place_params(mesh, placed)
-    assert again["head"]["kernel"][...] is placed["head"]["kernel"][...]
+    assert logits.addressable_shards[0].data.shape == (ROWS, SLOTS, CLASSES)  # every process gets all of them
+    placed_again = inference.place_params(mesh, placed)
+    assert placed_again["head"]["kernel"][...] is placed["head"]["kernel"][...]
 
 
-def test_the_host_works_ahead_of_the_device_but_not_far() -> None:
-    made, collected = 0, 0
+def test_host_prepares_only_a_few_batches_ahead() -> None:
+    produced, collected = 0, 0
     ahead: list[int] = []
 
     def source() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        nonlocal made
+        nonlocal produced
         for index in range(10):
-            made += 1
-            ahead.append(made - collected)
+            produced += 1
+            ahead.append(produced - collected)
             _, batch = batches(np.array([index]))[0]
             yield np.array([index]), batch
 
@@ -129,19 +132,19 @@ def test_the_host_works_ahead_of_the_device_but_not_far() -> None:
     assert collected == 10 and 2 <= max(ahead) <= 4
 
 
-def test_forward_keeps_the_order_and_the_tags_of_the_batches() -> None:
+def test_forward_preserves_the_order_and_tags_of_batches() -> None:
     mesh = make_mesh()
     graphdef, params = model()
     step = inference.make_eval_step(graphdef, mesh)
     order = np.random.default_rng(2).permutation(N)
-    found = list(inference.forward(step, params, mesh, (((str(i), i), batch) for i, batch in batches(order))))
-    assert [tag[0] for tag, _ in found] == [str(indices) for indices, _ in batches(order)]
-    for (_, indices), logits in found:
+    results = list(inference.forward(step, params, mesh, (((str(i), i), batch) for i, batch in batches(order))))
+    assert [tag[0] for tag, _ in results] == [str(indices) for indices, _ in batches(order)]
+    for (_, indices), logits in results:
         np.testing.assert_allclose(logits, expected()[indices], atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [np.arange(N - 1), np.append(np.arange(N), 4)])
-def test_an_example_that_is_lost_or_comes_twice_is_an_error(order: np.ndarray) -> None:
+def test_missing_or_repeated_example_is_an_error(order: np.ndarray) -> None:
     mesh = make_mesh()
 
     def step(params: Any, batch: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Parity of the pretraining heads with PyTorch's, saving, labels, names of checkpoints, fingerprints."""
+"""Checkpoints: parity of the pretraining heads with PyTorch, saving, labels, names, and fingerprints."""
 
 import json
 import resource
@@ -27,33 +27,33 @@ LABELS = ("negative", "neutral", "positive")
 
 
 def check_pretraining(directory: Path) -> None:
-    """The encoder, the pooler and both pretraining heads, against what is recorded beside the checkpoint."""
+    """Compare the encoder, the pooler, and both pretraining heads with the reference beside the checkpoint."""
     recorded = reference.load(directory / reference.FILE, directory)
     batch = activations.batch_of(recorded.inputs, hf_config.read_config(directory))
     rows, length = batch["input_ids"].shape
     batch["mlm_positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     graphdef, params = hf_checkpoint.load_masked_lm(directory, seed=0)
-    masked, following = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))(params, batch)
+    mlm_logits, next_sentence_logits = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))(params, batch)
     ours = activations.activations(directory, recorded.inputs)
-    ours["prediction_logits"] = np.asarray(masked)[batch["segment_ids"] == 1]
-    ours["seq_relationship_logits"] = np.asarray(following)[:, 0]
-    found = activations.compare(ours, recorded.activations)
-    assert [row.name for row in found][-3:] == ["pooled", "prediction_logits", "seq_relationship_logits"]
-    assert max(row.maximum for row in found) <= activations.TOLERANCE, found
+    ours["prediction_logits"] = np.asarray(mlm_logits)[batch["segment_ids"] == 1]
+    ours["seq_relationship_logits"] = np.asarray(next_sentence_logits)[:, 0]
+    comparison = activations.compare(ours, recorded.activations)
+    assert [row.name for row in comparison][-3:] == ["pooled", "prediction_logits", "seq_relationship_logits"]
+    assert max(row.maximum for row in comparison) <= activations.TOLERANCE, comparison
 
 
-def test_recorded_outputs_of_the_pretraining_heads_are_met() -> None:
+def test_pretraining_heads_match_recorded_outputs() -> None:
     check_pretraining(FIXTURES / "bert_pretraining")
 
 
 @pytest.mark.parametrize("name", ["bert_pretraining", "bert_pretraining_one_head"])
-def test_live_outputs_of_the_pretraining_heads_are_met(name: str, tmp_path: Path) -> None:
+def test_pretraining_heads_match_live_outputs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     record(CASES[name], tmp_path / "model", seed=1)
     check_pretraining(tmp_path / "model")
 
 
-def test_saved_pretraining_heads_are_the_same_to_transformers(tmp_path: Path) -> None:
+def test_transformers_loads_saved_pretraining_heads_unchanged(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from transformers import BertForPreTraining
 
@@ -61,32 +61,34 @@ def test_saved_pretraining_heads_are_the_same_to_transformers(tmp_path: Path) ->
     hf_checkpoint.save(
         tmp_path / "saved", hf_config.read_config(directory), hf_checkpoint.load_masked_lm(directory, seed=0)[1]
     )
-    first, second = (BertForPreTraining.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
-    assert first.config.architectures == second.config.architectures
-    for (key, one), (other_key, other) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
-        assert key == other_key and torch.equal(one, other), key
+    original, saved = (BertForPreTraining.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
+    assert original.config.architectures == saved.config.architectures
+    for (key, tensor), (saved_key, saved_tensor) in zip(
+        original.state_dict().items(), saved.state_dict().items(), strict=True
+    ):
+        assert key == saved_key and torch.equal(tensor, saved_tensor), key
 
 
-def equal(one: nnx.State, other: nnx.State) -> bool:
-    return jax.tree.structure(one) == jax.tree.structure(other) and all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+def equal(first: nnx.State, second: nnx.State) -> bool:
+    return jax.tree.structure(first) == jax.tree.structure(second) and all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     )
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_saved_classifier_comes_back_bit_for_bit(pooling: str, tmp_path: Path) -> None:
+def test_saved_classifier_loads_bit_for_bit(pooling: str, tmp_path: Path) -> None:
     config = hf_config.read_config(CLASSIFIER)
     _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
     hf_checkpoint.save(tmp_path / "new" / "saved", config, params, labels=LABELS, pooling=pooling)
     assert hf_config.read_config(tmp_path / "new" / "saved") == config
     assert hf_config.read_labels(tmp_path / "new" / "saved") == LABELS
     assert hf_config.read_pooling(tmp_path / "new" / "saved") == pooling
-    _, again = hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=pooling, labels=LABELS)
-    assert equal(params, again)
+    _, loaded = hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=pooling, labels=LABELS)
+    assert equal(params, loaded)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["saved"]
-    other = {"cls": "mean", "mean": "cls"}[pooling]
-    with pytest.raises(UserError, match=f"trained with pooling {pooling}, not {other}"):
-        hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=other, labels=LABELS)
+    other_pooling = {"cls": "mean", "mean": "cls"}[pooling]
+    with pytest.raises(UserError, match=f"trained with pooling {pooling}, not {other_pooling}"):
+        hf_checkpoint.load_classifier(tmp_path / "new" / "saved", 3, seed=1, pooling=other_pooling, labels=LABELS)
 
 
 def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path: Path) -> None:
@@ -96,13 +98,13 @@ def test_half_precision_halves_the_file_and_is_read_as_float32(tmp_path: Path) -
         hf_checkpoint.save(tmp_path / dtype, config, params, dtype=dtype)
         size = (tmp_path / dtype / "model.safetensors").stat().st_size
         assert size < 0.56 * (FIXTURES / "bert_pretraining" / "model.safetensors").stat().st_size
-        _, again = hf_checkpoint.load_masked_lm(tmp_path / dtype, seed=0)
-        for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
-            assert other.dtype == jnp.float32
-            np.testing.assert_allclose(one, other, atol=tolerance)
+        _, loaded = hf_checkpoint.load_masked_lm(tmp_path / dtype, seed=0)
+        for original, restored in zip(jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True):
+            assert restored.dtype == jnp.float32
+            np.testing.assert_allclose(original, restored, atol=tolerance)
 
 
-def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
+def test_saving_overwrites_nothing_and_leaves_nothing_incomplete(tmp_path: Path) -> None:
     _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
     config = hf_config.read_config(CLASSIFIER)
 
@@ -118,7 +120,7 @@ def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
         hf_checkpoint.save(tmp_path / "model", config, params)
     assert not list(tmp_path.iterdir())
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.txt").write_text("keep")
+    (tmp_path / "model" / "existing.txt").write_text("keep")
     with pytest.raises(UserError, match="already exists"):
         hf_checkpoint.save(tmp_path / "model", config, params)
     (tmp_path / "file").write_text("keep")
@@ -126,14 +128,14 @@ def test_nothing_is_written_over_or_left_half_written(tmp_path: Path) -> None:
         hf_checkpoint.save(tmp_path / "file" / "model", config, params)
 
 
-def test_labels_in_another_order_are_permuted_by_name() -> None:
+def test_head_is_permuted_to_the_order_of_the_labels() -> None:
     order = ("positive", "negative", "neutral")
     _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0, labels=LABELS)
     _, permuted = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0, labels=order)
     for leaf in ("kernel", "bias"):
-        found = dict(zip(order, np.moveaxis(np.asarray(permuted["head"][leaf][...]), -1, 0), strict=True))
+        by_label = dict(zip(order, np.moveaxis(np.asarray(permuted["head"][leaf][...]), -1, 0), strict=True))
         for index, label in enumerate(LABELS):
-            np.testing.assert_array_equal(found[label], params["head"][leaf][...][..., index])
+            np.testing.assert_array_equal(by_label[label], params["head"][leaf][...][..., index])
     assert equal(params["encoder"], permuted["encoder"]) and equal(params["pooler"], permuted["pooler"])
 
 
@@ -154,13 +156,13 @@ def test_labels_in_another_order_are_permuted_by_name() -> None:
         (2, None, r"3 classes \(negative, neutral, positive\), expected 2: .*; no setting drops a trained head$"),
     ],
 )
-def test_a_head_of_other_classes_is_refused(classes: int, labels: tuple[str, ...] | None, message: str) -> None:
+def test_head_with_other_classes_is_refused(classes: int, labels: tuple[str, ...] | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         hf_checkpoint.load_classifier(CLASSIFIER, classes, seed=0, labels=labels)
 
 
-def test_an_encoder_whose_decoder_is_not_tied_makes_a_classifier(tmp_path: Path) -> None:
-    """The decoder has no place in a classifier; where pretraining goes on, it would be lost."""
+def test_checkpoint_with_an_untied_decoder_loads_only_as_a_classifier(tmp_path: Path) -> None:
+    """A classifier does not need the decoder, but continued pretraining would lose it."""
     directory = Path(shutil.copytree(FIXTURES / "bert_pretraining", tmp_path / "model"))
     path, weights = directory / "config.json", directory / "model.safetensors"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
@@ -175,25 +177,25 @@ def test_an_encoder_whose_decoder_is_not_tied_makes_a_classifier(tmp_path: Path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_full_disk_is_one_line_that_names_the_directory(file: str, tmp_path: Path) -> None:
-    """Each of the three writers tells of it in an exception of its own."""
+def test_full_disk_is_a_one_line_error_that_names_the_directory(file: str, tmp_path: Path) -> None:
+    """Each of the three writers raises a different exception."""
     directory = tiny.checkpoint(tmp_path / "tiny")
     (_, params), config = hf_checkpoint.load_masked_lm(directory, seed=0), hf_config.read_config(directory)
     tokenizer = load_tokenizer(hf_checkpoint.EMBEDDED / "mini-bert-en")  # larger than these weights
     limit = {"config.json": 300, "model.safetensors": 5000, "tokenizer.json": 40_000}[file]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    previous_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        with pytest.raises(UserError, match=f"^{tmp_path}/made/out: cannot be written: .*File too large") as caught:
-            hf_checkpoint.save(tmp_path / "made" / "out", config, params, tokenizer=tokenizer)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, previous_limit[1]))
+        with pytest.raises(UserError, match=f"^{tmp_path}/models/out: cannot be written: .*File too large") as caught:
+            hf_checkpoint.save(tmp_path / "models" / "out", config, params, tokenizer=tokenizer)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert "\n" not in str(caught.value) and not list((tmp_path / "made").iterdir())
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous_limit)
+        signal.signal(signal.SIGXFSZ, previous_handler)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "models").iterdir())
 
 
-def test_remote_code_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_remote_code_is_refused_and_never_executed(tmp_path: Path) -> None:
     shutil.copytree(CLASSIFIER, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_own.Own"}}))
@@ -207,7 +209,7 @@ def test_remote_code_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_labels_that_do_not_fit_the_weights_are_refused(tmp_path: Path) -> None:
+def test_labels_that_do_not_match_the_weights_are_refused(tmp_path: Path) -> None:
     shutil.copytree(CLASSIFIER, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "a", "1": "b"}}))
@@ -215,7 +217,7 @@ def test_labels_that_do_not_fit_the_weights_are_refused(tmp_path: Path) -> None:
         hf_checkpoint.load_classifier(tmp_path / "model", 2, seed=0, labels=("a", "b"))
 
 
-def test_embedded_names_and_directories_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_names_and_directories_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(CLASSIFIER, tmp_path / "checkpoints" / "tiny-bert")
     monkeypatch.setattr(hf_checkpoint, "EMBEDDED", tmp_path / "checkpoints")
     assert hf_checkpoint.resolve("tiny-bert") == tmp_path / "checkpoints" / "tiny-bert"
@@ -225,18 +227,18 @@ def test_embedded_names_and_directories_are_found(tmp_path: Path, monkeypatch: p
             hf_checkpoint.resolve(name)
 
 
-def test_of_two_revisions_one_has_to_be_taken_back() -> None:
+def test_conflicting_revisions_are_refused() -> None:
     with pytest.raises(UserError, match=r"two revisions, v1\.2 and main: choose one"):
         hf_checkpoint.resolve("someone/some-bert@v1.2", "main")
 
 
-def test_the_embedded_checkpoints_are_found_by_their_names_without_the_hub() -> None:
+def test_embedded_checkpoints_resolve_by_name_without_the_hub() -> None:
     for name in ("mini-bert-en", "mini-bert-multilingual"):
         assert hf_checkpoint.resolve(name) == hf_checkpoint.EMBEDDED / name
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith("bert")])
-def test_pretraining_goes_on_from_bert_only(name: str) -> None:
+def test_only_bert_checkpoints_continue_pretraining(name: str) -> None:
     family = name.partition("_")[0]
     with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: only bert checkpoints can be pretra"):
         hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
@@ -244,42 +246,42 @@ def test_pretraining_goes_on_from_bert_only(name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
 @pytest.mark.parametrize("name", ["bert_pretraining", "electra_classifier"])
-def test_on_a_mesh_every_parameter_is_the_same_and_lies_in_its_place(name: str, shape: tuple[int, ...]) -> None:
+def test_parameters_on_a_mesh_are_equal_and_sharded_by_the_rules(name: str, shape: tuple[int, ...]) -> None:
     mesh = make_mesh(shape)
     if CASES[name].is_classifier:
         order = ("positive", "negative", "neutral")
-        _, here = hf_checkpoint.load_classifier(FIXTURES / name, 3, seed=0, labels=order)
-        _, spread = hf_checkpoint.load_classifier(FIXTURES / name, 3, seed=0, labels=order, mesh=mesh)
+        _, unsharded = hf_checkpoint.load_classifier(FIXTURES / name, 3, seed=0, labels=order)
+        _, sharded = hf_checkpoint.load_classifier(FIXTURES / name, 3, seed=0, labels=order, mesh=mesh)
     else:
-        _, here = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
-        _, spread = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0, mesh=mesh)
-    assert equal(here, spread)
-    layout = param_shardings(mesh, here)
-    assert jax.tree.map(lambda leaf: leaf.sharding, spread) == layout
-    for leaf, placed in zip(jax.tree.leaves(spread), jax.tree.leaves(jax.device_put(spread, layout)), strict=True):
-        assert placed is leaf  # nothing is left to move
+        _, unsharded = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
+        _, sharded = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0, mesh=mesh)
+    assert equal(unsharded, sharded)
+    layout = param_shardings(mesh, unsharded)
+    assert jax.tree.map(lambda leaf: leaf.sharding, sharded) == layout
+    for leaf, placed in zip(jax.tree.leaves(sharded), jax.tree.leaves(jax.device_put(sharded, layout)), strict=True):
+        assert placed is leaf  # device_put had nothing to move
 
 
-def test_a_new_head_is_the_same_on_a_mesh() -> None:
+def test_new_head_is_the_same_on_a_mesh() -> None:
     mesh = make_mesh((1, 4, 2))
-    _, here = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7)
-    _, spread = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7, mesh=mesh)
-    assert equal(here, spread) and not spread["head"]["kernel"][...].sharding.is_fully_replicated
+    _, unsharded = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7)
+    _, sharded = hf_checkpoint.load_classifier(FIXTURES / "bert_pretraining", 4, seed=7, mesh=mesh)
+    assert equal(unsharded, sharded) and not sharded["head"]["kernel"][...].sharding.is_fully_replicated
 
 
-def test_a_fingerprint_sees_every_number_and_name() -> None:
+def test_fingerprint_depends_on_every_value_and_name() -> None:
     _, params = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)
-    _, same = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=5)
+    _, other = hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=5)
     before = hf_checkpoint.fingerprint_params(params)
-    assert before == hf_checkpoint.fingerprint_params(same) and len(before) == 64
-    bias = same["encoder"]["layers"][1]["output"]["bias"]
+    assert before == hf_checkpoint.fingerprint_params(other) and len(before) == 64
+    bias = other["encoder"]["layers"][1]["output"]["bias"]
     bias.set_value(bias[...].at[3].add(1e-6))
-    assert hf_checkpoint.fingerprint_params(same) != before
-    swapped = nnx.from_flat_state([((*path[:-1], path[-1] + "_"), leaf) for path, leaf in nnx.to_flat_state(params)])
-    assert hf_checkpoint.fingerprint_params(swapped) != before
+    assert hf_checkpoint.fingerprint_params(other) != before
+    renamed = nnx.from_flat_state([((*path[:-1], path[-1] + "_"), leaf) for path, leaf in nnx.to_flat_state(params)])
+    assert hf_checkpoint.fingerprint_params(renamed) != before
 
 
-def test_the_fingerprint_of_a_directory_is_that_of_the_files_that_are_read(tmp_path: Path) -> None:
+def test_fingerprint_of_a_directory_covers_only_the_files_that_are_read(tmp_path: Path) -> None:
     directory = Path(shutil.copytree(hf_checkpoint.EMBEDDED / "mini-bert-en", tmp_path / "model"))
     before = hf_checkpoint.fingerprint_files(directory)
     for name in ("README.md", "model.fp16.safetensors", "pytorch_model.bin", "reference.safetensors"):
@@ -291,10 +293,10 @@ def test_the_fingerprint_of_a_directory_is_that_of_the_files_that_are_read(tmp_p
         before = hf_checkpoint.fingerprint_files(directory)
 
 
-def test_a_saved_model_says_the_special_ids_of_its_tokenizer(tmp_path: Path) -> None:
+def test_saved_config_has_the_special_ids_of_the_tokenizer(tmp_path: Path) -> None:
     directory = tiny.checkpoint(tmp_path / "tiny")
-    said = json.loads((directory / "config.json").read_text())
-    assert {key: value for key, value in said.items() if key.endswith("token_id")} == {
+    config = json.loads((directory / "config.json").read_text())
+    assert {key: value for key, value in config.items() if key.endswith("token_id")} == {
         "pad_token_id": 0,
         "cls_token_id": 2,
         "sep_token_id": 3,

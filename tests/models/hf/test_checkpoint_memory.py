@@ -1,4 +1,4 @@
-"""How much memory it takes to read a checkpoint, measured in processes of their own."""
+"""Peak memory of reading a checkpoint, measured in separate processes."""
 
 import json
 import subprocess
@@ -26,25 +26,25 @@ def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon:")) * 1024
 
-def counted(read, shape, layout, place=hf_weights._placed):
+def counting_placed(read, shape, layout, place=hf_weights._placed):
     places = [None] if layout is None else [*layout.addressable_devices_indices_map(shape).values()]
 
-    def then_placed(index):
+    def counting_read(index):
         global placed
         part = read(index)
         placed += part.nbytes * len(places) // len(set(map(str, places)))
         return part
 
-    return place(then_placed, shape, layout)
+    return place(counting_read, shape, layout)
 
 def watch():
     global excess
     while not done.wait(0.0005):
-        before = placed  # bytes of the parameters that are there, or on their way from what was read
+        before = placed  # bytes of parameters that are on a device, or on their way there
         used = anonymous() - start - before
         excess = max(excess, used) if before == placed else excess
 
-hf_weights._placed = counted
+hf_weights._placed = counting_placed
 mesh = sharding.make_mesh(tuple(map(int, sys.argv[2].split(",")))) if sys.argv[2] else None
 gc.collect()
 start = anonymous()
@@ -58,7 +58,7 @@ print(json.dumps({"excess": excess, "placed": placed}))
 
 
 def sparse_checkpoint(directory: Path, dtype: str, **sizes: int) -> int:
-    """Writes a classifier of zeros that takes no room on the disk; returns the bytes of its largest leaf."""
+    """Write a classifier of zeros as a sparse file, and return the bytes of its largest leaf."""
     config = replace(hf_config.read_config(FIXTURES / "bert_classifier"), **sizes)
     _, state = hf_checkpoint.abstract_classifier(config, 3)
     directory.mkdir()
@@ -76,15 +76,15 @@ def sparse_checkpoint(directory: Path, dtype: str, **sizes: int) -> int:
     return 4 * max(variable.size for variable in leaves(state).values())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured by Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_reading_takes_little_more_than_one_tensor_beside_the_parameters(dtype: str, tmp_path: Path) -> None:
-    # The largest, a kernel of 105 MB, is turned while it is read. With eight devices, each reads its own part.
+def test_reading_needs_memory_for_the_parameters_and_little_more_than_one_tensor(dtype: str, tmp_path: Path) -> None:
+    # The largest tensor, a kernel of 105 MB, is transposed while it is read. Each of eight devices reads its own part.
     sizes = {"hidden_size": 1024, "num_heads": 16, "num_layers": 1, "intermediate_size": 25_600, "vocab_size": 1000}
     largest = sparse_checkpoint(tmp_path / "large", dtype, **sizes)
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "large")]
     children = [subprocess.Popen([*command, mesh], stdout=subprocess.PIPE) for mesh in ("", "1,4,2")]
-    whole, parts = (json.loads(child.communicate(timeout=120)[0]) for child in children)
-    print(dtype, largest, whole, parts)
-    assert whole["placed"] > 2 * largest and 0.5 * largest < whole["excess"] < 1.3 * largest
-    assert parts["placed"] > 2 * largest and parts["excess"] < 0.5 * largest
+    single, sharded = (json.loads(child.communicate(timeout=120)[0]) for child in children)
+    print(dtype, largest, single, sharded)
+    assert single["placed"] > 2 * largest and 0.5 * largest < single["excess"] < 1.3 * largest
+    assert sharded["placed"] > 2 * largest and sharded["excess"] < 0.5 * largest

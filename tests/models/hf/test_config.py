@@ -1,4 +1,4 @@
-"""config.json: what is read, what is refused and how it is said."""
+"""config.json: settings, defaults, one-line errors, and writing."""
 
 import dataclasses
 import json
@@ -19,22 +19,22 @@ CLASSIFIER = FIXTURES / "bert_classifier"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A directory with a config.json that may be spoilt."""
-    return copy_of("bert", tmp_path)
+    """Return a directory with a config.json that a test may damage."""
+    return copy_config("bert", tmp_path)
 
 
-def copy_of(family: str, directory: Path) -> Path:
+def copy_config(family: str, directory: Path) -> Path:
     shutil.copy(FIXTURES / f"{family}_classifier" / "config.json", directory)
     return directory
 
 
-def edit(directory: Path, *without: str, **changes: Any) -> None:
+def edit(directory: Path, *removed: str, **changes: Any) -> None:
     path = directory / "config.json"
     raw = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in raw.items() if key not in without}))
+    path.write_text(json.dumps({key: value for key, value in raw.items() if key not in removed}))
 
 
-def test_every_setting_comes_from_the_file() -> None:
+def test_every_setting_is_read_from_the_file() -> None:
     assert hf_config.read_config(CLASSIFIER) == EncoderConfig(
         vocab_size=40,
         hidden_size=15,
@@ -57,7 +57,7 @@ def test_every_setting_comes_from_the_file() -> None:
 
 SMALL = {"vocab_size": 40, "hidden_size": 15, "num_layers": 2, "num_heads": 3, "intermediate_size": 20}
 ROBERTA = {"type_vocab_size": 1, "head_input_dropout": True}
-OF_A_FAMILY: dict[str, dict[str, Any]] = {
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "roberta": ROBERTA | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-6, "pad_id": 2, "position_offset": 3},
     "xlm-roberta": ROBERTA
     | {"num_heads": 1, "classifier_dropout": 0.2, "layer_norm_eps": 1e-5, "pad_id": 1, "position_offset": 2},
@@ -80,13 +80,13 @@ OF_A_FAMILY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", OF_A_FAMILY)
-def test_a_familys_settings_are_read_under_its_own_keys(family: str) -> None:
-    settings = SMALL | {"max_positions": 24, "family": family} | OF_A_FAMILY[family]
+@pytest.mark.parametrize("family", FAMILY_SETTINGS)
+def test_settings_are_read_under_the_familys_keys(family: str) -> None:
+    settings = SMALL | {"max_positions": 24, "family": family} | FAMILY_SETTINGS[family]
     assert hf_config.read_config(FIXTURES / f"{family}_classifier") == EncoderConfig(**settings)
 
 
-# The defaults of the classes of transformers, where a config.json leaves a key out.
+# The defaults of the `transformers` classes for keys that a config.json omits.
 DEFAULTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), {"pad_id": 1, "position_offset": 2, "type_vocab_size": 2}),
     "distilbert": {"pad_id": 0, "position_offset": 0, "type_vocab_size": 0, "classifier_dropout": 0.2},
@@ -95,8 +95,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("family", DEFAULTS)
-def test_a_familys_own_defaults(family: str, tmp_path: Path) -> None:
-    copy_of(family, tmp_path)
+def test_missing_keys_get_the_familys_defaults(family: str, tmp_path: Path) -> None:
+    copy_config(family, tmp_path)
     keys = {key for key, _ in FAMILIES[family].config_keys} - set(FAMILIES[family].required)
     edit(tmp_path, *keys)
     config = hf_config.read_config(tmp_path)
@@ -105,7 +105,7 @@ def test_a_familys_own_defaults(family: str, tmp_path: Path) -> None:
     assert common == ("gelu", 1e-12, 0.1, 0.1)
 
 
-def test_defaults_are_those_of_the_family(directory: Path) -> None:
+def test_missing_keys_get_berts_defaults(directory: Path) -> None:
     optional = ("type_vocab_size", "layer_norm_eps", "hidden_act", "hidden_dropout_prob", "classifier_dropout")
     edit(
         directory,
@@ -150,16 +150,14 @@ def test_defaults_are_those_of_the_family(directory: Path) -> None:
         ({"pad_token_id": 40}, "pad_token_id is 40, beyond vocab_size 40"),
     ],
 )
-def test_what_cannot_be_run_as_it_was_trained_is_refused(
-    directory: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_models_that_cannot_run_as_trained_are_refused(directory: Path, changes: dict[str, Any], message: str) -> None:
     edit(directory, **changes)
     with pytest.raises(UserError, match=message) as caught:
         hf_config.read_config(directory)
     assert str(caught.value).startswith(f"{directory}/config.json: ")
 
 
-def test_a_missing_setting_is_named(directory: Path) -> None:
+def test_missing_setting_is_named(directory: Path) -> None:
     edit(directory, "hidden_size", "num_hidden_layers")
     with pytest.raises(UserError, match="hidden_size, num_hidden_layers missing"):
         hf_config.read_config(directory)
@@ -177,13 +175,13 @@ def test_a_missing_setting_is_named(directory: Path) -> None:
         (b'["bert"]', "expected a JSON object, found list: fetch it again"),
     ],
 )
-def test_a_broken_file_is_named(directory: Path, content: bytes, message: str) -> None:
+def test_broken_file_is_named(directory: Path, content: bytes, message: str) -> None:
     (directory / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"config\.json: {message}"):
         hf_config.read_config(directory)
 
 
-def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
+def test_directory_without_a_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: no such file: not a Hugging Face model directory"):
         hf_config.read_config(tmp_path)
 
@@ -199,13 +197,13 @@ def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
         {"0": "a", "01": "b"},
     ],
 )
-def test_labels_have_to_be_numbered_and_distinct(directory: Path, table: Any) -> None:
+def test_labels_must_be_numbered_and_distinct(directory: Path, table: Any) -> None:
     edit(directory, id2label=table)
     with pytest.raises(UserError, match=r"config\.json: id2label must"):
         hf_config.read_labels(directory)
 
 
-def test_a_label_that_is_a_number_is_its_digits(directory: Path) -> None:
+def test_numeric_labels_become_strings(directory: Path) -> None:
     edit(directory, id2label={"0": 1, "1": -2, "2": "3"})
     assert hf_config.read_labels(directory) == ("1", "-2", "3")
     assert hf_config.class_names(directory, 3) == ("1", "-2", "3")
@@ -213,13 +211,13 @@ def test_a_label_that_is_a_number_is_its_digits(directory: Path) -> None:
     assert hf_config.class_names(directory, 2) == ("LABEL_0", "LABEL_1")
 
 
-def test_a_config_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+def test_unreadable_config_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match=r"config\.json: cannot be read: Is a directory"):
         hf_config.read_config(tmp_path)
 
 
-def test_an_untied_decoder_is_refused_where_pretraining_goes_on_only(directory: Path) -> None:
+def test_untied_decoder_is_refused_only_for_pretraining(directory: Path) -> None:
     edit(directory, tie_word_embeddings=False)
     assert hf_config.read_config(directory) == hf_config.read_config(CLASSIFIER)
     with pytest.raises(UserError, match=r"config\.json: tie_word_embeddings is False: only True is supported"):
@@ -240,24 +238,24 @@ def test_an_untied_decoder_is_refused_where_pretraining_goes_on_only(directory: 
         ("distilbert", {"n_heads": 4}, "hidden_size 15 is not a multiple of its 4 attention heads"),
     ],
 )
-def test_a_familys_wrong_settings_are_refused(
+def test_wrong_settings_are_refused_in_every_family(
     family: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    copy_of(family, tmp_path)
+    copy_config(family, tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(UserError, match=message) as caught:
         hf_config.read_config(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}/config.json: ")
 
 
-def test_a_missing_setting_has_the_familys_name_for_it(tmp_path: Path) -> None:
-    edit(copy_of("distilbert", tmp_path), "dim", "n_layers")
+def test_missing_setting_is_named_by_the_familys_key(tmp_path: Path) -> None:
+    edit(copy_config("distilbert", tmp_path), "dim", "n_layers")
     with pytest.raises(UserError, match="dim, n_layers missing"):
         hf_config.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_written_is_read_back(family: str, tmp_path: Path) -> None:
+def test_written_config_is_read_back(family: str, tmp_path: Path) -> None:
     config = hf_config.read_config(FIXTURES / f"{family}_classifier")
     leaves = frozenset({"head.kernel"})
     hf_config.write_config(tmp_path / "config.json", config, leaves, ("no", "yes"), "cls", {"eos_token_id": 3})
@@ -273,7 +271,7 @@ def test_what_is_written_is_read_back(family: str, tmp_path: Path) -> None:
     }
 
 
-def test_what_none_stands_for_is_written_where_null_is_not_allowed(tmp_path: Path) -> None:
+def test_none_is_resolved_for_keys_that_do_not_allow_null(tmp_path: Path) -> None:
     for family, key, value in (("electra", "embedding_size", 15), ("distilbert", "seq_classif_dropout", 0.3)):
         config = hf_config.read_config(FIXTURES / f"{family}_classifier")
         config = dataclasses.replace(config, embedding_size=None, classifier_dropout=None, hidden_dropout=0.3)
@@ -282,13 +280,13 @@ def test_what_none_stands_for_is_written_where_null_is_not_allowed(tmp_path: Pat
         assert raw[key] == value and "id2label" not in raw and "problem_type" not in raw
 
 
-def test_labels_that_contradict_one_another_are_refused(tmp_path):
-    """Of label2id's, only the same names in another order: other names are a leftover that nobody reads."""
+def test_contradictory_label_tables_are_refused(tmp_path):
+    """Refuse label2id only if it has the same names in another order: other names are unused leftovers."""
     path = tmp_path / "config.json"
     raw = {"id2label": {"0": "bad", "1": "good"}}
-    for back, fine in (({"bad": 0, "good": 1}, True), ({"LABEL_0": 0}, True), ({"bad": 1, "good": 0}, False)):
-        path.write_text(json.dumps(raw | {"label2id": back}))
-        if fine:
+    for label2id, accepted in (({"bad": 0, "good": 1}, True), ({"LABEL_0": 0}, True), ({"bad": 1, "good": 0}, False)):
+        path.write_text(json.dumps(raw | {"label2id": label2id}))
+        if accepted:
             assert hf_config.read_labels(tmp_path) == ("bad", "good")
         else:
             with pytest.raises(UserError, match="id2label and label2id list the classes in different orders"):

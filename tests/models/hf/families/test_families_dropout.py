@@ -1,4 +1,4 @@
-"""Every family drops where its original drops, at its rates: the same spread over many draws."""
+"""Dropout of every family has the sites and rates of the original: the same statistics over many draws."""
 
 import json
 import shutil
@@ -22,16 +22,14 @@ ENCODER_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout"
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
 @pytest.mark.parametrize("part", ["encoder", "head"])
-def test_dropout_spreads_the_numbers_as_in_pytorch(part: str, family: str, tmp_path: Path) -> None:
-    """Mean and deviation over many draws: a site that is missing, doubled or elsewhere changes one of them."""
+def test_dropout_gives_the_same_mean_and_deviation_as_in_pytorch(part: str, family: str, tmp_path: Path) -> None:
+    """Compare both over many draws: a missing, doubled, or misplaced site changes one of them."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForSequenceClassification
 
     directory = FIXTURES / f"{family}_classifier"
-    rates = {
-        **dict.fromkeys(ENCODER_KEYS, 0.4 * (part == "encoder")),
-        **dict.fromkeys(HEAD_KEYS, 0.5 * (part == "head")),
-    }
+    encoder_rate, head_rate = (0.4, 0.0) if part == "encoder" else (0.0, 0.5)
+    rates = dict.fromkeys(ENCODER_KEYS, encoder_rate) | dict.fromkeys(HEAD_KEYS, head_rate)
     raw = json.loads((directory / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({key: rates.get(key, value) for key, value in raw.items()}))
     shutil.copy(directory / "model.safetensors", tmp_path)
@@ -54,8 +52,8 @@ def test_dropout_spreads_the_numbers_as_in_pytorch(part: str, family: str, tmp_p
         ours = model(batch | {"cls_index": jnp.zeros((DRAWS, 1), jnp.int32)}, dropout_key=key)[:, 0]
     else:
         ours = model.encoder(*batch.values(), dropout_key=DropoutKey(key))[:, 0]
-    spread = theirs.std(0)
-    assert spread.min() > 1e-3
-    # Five standard errors: of a mean, and of a deviation of numbers as spread as these (of normal ones 0.046).
-    np.testing.assert_allclose((np.mean(ours, 0) - theirs.mean(0)) / spread, 0, atol=5 * (2 / DRAWS) ** 0.5)
-    np.testing.assert_allclose(np.std(ours, 0) / spread, 1, atol=0.06)
+    deviation = theirs.std(0)
+    assert deviation.min() > 1e-3
+    # Five standard errors of a mean, and of a standard deviation (0.046 for normal numbers, more for these).
+    np.testing.assert_allclose((np.mean(ours, 0) - theirs.mean(0)) / deviation, 0, atol=5 * (2 / DRAWS) ** 0.5)
+    np.testing.assert_allclose(np.std(ours, 0) / deviation, 1, atol=0.06)

@@ -1,4 +1,4 @@
-"""Encoder-only, masked-LM and pretraining checkpoints of every family are the same encoder as the original, live."""
+"""Every family live: encoder-only, masked-LM, and pretraining checkpoints compared with PyTorch."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tests.helpers.against_pytorch import check
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.is_classifier])
-def test_live_activations_of_pytorch_are_met(name: str, tmp_path: Path) -> None:
+def test_activations_match_live_pytorch(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    found = check(tmp_path, record(CASES[name], tmp_path, seed=1))
-    print(name, {key: f"{value:.1e}" for key, value in sorted(found.items())})
-    assert set(found) - {"layer_2", "pooled"} == {"embeddings", "layer_1"}
+    differences = check(tmp_path, record(CASES[name], tmp_path, seed=1))
+    print(name, {key: f"{value:.1e}" for key, value in sorted(differences.items())})
+    assert set(differences) - {"layer_2", "pooled"} == {"embeddings", "layer_1"}
