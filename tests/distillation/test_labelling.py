@@ -1,4 +1,4 @@
-"""Labelling can be stopped anywhere and ends with the same bytes."""
+"""Labelling can be interrupted anywhere and still ends with the same bytes."""
 
 import random
 import subprocess
@@ -14,16 +14,16 @@ from xtransfer.distillation.logits_store import open_store
 from xtransfer.errors import UserError
 
 FIELDS = {"teacher_fingerprint": "t", "tokenizer_fingerprint": "k", "max_length": 64, "data_fingerprint": "d"}
-NUMBER, SHARD = 50, 4
+NUM_EXAMPLES, SHARD_SIZE = 50, 4
 
 
-def opened(root):
-    ids = [f"task/train/en/{i}" for i in range(NUMBER)]
-    return open_store(root, FIELDS, classes=("no", "yes"), ids=ids, shard_size=SHARD)
+def make_store(root):
+    ids = [f"task/train/en/{i}" for i in range(NUM_EXAMPLES)]
+    return open_store(root, FIELDS, classes=("no", "yes"), ids=ids, shard_size=SHARD_SIZE)
 
 
 def predict(indices):
-    """Fake logits that depend on the example alone."""
+    """Return fake logits that depend only on the example."""
     return np.sin(np.stack([indices, indices * 3 + 1], axis=1)).astype(np.float32)
 
 
@@ -33,67 +33,77 @@ def contents(store):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    store = opened(tmp_path_factory.mktemp("whole"))
-    assert label(store, predict) == NUMBER
+    store = make_store(tmp_path_factory.mktemp("whole"))
+    assert label(store, predict) == NUM_EXAMPLES
     return store
 
 
 def test_every_example_is_labelled_once_and_a_second_run_does_nothing(tmp_path):
-    store, asked, told = opened(tmp_path), [], []
+    store, labelled, progress = make_store(tmp_path), [], []
 
     def counting(indices):
-        asked.extend(indices)
+        labelled.extend(indices)
         return predict(indices)
 
-    assert label(store, counting, told.append) == NUMBER
-    assert asked == list(range(NUMBER))
-    assert told == [4] * 12 + [2]
-    np.testing.assert_array_equal(store.read(store.ids), predict(np.arange(NUMBER)))
-    assert label(store, counting, told.append) == 0
-    assert len(asked) == NUMBER
+    assert label(store, counting, progress.append) == NUM_EXAMPLES
+    assert labelled == list(range(NUM_EXAMPLES))
+    assert progress == [4] * 12 + [2]
+    np.testing.assert_array_equal(store.read(store.ids), predict(np.arange(NUM_EXAMPLES)))
+    assert label(store, counting, progress.append) == 0
+    assert len(labelled) == NUM_EXAMPLES
 
 
-def test_an_interrupted_run_goes_on_at_the_missing_shard(tmp_path, uninterrupted):
-    asked = []
+def test_interrupted_run_resumes_at_the_missing_shard(tmp_path, uninterrupted):
+    batches = []
 
     def failing(indices):
-        if len(asked) == 5:
+        if len(batches) == 5:
             raise KeyboardInterrupt
-        asked.append(list(indices))
+        batches.append(list(indices))
         return predict(indices)
 
     with pytest.raises(KeyboardInterrupt):
-        label(opened(tmp_path), failing)
-    store = opened(tmp_path)
+        label(make_store(tmp_path), failing)
+    store = make_store(tmp_path)
     assert store.missing_shards() == list(range(5, 13))
-    resumed = []
-    assert label(store, lambda indices: resumed.append(indices[0]) or predict(indices)) == NUMBER - 20
-    assert resumed == list(range(20, NUMBER, SHARD))
+    starts = []
+
+    def recording(indices):
+        starts.append(indices[0])
+        return predict(indices)
+
+    assert label(store, recording) == NUM_EXAMPLES - 20
+    assert starts == list(range(20, NUM_EXAMPLES, SHARD_SIZE))
     assert contents(store) == contents(uninterrupted)
 
 
-def test_only_the_truncated_shard_is_computed_again(tmp_path, uninterrupted):
-    store = opened(tmp_path)
+def test_only_the_truncated_shard_is_labelled_again(tmp_path, uninterrupted):
+    store = make_store(tmp_path)
     label(store, predict)
     path = store.directory / "shard-00007.npy"
     path.write_bytes(path.read_bytes()[:-3])
-    assert label(opened(tmp_path), predict) == SHARD
+    assert label(make_store(tmp_path), predict) == SHARD_SIZE
     assert contents(store) == contents(uninterrupted)
 
 
 CHILD = """
 import time
-from tests.distillation.test_labelling import label, opened, predict
-store = opened({root!r})
+from tests.distillation.test_labelling import label, make_store, predict
+
+def slow(indices):
+    time.sleep(0.03)
+    return predict(indices)
+
+store = make_store({root!r})
 print("ready", flush=True)
-label(store, lambda indices: time.sleep(0.03) or predict(indices))
+label(store, slow)
 print("done", flush=True)
 """
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, uninterrupted):
+def test_repeatedly_killed_run_ends_with_the_same_bytes(tmp_path, uninterrupted):
     script = CHILD.format(root=str(tmp_path))
-    rng, partial = random.Random(0), 0
+    rng, partial_runs = random.Random(0), 0
     for attempt in range(6):
         child = subprocess.Popen(
             [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
@@ -102,11 +112,11 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, uninterrup
         if attempt < 5:
             time.sleep(rng.uniform(0.0, 0.12))
             child.kill()
-        rest, _ = child.communicate(timeout=60)
-        partial += 0 < len(opened(tmp_path).missing_shards()) < 13
-    assert rest == "done\n" and child.returncode == 0
-    assert partial >= 1, "no kill fell into the middle of a run"
-    assert contents(opened(tmp_path)) == contents(uninterrupted)
+        output, _ = child.communicate(timeout=60)
+        partial_runs += 0 < len(make_store(tmp_path).missing_shards()) < 13
+    assert output == "done\n" and child.returncode == 0
+    assert partial_runs >= 1, "no kill fell into the middle of a run"
+    assert contents(make_store(tmp_path)) == contents(uninterrupted)
 
 
 def test_classes_are_permuted_by_name():
@@ -126,12 +136,12 @@ def test_classes_are_permuted_by_name():
         (("a", "b", "b"), ("a", "b", "b")),
     ],
 )
-def test_other_classes_are_refused_with_both_lists(teacher, student):
+def test_different_classes_are_refused_with_both_lists(teacher, student):
     with pytest.raises(UserError) as error:
         permute_classes(np.zeros((1, len(teacher)), np.float32), teacher, student)
     assert str(list(teacher)) in str(error.value) and str(list(student)) in str(error.value)
 
 
-def test_logits_of_another_width_are_refused():
+def test_logits_of_another_width_are_refused_with_their_shape():
     with pytest.raises(UserError, match=r"\(1, 3\)"):
         permute_classes(np.zeros((1, 3), np.float32), ("a", "b"), ("b", "a"))

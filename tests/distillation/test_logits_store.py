@@ -1,4 +1,4 @@
-"""The logits store: keys, whole shards, and what it refuses."""
+"""The logits store: keys, complete shards, and refusals."""
 
 import json
 import os
@@ -15,42 +15,42 @@ CLASSES = ("negative", "neutral", "positive")
 LOGITS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 
 
-def opened(root, **changes):
+def make_store(root, **changes):
     settings = {"classes": CLASSES, "ids": IDS, "shard_size": 3} | changes
     return open_store(root, FIELDS, **settings)
 
 
-def filled(root):
-    store = opened(root)
+def make_full_store(root):
+    store = make_store(root)
     for shard in store.missing_shards():
         store.write_shard(shard, LOGITS[store.shard_indices(shard)])
     return store
 
 
 def test_key_is_stable_and_differs_with_every_field():
-    assert (
-        store_key(**FIELDS) == store_key(**dict(reversed(FIELDS.items()))) == "dbc2d5bc6ddc9f87"
-    )  # sha256sum of the canonical JSON
-    others = {store_key(**FIELDS | {name: 65 if name == "max_length" else "other"}) for name in FIELDS}
-    assert len(others | {store_key(**FIELDS)}) == 5
+    key = "dbc2d5bc6ddc9f87"  # from sha256sum of the canonical JSON
+    assert store_key(**FIELDS) == key
+    assert store_key(**dict(reversed(FIELDS.items()))) == key
+    changed = {store_key(**FIELDS | {name: 65 if name == "max_length" else "other"}) for name in FIELDS}
+    assert len(changed | {key}) == 5
 
 
-def test_what_was_written_is_read_by_id(tmp_path):
-    store = opened(tmp_path)
+def test_written_logits_are_read_by_id(tmp_path):
+    store = make_store(tmp_path)
     assert (store.num_shards, store.missing_shards(), store.complete) == (3, [0, 1, 2], False)
     store.write_shard(1, LOGITS[3:6])
-    assert opened(tmp_path).missing_shards() == [0, 2]
-    store = filled(tmp_path)
+    assert make_store(tmp_path).missing_shards() == [0, 2]
+    store = make_full_store(tmp_path)
     assert store.complete
     order = [6, 0, 3, 3]
-    result = opened(tmp_path).read([IDS[i] for i in order])
+    result = make_store(tmp_path).read([IDS[i] for i in order])
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, LOGITS[order])
     assert store.read([]).shape == (0, 3)
 
 
-def test_files_on_disk_are_plain(tmp_path):
-    store = filled(tmp_path)
+def test_files_have_plain_formats(tmp_path):
+    store = make_full_store(tmp_path)
     assert sorted(p.name for p in store.directory.iterdir()) == [
         "ids.txt",
         "manifest.json",
@@ -67,7 +67,7 @@ def test_files_on_disk_are_plain(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"classes": CLASSES[::-1]}, "classes: .*'negative', 'neutral', 'positive'.*'positive', 'neutral', 'negative'"),
         ({"ids": IDS[::-1]}, "ids_sha256"),
@@ -75,14 +75,14 @@ def test_files_on_disk_are_plain(tmp_path):
         ({"shard_size": 4}, "shard_size: 3 in the store, 4 requested"),
     ],
 )
-def test_a_store_of_something_else_is_refused_with_the_difference(tmp_path, changes, words):
-    filled(tmp_path)
-    with pytest.raises(UserError, match=words):
-        opened(tmp_path, **changes)
+def test_store_with_other_contents_is_refused_with_the_difference(tmp_path, changes, message):
+    make_full_store(tmp_path)
+    with pytest.raises(UserError, match=message):
+        make_store(tmp_path, **changes)
 
 
-def test_another_teacher_meets_an_empty_store(tmp_path):
-    filled(tmp_path)
+def test_changed_key_gives_an_empty_store(tmp_path):
+    make_full_store(tmp_path)
     for name in FIELDS:
         changed = FIELDS | {name: 65 if name == "max_length" else "other"}
         store = open_store(tmp_path, changed, classes=CLASSES, ids=IDS, shard_size=3)
@@ -93,10 +93,10 @@ def test_another_teacher_meets_an_empty_store(tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", "", '{"format": 0}', '{"format": 1, "format": 1}', "\xff"])
 def test_broken_manifest_is_refused(tmp_path, content):
-    store = filled(tmp_path)
+    store = make_full_store(tmp_path)
     (store.directory / "manifest.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match="manifest.json.*label again"):
-        opened(tmp_path)
+        make_store(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,22 @@ def test_broken_manifest_is_refused(tmp_path, content):
         lambda path: np.save(path, LOGITS[:2]),
     ],
 )
-def test_damaged_shard_is_missing_and_not_read(tmp_path, damage):
-    store = filled(tmp_path)
+def test_damaged_shard_counts_as_missing_and_is_not_read(tmp_path, damage):
+    store = make_full_store(tmp_path)
     path = store.directory / "shard-00000.npy"
-    whole = path.read_bytes()
+    original = path.read_bytes()
     damage(path)
-    store = opened(tmp_path)
+    store = make_store(tmp_path)
     assert store.missing_shards() == [0]
     with pytest.raises(UserError, match="shard-00000.npy.*1 of 3"):
         store.read([IDS[6]])
     store.write_shard(0, LOGITS[:3])
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == original
     assert store.complete
 
 
 @pytest.mark.parametrize(
-    ("logits", "words"),
+    ("logits", "message"),
     [
         (LOGITS[:2], "shape"),
         (LOGITS[:3, :2], "shape"),
@@ -136,20 +136,20 @@ def test_damaged_shard_is_missing_and_not_read(tmp_path, damage):
         (np.full((3, 3), np.inf, np.float32), "3 examples"),
     ],
 )
-def test_bad_logits_are_not_written(tmp_path, logits, words):
-    store = opened(tmp_path)
-    with pytest.raises(UserError, match=words):
+def test_bad_logits_are_not_written(tmp_path, logits, message):
+    store = make_store(tmp_path)
+    with pytest.raises(UserError, match=message):
         store.write_shard(0, logits)
     assert store.missing_shards() == [0, 1, 2]
 
 
 def test_unknown_id_is_named(tmp_path):
     with pytest.raises(UserError, match="'elsewhere/9'.*1 ids"):
-        filled(tmp_path).read([IDS[0], "elsewhere/9"])
+        make_full_store(tmp_path).read([IDS[0], "elsewhere/9"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"ids": ()}, "no examples"),
         ({"ids": ("a", "b", "a")}, "'a' occurs twice"),
@@ -161,29 +161,32 @@ def test_unknown_id_is_named(tmp_path):
         ({"shard_size": 0}, "shard_size"),
     ],
 )
-def test_what_cannot_be_stored_is_refused(tmp_path, changes, words):
-    with pytest.raises(UserError, match=words):
-        opened(tmp_path, **changes)
+def test_invalid_ids_classes_and_sizes_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_store(tmp_path, **changes)
     assert not list(tmp_path.iterdir())
 
 
-def test_shard_number_out_of_range(tmp_path):
+def test_shard_number_out_of_range_is_an_error(tmp_path):
     with pytest.raises(IndexError):
-        opened(tmp_path).write_shard(3, LOGITS[:1])
+        make_store(tmp_path).write_shard(3, LOGITS[:1])
 
 
-def test_a_failing_disk_is_one_line_that_names_the_path(tmp_path):
+def test_failed_write_is_a_one_line_error_that_names_the_path(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="ids.txt cannot be written"):
-        opened(tmp_path / "file")
+        make_store(tmp_path / "file")
 
 
 def test_interrupted_replace_leaves_the_old_state(tmp_path, monkeypatch):
-    store = opened(tmp_path)
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    store = make_store(tmp_path)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="shard-00000.npy cannot be written: No space left on device"):
         store.write_shard(0, LOGITS[:3])
     monkeypatch.undo()
     assert store.missing_shards() == [0, 1, 2]
-    filled(tmp_path)
+    make_full_store(tmp_path)
     assert not list(store.directory.glob(".*"))

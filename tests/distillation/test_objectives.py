@@ -1,11 +1,10 @@
-"""Objectives against constants worked out on paper.
+"""Objectives compared with constants worked out by hand.
 
-The teacher's logits are (ln 3, 0), so that
+The teacher's logits are (ln 3, 0), so
   T = 1:   q = (3, 1) / 4                         = (0.75, 0.25)
   T = 2:   q = (√3, 1) / (√3 + 1)                 = (0.6339746, 0.3660254)
   T = 0.1: q = (3^10, 1) / (3^10 + 1)             = (0.999983065, 0.0000169348)
-The student's are (0, ln 2), so that
-  p = (1, 2) / 3 with T on the teacher only, and with T on both
+The student's logits are (0, ln 2), so p = (1, 2) / 3 with T on the teacher only. With T on both,
   T = 2:   p = (1, √2) / (1 + √2)                 = (0.4142136, 0.5857864)
   T = 0.1: p = (1, 2^10) / (1 + 2^10)             = (0.000975610, 0.999024390)
 """
@@ -44,7 +43,7 @@ MEAN_GRADIENT = jax.jit(
 
 
 def terms(objective, student=STUDENT, teacher=TEACHER, label=-1, weight=1.0):
-    """loss_terms of examples given as nested lists, as numpy numbers."""
+    """Return the loss terms of examples given as nested lists, as pairs (sum, count) of floats."""
     pairs = JITTED(
         objective,
         jnp.asarray(student, jnp.float32),
@@ -76,7 +75,7 @@ def terms(objective, student=STUDENT, teacher=TEACHER, label=-1, weight=1.0):
         (0.1, "both", True, 6.9321275, 0.069321275),
     ],
 )
-def test_soft_term_by_hand(temperature, temperature_on, scale_by_t2, kl, loss):
+def test_soft_term_matches_hand_computation(temperature, temperature_on, scale_by_t2, kl, loss):
     objective = dataclasses.replace(KD, temperature=temperature, temperature_on=temperature_on, scale_by_t2=scale_by_t2)
     result = terms(objective)
     np.testing.assert_allclose(result["loss"], (loss, 1), rtol=2e-6)
@@ -94,13 +93,13 @@ def test_vanilla_is_cross_entropy_with_the_label_and_ignores_the_teacher():
         assert result["accuracy"] == (correct, 1)
 
 
-def test_masked_label_is_in_neither_sum_nor_count():
+def test_masked_label_adds_to_neither_sum_nor_count():
     result = terms(OBJECTIVES["vanilla"], [STUDENT] * 3, [TEACHER] * 3, [0, -1, 1], [1, 1, 1])
     np.testing.assert_allclose(result["loss"], (LN3 + LN1_5, 2), rtol=1e-6)
     assert result["accuracy"] == (1, 2)
 
 
-def test_hard_and_soft_mix_by_hand():
+def test_mix_of_hard_and_soft_terms_matches_hand_computation():
     # Labelled: 0.3·ln 3 + 0.7·4·0.09771245 = 0.32958369 + 0.27359486 = 0.60317855.
     # Unlabelled: the soft part alone, 0.27359486. Both count: sum 0.87677341 over 2.
     mix = Objective(
@@ -122,7 +121,7 @@ def validated(objective):
 @pytest.mark.parametrize(
     ("threshold", "loss", "count"),
     [
-        # The teacher is 0.75 sure of class 0. The labelled example aims at 1 whatever the teacher says.
+        # The teacher's confidence in class 0 is 0.75. The labelled example has class 1 whatever the teacher predicts.
         (0.0, LN1_5 + LN3, 2),
         (0.74, LN1_5 + LN3, 2),
         (0.76, LN1_5, 1),
@@ -136,23 +135,23 @@ def test_pseudo_labels_and_threshold(threshold, loss, count):
     assert result["accuracy"] == (1, 1)  # against gold labels only
 
 
-def test_threshold_is_reached_by_equality_and_ignores_the_temperature():
-    # An undecided teacher is exactly 1/2 sure: kept at 0.5, argmax takes the first class.
-    objective = dataclasses.replace(OBJECTIVES["monox_pl"], threshold=0.5, temperature=0.1)
-    np.testing.assert_allclose(terms(objective, teacher=[0.0, 0.0])["loss"], (LN3, 1), rtol=1e-6)
-    # At T = 0.1 the teacher (ln 3, 0) would be 0.99998 sure; the threshold looks at T = 1.
+def test_threshold_is_inclusive_and_ignores_the_temperature():
+    # An undecided teacher's confidence is exactly 1/2: a threshold of 0.5 keeps it, and argmax takes the first class.
+    undecided = dataclasses.replace(OBJECTIVES["monox_pl"], threshold=0.5, temperature=0.1)
+    np.testing.assert_allclose(terms(undecided, teacher=[0.0, 0.0])["loss"], (LN3, 1), rtol=1e-6)
+    # At T = 0.1 the confidence of the teacher (ln 3, 0) would be 0.99998; the threshold uses T = 1.
     sharp = dataclasses.replace(OBJECTIVES["monox_pl"], threshold=0.9, temperature=0.1)
     assert terms(sharp)["loss"] == (0, 0)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_empty_slots_count_nothing_even_with_nan_in_them(name):
+def test_empty_slots_do_not_count_even_with_nan_in_them(name):
     student = jnp.array([STUDENT, [jnp.nan, jnp.inf]], jnp.float32)
     teacher = jnp.array([TEACHER, [jnp.nan, 0.0]], jnp.float32)
     label, weight = jnp.array([1, 0], jnp.int32), jnp.array([1.0, 0.0])
-    one = JITTED(OBJECTIVES[name], student[:1], teacher[:1], label[:1], weight[:1])
-    two = JITTED(OBJECTIVES[name], student, teacher, label, weight)
-    chex.assert_trees_all_equal(one, two)
+    without_empty_slot = JITTED(OBJECTIVES[name], student[:1], teacher[:1], label[:1], weight[:1])
+    with_empty_slot = JITTED(OBJECTIVES[name], student, teacher, label, weight)
+    chex.assert_trees_all_equal(without_empty_slot, with_empty_slot)
     gradient = MEAN_GRADIENT(OBJECTIVES[name], student, teacher, label, weight)
     np.testing.assert_array_equal(gradient[1], 0)
     assert np.all(np.isfinite(gradient)) and np.any(gradient[0] != 0)
@@ -189,11 +188,11 @@ def _softmax(z):
 
 
 def _gradient(objective, student, teacher, label):
-    """d(sum of losses)/d(student's logits)."""
+    """Return the gradient of the summed loss with respect to the student's logits."""
     batch = jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32), jnp.asarray(label, jnp.int32)
-    by_student, by_teacher = GRADIENTS(objective, *batch, jnp.ones(len(label)))
-    np.testing.assert_array_equal(by_teacher, 0)  # the teacher never changes
-    return by_student
+    student_gradient, teacher_gradient = GRADIENTS(objective, *batch, jnp.ones(len(label)))
+    np.testing.assert_array_equal(teacher_gradient, 0)  # the teacher gets no gradient
+    return student_gradient
 
 
 def test_gradient_of_the_hard_term_and_of_masked_rows():
@@ -209,28 +208,28 @@ def test_gradient_of_the_hard_term_and_of_masked_rows():
 
 
 @pytest.mark.parametrize("temperature_on", ["teacher", "both"])
-def test_finite_with_sharp_temperature_and_large_logits(temperature_on):
+def test_loss_and_gradient_are_finite_with_sharp_temperature_and_large_logits(temperature_on):
     objective = dataclasses.replace(KD, hard_weight=1.0, temperature=0.1, temperature_on=temperature_on)
     student = np.array([[50.0, -50.0, 0.0], [-50.0, 50.0, 50.0]])
     teacher = np.array([[-50.0, 50.0, 50.0], [50.0, -50.0, 0.0]])
     result = terms(objective, student, teacher, [1, -1], [1, 1])
     # Teacher only, row 0: q = (0, ½, ½), p = (1, e^−100, e^−50): KL = ½·100 + ½·50 − ln 2; row 1 is
-    # q = (1, 0, 0), −log p_0 = 100 + ln 2. Both: the distances are ten times as far. The label costs 100.
+    # q = (1, 0, 0), −log p_0 = 100 + ln 2. With T on both, the distances are ten times as large. The label costs 100.
     factor = 10 if temperature_on == "both" else 1
     np.testing.assert_allclose(result["loss"][0], factor * 175 + 100, rtol=1e-6)
     assert np.all(np.isfinite(_gradient(objective, student, teacher, np.array([1, -1]))))
 
 
-def test_shapes_jit_and_vmap_agree_and_one_trace_is_enough():
+def test_eager_jit_and_vmap_agree_without_retracing():
     rng = np.random.default_rng(1)
     student, teacher = jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32)
     label = jnp.asarray(rng.integers(-1, 3, size=(4, 6)), jnp.int32)
     weight = jnp.asarray(rng.integers(0, 2, size=(4, 6)), jnp.float32)
     chex.clear_trace_counter()
     # One trace for each objective, and one more under vmap.
-    table = (KD, dataclasses.replace(OBJECTIVES["monox_pl"], threshold=0.6))
-    jitted = jax.jit(chex.assert_max_traces(loss_terms, 2 * len(table)), static_argnums=0)
-    for objective in table:
+    cases = (KD, dataclasses.replace(OBJECTIVES["monox_pl"], threshold=0.6))
+    jitted = jax.jit(chex.assert_max_traces(loss_terms, 2 * len(cases)), static_argnums=0)
+    for objective in cases:
         plain = loss_terms(objective, student, teacher, label, weight)  # op by op
         chex.assert_shape(jax.tree.leaves(plain), ())
         chex.assert_type(jax.tree.leaves(plain), jnp.float32)
@@ -240,7 +239,7 @@ def test_shapes_jit_and_vmap_agree_and_one_trace_is_enough():
         chex.assert_trees_all_close(jax.tree.map(lambda x: x.sum(0), rows), plain, rtol=1e-5)
 
 
-def test_mean_is_safe_where_nothing_was_counted():
+def test_mean_and_its_gradient_are_zero_if_nothing_counts():
     assert float(mean((jnp.float32(6), jnp.float32(4)))) == 1.5
     assert float(mean((jnp.float32(0), jnp.float32(0)))) == 0
     batch = jnp.array([STUDENT]), jnp.array([TEACHER]), jnp.array([-1]), jnp.ones(1)
@@ -291,12 +290,12 @@ def test_kl_properties(student, teacher, temperature, temperature_on, shift):
         ("teacher", "big"),
     ],
 )
-def test_impossible_values_are_refused_by_name(field, value):
+def test_invalid_values_are_refused_with_the_field_name(field, value):
     with pytest.raises(UserError, match=field):
         objectives.validate(dataclasses.replace(KD, **{field: value}))
 
 
-def test_the_table_is_the_papers_and_valid():
+def test_table_has_the_papers_objectives_and_is_valid():
     assert list(OBJECTIVES) == ["vanilla", "monox_kd", "monox_pl", "self_training"]
     for name, objective in OBJECTIVES.items():
         assert objective.name == name
