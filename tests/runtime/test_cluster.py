@@ -1,4 +1,4 @@
-"""Who takes part: flags, and what clusters put into the environment."""
+"""How a run finds its processes: flags, and the environment variables of clusters."""
 
 import argparse
 import socket
@@ -26,17 +26,17 @@ def flags(*argv):
     return cluster.flags_of(parser.parse_args(argv))
 
 
-def test_flags_name_the_group():
-    found = flags(*THREE, "--start-timeout", "5")
-    assert found == Flags("10.0.0.1:1234", 4, 3, start_timeout=5.0)
-    assert (found.host, found.port) == ("10.0.0.1", 1234)
+def test_flags_describe_the_group():
+    parsed = flags(*THREE, "--start-timeout", "5")
+    assert parsed == Flags("10.0.0.1:1234", 4, 3, start_timeout=5.0)
+    assert (parsed.host, parsed.port) == ("10.0.0.1", 1234)
     ipv6 = flags("--coordinator", "[::1]:99", "--processes", "1", "--process", "0")
     assert (ipv6.host, ipv6.port) == ("::1", 99)
     assert flags() == Flags() and flags().coordinator == "" and flags().stall_timeout is None
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--coordinator", "a:1"], "--processes, --process missing"),
         (["--processes", "2", "--process", "0"], "--coordinator missing"),
@@ -51,14 +51,14 @@ def test_flags_name_the_group():
         (["--start-timeout", "nan"], "--start-timeout is nan"),
     ],
 )
-def test_a_mistake_in_them_is_named(argv, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_flags_are_named(argv, message):
+    with pytest.raises(UserError, match=message):
         flags(*argv)
 
 
 @pytest.fixture
 def tpu(monkeypatch, tmp_path):
-    """A machine with TPUs and libtpu whose metadata server names no worker."""
+    """Simulate a machine with TPUs and libtpu whose metadata server names no workers."""
     (tmp_path / "accel0").touch()
     monkeypatch.setattr(cluster, "_TPU_DEVICES", (str(tmp_path / "accel0"),))
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
@@ -66,24 +66,24 @@ def tpu(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environment", "many"),
+    ("environment", "expected"),
     [
         ({}, False),
         (SLURM, True),
         (SLURM | {"SLURM_NTASKS": "1"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, False),  # a batch script without srun
-        (SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),  # the shell of an allocation of four
+        (SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),  # a shell in a four-task allocation
         (SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, False),  # without TPUs
     ],
 )
-def test_a_machine_without_tpus(monkeypatch, environment, many):
+def test_clusters_are_detected_without_tpus(monkeypatch, environment, expected):
     monkeypatch.setattr(cluster, "_TPU_DEVICES", ())
-    assert cluster.in_cluster(environment) is many
+    assert cluster.in_cluster(environment) is expected
 
 
 @pytest.mark.parametrize(
-    ("environment", "many"),
+    ("environment", "expected"),
     [
         ({}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
@@ -95,11 +95,11 @@ def test_a_machine_without_tpus(monkeypatch, environment, many):
         ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "tpu,cpu"}, True),
     ],
 )
-def test_a_machine_with_tpus(tpu, environment, many):
-    assert cluster.in_cluster(environment) is many
+def test_clusters_are_detected_with_tpus(tpu, environment, expected):
+    assert cluster.in_cluster(environment) is expected
 
 
-def test_the_metadata_server_names_the_workers_of_a_pod(tpu, monkeypatch):
+def test_pod_workers_come_from_the_metadata_server(tpu, monkeypatch):
     monkeypatch.setattr(cluster, "_tpu_workers", lambda: "x:0:10.0.0.2,y:1:10.0.0.3")
     assert cluster.in_cluster({})
     assert not cluster.in_cluster({"TPU_SKIP_MDS_QUERY": "1"})
@@ -107,7 +107,7 @@ def test_the_metadata_server_names_the_workers_of_a_pod(tpu, monkeypatch):
     assert not cluster.in_cluster({})
 
 
-def test_the_tasks_of_a_step_come_before_those_of_its_job():
+def test_task_count_of_a_step_overrides_its_jobs():
     assert cluster.slurm_tasks(SLURM) == 2
     assert cluster.slurm_tasks(SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "3"}) == 3
     assert cluster.slurm_tasks({"SLURM_STEP_NUM_TASKS": "3"}) is None
@@ -117,7 +117,7 @@ def test_the_tasks_of_a_step_come_before_those_of_its_job():
     "name", ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID"]
 )
 @pytest.mark.parametrize("value", ["", "2 tasks", "-1", "1.5", "²"])
-def test_what_slurm_would_not_say_is_named(name, value):
+def test_malformed_slurm_variables_are_named(name, value):
     with pytest.raises(UserError, match=f"^{name} is '{value}', but SLURM sets a number: "):
         cluster.in_cluster(SLURM | {name: value})
 
@@ -125,7 +125,7 @@ def test_what_slurm_would_not_say_is_named(name, value):
 @pytest.mark.parametrize(
     ("tasks", "expected"), [("1", [0, 1, 2]), ("1(x4)", [0, 1, 2]), ("3", None), ("3(x4)", None), ("1,2", None)]
 )
-def test_the_only_task_of_a_node_has_all_of_its_gpus(tasks, expected):
+def test_only_task_of_a_node_gets_all_of_its_gpus(tasks, expected):
     environment = SLURM | {"SLURM_STEP_TASKS_PER_NODE": tasks, "CUDA_VISIBLE_DEVICES": "0,1,2"}
     assert cluster.local_devices(environment) == expected
     assert cluster.local_devices({}) is None
@@ -133,30 +133,30 @@ def test_the_only_task_of_a_node_has_all_of_its_gpus(tasks, expected):
 
 @pytest.fixture
 def listening():
-    """A port that somebody listens at."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        yield other.getsockname()[1]
+    """Yield a port on which another socket listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
 
 
-def test_a_taken_port_is_said_before_jax_meets_it(listening):
+def test_port_in_use_is_reported_before_jax_binds_it(listening):
     with pytest.raises(UserError, match=rf"cannot listen on port {listening} here \(Address already"):
         cluster.check_port(Flags(f"127.0.0.1:{listening}", 2, 0))
 
 
-def test_a_port_just_left_is_free(listening):
+def test_recently_closed_port_is_free():
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
-            server.accept()[0].close()  # who closes first leaves the port waiting for late packets
+            server.accept()[0].close()  # the side that closes first leaves the port in TIME_WAIT
     cluster.check_port(Flags(f"127.0.0.1:{port}", 2, 0))
 
 
-def test_a_coordinator_may_come_later(listening):
+def test_coordinator_may_start_later(listening):
     with socket.socket() as late:
         late.bind(("127.0.0.1", 0))
         threading.Timer(0.3, late.listen).start()
@@ -164,7 +164,7 @@ def test_a_coordinator_may_come_later(listening):
     cluster.await_coordinator(Flags(f"127.0.0.1:{listening}", 2, 1, start_timeout=0))
 
 
-def test_nobody_at_the_coordinator(listening):
+def test_missing_coordinator_is_an_error():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What processes tell each other, and how they end together; every group here is of real processes."""
+"""Groups of real processes: shared decisions, errors, and how all of them end together."""
 
 import contextlib
 import itertools
@@ -13,11 +13,14 @@ from tests.helpers.group import snippet
 from xtransfer.runtime import processes
 
 
-def test_what_the_first_decides_all_know_and_only_it_prints(tmp_path):
+def test_decisions_of_the_first_process_reach_all_and_only_it_prints(tmp_path):
     body = """
-asked = []
-found = first(lambda: asked.append(1) or {"me": me, "several": (1, 2)})
-assert found == {"me": 0, "several": [1, 2]} and len(asked) == (me == 0)
+calls = []
+def decide():
+    calls.append(1)
+    return {"me": me, "several": (1, 2)}
+decision = first(decide)
+assert decision == {"me": 0, "several": [1, 2]} and len(calls) == (1 if me == 0 else 0)
 assert processes.count() == 3 and processes.is_first() == (me == 0)
 assert together(me) == 3
 terminal.log(f"process {me} says")
@@ -25,150 +28,160 @@ print(f"process {me} prints")
 with terminal.progress_bar("work", 2) as ticker:
     ticker.advance(2)
 """
-    with snippet(tmp_path, body, count=3) as three:
-        assert three.statuses(60) == [0, 0, 0], three.said()
-        assert three.out(0).startswith("process 0 says\nprocess 0 prints\nwork: 2/2")
-        assert {three.out(1), three.out(2), *map(three.err, range(3))} == {""}
+    with snippet(tmp_path, body, count=3) as group:
+        assert group.statuses(60) == [0, 0, 0], group.said()
+        assert group.out(0).startswith("process 0 says\nprocess 0 prints\nwork: 2/2")
+        assert {group.out(1), group.out(2), *map(group.err, range(3))} == {""}
 
 
-def test_an_error_of_the_first_is_said_once_and_ends_all(tmp_path):
-    with snippet(tmp_path, "def fail(): raise UserError('a.tsv: no\\nlabel')\nfirst(fail)") as two:
-        assert two.statuses(60) == [1, 1]
-        assert (two.err(0), two.err(1)) == ("error: a.tsv: no label\n", "")
+def test_error_of_the_first_process_is_printed_once_and_ends_all(tmp_path):
+    with snippet(tmp_path, "def fail(): raise UserError('a.tsv: no\\nlabel')\nfirst(fail)") as group:
+        assert group.statuses(60) == [1, 1]
+        assert (group.err(0), group.err(1)) == ("error: a.tsv: no label\n", "")
 
 
-def test_an_error_that_all_find_is_said_once(tmp_path):
-    with snippet(tmp_path, "together(1)\nraise UserError('no such checkpoint')") as two:
-        assert two.statuses(60) == [1, 1]
-        assert (two.err(0), two.err(1)) == ("error: no such checkpoint\n", "")
+def test_error_in_all_processes_is_printed_once(tmp_path):
+    with snippet(tmp_path, "together(1)\nraise UserError('no such checkpoint')") as group:
+        assert group.statuses(60) == [1, 1]
+        assert (group.err(0), group.err(1)) == ("error: no such checkpoint\n", "")
 
 
-def test_an_error_of_another_names_it_and_ends_those_who_wait(tmp_path):
-    with snippet(tmp_path, "if me: raise UserError('no such file here')\ntogether(1)") as two:
-        assert two.statuses(60) == [1, 1]
-        assert two.err(1) == "process 1: error: no such file here\n"
-        assert two.err(0) == "error: process 1 has ended: no such file here\n"
+def test_error_of_another_process_names_it_and_ends_the_waiting_ones(tmp_path):
+    with snippet(tmp_path, "if me: raise UserError('no such file here')\ntogether(1)") as group:
+        assert group.statuses(60) == [1, 1]
+        assert group.err(1) == "process 1: error: no such file here\n"
+        assert group.err(0) == "error: process 1 has ended: no such file here\n"
 
 
-def test_a_defect_keeps_its_trace_and_ends_all(tmp_path):
-    with snippet(tmp_path, "if not me: raise KeyError('a defect')\nfirst(lambda: 1)") as two:
-        assert two.statuses(60) == [1, 1]
-        assert "Traceback" in two.err(0) and "a defect" in two.err(0) and two.err(1) == ""
+def test_bug_keeps_its_traceback_and_ends_all(tmp_path):
+    with snippet(tmp_path, "if not me: raise KeyError('a defect')\nfirst(lambda: 1)") as group:
+        assert group.statuses(60) == [1, 1]
+        assert "Traceback" in group.err(0) and "a defect" in group.err(0) and group.err(1) == ""
 
 
-def test_a_stall_is_seen_where_the_store_has_gone(monkeypatch):
-    class Gone:
-        def key_value_dir_get(self, place):
+def test_stall_is_detected_without_the_store(monkeypatch):
+    class UnavailableStore:
+        def key_value_dir_get(self, key):
             raise RuntimeError("UNAVAILABLE")
 
-    here = processes._Group(client=Gone(), last_progress=-1000.0)
-    seen = []
-    monkeypatch.setattr(processes, "_group", here)
-    monkeypatch.setattr(processes, "_stalled", lambda seconds: (seen.append(seconds), here.done.set()))
-    looks = itertools.chain([False, False], itertools.repeat(True))
-    monkeypatch.setattr(here.done, "wait", lambda seconds: next(looks))
+    group = processes._Group(client=UnavailableStore(), last_progress=-1000.0)
+    stalls = []
+    monkeypatch.setattr(processes, "_group", group)
+
+    def record_stall(seconds):
+        stalls.append(seconds)
+        group.done.set()
+
+    monkeypatch.setattr(processes, "_stalled", record_stall)
+    waits = itertools.chain([False, False], itertools.repeat(True))
+    monkeypatch.setattr(group.done, "wait", lambda seconds: next(waits))
     processes._watch(1.0)
-    assert seen == [1.0, 1.0]
+    assert stalls == [1.0, 1.0]
+
+
+def wait_until_ready(group, directory):
+    """Wait until both processes of a group have written their ready files."""
+    group.wait_for(lambda: all((directory / f"ready{i}").exists() for i in (0, 1)))
 
 
 @pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("waiting", ["together(1)", "first(lambda: 1)"])
-def test_when_one_is_killed_the_other_ends(tmp_path, killed, waiting):
-    """In a collective or elsewhere; the slowest way to learn of it is a heartbeat that does not come."""
+def test_other_process_ends_when_one_is_killed(tmp_path, killed, waiting):
+    """The survivor waits in a collective or elsewhere, and notices at the latest by a missing heartbeat."""
     if (killed, waiting) == (1, "first(lambda: 1)"):
-        waiting = "time.sleep(100)"  # the first waits for nobody there
-    body = f"together(1)\nopen({str(tmp_path)!r} + f'/there{{me}}', 'w').close()\n"
+        waiting = "time.sleep(100)"  # process 0 waits for nobody in `first`
+    body = f"together(1)\nopen({str(tmp_path)!r} + f'/ready{{me}}', 'w').close()\n"
     body += f"if me == {killed}: time.sleep(100)\n{waiting}"
-    with snippet(tmp_path, body) as two:
-        two.wait_for(lambda: all((tmp_path / f"there{i}").exists() for i in (0, 1)))
-        two.processes[killed].send_signal(signal.SIGKILL)
-        begun = time.monotonic()
-        assert two.processes[1 - killed].wait(60) in (134, -signal.SIGABRT), two.said()
-        assert time.monotonic() - begun < 45
+    with snippet(tmp_path, body) as group:
+        wait_until_ready(group, tmp_path)
+        group.processes[killed].send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        assert group.processes[1 - killed].wait(60) in (134, -signal.SIGABRT), group.said()
+        assert time.monotonic() - start < 45
 
 
-def test_a_stall_shows_all_stacks_and_ends_all(tmp_path):
+def test_stall_prints_all_stacks_and_ends_all(tmp_path):
     body = """
 together(1)
-def asleep_in_one_of_them(): time.sleep(100)
-if me: asleep_in_one_of_them()
+def asleep_in_one_process(): time.sleep(100)
+if me: asleep_in_one_process()
 together(2)
 """
-    with snippet(tmp_path, body, "--stall-timeout", "6") as two:
-        assert two.statuses(60) == [124, 124], two.said()
-        assert "together" in two.err(0) and "asleep_in_one_of_them" in two.err(1)
-        assert "no progress for 6 s" in two.err(0) + two.err(1)
+    with snippet(tmp_path, body, "--stall-timeout", "6") as group:
+        assert group.statuses(60) == [124, 124], group.said()
+        assert "together" in group.err(0) and "asleep_in_one_process" in group.err(1)
+        assert "no progress for 6 s" in group.err(0) + group.err(1)
 
 
-def test_a_process_alone_gives_up_where_it_is_asked_to(tmp_path):
-    with snippet(tmp_path, "time.sleep(100)", "--stall-timeout", "1", count=1) as one:
-        assert one.statuses(60) == [124]
-        assert "no progress for 1 s" in one.err(0) and "in main" in one.err(0)
+def test_single_process_ends_at_the_stall_timeout(tmp_path):
+    with snippet(tmp_path, "time.sleep(100)", "--stall-timeout", "1", count=1) as group:
+        assert group.statuses(60) == [124]
+        assert "no progress for 1 s" in group.err(0) and "in main" in group.err(0)
 
 
 @pytest.fixture
-def heeding_ctrl_c():
-    """What is started in the background ignores it, and so do its children."""
+def default_ctrl_c():
+    """Handle Ctrl-C as usual; a process started in the background ignores it, and so do its children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_in_one_ends_all(tmp_path, heeding_ctrl_c):
-    body = f"together(1)\nopen({str(tmp_path)!r} + f'/there{{me}}', 'w').close()\nwhile True: together(1)"
-    with snippet(tmp_path, body) as two:
-        two.wait_for(lambda: all((tmp_path / f"there{i}").exists() for i in (0, 1)))
-        for _ in range(4):  # one that comes while Python frees memory inside of JAX is swallowed there: press again
+def test_ctrl_c_in_one_process_ends_all(tmp_path, default_ctrl_c):
+    body = f"together(1)\nopen({str(tmp_path)!r} + f'/ready{{me}}', 'w').close()\nwhile True: together(1)"
+    with snippet(tmp_path, body) as group:
+        wait_until_ready(group, tmp_path)
+        for _ in range(4):  # Python loses one that arrives while it frees memory inside JAX: press again
             with contextlib.suppress(subprocess.TimeoutExpired):
-                two.processes[0].send_signal(signal.SIGINT)
-                two.statuses(30)
+                group.processes[0].send_signal(signal.SIGINT)
+                group.statuses(30)
                 break
-        assert two.statuses(1) == [130, 130]
-        assert two.err(0).startswith("interrupted: ") and two.err(1) == ""
+        assert group.statuses(1) == [130, 130]
+        assert group.err(0).startswith("interrupted: ") and group.err(1) == ""
 
 
-def test_a_process_with_other_devices_is_named_before_anything_is_computed(tmp_path):
-    with snippet(tmp_path, "print('joined')", count=3, devices=(2, 1, 2)) as three:
-        assert three.statuses(60) == [1, 1, 1], three.said()
-        said = "error: the processes have different numbers of devices (2 in process 0, 2; 1 in process 1): "
-        assert three.err(0).startswith(said) and three.err(0).count("\n") == 1
-        assert {three.err(1), three.err(2), *map(three.out, range(3))} == {""}
+def test_different_device_count_is_reported_before_the_run_starts(tmp_path):
+    with snippet(tmp_path, "print('joined')", count=3, devices=(2, 1, 2)) as group:
+        assert group.statuses(60) == [1, 1, 1], group.said()
+        message = "error: the processes have different numbers of devices (2 in process 0, 2; 1 in process 1): "
+        assert group.err(0).startswith(message) and group.err(0).count("\n") == 1
+        assert {group.err(1), group.err(2), *map(group.out, range(3))} == {""}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path, heeding_ctrl_c, number, status):
-    """JAX waits outside of Python, where no handler is run."""
-    with snippet(tmp_path, "pass") as two:
-        two.processes[1].kill()
+def test_signal_ends_a_process_that_waits_for_the_others(tmp_path, default_ctrl_c, number, status):
+    """JAX waits outside Python, where no signal handler runs."""
+    with snippet(tmp_path, "pass") as group:
+        group.processes[1].kill()
 
-        def listens():
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", two.port)):
+        def coordinator_listens():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", group.port)):
                 return True
 
-        while not listens():
-            assert two.processes[0].poll() is None, two.said()
+        while not coordinator_listens():
+            assert group.processes[0].poll() is None, group.said()
             time.sleep(0.02)
         time.sleep(1)
-        two.processes[0].send_signal(number)
-        assert two.statuses(30) == [status, -signal.SIGKILL], two.said()
-        assert two.said().strip() == "[0] \n\n[1]"
+        group.processes[0].send_signal(number)
+        assert group.statuses(30) == [status, -signal.SIGKILL], group.said()
+        assert group.said().strip() == "[0] \n\n[1]"
 
 
-def test_where_one_does_not_come_the_others_say_so(tmp_path):
-    with snippet(tmp_path, "pass", "--start-timeout", "3") as two:
-        two.processes[1].kill()
-        assert two.statuses(60) == [1, -signal.SIGKILL]
-        assert two.err(0) == (
-            f"error: not all processes met at 127.0.0.1:{two.port} within 3 s: see their logs, and start all of "
+def test_missing_process_is_reported_by_the_others(tmp_path):
+    with snippet(tmp_path, "pass", "--start-timeout", "3") as group:
+        group.processes[1].kill()
+        assert group.statuses(60) == [1, -signal.SIGKILL]
+        assert group.err(0) == (
+            f"error: not all processes met at 127.0.0.1:{group.port} within 3 s: see their logs, and start all of "
             "them, each with its own --process\n"
         )
 
 
-def test_a_malformed_variable_of_slurm_is_named(tmp_path, monkeypatch):
+def test_malformed_slurm_variable_is_named(tmp_path, monkeypatch):
     slurm = {"JOB_ID": "7", "STEP_NODELIST": "node1", "NTASKS": "2 tasks", "PROCID": "0", "LOCALID": "0"}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with snippet(tmp_path, "print('joined')", count=1) as one:
-        assert one.statuses(60) == [1]
-        assert one.err(0).startswith("error: SLURM_NTASKS is '2 tasks', but SLURM sets a number: ")
-        assert one.err(0).count("\n") == 1 and one.out(0) == ""
+    with snippet(tmp_path, "print('joined')", count=1) as group:
+        assert group.statuses(60) == [1]
+        assert group.err(0).startswith("error: SLURM_NTASKS is '2 tasks', but SLURM sets a number: ")
+        assert group.err(0).count("\n") == 1 and group.out(0) == ""

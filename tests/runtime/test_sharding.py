@@ -1,4 +1,4 @@
-"""The mesh and the rules, on eight virtual devices."""
+"""The mesh and the sharding rules, on eight virtual devices."""
 
 import functools
 import re
@@ -30,34 +30,34 @@ def specs(mesh, tree):
     return jax.tree.map(lambda s: s.spec, sharding.param_shardings(mesh, tree))
 
 
-def test_by_default_every_device_is_data():
+def test_default_mesh_has_every_device_on_the_data_axis():
     mesh = sharding.make_mesh()
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert sharding.data_shards(mesh) == 8
 
 
-def test_rules_split_kernels_and_leave_biases():
-    found = specs(sharding.make_mesh((2, 2, 2)), PARAMS)
-    assert found["encoder"]["embeddings"]["word_embeddings"]["embedding"] == P("tensor", "fsdp")
-    assert found["encoder"]["layers"][0]["attention"]["query"]["kernel"] == P("fsdp", "tensor")
-    assert found["encoder"]["layers"][0]["attention"]["query"]["bias"] == P()
-    assert found["encoder"]["embeddings"]["norm"]["scale"] == P()
-    assert found["head"]["kernel"] == P("fsdp", None)
+def test_rules_shard_kernels_and_replicate_biases():
+    layout = specs(sharding.make_mesh((2, 2, 2)), PARAMS)
+    assert layout["encoder"]["embeddings"]["word_embeddings"]["embedding"] == P("tensor", "fsdp")
+    assert layout["encoder"]["layers"][0]["attention"]["query"]["kernel"] == P("fsdp", "tensor")
+    assert layout["encoder"]["layers"][0]["attention"]["query"]["bias"] == P()
+    assert layout["encoder"]["embeddings"]["norm"]["scale"] == P()
+    assert layout["head"]["kernel"] == P("fsdp", None)
 
 
-def test_an_axis_that_does_not_divide_is_left_whole():
+def test_axis_that_does_not_divide_is_not_sharded():
     odd = {"query": {"kernel": jnp.zeros((5, 4))}}
     assert specs(sharding.make_mesh((2, 2, 2)), {"a": odd})["a"]["query"]["kernel"] == P(None, "tensor")
 
 
-def test_a_batch_is_split_by_rows_over_data_and_fsdp():
+def test_batch_is_sharded_by_rows_over_data_and_fsdp():
     mesh = sharding.make_mesh((2, 2, 2))
     placed = sharding.place_batch(mesh, {"input_ids": np.arange(16).reshape(8, 2)})["input_ids"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(placed, np.arange(16).reshape(8, 2))
 
 
-def test_a_mesh_that_does_not_fit_the_devices():
+def test_mesh_that_does_not_fit_the_devices_is_refused():
     with pytest.raises(UserError, match=r"mesh\.data, mesh\.fsdp, mesh\.tensor: 2×2×1 does not fit 8 devices"):
         sharding.make_mesh((2, 2, 1))
     with pytest.raises(UserError, match=r"2×3×1 does not fit 8 devices"):
@@ -65,8 +65,8 @@ def test_a_mesh_that_does_not_fit_the_devices():
     assert dict(sharding.make_mesh((0, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-def family(name, **changes):
-    """The abstract parameters of a classifier and of the pretraining heads, of an odd vocabulary."""
+def abstract_params(name, **changes):
+    """Return the abstract parameters of a classifier and of the pretraining model, with an odd vocabulary size."""
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 128, "max_positions": 40}
     config = EncoderConfig(vocab_size=1003, **sizes, family=name, **changes)
     models = (Classifier(config, 3, rngs=nnx.Rngs(0)), MaskedLM(config, rngs=nnx.Rngs(0)))
@@ -78,69 +78,71 @@ FAMILY_CHANGES["electra"] = {"embedding_size": 32}
 
 
 @pytest.mark.parametrize("name", FAMILY_CHANGES)
-def test_every_matrix_has_a_rule_of_its_own(name):
-    """What has one axis, and the two rows of token types, are whole on purpose; every other matrix has a rule."""
+def test_every_matrix_has_a_rule(name):
+    """Vectors and the two rows of token types are replicated on purpose; every other matrix has a rule."""
     *rules, (fallback, _) = sharding.RULES
     assert fallback == ""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(family(name, **FAMILY_CHANGES[name])):
-        path = sharding.path_name(path)
-        whole = leaf.ndim == 1 or "token_type" in path
-        assert any(re.search(pattern, path) for pattern, _ in rules) != whole, path
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(name, **FAMILY_CHANGES[name])):
+        leaf_name = sharding.path_name(path)
+        replicated = leaf.ndim == 1 or "token_type" in leaf_name
+        assert any(re.search(pattern, leaf_name) for pattern, _ in rules) != replicated, leaf_name
 
 
 @pytest.mark.parametrize("name", FAMILY_CHANGES)
-def test_the_kernels_of_a_layer_widen_over_tensor_and_narrow_back(name):
-    found = sharding.param_shardings(sharding.make_mesh((2, 2, 2)), family(name, **FAMILY_CHANGES[name])[0])
-    found = {sharding.path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+def test_kernels_of_a_layer_widen_over_tensor_and_narrow_back(name):
+    shardings = sharding.param_shardings(
+        sharding.make_mesh((2, 2, 2)), abstract_params(name, **FAMILY_CHANGES[name])[0]
+    )
+    layout = {sharding.path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
     layer = "encoder.layers.1."
     for part in ("attention.query", "attention.key", "attention.value", "intermediate"):
-        assert found[f"{layer}{part}.kernel"] == P("fsdp", "tensor")
-    assert found[f"{layer}attention.output.kernel"] == found[f"{layer}output.kernel"] == P("tensor", "fsdp")
+        assert layout[f"{layer}{part}.kernel"] == P("fsdp", "tensor")
+    assert layout[f"{layer}attention.output.kernel"] == layout[f"{layer}output.kernel"] == P("tensor", "fsdp")
 
 
 @pytest.mark.parametrize("frozen", [(), ("word_embeddings",)])
-def test_parameters_take_a_quarter_on_each_of_four_devices_and_moments_half_of_that(frozen):
-    mesh, (shapes, _) = sharding.make_mesh((2, 4, 1)), family("bert")
+def test_each_device_has_a_quarter_of_the_parameters_and_an_eighth_of_the_moments(frozen):
+    mesh, (shapes, _) = sharding.make_mesh((2, 4, 1)), abstract_params("bert")
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     tx = optimizer.adamw(1e-3, weight_decay=0.01, clip_norm=1.0, frozen=frozen)
-    made = state.create(params, tx, mesh)
+    train_state = state.create(params, tx, mesh)
     leaves = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     matrices = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 2}
-    tiny = [name for name in matrices if "token_type" in name]  # two rows: `fsdp` has no share of them
+    unsplit = [name for name in matrices if "token_type" in name]  # `fsdp` does not shard its two rows
     vectors = sum(leaf.nbytes for leaf in leaves.values()) - sum(leaf.nbytes for leaf in matrices.values())
-    quarters = {name: leaf.nbytes / (1 if name in tiny else 4) for name, leaf in matrices.items()}
+    quarters = {name: leaf.nbytes / (1 if name in unsplit else 4) for name, leaf in matrices.items()}
     eighths = {name: size / (1 if leaves[name].shape[0] % 2 else 2) for name, size in quarters.items()}
     table = eighths["encoder.embeddings.word_embeddings.embedding"] if frozen else 0
-    counters = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(made.opt_state))
+    counters = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(train_state.opt_state))
     for tree, expected in (
-        (made.params, sum(quarters.values()) + vectors),
-        (made.opt_state, 2 * (sum(eighths.values()) - table + vectors) + counters),
+        (train_state.params, sum(quarters.values()) + vectors),
+        (train_state.opt_state, 2 * (sum(eighths.values()) - table + vectors) + counters),
     ):
-        held = dict.fromkeys(jax.devices(), 0)
+        device_bytes = dict.fromkeys(jax.devices(), 0)
         for leaf in jax.tree.leaves(tree):
             for shard in leaf.addressable_shards:
-                held[shard.device] += shard.data.nbytes
-        assert set(held.values()) == {expected}
+                device_bytes[shard.device] += shard.data.nbytes
+        assert set(device_bytes.values()) == {expected}
 
 
 @pytest.mark.parametrize("topology", [(2, 4, 1), (1, 8, 1), (16, 16, 1), (1, 256, 1)])
 @pytest.mark.parametrize(("vocabulary", "size"), [(119547, 768), (250002, 1024)])
-def test_published_vocabularies_are_split_by_the_hidden_size(topology, vocabulary, size):
+def test_published_vocabularies_are_sharded_along_the_hidden_size(topology, vocabulary, size):
     mesh = jax.sharding.AbstractMesh(topology, sharding.AXES)
     table = {"word_embeddings": {"embedding": jax.ShapeDtypeStruct((vocabulary, size), jnp.float32)}}
-    found = sharding.param_shardings(mesh, {"encoder": table})["encoder"]["word_embeddings"]["embedding"]
-    assert found.shard_shape((vocabulary, size)) == (vocabulary, size // topology[1])
+    layout = sharding.param_shardings(mesh, {"encoder": table})["encoder"]["word_embeddings"]["embedding"]
+    assert layout.shard_shape((vocabulary, size)) == (vocabulary, size // topology[1])
 
 
 @pytest.mark.parametrize(
-    ("topology", "name", "shape", "part"),
+    ("topology", "name", "shape", "shard_shape"),
     [
         ((8, 1, 1), "layers.0.query.kernel", (768, 768), (96, 768)),
         ((8, 1, 1), "layers.0.output.kernel", (3072, 768), (384, 768)),
         ((2, 2, 2), "layers.0.query.kernel", (768, 768), (192, 384)),
         ((2, 2, 2), "layers.0.output.kernel", (3072, 768), (768, 384)),
         ((256, 1, 1), "layers.0.query.kernel", (768, 768), (96, 768)),  # groups of eight
-        ((12, 1, 1), "layers.0.query.kernel", (768, 768), (192, 768)),  # of four
+        ((12, 1, 1), "layers.0.query.kernel", (768, 768), (192, 768)),  # groups of four
         ((8, 1, 1), "layers.0.query.bias", (768,), (768,)),  # a vector costs more to gather than to update
         ((8, 1, 1), "word_embeddings.embedding", (119547, 768), (119547, 768)),  # 8 does not divide its rows
         ((2, 4, 1), "word_embeddings.embedding", (119547, 768), (119547, 192)),
@@ -149,16 +151,16 @@ def test_published_vocabularies_are_split_by_the_hidden_size(topology, vocabular
         ((1, 8, 1), "layers.0.query.kernel", (768, 768), (96, 768)),
     ],
 )
-def test_matrices_are_updated_in_parts_of_their_rows(topology, name, shape, part):
+def test_matrix_updates_are_sharded_by_rows(topology, name, shape, shard_shape):
     mesh = jax.sharding.AbstractMesh(topology, sharding.AXES)
     tree = jax.ShapeDtypeStruct(shape, jnp.float32)
     for key in reversed(name.split(".")):
         tree = {key: tree}
-    (found,) = jax.tree.leaves(sharding.update_shardings(mesh, {"encoder": tree}))
-    assert found.shard_shape(shape) == part
+    (layout,) = jax.tree.leaves(sharding.update_shardings(mesh, {"encoder": tree}))
+    assert layout.shard_shape(shape) == shard_shape
 
 
-def test_constrain_is_about_the_mesh_that_is_traced_for():
+def test_constrain_uses_the_mesh_of_the_trace():
     mesh, x = sharding.make_mesh((2, 4, 1)), jnp.ones((8, 3, 8))
 
     @functools.partial(jax.jit, in_shardings=sharding.batch_sharding(mesh))
@@ -172,21 +174,21 @@ def test_constrain_is_about_the_mesh_that_is_traced_for():
     assert sharding.constrain(x, sharding.BATCH_SPEC) is x  # no mesh, no layout
 
 
-class Elsewhere:
-    """A device of another process, of which only that is known."""
+class FakeDevice:
+    """A device that has only the index of its process."""
 
     def __init__(self, process_index):
         self.process_index = process_index
 
 
 def mesh_of(processes):
-    """A mesh [data, fsdp, tensor] of devices of these processes."""
-    devices = np.vectorize(Elsewhere, otypes=[object])(np.array(processes))
+    """Return a mesh [data, fsdp, tensor] whose devices belong to these processes."""
+    devices = np.vectorize(FakeDevice, otypes=[object])(np.array(processes))
     return SimpleNamespace(devices=devices, shape=dict(zip(sharding.AXES, devices.shape, strict=True)))
 
 
 @pytest.mark.parametrize(
-    ("processes", "me", "part"),
+    ("processes", "me", "expected"),
     [
         ([[[0]], [[0]], [[1]], [[1]]], 0, (0, 2)),  # data over two processes
         ([[[0]], [[0]], [[1]], [[1]]], 1, (1, 2)),
@@ -194,32 +196,32 @@ def mesh_of(processes):
         ([[[0], [0]], [[1], [1]]], 1, (1, 2)),  # fsdp within a process
         ([[[0, 1]], [[2, 3]]], 0, (0, 2)),  # processes along tensor have the same rows
         ([[[0, 1]], [[2, 3]]], 3, (1, 2)),
-        ([[[0, 1, 2, 3]]], 2, (0, 1)),  # all of them
-        ([[[0]], [[1]], [[0]], [[1]]], 0, (0, 1)),  # no run: each makes the whole batch
+        ([[[0, 1, 2, 3]]], 2, (0, 1)),  # every process has all rows
+        ([[[0]], [[1]], [[0]], [[1]]], 0, (0, 1)),  # rows that are not consecutive: each builds the whole batch
         ([[[1]], [[0]], [[0]], [[1]]], 0, (0, 1)),
-        ([[[0]], [[1]], [[1]], [[1]]], 0, (0, 1)),  # no equal runs
+        ([[[0]], [[1]], [[1]], [[1]]], 0, (0, 1)),  # shares of different sizes
         ([[[0]], [[1]], [[1]], [[1]]], 1, (0, 1)),
         ([[[1]], [[1]], [[0]], [[0]]], 1, (0, 2)),  # in any order
     ],
 )
-def test_the_rows_that_a_process_makes(monkeypatch, processes, me, part):
+def test_process_slice_gives_the_rows_that_a_process_builds(monkeypatch, processes, me, expected):
     monkeypatch.setattr(jax, "process_index", lambda: me)
-    assert sharding.process_slice(mesh_of(processes)) == part
+    assert sharding.process_slice(mesh_of(processes)) == expected
 
 
-def test_one_process_makes_the_whole_batch():
+def test_single_process_builds_the_whole_batch():
     assert sharding.process_slice(sharding.make_mesh()) == (0, 1)
     assert sharding.process_slice(sharding.make_mesh((2, 2, 2))) == (0, 1)
 
 
-def test_an_array_in_parts_comes_to_the_host_whole():
+def test_on_host_gathers_a_sharded_array():
     mesh, values = sharding.make_mesh((1, 4, 2)), np.arange(32, dtype=np.float32).reshape(8, 4)
-    split = jax.device_put(values, jax.NamedSharding(mesh, P("fsdp", "tensor")))
-    np.testing.assert_array_equal(sharding.on_host(split), values)
+    sharded = jax.device_put(values, jax.NamedSharding(mesh, P("fsdp", "tensor")))
+    np.testing.assert_array_equal(sharding.on_host(sharded), values)
     np.testing.assert_array_equal(sharding.on_host(values), values)
 
 
-def test_another_platform_than_was_asked_for():
+def test_other_platform_than_requested_is_refused():
     sharding.check_platform("")
     sharding.check_platform("cpu")
     message = "config key platform is 'tpu', but JAX finds only cpu devices: install JAX's package for tpu"
@@ -227,10 +229,10 @@ def test_another_platform_than_was_asked_for():
         sharding.check_platform("tpu")
 
 
-@pytest.mark.parametrize("raised", [RuntimeError("Unable to initialize backend 'tpu': none"), AssertionError()])
-def test_devices_that_jax_does_not_find(monkeypatch, raised):
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu': none"), AssertionError()])
+def test_missing_devices_are_an_error(monkeypatch, error):
     def fail():
-        raise raised
+        raise error
 
     monkeypatch.setattr(jax, "default_backend", fail)
     with pytest.raises(UserError, match="finds no device of a kind that JAX_PLATFORMS names: (Unable|no such)"):

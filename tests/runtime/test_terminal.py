@@ -1,4 +1,4 @@
-"""What a user reads when something goes wrong: one line, or the trace of a defect."""
+"""Output of a failed command: one line for errors of the user, and a traceback for bugs."""
 
 import errno
 import logging
@@ -14,8 +14,8 @@ from xtransfer.runtime import processes, terminal
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """A binary's handlers and log levels are its process's."""
+def restore_process_state(monkeypatch):
+    """Restore the signal handler and the log level, which a command sets for the whole process."""
     handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("absl").level
     monkeypatch.setattr(sys, "argv", ["x"])
     yield
@@ -23,7 +23,7 @@ def as_before(monkeypatch):
     logging.getLogger("absl").setLevel(level)
 
 
-def raising(error: BaseException):
+def failing_main(error: BaseException):
     def main(argv: list[str]) -> None:
         raise error
 
@@ -49,32 +49,32 @@ def raising(error: BaseException):
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(error, line, capsys):
+def test_user_errors_are_one_line(error, line, capsys):
     with pytest.raises(SystemExit) as caught:
-        terminal.run(raising(error))
-    said = capsys.readouterr().err
+        terminal.run(failing_main(error))
+    output = capsys.readouterr().err
     assert caught.value.code == terminal.EXIT_USER_ERROR
-    assert said.startswith(line) and said.count("\n") == 1
+    assert output.startswith(line) and output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "error", [UserError("runs/heartbeat: no such file"), OSError(errno.EACCES, "Permission denied", "/Gloo")]
 )
-def test_a_name_is_not_taken_for_a_lost_process(error, monkeypatch):
+def test_file_name_is_not_mistaken_for_a_lost_process(error, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(SystemExit) as caught:
-        terminal.run(raising(error))
+        terminal.run(failing_main(error))
     assert caught.value.code == terminal.EXIT_USER_ERROR
 
 
-def test_a_lost_process_is_known_by_what_jax_says(monkeypatch, capsys):
+def test_lost_process_is_recognised_by_the_error_of_jax(monkeypatch, capsys):
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(SystemExit) as caught:
-        terminal.run(raising(RuntimeError("UNAVAILABLE: Gloo: connection closed by peer")))
+        terminal.run(failing_main(RuntimeError("UNAVAILABLE: Gloo: connection closed by peer")))
     assert caught.value.code == terminal.EXIT_LOST and "cannot be reached (UNAVAILABLE: Gloo" in capsys.readouterr().err
 
 
-def test_a_signal_after_the_last_poll_ends_behind_the_section(monkeypatch):
+def test_signal_after_the_last_poll_takes_effect_after_the_section(monkeypatch):
     monkeypatch.setattr(terminal, "_stop", threading.Event())
     reached = []
     with pytest.raises(SystemExit) as caught, terminal.deferred_stop():
@@ -84,22 +84,22 @@ def test_a_signal_after_the_last_poll_ends_behind_the_section(monkeypatch):
         reached.append("the outer section")
     assert caught.value.code == 143 and reached
     with pytest.raises(UserError), terminal.deferred_stop():
-        raise UserError("what failed comes first")
+        raise UserError("the error comes first")
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), OSError("no file is named")])
-def test_a_defect_keeps_its_trace(error):
+def test_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
-        terminal.run(raising(error))
+        terminal.run(failing_main(error))
 
 
-def test_ctrl_c_says_what_it_leaves(capsys):
+def test_ctrl_c_prints_the_given_message(capsys):
     with pytest.raises(SystemExit) as caught:
-        terminal.run(raising(KeyboardInterrupt()), interrupted="nothing is written")
+        terminal.run(failing_main(KeyboardInterrupt()), interrupted="nothing is written")
     assert caught.value.code == 130 and capsys.readouterr().err == "interrupted: nothing is written\n"
 
 
-def test_a_real_path_that_may_not_be_read_is_named(tmp_path: Path, capsys):
+def test_os_error_of_a_real_path_is_reported(tmp_path: Path, capsys):
     with pytest.raises(SystemExit):
         terminal.run(lambda argv: (tmp_path / ("a" * 300)).stat())
     assert "File name too long" in capsys.readouterr().err
