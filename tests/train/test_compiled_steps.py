@@ -1,4 +1,4 @@
-"""The programs of a role: made of shapes alone, laid out as a run's arrays, and shared where the loss is the same."""
+"""A role's compiled steps: built from shapes alone, laid out like a real run, and shared by equal losses."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from xtransfer.train.compiled_steps import CompiledSteps
 BERT = EncoderConfig(vocab_size=40, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
 
 
-def programs(mesh_shape: tuple[int, int, int] = (4, 2, 1), **changes: Any) -> CompiledSteps:
+def compiled_steps(mesh_shape: tuple[int, int, int] = (4, 2, 1), **changes: Any) -> CompiledSteps:
     return CompiledSteps(ModelConfig(**changes), BERT, 3, make_mesh(mesh_shape))
 
 
@@ -25,23 +25,26 @@ def layouts(tree: Any) -> list[Any]:
     return [(leaf.shape, leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(tree)]
 
 
-def test_the_abstract_state_is_that_of_a_run() -> None:
-    found = programs()
-    params = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), found.shapes)
-    real = state.create(params, found.optimizer, found.mesh)
-    assert layouts(found.abstract_state) == layouts(real)
-    assert layouts(found.abstract_params()) == layouts(real.params)
+def test_abstract_state_matches_a_real_one() -> None:
+    compiled = compiled_steps()
+    params = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), compiled.shapes)
+    real = state.create(params, compiled.optimizer, compiled.mesh)
+    assert layouts(compiled.abstract_state) == layouts(real)
+    assert layouts(compiled.abstract_params()) == layouts(real.params)
     assert any("fsdp" in str(sharding.spec) for _, _, sharding in layouts(real.params))
 
 
 def test_objectives_with_the_same_loss_share_a_step() -> None:
-    found = programs()
+    compiled = compiled_steps()
     distilled, hot = OBJECTIVES["monox_kd"], dataclasses.replace(OBJECTIVES["monox_kd"], temperature=2.0)
-    assert found.train_step(distilled) is found.train_step(OBJECTIVES["self_training"])
-    steps = {id(found.train_step(each)) for each in (distilled, hot, OBJECTIVES["vanilla"], OBJECTIVES["monox_pl"])}
+    assert compiled.train_step(distilled) is compiled.train_step(OBJECTIVES["self_training"])
+    steps = {
+        id(compiled.train_step(objective))
+        for objective in (distilled, hot, OBJECTIVES["vanilla"], OBJECTIVES["monox_pl"])
+    }
     assert len(steps) == 4
 
 
-def test_a_frozen_pattern_that_matches_nothing_is_told_at_once() -> None:
+def test_frozen_pattern_without_a_match_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="frozen pattern 'nothing' matches no parameter"):
-        programs(frozen=("nothing",))
+        compiled_steps(frozen=("nothing",))

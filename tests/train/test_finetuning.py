@@ -1,4 +1,4 @@
-"""What fine-tuning says of its batches before the first of them."""
+"""Messages of fine-tuning about its batches, printed before the first step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +25,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def said(
+def train_output(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[..., str]:
-    """What is printed before a training on eight examples of so many tokens, each in a row of 24."""
+    """Return a function that trains on eight examples of a given length, in rows of 24, and returns the output."""
     monkeypatch.setattr(loop, "fit", lambda *args: None)
 
     def train(tokens: int, **settings: object) -> str:
-        of_model = ModelConfig(checkpoint=checkpoint, max_length=24, batch_size=8, packed=False, **settings)
-        model = Finetuner("teacher", of_model, ("bad", "good"), make_mesh(), eval_batch_size=8)
+        config = ModelConfig(checkpoint=checkpoint, max_length=24, batch_size=8, packed=False, **settings)
+        model = Finetuner("teacher", config, ("bad", "good"), make_mesh(), eval_batch_size=8)
         text = " ".join(["film"] * (tokens - 2))
         dataset = model.dataset([Example(f"task/train/en/{i}", text, None, i % 2, "en") for i in range(8)])
         model.train(tmp_path / "teacher", OBJECTIVES["vanilla"], dataset, dataset, seed=0)
@@ -52,17 +52,19 @@ def said(
         (5, 30, "21%", False),
     ],
 )
-def test_much_padding_is_warned_of_with_the_keys_to_change(
-    said: Callable[..., str], tokens: int, steps: int, share: str, warned: bool
+def test_much_padding_warns_with_the_keys_to_change(
+    train_output: Callable[..., str], tokens: int, steps: int, share: str, warned: bool
 ) -> None:
-    found = said(tokens, steps=steps)
-    assert f"teacher: batches of 8 rows of 24 tokens, {share} of them real" in found
-    assert (WARNING in found) == warned
+    output = train_output(tokens, steps=steps)
+    assert f"teacher: batches of 8 rows of 24 tokens, {share} of them real" in output
+    assert (WARNING in output) == warned
 
 
 @pytest.mark.parametrize("steps", [6, 600])
-def test_parts_that_devices_cannot_share_are_padded_and_warned_of(said: Callable[..., str], steps: int) -> None:
-    """Eight rows are one for each device, so two parts have sixteen, half of them empty."""
-    found = said(24, steps=steps, accumulation=2)
-    assert "teacher: batches of 16 rows of 24 tokens, 50% of them real" in found
-    assert "change teacher.batch_size or teacher.row_length or teacher.accumulation to save time" in found
+def test_microbatches_too_small_for_the_devices_are_padded_with_a_warning(
+    train_output: Callable[..., str], steps: int
+) -> None:
+    """Eight rows are one per device, so two microbatches have sixteen rows, half of them empty."""
+    output = train_output(24, steps=steps, accumulation=2)
+    assert "teacher: batches of 16 rows of 24 tokens, 50% of them real" in output
+    assert "change teacher.batch_size or teacher.row_length or teacher.accumulation to save time" in output

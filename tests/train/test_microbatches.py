@@ -1,4 +1,4 @@
-"""The gradient in parts: by hand, from every row once, without more memory or more that travels."""
+"""Microbatches: the gradient computed by hand, from every row once, with less memory and no more communication."""
 
 import functools
 import re
@@ -27,21 +27,23 @@ class Line(nnx.Module):
         self.w = nnx.Param(jnp.float32(3.0))
 
 
-def after_one_step(loss_fn, data, devices, parts, embed=None):
-    """w, from 3, and the terms after a step of descent at rate 0.1."""
+def after_one_step(loss_fn, data, devices, microbatches, embed=None):
+    """Return w and the loss terms after one step of gradient descent from w = 3 with learning rate 0.1."""
     mesh = sharding.make_mesh((devices, 1, 1), jax.devices()[:devices])
     graphdef, params = nnx.split(Line(), nnx.Param)
     tx = optax.sgd(0.1)
-    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: parts, embed=embed)
-    now, terms = step(state.create(params, tx, mesh), sharding.place_batch(mesh, data), jax.random.key(0))
-    return float(jax.tree.leaves(now.params)[0]), jax.device_get(terms)
+    step = steps.make_train_step(
+        graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: microbatches, embed=embed
+    )
+    new_state, terms = step(state.create(params, tx, mesh), sharding.place_batch(mesh, data), jax.random.key(0))
+    return float(jax.tree.leaves(new_state.params)[0]), jax.device_get(terms)
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(1, 1), (1, 2), (1, 4), (2, 2)])
-def test_parts_that_count_different_numbers_by_hand(devices, parts):
-    """Errors 3 · 2 − 5 = 1, 3 · 1 − 5 = −2 and 3 · 2 − 3 = 3 count, two in a part and one in the other.
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 1), (1, 2), (1, 4), (2, 2)])
+def test_unequal_counts_match_hand_computation(devices, microbatches):
+    """Errors 3 · 2 − 5 = 1, 3 · 1 − 5 = −2, and 3 · 2 − 3 = 3 count; the fourth row has weight 0.
 
-    Loss (1 + 4 + 9) / 3; gradient 2 (1 · 2 − 2 · 1 + 3 · 2) / 3 = 4.
+    The loss is (1 + 4 + 9) / 3, and the gradient 2 (1 · 2 − 2 · 1 + 3 · 2) / 3 = 4.
     """
 
     def loss_fn(model, data, key):
@@ -49,27 +51,27 @@ def test_parts_that_count_different_numbers_by_hand(devices, parts):
         return {"loss": (jnp.sum(error * data["weight"]), jnp.sum(data["weight"]))}
 
     data = {"x": np.float32([2, 1, 2, 9]), "y": np.float32([5, 5, 3, 9]), "weight": np.float32([1, 1, 1, 0])}
-    w, terms = after_one_step(loss_fn, data, devices, parts)
+    w, terms = after_one_step(loss_fn, data, devices, microbatches)
     assert [float(x) for x in terms["loss"]] == [14.0, 3.0]
     assert w == pytest.approx(3.0 - 0.1 * 4)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_part_knows_the_numbers_of_its_rows_and_has_the_key_of_all(devices):
+def test_microbatches_know_their_row_numbers_and_share_one_key(devices):
     def loss_fn(model, data, key):
-        drawn = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(data["row_index"])
-        return {"loss": (model.w * jnp.sum(data["x"] * drawn), jnp.float32(1))}
+        uniform = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(data["row_index"])
+        return {"loss": (model.w * jnp.sum(data["x"] * uniform), jnp.float32(1))}
 
     key = jax.random.fold_in(jax.random.key(0), 0)
-    drawn = [float(jax.random.uniform(jax.random.fold_in(key, row))) for row in range(4)]
-    expected = 3 * sum(x * u for x, u in zip([1, 10, 100, 1000], drawn, strict=True))
-    found = after_one_step(loss_fn, {"x": np.float32([1, 10, 100, 1000])}, devices, 2)[1]["loss"][0]
-    assert found == pytest.approx(expected)
+    uniform = [float(jax.random.uniform(jax.random.fold_in(key, row))) for row in range(4)]
+    expected = 3 * sum(x * u for x, u in zip([1, 10, 100, 1000], uniform, strict=True))
+    total = after_one_step(loss_fn, {"x": np.float32([1, 10, 100, 1000])}, devices, 2)[1]["loss"][0]
+    assert total == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_what_is_looked_up_once_has_its_gradient_by_hand(devices):
-    """e = w x, loss w e = w² x, mean over four rows: gradient 2 w · mean(x) = 2 · 3 · 2.5."""
+def test_gradient_of_a_single_lookup_matches_hand_computation(devices):
+    """With e = w x, the loss w e = w² x has a mean over four rows with the gradient 2 w · mean(x) = 2 · 3 · 2.5."""
 
     def embed(model, data, key):
         return model.w * data["x"]
@@ -83,8 +85,8 @@ def test_what_is_looked_up_once_has_its_gradient_by_hand(devices):
     assert w == pytest.approx(3.0 - 0.1 * 15)
 
 
-def encoder_step(parts, mesh):
-    """The compiled step of a small encoder on 256 rows."""
+def encoder_step(microbatches, mesh):
+    """Return the compiled training step of a small encoder for 256 rows."""
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0)
 
@@ -99,16 +101,18 @@ def encoder_step(parts, mesh):
     rows = {name: ids for name in ("input_ids", "segment_ids", "position_ids", "token_type_ids")}
     rows |= {"cls_index": slots, "label": slots, "weight": jax.ShapeDtypeStruct((256, 2), jnp.float32)}
     rows["teacher_logits"] = jax.ShapeDtypeStruct((256, 2, CLASSES), jnp.float32)
-    step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: parts, embed=embed)
+    step = steps.make_train_step(
+        graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: microbatches, embed=embed
+    )
     abstract = state.abstract(params, tx, mesh)
     return step.lower(abstract, rows, jax.eval_shape(lambda: jax.random.key(0))).compile()
 
 
-def test_parts_take_less_memory_and_their_gradients_travel_once():
+def test_microbatches_take_less_memory_and_reduce_gradients_once():
     mesh = sharding.make_mesh()
-    whole, parts = encoder_step(1, mesh), encoder_step(4, mesh)
-    assert parts.memory_analysis().temp_size_in_bytes < 0.4 * whole.memory_analysis().temp_size_in_bytes
-    text = parts.as_text()
+    whole_batch, microbatched = encoder_step(1, mesh), encoder_step(4, mesh)
+    assert microbatched.memory_analysis().temp_size_in_bytes < 0.4 * whole_batch.memory_analysis().temp_size_in_bytes
+    text = microbatched.as_text()
     kinds = r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
     assert set(re.findall(kinds, text)) == {"all-reduce", "all-gather"}  # of gradients, and of updated parameters
     for body in re.findall(r"body=%?([\w.-]+)", text):
@@ -117,41 +121,37 @@ def test_parts_take_less_memory_and_their_gradients_travel_once():
 
 
 @functools.cache
-def chips(platform, data, fsdp=1):
+def fake_mesh(platform, data, fsdp=1):
     devices = np.array([SimpleNamespace(platform=platform)] * data * fsdp).reshape(data, fsdp, 1)
     return SimpleNamespace(devices=devices, shape=dict(zip(sharding.AXES, devices.shape, strict=True)))
 
 
 @pytest.mark.parametrize(
-    ("rows", "length", "parts"),
+    ("rows", "length", "microbatches"),
     [
-        (8 * 128, 128, 4),  # parts of 32 rows
-        (8 * 32, 128, 1),  # 4,096 tokens as they are
-        (8 * 33, 128, 1),  # three parts of 11 rows would be small ones
-        (8 * 37, 128, 1),  # a prime number of rows has no fitting part
+        (8 * 128, 128, 4),  # microbatches of 32 rows
+        (8 * 32, 128, 1),  # 4,096 tokens need no split
+        (8 * 33, 128, 1),  # three microbatches of 11 rows would be too small
+        (8 * 37, 128, 1),  # a prime number of rows has no suitable divisor
         (8 * 48, 128, 2),
         (8 * 16, 512, 2),
         (8 * 3, 4096, 3),
-        (8 * 3, 8192, 1),  # a row alone is too long
+        (8 * 3, 8192, 1),  # a single row is too long already
     ],
 )
-def test_the_parts_that_suit_a_tpu(rows, length, parts):
-    assert num_microbatches(0, rows, length, 768, chips("tpu", 8)) == parts
-    assert num_microbatches(0, rows // 8, length, 768, chips("tpu", 1)) == parts
-    assert num_microbatches(0, rows, length, 768, chips("cpu", 8)) == 1
-    assert (
-        num_microbatches(6, rows, length, 768, chips("cpu", 8))
-        == num_microbatches(6, rows, length, 768, chips("tpu", 8))
-        == 6
-    )
+def test_default_number_of_microbatches_suits_a_tpu(rows, length, microbatches):
+    assert num_microbatches(0, rows, length, 768, fake_mesh("tpu", 8)) == microbatches
+    assert num_microbatches(0, rows // 8, length, 768, fake_mesh("tpu", 1)) == microbatches
+    assert num_microbatches(0, rows, length, 768, fake_mesh("cpu", 8)) == 1
+    assert num_microbatches(6, rows, length, 768, fake_mesh("cpu", 8)) == 6
+    assert num_microbatches(6, rows, length, 768, fake_mesh("tpu", 8)) == 6
 
 
-def test_who_has_one_part_and_who_has_more():
-    assert num_microbatches(1, 8 * 128, 128, 768, chips("tpu", 8)) == 1  # as it was set
-    assert (
-        num_microbatches(0, 8 * 128, 128, 768, chips("tpu", 1, 8)) == 1
-    )  # what `fsdp` splits would travel for each part
-    assert num_microbatches(0, 8 * 128, 128, 256, chips("tpu", 8)) == 1  # narrow
-    assert num_microbatches(0, 8 * 48, 128, 1024, chips("tpu", 8)) == 2  # wide: of 3,072 tokens
-    assert num_microbatches(0, 8 * 32, 128, 1024, chips("tpu", 8)) == 2
-    assert num_microbatches(0, 8 * 24, 128, 1024, chips("tpu", 8)) == 1
+def test_number_of_microbatches_depends_on_setting_mesh_and_width():
+    assert num_microbatches(1, 8 * 128, 128, 768, fake_mesh("tpu", 8)) == 1  # the setting
+    # Each microbatch would have to gather the `fsdp` shards again.
+    assert num_microbatches(0, 8 * 128, 128, 768, fake_mesh("tpu", 1, 8)) == 1
+    assert num_microbatches(0, 8 * 128, 128, 256, fake_mesh("tpu", 8)) == 1  # narrow model
+    assert num_microbatches(0, 8 * 48, 128, 1024, fake_mesh("tpu", 8)) == 2  # wide model: 3,072 tokens each
+    assert num_microbatches(0, 8 * 32, 128, 1024, fake_mesh("tpu", 8)) == 2
+    assert num_microbatches(0, 8 * 24, 128, 1024, fake_mesh("tpu", 8)) == 1

@@ -1,4 +1,4 @@
-"""The training step: its gradient by hand, its dropout, and the same numbers on every mesh."""
+"""The training step: the same results on every mesh, precision, sharding, and dropout."""
 
 import functools
 
@@ -20,7 +20,7 @@ ROWS, LENGTH, SLOTS, CLASSES = 8, 16, 2, 3
 
 
 def batch(seed=0, empty_rows=0):
-    """Two examples of eight tokens a row, labels and teacher logits for all; the last rows are empty."""
+    """Return two examples of eight tokens per row, with labels and teacher logits; the last rows are empty."""
     rng = np.random.default_rng(seed)
     used = np.arange(ROWS)[:, None] < ROWS - empty_rows
     return {
@@ -41,28 +41,28 @@ def objective_terms(objective, model, examples, key):
 
 
 def trained(mesh_shape, objective="monox_kd", count=3, devices=None):
-    """Parameters and losses after a few steps on a mesh."""
+    """Return the parameters and losses after a few steps on a mesh."""
     mesh = sharding.make_mesh(mesh_shape, devices)
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     tx = optimizer.adamw(1e-2, weight_decay=0.01, clip_norm=1.0)
     loss_fn = functools.partial(objective_terms, OBJECTIVES[objective])
     step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
-    now, losses = state.create(params, tx, mesh), []
+    train_state, losses = state.create(params, tx, mesh), []
     for i in range(count):
-        now, terms = step(now, sharding.place_batch(mesh, batch(i, empty_rows=3)), jax.random.key(7))
+        train_state, terms = step(train_state, sharding.place_batch(mesh, batch(i, empty_rows=3)), jax.random.key(7))
         losses.append({name: float(total) / max(float(n), 1) for name, (total, n) in terms.items()})
-    assert int(now.step) == count
-    return jax.device_get(now.params), losses
+    assert int(train_state.step) == count
+    return jax.device_get(train_state.params), losses
 
 
 @pytest.mark.parametrize("objective", ["vanilla", "monox_kd", "monox_pl"])
-def test_eight_devices_are_one_device(objective):
+def test_eight_devices_match_one_device(objective):
     single, single_losses = trained((1, 1, 1), objective, devices=jax.devices()[:1])
     for shape in ((8, 1, 1), (2, 2, 2)):
-        spread, losses = trained(shape, objective)
-        for one, other in zip(single_losses, losses, strict=True):
-            assert other == pytest.approx(one, abs=1e-5)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), spread, single)
+        sharded, losses = trained(shape, objective)
+        for expected, actual in zip(single_losses, losses, strict=True):
+            assert actual == pytest.approx(expected, abs=1e-5)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), sharded, single)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -75,61 +75,63 @@ def test_loss_and_gradient_are_float32_under_bfloat16_compute(objective):
 
     (total, terms), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch())
     assert {leaf.dtype for leaf in jax.tree.leaves((total, terms, gradient))} == {jnp.dtype("float32")}
-    found = equations(loss, params, batch())
-    assert "bfloat16" in float_types(found, "dot_general")
+    eqns = equations(loss, params, batch())
+    assert "bfloat16" in float_types(eqns, "dot_general")
     for primitive in ("exp", "log", "reduce_sum", "reduce_max"):
-        assert set(float_types(found, primitive)) == {"float32"}, primitive
-    # Nothing that has the logits' shape, or that of one number an example, is ever rounded.
+        assert set(float_types(eqns, primitive)) == {"float32"}, primitive
+    # No array with the logits' shape, or with one number per example, is ever rounded.
     shapes = {(ROWS, SLOTS, CLASSES), (ROWS, SLOTS)}
-    rounded = [v.aval for e in found for v in e.outvars if v.aval.dtype == jnp.bfloat16]
+    rounded = [v.aval for e in eqns for v in e.outvars if v.aval.dtype == jnp.bfloat16]
     assert not [value for value in rounded if value.shape in shapes]
 
 
-def test_state_is_laid_out_by_the_rules():
+def test_state_is_sharded_by_the_rules():
     mesh = sharding.make_mesh((2, 2, 2))
     _, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
-    made = state.create(params, optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0), mesh)
-    split = [leaf for leaf in jax.tree.leaves(made.params) if not leaf.sharding.is_fully_replicated]
-    assert len(split) > 10
-    assert all("data" not in str(leaf.sharding.spec) for leaf in split)
+    train_state = state.create(params, optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0), mesh)
+    sharded = [leaf for leaf in jax.tree.leaves(train_state.params) if not leaf.sharding.is_fully_replicated]
+    assert len(sharded) > 10
+    assert all("data" not in str(leaf.sharding.spec) for leaf in sharded)
     expected = [layout.spec for layout in jax.tree.leaves(sharding.update_shardings(mesh, params))]
-    assert sum("data" in str(spec) for spec in expected) >= len(split)
+    assert sum("data" in str(spec) for spec in expected) >= len(sharded)
     (adam,) = [
-        part for part in jax.tree.leaves(made.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
+        part
+        for part in jax.tree.leaves(train_state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(part, "mu")
     ]
     for moments in (adam.mu, adam.nu):
         assert [leaf.sharding.spec for leaf in jax.tree.leaves(moments)] == expected
 
 
-def test_what_is_frozen_is_not_gathered():
-    mesh, found = sharding.make_mesh(), {}
+def test_frozen_parameters_are_not_gathered():
+    mesh, gathers = sharding.make_mesh(), {}
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     loss_fn = functools.partial(objective_terms, OBJECTIVES["vanilla"])
     for frozen in ((), ("encoder",)):
         tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0, frozen=frozen)
         step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
         arguments = state.abstract(params, tx, mesh), batch(), jax.eval_shape(lambda: jax.random.key(0))
-        found[frozen] = step.lower(*arguments).compile().as_text().count(" all-gather(")
-    assert found[()] > 14 > 3 > found["encoder",]  # of two layers, tables and head; of pooler and head
+        gathers[frozen] = step.lower(*arguments).compile().as_text().count(" all-gather(")
+    assert gathers[()] > 14 > 3 > gathers["encoder",]  # two layers, tables, and head; then only pooler and head
 
 
-def test_a_batch_that_counts_nothing_changes_nothing_and_is_finite():
+def test_empty_batch_changes_nothing_and_stays_finite():
     mesh = sharding.make_mesh()
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     before = jax.tree.map(np.array, params)
     tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=1.0)
     step = steps.make_train_step(graphdef, functools.partial(objective_terms, OBJECTIVES["monox_kd"]), tx, mesh, params)
-    now, terms = step(
+    train_state, terms = step(
         state.create(params, tx, mesh), sharding.place_batch(mesh, batch(empty_rows=ROWS)), jax.random.key(0)
     )
     assert [float(x) for x in terms["loss"]] == [0.0, 0.0]
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(now.params), before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(train_state.params), before)
 
 
-def test_dropout_is_a_function_of_key_and_step():
-    first, _ = trained((8, 1, 1))
-    again, _ = trained((8, 1, 1))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+def test_dropout_depends_only_on_key_and_step():
+    params, _ = trained((8, 1, 1))
+    repeated_params, _ = trained((8, 1, 1))
+    jax.tree.map(np.testing.assert_array_equal, params, repeated_params)
 
     def logits(step):
         model = Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0))
