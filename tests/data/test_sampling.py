@@ -45,13 +45,13 @@ def test_zero_labelled_takes_all_examples():
 def test_more_labelled_than_available_is_an_error():
     everything = make_examples(4, 9)
     assert Counter(example.label for example in sampling.labelled_subset(everything, 8, 0)) == {0: 4, 1: 4}
-    with pytest.raises(UserError, match="task.labelled 10, .* than there is: bad 4, good 9"):
+    with pytest.raises(UserError, match="task.labelled 10, .* than available: bad 4, good 9"):
         sampling.labelled_subset(everything, 10, 0, ("bad", "good"))
-    with pytest.raises(UserError, match="than there is: 0 4, 1 9"):
+    with pytest.raises(UserError, match="than available: 0 4, 1 9"):
         sampling.labelled_subset(everything, 10, 0)
-    with pytest.raises(UserError, match="than there is: bad 4, good 9, mixed 0"):
+    with pytest.raises(UserError, match="than available: bad 4, good 9, mixed 0"):
         sampling.labelled_subset(everything, 3, 0, ("bad", "good", "mixed"))
-    with pytest.raises(UserError, match="than there is: nothing"):
+    with pytest.raises(UserError, match="than available: nothing"):
         sampling.labelled_subset([], 1, 0)
     with pytest.raises(ValueError, match="without a label"):
         sampling.labelled_subset(sampling.without_labels(everything), 1, 0)
@@ -91,7 +91,7 @@ def test_unlabelled_examples_are_chosen_by_seed_and_never_labelled(n, m, seed):
 
 def test_more_unlabelled_than_available_and_unknown_kinds_are_errors():
     task = make_task(make_examples(3, 3), make_examples(5))
-    with pytest.raises(UserError, match="task.unlabelled 6 is more than there is: 5; 0 takes all"):
+    with pytest.raises(UserError, match="task.unlabelled 6 is more than available: 5; 0 takes all"):
         sampling.unlabelled_examples(task, "split", 6, 0, [])
     with pytest.raises(ValueError, match="unlabelled kind 'rest'"):
         sampling.unlabelled_examples(task, "rest", 0, 0, [])

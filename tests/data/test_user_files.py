@@ -79,9 +79,7 @@ def test_missing_files_and_languages_are_named(config: Config, tmp_path: Path):
     with pytest.raises(UserError, match=r"en/unlabelled\.tsv: no such file; .*'train_rest'"):
         (tmp_path / "en" / "unlabelled.tsv").unlink()
         user_files.task(config()).load("unlabelled", "en")
-    with pytest.raises(
-        UserError, match=r"/de/dev\.tsv: no such file; task\.path says that split 'dev' of 'de' is there"
-    ):
+    with pytest.raises(UserError, match=r"/de/dev\.tsv: no such file; task\.path expects split 'dev' of 'de' there"):
         user_files.task(config()).load("dev", "de")
     with pytest.raises(UserError, match=r"en/train\.tsv: no such file; .* split 'train' of 'en'"):
         (tmp_path / "en" / "train.tsv").unlink()
@@ -102,8 +100,8 @@ def test_missing_files_and_languages_are_named(config: Config, tmp_path: Path):
         ({"path": "{lang}/{split}.tsv"}, "expected {language} and {split}"),
         ({"path": "/data/{language}/{split}.tsv"}, "expected a path below task.data_dir"),
         ({"path": "../{language}/{split}.tsv"}, "expected a path below task.data_dir"),
-        ({"target_languages": ("de", "en")}, "each once, and not the source language en"),
-        ({"target_languages": ("de", "de")}, "each once"),
+        ({"target_languages": ("de", "en")}, "name each language once, and not the source language en"),
+        ({"target_languages": ("de", "de")}, "name each language once"),
         ({"labels": ("good",)}, "task.labels 'good': expected two or more different names"),
         ({"labels": ("good", "bad", "good")}, "expected two or more different names"),
         ({"label_column": "lable"}, "no column 'lable' among 'text', 'label'; did you mean 'label'"),

@@ -199,5 +199,5 @@ def test_two_real_processes_find_each_other(launcher: Launcher, tmp_path: Path) 
     process = launcher.start("local_processes.sh", "2", *flags, REAL=sys.executable, PYTHONPATH=str(ROOT))
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 1, stderr
-    assert "error: task.labelled 40, balanced over classes, is more than there is" in stdout
+    assert "error: task.labelled 40, balanced over classes, is more than available" in stdout
     assert (tmp_path / "run.logs/process-1.log").read_text() == ""

@@ -19,7 +19,7 @@ CORPORA = (*xnli.CORPORA, *webis_cls.CORPORA, *paws_x.CORPORA, *sib200.CORPORA, 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "minireviews": minireviews.task,
     "files": user_files.task,
-    **{found.name: functools.partial(loader.task, found) for found in CORPORA},
+    **{corpus.name: functools.partial(loader.task, corpus) for corpus in CORPORA},
 }
 
 
@@ -27,7 +27,7 @@ def load_task(config: TaskConfig) -> Task:
     """Return the task that a config names.
 
     Raises:
-      UserError: there is no such task, or this config cannot make it.
+      UserError: there is no such task, or the config does not suit it.
     """
     if config.name not in TASKS:
         raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")

@@ -12,8 +12,8 @@ from xtransfer.errors import UserError
 
 T = TypeVar("T")
 
-_HELD_OUT = 1 << 20  # first random stream for held-out samples, above those of labelled samples
-_FRACTION = 10
+_HELD_OUT = 1 << 20  # the first random stream of held-out samples, above the streams of labelled ones
+_DEFAULT_FRACTION = 10  # by default one example in this many is held out
 
 
 def without_labels(examples: Sequence[Example]) -> list[Example]:
@@ -29,7 +29,7 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
     Args:
       examples: labelled examples with distinct ids.
       n: the size of the sample; 0 takes all examples in their order.
-      seed: of the sample.
+      seed: the seed of the sample.
       names: the class names, for the error.
 
     Raises:
@@ -47,19 +47,19 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
     available = {label: len(draw) for label, draw in draws.items()}
     if any(available[label] <= (n - 1 - turn) // len(turns) for turn, label in enumerate(turns)) or not turns:
         have = ", ".join(f"{names[label] if names else label} {available[label]}" for label in sorted(available))
-        raise UserError(f"task.labelled {n}, balanced over classes, is more than there is: {have or 'nothing'}")
+        raise UserError(f"task.labelled {n}, balanced over classes, is more than available: {have or 'nothing'}")
     return [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
 
 
 def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: Sequence[Example]) -> list[Example]:
-    """Return source-language examples without labels, none of which is in `labelled`.
+    """Return source-language examples that are not in `labelled`, without their labels.
 
     Args:
       task: the source of the examples.
       kind: "none", "split" (the task's unlabelled split), "file" (the user's file, which replaces that split), or
         "train_rest" (the rest of train).
       limit: the number of examples; 0 takes all. For one seed, a smaller sample is a subset of a larger one.
-      seed: of the sample.
+      seed: the seed of the sample.
       labelled: the examples to leave out, by id.
 
     Raises:
@@ -74,7 +74,7 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
     everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
     examples = [example for example in everything if example.id not in taken]
     if limit > len(examples):
-        raise UserError(f"task.unlabelled {limit} is more than there is: {len(examples)}; 0 takes all")
+        raise UserError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
     if limit:
         chosen = _shuffled(range(len(examples)), seed, 0)[:limit]
         examples = [examples[i] for i in sorted(chosen)]
@@ -89,7 +89,7 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
     Args:
       examples: labelled examples.
       n: the size of the held-out set; 0 is a tenth, rounded up.
-      seed: of the sample.
+      seed: the seed of the sample.
 
     Returns:
       (training set, held-out set), which together are `examples`.
@@ -99,7 +99,7 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
       ValueError: an example has no label.
     """
     _check_labelled(examples)
-    n = n or -(-len(examples) // _FRACTION)
+    n = n or -(-len(examples) // _DEFAULT_FRACTION)
     if n >= len(examples):
         raise UserError(f"task.held_out_dev {n} leaves none of the {len(examples)} training examples: lower it")
     by_class: dict[int, list[int]] = {}
@@ -112,19 +112,19 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
         shares[label] += 1
     draws = (_shuffled(by_class[label], seed, _HELD_OUT + 1 + label)[: shares[label]] for label in labels)
     chosen = {i for draw in draws for i in draw}
-    left = [example for i, example in enumerate(examples) if i not in chosen]
-    return left, [example for i, example in enumerate(examples) if i in chosen]
+    rest = [example for i, example in enumerate(examples) if i not in chosen]
+    return rest, [example for i, example in enumerate(examples) if i in chosen]
 
 
 def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Example], list[Example]]:
-    """Return (train, dev) for a language without a dev split; the ids of held-out examples say dev.
+    """Return (train, dev) for a language without a dev split; the ids of held-out examples name the split dev.
 
     Raises:
       UserError: see `held_out`.
     """
-    left, dev = held_out(train, config.held_out_dev, config.held_out_seed)
-    old, new = (f"{config.name}/{split}/" for split in ("train", "dev"))
-    return left, [dataclasses.replace(example, id=new + example.id.removeprefix(old)) for example in dev]
+    rest, dev = held_out(train, config.held_out_dev, config.held_out_seed)
+    old, new = f"{config.name}/train/", f"{config.name}/dev/"
+    return rest, [dataclasses.replace(example, id=new + example.id.removeprefix(old)) for example in dev]
 
 
 def _check_labelled(examples: Sequence[Example]) -> None:

@@ -21,7 +21,7 @@ class Example:
       text: not empty.
       text_pair: the second text, or None.
       label: index into the task's labels, or −1 without a label.
-      language: the task's name for it.
+      language: the language, as the task names it.
     """
 
     id: str
@@ -78,12 +78,15 @@ def target_languages(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...
       UserError: a language is unknown to the task, named twice, or the source language.
     """
     source, targets = config.source_language, tuple(config.target_languages)
-    for key, language in [("source_language", source), *(("target_languages", target) for target in targets)]:
+    keys_and_languages = [("source_language", source)] + [("target_languages", target) for target in targets]
+    for key, language in keys_and_languages:
         if language not in known:
             shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
             raise UserError(f"task.{key}: no data in {language!r}; there are {shown}{_near(language, known)}")
     if source in targets or len(set(targets)) < len(targets):
-        raise UserError(f"task.target_languages {', '.join(targets)}: each once, and not the source language {source}")
+        raise UserError(
+            f"task.target_languages {', '.join(targets)}: name each language once, and not the source language {source}"
+        )
     return targets or tuple(language for language in known if language != source)
 
 

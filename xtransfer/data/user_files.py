@@ -31,11 +31,11 @@ from xtransfer.data.task import (
 )
 from xtransfer.errors import MissingSplitError, UserError, nearest
 
-Found = Mapping[str, Mapping[str, int]]  # split -> language -> number of rows, or 0 if they are not counted
+RowCounts = Mapping[str, Mapping[str, int]]  # split -> language -> number of rows, or 0 if they are not counted
 Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
 
 _RARE = 100  # a class this many times smaller than the largest one may be a misspelling
-_READ_AT_ONCE = 2  # files with all languages to keep, so that they are not read again for each language
+_KEPT_FILES = 2  # files with all languages to keep in memory, so that they are not read again for each language
 
 _log = logging.getLogger(__name__)
 
@@ -51,15 +51,16 @@ def task(config: TaskConfig) -> Task:
     """
     _check_pattern(config)
     source = config.source_language
-    found = {split: _languages(config, split) for split in SPLITS}
-    targets = _targets(config, found)
-    for split, language in [("train", source), ("test", source), *(("test", language) for language in targets)]:
-        _existing_file(config, split, language)
+    row_counts = {split: _languages(config, split) for split in SPLITS}
+    targets = _targets(config, row_counts)
+    _existing_file(config, "train", source)
+    for language in (source, *targets):
+        _existing_file(config, "test", language)
     read = _reader(config)
-    labels = config.labels or _labels_found(config, read)
+    labels = config.labels or _labels_in_train(config, read)
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UserError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
-    held_out = {language for language in found["train"] if language not in found["dev"]}
+    held_out = {language for language in row_counts["train"] if language not in row_counts["dev"]}
     if source in held_out:
         _log.warning("no dev file for %s: holding out %s of train for it", source, config.held_out_dev or "a tenth")
 
@@ -109,16 +110,16 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
         if has_pairs != bool(config.pair_column):
             remedy = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
             raise UserError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
-        with_language = bool(config.language_column) and config.language_column in tables.column_names(path)
-        named = dataclasses.replace(columns, language=config.language_column if with_language else "")
-        records = _records(config, path, named)
-        if with_language:
-            records = _of_language(records, language, path, named)
+        has_languages = bool(config.language_column) and config.language_column in tables.column_names(path)
+        file_columns = dataclasses.replace(columns, language=config.language_column if has_languages else "")
+        records = _records(config, path, file_columns)
+        if has_languages:
+            records = _select_language(records, language, path, file_columns)
         return _examples(config, records, path, (), split, language)
 
     def fingerprint() -> str:
-        whole = json.dumps([task.fingerprint(), storage.sha256(path), dataclasses.astuple(columns), config.empty_text])
-        return hashlib.sha256(whole.encode()).hexdigest()
+        facts = json.dumps([task.fingerprint(), storage.sha256(path), dataclasses.astuple(columns), config.empty_text])
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     return dataclasses.replace(task, load=load, fingerprint=fingerprint)
 
@@ -126,20 +127,20 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
 def _reader(config: TaskConfig) -> Read:
     """Return a function that reads a split and language; a file with all languages is read only once."""
 
-    def of_file(split: str, language: str) -> list[Record]:
+    def read_file(split: str, language: str) -> list[Record]:
         path = _existing_file(config, split, language)
         return _records(config, path, _columns(config, labelled=split != UNLABELLED))
 
-    @functools.lru_cache(_READ_AT_ONCE)
-    def of_split(split: str) -> list[Record]:
-        return of_file(split, "")
+    @functools.lru_cache(_KEPT_FILES)
+    def read_split(split: str) -> list[Record]:
+        return read_file(split, "")
 
-    def of_column(split: str, language: str) -> list[Record]:
+    def read_language(split: str, language: str) -> list[Record]:
         columns = _columns(config, labelled=split != UNLABELLED)
         _existing_file(config, split, language)
-        return _of_language(of_split(split), language, _file(config, split, language), columns)
+        return _select_language(read_split(split), language, _file(config, split, language), columns)
 
-    return of_column if config.language_column else of_file
+    return read_language if config.language_column else read_file
 
 
 def _records(config: TaskConfig, path: Path, columns: tables.Columns) -> list[Record]:
@@ -149,7 +150,7 @@ def _records(config: TaskConfig, path: Path, columns: tables.Columns) -> list[Re
     return records
 
 
-def _of_language(records: Sequence[Record], language: str, path: Path, columns: tables.Columns) -> list[Record]:
+def _select_language(records: Sequence[Record], language: str, path: Path, columns: tables.Columns) -> list[Record]:
     rows = [record for record in records if record.language == language]
     if not rows:
         known = sorted({record.language for record in records})
@@ -178,8 +179,8 @@ def _examples(
 
 def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) -> None:
     """Refuse a class without examples."""
-    there = {example.label for example in train}
-    missing = [repr(name) for i, name in enumerate(labels) if i not in there]
+    used = {example.label for example in train}
+    missing = [repr(name) for i, name in enumerate(labels) if i not in used]
     if missing:
         raise UserError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")
 
@@ -215,7 +216,7 @@ def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
     path = _file(config, split, language)
     if path.is_file():
         return path
-    remedy = f"task.path says that split {split!r} of {language!r} is there"
+    remedy = f"task.path expects split {split!r} of {language!r} there"
     if split == UNLABELLED:
         remedy = "without one, set task.unlabelled_from to 'train_rest' or 'none'"
     raise MissingSplitError(split, language, f"{path}: no such file; {remedy}")
@@ -231,32 +232,33 @@ def _languages(config: TaskConfig, split: str) -> dict[str, int]:
     parts = PurePosixPath(config.path).as_posix().replace("{split}", split).split("{language}")
     before, *others = map(re.escape, parts)
     pattern = re.compile(f"{before}(?P<language>[^/]+){'(?P=language)'.join(others)}")
-    found = root.glob("*".join(map(glob.escape, parts)))
-    matches = [pattern.fullmatch(path.relative_to(root).as_posix()) for path in found]
+    paths = root.glob("*".join(map(glob.escape, parts)))
+    matches = [pattern.fullmatch(path.relative_to(root).as_posix()) for path in paths]
     for match in filter(None, matches):
-        if not match["language"].isprintable():  # nor are half surrogates, which stand for bytes that are not UTF-8
+        if not match["language"].isprintable():  # as half surrogates, which stand for bytes that are not UTF-8
             raise UserError(f"{root}: {match['language']!a} cannot be the name of a language: rename it")
     return dict.fromkeys(sorted(match["language"] for match in matches if match), 0)
 
 
-def _targets(config: TaskConfig, found: Found) -> tuple[str, ...]:
-    """Return the target languages; a language that is requested, or that has any file, must have test."""
-    known = tuple(found["test"])
+def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
+    """Return the target languages; a language that is requested or has any file must have test."""
+    known = tuple(row_counts["test"])
     if not known:
         raise UserError(f"task.path {config.path!r}: there is no such file for split 'test' below {config.data_dir}")
-    asked = {config.source_language, *config.target_languages}
+    requested = {config.source_language, *config.target_languages}
     for split in SPLITS:
-        for language in found[split]:
-            if language not in known and (language in asked or not config.target_languages):
+        for language in row_counts[split]:
+            if language not in known and (language in requested or not config.target_languages):
                 path, test = (_file(config, name, language) for name in (split, "test"))
-                remedy = "" if language in asked else ", or list the languages that you mean in task.target_languages"
-                remedy += nearest(language, known)
+                remedy = nearest(language, known)
+                if language not in requested:
+                    remedy = f", or list the languages that you mean in task.target_languages{remedy}"
                 raise UserError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
     targets = target_languages(config, known)
     for split in SPLITS if config.language_column else ():
         # Requested languages are left out on purpose; only other ones may be misspelt.
-        shown = {*asked, *targets} if split == "test" else {*asked, *known}
-        others = {language: rows for language, rows in found[split].items() if language not in shown}
+        shown = {*requested, *targets} if split == "test" else {*requested, *known}
+        others = {language: rows for language, rows in row_counts[split].items() if language not in shown}
         if others:
             path = _file(config, split, "")
             _log.warning("%s: ignored, because task.target_languages does not list them: %s", path, _counts(others))
@@ -268,7 +270,7 @@ def _columns(config: TaskConfig, *, labelled: bool) -> tables.Columns:
     return tables.Columns(config.text_column, config.pair_column, label, config.id_column, config.language_column)
 
 
-def _labels_found(config: TaskConfig, read: Read) -> tuple[str, ...]:
+def _labels_in_train(config: TaskConfig, read: Read) -> tuple[str, ...]:
     """Return the classes of train, sorted. If one is rare, log them all, because it may be a misspelling."""
     records = read("train", config.source_language)
     counts = dict(sorted(Counter(record.label for record in records if record.label is not None).items()))
@@ -288,13 +290,13 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[str], held_out: set[str]) -> str:
     """Return the sha256 over the bytes of all existing files, and over how they are read."""
     columns = dataclasses.astuple(_columns(config, labelled=True))
-    whole = hashlib.sha256(json.dumps([columns, list(labels), config.empty_text]).encode())
-    digest = functools.cache(storage.sha256)  # one file may have all languages
+    digest = hashlib.sha256(json.dumps([columns, list(labels), config.empty_text]).encode())
+    file_digest = functools.cache(storage.sha256)  # one file may have all languages
     for language in languages:
         for split in SPLITS:
             path = _file(config, split, language)
             if path.is_file():
-                whole.update(json.dumps([split, language, digest(path)]).encode())
+                digest.update(json.dumps([split, language, file_digest(path)]).encode())
         if language in held_out:
-            whole.update(json.dumps([language, config.held_out_dev, config.held_out_seed]).encode())
-    return whole.hexdigest()
+            digest.update(json.dumps([language, config.held_out_dev, config.held_out_seed]).encode())
+    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Batches: packing, order, prefetching, and how full they are."""
+"""Batches: packing, order, prefetching, and measures."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-_TOKENS_PER_SLOT = 8  # tokens of a row per slot: examples are seldom shorter
+_TOKENS_PER_SLOT = 8  # a row has a slot for every 8 tokens: examples are seldom shorter
 _SHORTEST_ROW = 128  # tokens; in shorter rows attention costs less, but texts fill them badly
 _EVAL_WINDOW = 4096  # examples packed together in evaluation, because first fit is quadratic
 
@@ -242,16 +242,16 @@ def batches_by_length(
     if n and lengths.max() > plans[-1].row_length:
         raise ValueError(f"an example of {lengths.max()} tokens for rows of up to {plans[-1].row_length}")
     dataset = Dataset(tokens, np.full(n, -1, np.int32), None, tuple(map(str, range(n))), num_classes)
-    own = np.searchsorted([plan.row_length for plan in plans], lengths)  # [n], the plan of each example
-    used = np.unique(own)
-    left = np.zeros(0, np.int64)
+    plan_indices = np.searchsorted([plan.row_length for plan in plans], lengths)  # [n], the plan of each example
+    used = np.unique(plan_indices)
+    leftover = np.zeros(0, np.int64)
     for i in used:
         plan = plans[i]
-        indices, placed = _place(lengths, np.concatenate([np.flatnonzero(own == i), left]), plan)
+        indices, placed = _place(lengths, np.concatenate([np.flatnonzero(plan_indices == i), leftover]), plan)
         if i != used[-1]:
             full = packing.round_up(plan.batch_size, plan.multiple_of)
             whole = int(np.searchsorted(placed[:, 0], packing.rows_used(placed) // full * full))
-            indices, placed, left = indices[:whole], placed[:whole], indices[whole:]
+            indices, placed, leftover = indices[:whole], placed[:whole], indices[whole:]
         yield from _cut(dataset, plan, indices, placed)
 
 
@@ -282,10 +282,10 @@ def _cut(
     """Yield batches of the plan's two sizes from examples in the order of rows and slots."""
     full, short = eval_row_sizes(plan)
     for start in range(0, packing.rows_used(placed), full):
-        here = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
-        local = placed[here] - np.asarray([start, 0], np.int32)
+        chosen = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
+        local = placed[chosen] - np.asarray([start, 0], np.int32)
         rows = short if packing.rows_used(local) <= short else full
-        yield _assemble(dataset, plan, indices[here], local, rows)
+        yield _assemble(dataset, plan, indices[chosen], local, rows)
 
 
 def _assemble(

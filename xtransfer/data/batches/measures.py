@@ -32,7 +32,7 @@ class Lengths:
       percentiles: tokens per example before truncation, with special ones, at `PERCENTILES`; each is the length of an
         example.
       truncated: the number of examples that are cut.
-      tokens: before truncation, without special ones.
+      tokens: the number of tokens before truncation, without special ones.
       units: the number of words, or of characters without spaces; see `unit`.
       unit: "character" if at least half of the characters are in scripts without spaces between words, else "word".
       unknown: the share of unknown tokens after truncation, without special ones.
@@ -54,7 +54,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Filling:
-    """How full some training batches are.
+    """The fill of some training batches.
 
     Attributes:
       rows: (rows of a batch, number of such batches), fewest rows first.
@@ -68,7 +68,7 @@ class Filling:
 
 
 def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling:
-    """Make the first `batches` training batches of these examples, and measure them.
+    """Assemble the first `batches` training batches of these examples, and measure them.
 
     Raises:
       ValueError: there are no examples or no batches; see also `TrainBatches`.
@@ -102,10 +102,10 @@ def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None
     sides = [texts] if pairs is None else [texts, pairs]
     limit, lengths = character_limit(cache.max_length), tokens.lengths
     clipped = np.array([any(len(text) > limit for text in example) for example in zip(*sides, strict=True)])
-    again = np.flatnonzero((lengths >= cache.max_length) | clipped)
-    whole = [[side[int(i)] for i in again] for side in sides]
+    long = np.flatnonzero((lengths >= cache.max_length) | clipped)
+    whole = [[side[int(i)] for i in long] for side in sides]
     parts = tokenize_batches(cache.tokenizer, whole[0], whole[1] if len(whole) > 1 else None, LONGEST)
-    lengths[again] = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
+    lengths[long] = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
     special = cache.tokenizer.num_special_tokens_to_add(pair=pairs is not None) * len(texts)
     unknown = cache.tokenizer.unk_token_id
     units, unit = count_units([text for side in sides for text in side])

@@ -11,7 +11,7 @@ import numpy as np
 
 from xtransfer.data.tokens.tokenizer import Tokens
 
-_SAMPLED_BATCHES = 128
+_SAMPLED_BATCHES = 128  # random batches that `row_sizes` fits sizes to
 FITTED_SIZES = 3  # a fourth gained less than 1 % in all measurements, and each size is a step to compile
 _ENOUGH = 0.96  # share of real tokens beyond which another size is not worth compiling
 
@@ -36,7 +36,7 @@ def first_fit_decreasing(lengths: np.ndarray, row_length: int, slots: int) -> np
 
 
 def minimum_slack(lengths: np.ndarray, row_length: int, slots: int) -> np.ndarray:
-    """Return the layout in which the longest remaining example opens a row, and those that fill the row best join it.
+    """Return the layout in which the longest remaining example opens a row, and the best-fitting others fill it.
 
     It leaves almost nothing empty if examples are short relative to a row. It may be worse than first fit if few fit
     into one. See `place` for arguments, result, and errors. Source: Gupta and Ho, "A new heuristic algorithm for the
@@ -44,21 +44,21 @@ def minimum_slack(lengths: np.ndarray, row_length: int, slots: int) -> np.ndarra
     """
     lengths = np.asarray(lengths, np.int64)
     _check(lengths, row_length, slots)
-    left: list[list[int]] = [[] for _ in range(row_length + 1)]  # examples by length, the first one last
+    remaining: list[list[int]] = [[] for _ in range(row_length + 1)]  # examples by length, the first one last
     for i in range(lengths.size - 1, -1, -1):
-        left[lengths[i]].append(i)
+        remaining[lengths[i]].append(i)
     placed = np.zeros((lengths.size, 2), np.int32)
     row = 0
     for longest in range(row_length, 0, -1):
-        while left[longest]:
-            members = [left[longest].pop()]
-            members += [left[length].pop() for length in _best_fill(left, row_length - longest, slots - 1)]
+        while remaining[longest]:
+            members = [remaining[longest].pop()]
+            members += [remaining[length].pop() for length in _best_fill(remaining, row_length - longest, slots - 1)]
             placed[members, 0], placed[members, 1] = row, np.arange(len(members))
             row += 1
     return placed
 
 
-def _best_fill(left: Sequence[Sequence[int]], room: int, most: int) -> list[int]:
+def _best_fill(remaining: Sequence[Sequence[int]], room: int, most: int) -> list[int]:
     """Return at most `most` of the remaining lengths whose sum comes nearest to `room`: few and long, longest first.
 
     The reachable sums are the bits of one integer: bit c · (room + 1) + s stands for a sum s of c lengths.
@@ -67,10 +67,10 @@ def _best_fill(left: Sequence[Sequence[int]], room: int, most: int) -> list[int]
     may_grow, counts = _lanes(most, lane), _lanes(most + 1, lane)
     sums, steps = 1, []
     for length in range(room, 0, -1):
-        if not left[length]:
+        if not remaining[length]:
             continue
         grows = may_grow * ((1 << (lane - length)) - 1)  # sums with room for this length
-        for _ in range(min(len(left[length]), most)):
+        for _ in range(min(len(remaining[length]), most)):
             longer = sums | (sums & grows) << (lane + length)
             if longer == sums:
                 break

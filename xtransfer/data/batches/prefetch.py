@@ -1,4 +1,4 @@
-"""Work that a thread does ahead."""
+"""Prefetching: a thread that runs an iterator ahead of its consumer."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ _POLL_SECONDS = 0.1
 def prefetch(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """Run an iterator in a thread, up to `depth` items ahead.
 
-    An exception of the iterator is raised here, in its turn. Closing this generator ends the thread.
+    An exception in the iterator is raised here, after the items before it. Closing this generator ends the thread.
 
     Raises:
       ValueError: depth is below 1.

@@ -1,1 +1,1 @@
-"""Published corpora, one file each, and what they share: archives, downloads, and TFDS."""
+"""Published corpora, one file each, and their shared parts: archives, downloads, and TFDS."""

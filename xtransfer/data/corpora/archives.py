@@ -44,15 +44,15 @@ class DamagedError(UserError):
 
 
 def open_members(
-    source: Path, wanted: Callable[[str], bool], *, member_limit: int, total_limit: int
+    source: Path, is_selected: Callable[[str], bool], *, member_limit: int, total_limit: int
 ) -> Iterator[tuple[str, BinaryIO]]:
-    """Open the wanted members of a zip, tar, or tar.gz archive, or the wanted files of a folder, one after the other.
+    """Open the selected members of a zip, tar, or tar.gz archive, or selected files of a folder, one after the other.
 
     Args:
       source: the archive, whatever its ending, or the folder with its contents.
-      wanted: decides by name, a relative posix path such as "XNLI-1.0/xnli.dev.tsv".
-      member_limit: the most bytes of a wanted member, unpacked.
-      total_limit: the most bytes of all members of the archive, or of the folder's wanted files, unpacked.
+      is_selected: decides by name, a relative posix path such as "XNLI-1.0/xnli.dev.tsv".
+      member_limit: the most bytes of a selected member, unpacked.
+      total_limit: the most bytes of all members of the archive, or of the folder's selected files, unpacked.
 
     Yields:
       (name, stream), in the archive's order or, for a folder, sorted. A stream ends when the next one is requested.
@@ -63,16 +63,16 @@ def open_members(
         link in a folder may only lead to a place within it.
     """
     limits = _Limits(source, member_limit, total_limit)
-    with _named(source):
+    with _naming_the_archive(source):
         if source.is_dir():
-            members = _folder(source, wanted, limits)
+            members = _folder(source, is_selected, limits)
         else:
             with source.open("rb") as file:
                 head = file.read(512)
             if head.startswith(_ZIP):
-                members = _zip(source, wanted, limits)
+                members = _zip(source, is_selected, limits)
             elif head.startswith(_GZIP) or head[_TAR_MAGIC] == b"ustar":
-                members = _tar(source, wanted, limits, packed=head.startswith(_GZIP))
+                members = _tar(source, is_selected, limits, packed=head.startswith(_GZIP))
             else:
                 hint = "; it looks like a web page" if is_web_page(source) else ""
                 raise UserError(f"{source}: neither a zip, tar, or tar.gz archive nor a folder{hint}")
@@ -94,26 +94,26 @@ def open_member(
       UserError: see `open_members`; or there is no such member, or more than one.
     """
 
-    def wanted(name: str) -> bool:
+    def is_selected(name: str) -> bool:
         return f"/{name}".endswith(f"/{ending}") and name.count("/") - ending.count("/") <= below
 
-    members = open_members(source, wanted, member_limit=member_limit, total_limit=total_limit)
+    members = open_members(source, is_selected, member_limit=member_limit, total_limit=total_limit)
     with contextlib.closing(members):  # type: ignore[type-var]
-        found = next(members, None)
-        if found is None:
+        member = next(members, None)
+        if member is None:
             raise UserError(f"{source}: there is no {ending} in it: use the complete archive, or other languages")
         try:
-            yield found
+            yield member
         except UserError:
             with _damage_only():
-                _drain(found[1])
+                _drain(member[1])
                 for _ in members:
                     pass
             raise
-        _drain(found[1])
-        double = next(members, None)
-        if double is not None:
-            raise UserError(f"{source}: {found[0]} or {double[0]}? Leave only one {ending} in it")
+        _drain(member[1])
+        second = next(members, None)
+        if second is not None:
+            raise UserError(f"{source}: {member[0]} or {second[0]}? Leave only one {ending} in it")
 
 
 def unpacked_name(filename: str) -> str:
@@ -123,7 +123,7 @@ def unpacked_name(filename: str) -> str:
 
 def is_web_page(path: Path) -> bool:
     """Return whether a file starts like an HTML page."""
-    with _named(path), path.open("rb") as file:
+    with _naming_the_archive(path), path.open("rb") as file:
         return file.read(512).lstrip()[:1] == b"<"
 
 
@@ -145,7 +145,7 @@ def files_below(folder: Path, *, but: Path | None = None) -> list[str]:
 
 @dataclass
 class _Limits:
-    """What a source may still yield."""
+    """The limits on a source, and how much of them its members have used."""
 
     source: Path
     member: int
@@ -153,11 +153,11 @@ class _Limits:
     declared: int = 0
     members: int = 0
 
-    def declare(self, name: str, size: int, *, wanted: bool) -> None:
-        """Count a member by what its archive says about it."""
+    def declare(self, name: str, size: int, *, selected: bool) -> None:
+        """Count a member by the size that its archive declares."""
         self.declared += size
         self.members += 1
-        if wanted:
+        if selected:
             self.check_member(name, size)
         if self.declared > self.total:
             raise UserError(f"{self.source}: {name}: over {self.total:,} bytes in total so far: refused")
@@ -180,7 +180,7 @@ class _Member(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _named(self._limits.source, self._name):
+        with _naming_the_archive(self._limits.source, self._name):
             data = self._stream.read(len(buffer))
         self._count += len(data)
         self._limits.check_member(self._name, self._count)
@@ -203,23 +203,23 @@ class _Flow:
         return data
 
 
-def _folder(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Iterator[tuple[str, Any]]:
+def _folder(source: Path, is_selected: Callable[[str], bool], limits: _Limits) -> Iterator[tuple[str, Any]]:
     root = source.resolve()
-    for name in filter(wanted, files_below(source)):
-        with _named(source, name):
+    for name in filter(is_selected, files_below(source)):
+        with _naming_the_archive(source, name):
             path = (source / name).resolve()
             if not path.is_relative_to(root):
                 raise UserError(f"{source}: {name} is a link that leads out of the folder: refused")
             if not path.is_file():
                 raise UserError(f"{source}: {name} is not a plain file: refused")
-            limits.declare(name, path.stat().st_size, wanted=True)
+            limits.declare(name, path.stat().st_size, selected=True)
             file = path.open("rb")
         with file:
             yield name, file
 
 
-def _zip(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Iterator[tuple[str, Any]]:
-    with _named(source):
+def _zip(source: Path, is_selected: Callable[[str], bool], limits: _Limits) -> Iterator[tuple[str, Any]]:
+    with _naming_the_archive(source):
         archive = zipfile.ZipFile(source)
     with archive:
         for member in archive.infolist():
@@ -227,23 +227,25 @@ def _zip(source: Path, wanted: Callable[[str], bool], limits: _Limits) -> Iterat
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 unless the zip was made on Unix
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"{source}: {name} is a link or device: refused")
-            chosen = not member.is_dir() and wanted(name)
-            limits.declare(name, member.file_size, wanted=chosen)
-            if chosen:
-                with _named(source, name):
+            selected = not member.is_dir() and is_selected(name)
+            limits.declare(name, member.file_size, selected=selected)
+            if selected:
+                with _naming_the_archive(source, name):
                     stream = archive.open(member)
                 with stream:
                     yield name, stream
 
 
-def _tar(source: Path, wanted: Callable[[str], bool], limits: _Limits, *, packed: bool) -> Iterator[tuple[str, Any]]:
+def _tar(
+    source: Path, is_selected: Callable[[str], bool], limits: _Limits, *, packed: bool
+) -> Iterator[tuple[str, Any]]:
     with contextlib.ExitStack() as stack:
-        with _named(source):
+        with _naming_the_archive(source):
             file: Any = stack.enter_context(source.open("rb"))
             flow = _Flow(stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file, limits)
             archive = stack.enter_context(tarfile.open(fileobj=flow, mode="r|"))  # type: ignore[call-overload]
         while True:
-            with _named(source):
+            with _naming_the_archive(source):
                 member = archive.next()
             if member is None:
                 break
@@ -251,11 +253,11 @@ def _tar(source: Path, wanted: Callable[[str], bool], limits: _Limits, *, packed
             name = _checked_name(source, member.name)
             if not (member.isdir() or member.isreg()) or member.issparse():
                 raise UserError(f"{source}: {name} is a link, device, or sparse file: refused")
-            chosen = member.isreg() and wanted(name)
-            limits.declare(name, member.size, wanted=chosen)
-            if chosen:
+            selected = member.isreg() and is_selected(name)
+            limits.declare(name, member.size, selected=selected)
+            if selected:
                 yield name, archive.extractfile(member)
-        with _named(source):  # to the end, where gzip's checksum is
+        with _naming_the_archive(source):  # to the end, where gzip's checksum is
             while flow.read(_BLOCK):
                 pass
         if flow.tail.strip(b"\0") or len(flow.tail) < tarfile.BLOCKSIZE:
@@ -271,7 +273,7 @@ def _checked_name(source: Path, name: str) -> str:
 
 
 @contextmanager
-def _named(source: Path, name: str = "") -> Iterator[None]:
+def _naming_the_archive(source: Path, name: str = "") -> Iterator[None]:
     """Turn any failure in an archive into one line that names it and the member."""
     where = f"{source}: {name}" if name else str(source)
     try:
@@ -289,7 +291,7 @@ def _named(source: Path, name: str = "") -> Iterator[None]:
 
 @contextmanager
 def _damage_only() -> Iterator[None]:
-    """Let only the error of a damaged archive out, and no other error of the user's."""
+    """Raise the error of a damaged archive, and suppress every other UserError."""
     try:
         yield
     except DamagedError as error:

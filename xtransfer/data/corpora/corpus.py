@@ -84,7 +84,7 @@ class Corpus:
 
     Attributes:
       name: a key of the registry: "xnli", "webis_cls/books", "massive/intent".
-      version: three numbers for what `rows` makes of the files; raise it if that changes.
+      version: three numbers; raise it if `rows` yields other rows for the same files.
       labels: the class names, in canonical order.
       source_language: the language with labelled training text.
       languages: the tags of all languages, including the source language.

@@ -20,14 +20,14 @@ _CHUNK = _MIB = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
 _WAITS = (1.0, 4.0, 16.0)  # seconds before each further attempt
 _BUSY = (429, 500, 502, 503, 504)
-_PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 _UNKNOWN_SIZE = 4 << 30  # the most bytes of a file of unknown size
 
 _log = logging.getLogger(__name__)
 
 
 class _TryAgain(Exception):
-    """A failure that may be gone at the next attempt."""
+    """A failure that may not recur at the next attempt."""
 
 
 def fetch(download: Download, directory: Path) -> Path:
@@ -51,17 +51,17 @@ def fetch(download: Download, directory: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         expected = download.sha256 or (record.read_text(encoding="utf-8").strip() if record.is_file() else "")
         if path.is_file():
-            found = storage.sha256(path)
-            if expected and found != expected:
-                raise UserError(f"{path}: its sha256 is {found}, expected {expected}: delete it to fetch it again")
+            actual = storage.sha256(path)
+            if expected and actual != expected:
+                raise UserError(f"{path}: its sha256 is {actual}, expected {expected}: delete it to fetch it again")
         else:
             with storage.AtomicFile(path, unique=True) as file:
-                found = _fetch(download, file)
+                actual = _fetch(download, file)
                 if not expected and unpacked_name(path.name) != path.name and is_web_page(file.temporary):
                     raise UserError(f"{download.url}: a web page and not an archive: refused; {_by_hand(download)}")
-                if expected and found != expected:
+                if expected and actual != expected:
                     raise UserError(
-                        f"{download.url}: its sha256 is {found}, expected {expected}: refused; {_by_hand(download)}"
+                        f"{download.url}: its sha256 is {actual}, expected {expected}: refused; {_by_hand(download)}"
                     )
                 file.commit()
         if not expected:
@@ -70,18 +70,18 @@ def fetch(download: Download, directory: Path) -> Path:
                 logging.WARNING if first else logging.INFO,
                 "%s: its sha256 is unknown; from now on it must be %s (as for all files with a *.sha256 beside them)",
                 path,
-                found,
+                actual,
             )
-            storage.write_atomically(record, f"{found}\n")
+            storage.write_atomically(record, f"{actual}\n")
     return path
 
 
 def _fetch(download: Download, file: storage.AtomicFile) -> str:
-    """Write the file, retrying after failures that may pass, and return its sha256."""
+    """Write the file, retrying after transient failures, and return its sha256."""
     for wait in (*_WAITS, None):
         try:
             return _attempt(download, file)
-        except (_TryAgain, *_PASSING) as error:
+        except (_TryAgain, *_TRANSIENT) as error:
             reason = _reason(error)
         except requests.RequestException as error:
             raise UserError(f"{download.url}: {_reason(error)}; {_by_hand(download)}") from None
@@ -117,7 +117,7 @@ def _attempt(download: Download, file: storage.AtomicFile) -> str:
 
 
 def _announced(response: requests.Response) -> int:
-    """Return how many bytes the server announces; 0 if that says nothing about the bytes that are written here."""
+    """Return the number of bytes that the server announces, or 0 if it does not announce the decoded bytes."""
     length = response.headers.get("Content-Length", "")
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
     return int(length) if length.isdecimal() and not encoded else 0
@@ -131,7 +131,7 @@ def _by_hand(download: Download) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.Timeout):
         return f"nothing received for {_TIMEOUT:.0f} s"
-    if isinstance(error, _PASSING):
+    if isinstance(error, _TRANSIENT):
         return "the connection failed"
     return one_line(error)
 

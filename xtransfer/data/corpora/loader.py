@@ -36,29 +36,30 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
 
     def load(split: str, language: str) -> list[Example]:
         check_request(split, language, config, targets)
-        there = corpus.splits(language)
-        holds_out = "train" in there and "dev" not in there
+        splits = corpus.splits(language)
+        holds_out = "train" in splits and "dev" not in splits
         if split in ("train", "dev") and holds_out:
-            return sampling.train_and_dev(languages.read(language, "train"), config)[split == "dev"]
-        if split not in there:
+            train, dev = sampling.train_and_dev(languages.read(language, "train"), config)
+            return train if split == "train" else dev
+        if split not in splits:
             instead = "; set task.unlabelled_from to 'train_rest', 'file' or 'none'" if split == UNLABELLED else ""
-            message = f"{corpus.name} has no {split} split in {language}, only {', '.join(there)}{instead}"
+            message = f"{corpus.name} has no {split} split in {language}, only {', '.join(splits)}{instead}"
             raise MissingSplitError(split, language, message)
         return languages.read(language, split)
 
     def fingerprint() -> str:
-        whole: list[Any] = [corpus.name, corpus.labels]
+        facts: list[Any] = [corpus.name, corpus.labels]
         for language in (config.source_language, *targets):
-            whole.append([language, languages.digests(language)])
+            facts.append([language, languages.digests(language)])
         if "dev" not in corpus.splits(config.source_language):
-            whole.append([config.held_out_dev, config.held_out_seed])
-        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+            facts.append([config.held_out_dev, config.held_out_seed])
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def pretraining(language: str) -> dict[str, list[str]]:
-        there = corpus.splits(language)
-        split = UNLABELLED if UNLABELLED in there else "train"
-        found = load(split, language) if split in there else []
-        return {language: [text for example in found for text in (example.text, example.text_pair) if text]}
+        splits = corpus.splits(language)
+        split = UNLABELLED if UNLABELLED in splits else "train"
+        examples = load(split, language) if split in splits else []
+        return {language: [text for example in examples for text in (example.text, example.text_pair) if text]}
 
     return Task(
         name=config.name,
@@ -75,14 +76,14 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
 
 def _check_source(corpus: Corpus, config: TaskConfig) -> None:
     """Refuse a source language without labelled text; the corpus's own is suggested first."""
-    asked = config.source_language
-    if asked in corpus.languages and "train" in corpus.splits(asked):
+    requested = config.source_language
+    if requested in corpus.languages and "train" in corpus.splits(requested):
         return
     with_train = (language for language in corpus.languages if "train" in corpus.splits(language))
-    able = list(dict.fromkeys([corpus.source_language, *with_train]))
-    meant = next((language for language in able if language.startswith(asked)), corpus.source_language)
-    shown = ", ".join(able[:_SHOWN]) + (f" and {len(able) - _SHOWN} more" if len(able) > _SHOWN else "")
-    raise UserError(f"task.source_language {asked!r}: set it to {meant!r}; {corpus.name} has train in {shown}")
+    usable = list(dict.fromkeys([corpus.source_language, *with_train]))
+    suggested = next((language for language in usable if language.startswith(requested)), corpus.source_language)
+    shown = ", ".join(usable[:_SHOWN]) + (f" and {len(usable) - _SHOWN} more" if len(usable) > _SHOWN else "")
+    raise UserError(f"task.source_language {requested!r}: set it to {suggested!r}; {corpus.name} has train in {shown}")
 
 
 class Prepared:
@@ -147,7 +148,7 @@ class Prepared:
         return builder
 
     def _report(self, language: str, info: Any) -> None:
-        """Log how many examples there are, and what was left out."""
+        """Log the number of examples, and the rows that were left out."""
         name, splits = self._corpus.name, self._corpus.splits(language)
         for split in splits:
             for reason, count, where in info.metadata[split]["skipped"]:
@@ -170,15 +171,15 @@ class Prepared:
 
     @functools.cached_property
     def _root(self) -> Path:
-        # The path keeps data that another version, or another copy of the files, gave from being read as these.
+        # A hash in the path, so that data prepared by another version or from other files are never read.
         corpus, config = self._corpus, self._config
         if config.data_dir:
             paths = _user_paths(user_path(config.data_dir), _all_downloads(corpus))
             origin: Any = [stamp for path in dict.fromkeys(paths.values()) for stamp in _stamps(corpus, config, path)]
         else:
             origin = [astuple(download) for download in _all_downloads(corpus)]
-        whole = [corpus.name, corpus.version, corpus.labels, config.empty_text, origin]
-        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        facts = [corpus.name, corpus.version, corpus.labels, config.empty_text, origin]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return cache_dir(config) / f"{corpus.name.replace('/', '-')}-{key[:12]}"
 
 
@@ -188,12 +189,12 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
     Raises:
       UserError: there is no such file or folder, or a download fails.
     """
-    wanted = corpus.downloads(language)
+    needed = corpus.downloads(language)
     if config.data_dir:
-        return Sources(_user_paths(user_path(config.data_dir), wanted))
+        return Sources(_user_paths(user_path(config.data_dir), needed))
     folder = cache_dir(config) / "downloads" / corpus.name.partition("/")[0]
     paths = {}
-    for download in wanted:
+    for download in needed:
         try:
             fetched = downloads.fetch(download, folder)
         except UserError as error:
@@ -202,13 +203,13 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
     return Sources(paths)
 
 
-def _user_paths(data_dir: Path, wanted: Sequence[Download]) -> dict[str, Path]:
-    """Return the place of each download's contents in the user's data."""
+def _user_paths(data_dir: Path, needed: Sequence[Download]) -> dict[str, Path]:
+    """Return the path of each download's contents in the user's data."""
     if data_dir.is_dir():
-        return {download.filename: _user_path(data_dir, download.filename) for download in wanted}
+        return {download.filename: _user_path(data_dir, download.filename) for download in needed}
     if not data_dir.is_file():
         raise UserError(f"task.data_dir {data_dir}: no such file or folder")
-    names = [download.filename for download in wanted]
+    names = [download.filename for download in needed]
     if data_dir.name in names:
         return {data_dir.name: data_dir}
     if len(names) > 1 and any(map(_is_packed, names)):  # this one archive may hold all files that are not archives
@@ -234,7 +235,7 @@ def _all_downloads(corpus: Corpus) -> list[Download]:
 
 
 def _stamps(corpus: Corpus, config: TaskConfig, path: Path) -> list[list[Any]]:
-    """Return name, size, and modification time of the files that a corpus may read, which say if they changed."""
+    """Return name, size, and modification time of the files that a corpus may read, which show if they changed."""
     members = {member for language in corpus.languages for member in corpus.members(language)}
 
     def is_read(name: str) -> bool:
@@ -242,10 +243,10 @@ def _stamps(corpus: Corpus, config: TaskConfig, path: Path) -> list[list[Any]]:
         return any("/".join(parts[start:]) in members for start in range(len(parts)))
 
     names = list(filter(is_read, archives.files_below(path, but=cache_dir(config)))) if path.is_dir() else [""]
-    found: list[list[Any]] = []
+    stamps: list[list[Any]] = []
     for name in names:
         file = path / name
         with contextlib.suppress(FileNotFoundError):  # a broken link
             facts = file.stat()
-            found.append([str(file.resolve()), facts.st_size, facts.st_mtime_ns])
-    return found
+            stamps.append([str(file.resolve()), facts.st_size, facts.st_mtime_ns])
+    return stamps

@@ -50,25 +50,25 @@ def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> I
 
     Args:
       stream: JSON lines, each with id, locale, partition, utt, and the label.
-      name: of the file, for errors.
-      locale: of the file.
+      name: the name of the file, for errors.
+      locale: the locale of the file.
       split: the partition to read; the file holds all of them.
       label: "intent" or "scenario".
 
     Raises:
-      UserError: `name`:line and what is wrong there, in any partition.
+      UserError: a malformed row in any partition; the message starts with `name`:line.
     """
     for line, values in lines.rows(stream, name, ".jsonl"):
         where = f"{name}:{line}"
         partition = tables.text_of(values, "partition", where)
         if partition not in SPLITS:
             raise UserError(f"{where}: partition {partition!r} is not one of {', '.join(SPLITS)}")
-        found = tables.text_of(values, "locale", where)
-        if found != locale:
-            raise UserError(f"{where}: locale {found!r} in the file of {locale}")
-        number, text, wanted = (tables.text_of(values, key, where) for key in ("id", "utt", label))
+        actual = tables.text_of(values, "locale", where)
+        if actual != locale:
+            raise UserError(f"{where}: locale {actual!r} in the file of {locale}")
+        id_, text, class_name = (tables.text_of(values, key, where) for key in ("id", "utt", label))
         if partition == split:
-            yield CorpusRow(id=number, text=text, text_pair=None, label=wanted, where=where)
+            yield CorpusRow(id=id_, text=text, text_pair=None, label=class_name, where=where)
 
 
 def _rows(label: str, sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:

@@ -34,10 +34,10 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
 
     Args:
       stream: UTF-8, with the columns id, sentence1, sentence2, and label.
-      name: of the file, for errors.
+      name: the name of the file, for errors.
 
     Raises:
-      UserError: `name`:line and what is wrong there.
+      UserError: a malformed row; the message starts with `name`:line.
     """
     for line, values in lines.rows(stream, name, ".tsv"):
         where = f"{name}:{line}"

@@ -52,10 +52,10 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow]:
 
     Args:
       stream: UTF-8, with the header `index_id category text`.
-      name: of the file, for errors.
+      name: the name of the file, for errors.
 
     Raises:
-      UserError: `name`:line and what is wrong there.
+      UserError: a malformed row; the message starts with `name`:line.
     """
     header: list[str] | None = None
     for line, text in lines.lines(stream, name):

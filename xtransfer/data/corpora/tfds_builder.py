@@ -31,8 +31,8 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
     """A language of a corpus, with the corpus's splits, and rows in the order of its files.
 
     A row has `id`, `text`, `text_pair` ("" without one), and `label` (an index, −1 without a label). For each split,
-    the metadata hold the sha256 over its rows and, by reason, the number of rows that were left out and the place of
-    the first one.
+    the metadata hold the sha256 over its rows and, by reason, the number of rows that were left out and the location
+    of the first one.
     """
 
     # TFDS looks for download checksums beside the code. There are none, and the search needs another package.
@@ -79,19 +79,19 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         digest, skipped, first = hashlib.sha256(), Counter[str](), dict[str, str]()
         count, started = 0, time.monotonic()
-        said = started
-        for found in checked_rows(self._corpus, self._sources, self._language, split, self._empty_text):
+        last_said = started
+        for row in checked_rows(self._corpus, self._sources, self._language, split, self._empty_text):
             now = time.monotonic()
-            if now - said >= _SAY_EVERY_SECONDS:
-                said, rate = now, count / (now - started)
+            if now - last_said >= _SAY_EVERY_SECONDS:
+                last_said, rate = now, count / (now - started)
                 self._say(f"{self._corpus.name}/{self._language}: {split}: {count:,} rows · {rate:,.0f} rows/s")
-            if isinstance(found, Skipped):
-                skipped[found.reason] += 1
-                first.setdefault(found.reason, found.where)
+            if isinstance(row, Skipped):
+                skipped[row.reason] += 1
+                first.setdefault(row.reason, row.where)
                 continue
-            label = -1 if found.label is None else self._corpus.labels.index(found.label)
-            digest.update(json.dumps([found.id, found.text, found.text_pair, found.label]).encode())
-            yield count, {"id": found.id, "text": found.text, "text_pair": found.text_pair or "", "label": label}
+            label = -1 if row.label is None else self._corpus.labels.index(row.label)
+            digest.update(json.dumps([row.id, row.text, row.text_pair, row.label]).encode())
+            yield count, {"id": row.id, "text": row.text, "text_pair": row.text_pair or "", "label": label}
             count += 1
         if not count:
             raise UserError(f"{self._corpus.name}: no rows of {split} in {self._language}")
@@ -120,7 +120,7 @@ def checked_rows(
     """Yield the rows of a corpus, each with an id of its own, text, and one of its labels (none if unlabelled).
 
     Raises:
-      UserError: a row is not so, with its place; or the archive turns out to be damaged.
+      UserError: a row breaks one of these rules (the message gives its location), or the archive is damaged.
     """
     rows = corpus.rows(sources, language, split)
     try:
@@ -154,10 +154,10 @@ def _checked(
         ids.add(row.id)
         if (row.text_pair is not None) != corpus.has_pairs:
             raise ValueError(f"{corpus.name}: {row.where}: has_pairs is {corpus.has_pairs}, the row says otherwise")
-        texts = [row.id, row.text] if row.text_pair is None else [row.id, row.text, row.text_pair]
-        for text in texts:
+        texts = [row.text] if row.text_pair is None else [row.text, row.text_pair]
+        for text in (row.id, *texts):
             _check_encodable(text, row.where)
-        if not all(map(str.strip, texts[1:])):
+        if not all(map(str.strip, texts)):
             if empty_text != "skip":
                 raise UserError(f"{row.where}: a text is empty; fill it in, or set task.empty_text to 'skip'")
             yield Skipped(row.where, _EMPTY)

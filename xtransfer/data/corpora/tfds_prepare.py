@@ -1,4 +1,4 @@
-"""Writing the data of a TFDS builder: once, beside other processes, and completely or not at all."""
+"""Write the data of a TFDS builder once, completely or not at all, even beside other processes."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ _Builder = TypeVar("_Builder", bound=Any)
 def prepared(root: Path, name: str, find: Callable[[], _Builder | None], write: Callable[[], _Builder]) -> _Builder:
     """Return a builder whose data exist, from `find` or else from `write`.
 
-    One process writes, and others that want the same name wait for it. If the data exist, nothing is written, so `root`
+    One process writes, and others with the same name wait for it. If the data exist, nothing is written, so `root`
     may be read-only.
 
     Raises:
@@ -66,10 +66,10 @@ def quiet() -> Iterator[Callable[[str], None]]:
     Yields:
       A function that logs a line for people anyway.
     """
-    heard = sys.stdout
+    stdout = sys.stdout
 
     def say(message: str) -> None:
-        with contextlib.redirect_stdout(heard):
+        with contextlib.redirect_stdout(stdout):
             terminal.log(message)
 
     logger = logging.getLogger("absl")
@@ -80,5 +80,5 @@ def quiet() -> Iterator[Callable[[str], None]]:
             yield say
     finally:
         logger.setLevel(level)
-        # The first warning adds a handler, which would go on writing to a stream that nobody reads.
+        # The first warning adds a handler, which would keep writing to a stream that nobody reads.
         logging.root.handlers[:] = handlers

@@ -51,7 +51,7 @@ def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK)
 
     Args:
       stream: UTF-8.
-      member: its name, for errors.
+      member: the name of the file, for errors.
       labelled: whether to read ratings; otherwise no row has a label.
       chunk: bytes to read at a time.
 
@@ -75,7 +75,7 @@ def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK)
 
 
 class _MalformedError(ValueError):
-    """What is wrong with an item, in the same words for all items of a kind."""
+    """A fault of an item, in the same words for all items of a kind."""
 
 
 def _review(piece: bytes, *, labelled: bool) -> tuple[str, str | None]:
@@ -95,16 +95,16 @@ def _review(piece: bytes, *, labelled: bool) -> tuple[str, str | None]:
         raise _MalformedError("<rating> is not a number from 1 to 5")
     if float(rating) == 3:
         raise _MalformedError("<rating> is 3, neither negative nor positive")
-    return text, LABELS[float(rating) > 3]
+    return text, "positive" if float(rating) > 3 else "negative"
 
 
 def _child(item: ElementTree.Element, tag: str) -> str:
-    found = item.findall(tag)
-    if len(found) != 1:
-        raise _MalformedError(f"more than one <{tag}>" if found else f"no <{tag}>")
-    if len(found[0]):
+    children = item.findall(tag)
+    if len(children) != 1:
+        raise _MalformedError(f"more than one <{tag}>" if children else f"no <{tag}>")
+    if len(children[0]):
         raise _MalformedError(f"tags in <{tag}>")
-    text = (found[0].text or "").strip()
+    text = (children[0].text or "").strip()
     if not text:
         raise _MalformedError(f"empty <{tag}>")
     return text
@@ -168,7 +168,8 @@ def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, by
         if piece:
             yield window.line - piece.count(b"\n"), piece
         if tag == b"</items>":
-            line, _ = window.line, window.take(len(tag))
+            line = window.line
+            window.take(len(tag))
             if any(part.strip() for part in window.rest()):
                 raise UserError(f"{member}:{line}: something follows </items>")
             return

@@ -31,7 +31,7 @@ MULTINLI = Download(
 _UNDECIDED = "-"
 _MEMBER_LIMIT = 2 << 30
 _TOTAL_LIMIT = 8 << 30
-# Whichever exists, the first before the second.
+# The first name that exists is read.
 _MEMBERS = {
     "train": ("multinli_1.0_train.jsonl", "multinli_1.0_train.txt"),
     "dev": ("xnli.dev.tsv", "xnli.dev.jsonl"),
@@ -45,7 +45,7 @@ def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusR
 
     Args:
       stream: UTF-8.
-      member: its name, for errors; ".jsonl" is JSON lines, ".tsv" and ".txt" are tab-separated without quoting.
+      member: the name of the file, for errors; ".jsonl" is JSON lines, ".tsv" and ".txt" have tabs and no quoting.
       language: one of `LANGUAGES`.
 
     Raises:
@@ -53,11 +53,11 @@ def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusR
     """
     for line, values in _records(stream, member):
         where = f"{member}:{line}"
-        found = tables.text_of(values, "language", where)
-        if found == language:
+        row_language = tables.text_of(values, "language", where)
+        if row_language == language:
             yield _row(values, str(tables.value_of(values, "pairID", where)), where)
-        elif found not in LANGUAGES:
-            raise UserError(f"{where}: language {found!r} is not one of {', '.join(LANGUAGES)}")
+        elif row_language not in LANGUAGES:
+            raise UserError(f"{where}: language {row_language!r} is not one of {', '.join(LANGUAGES)}")
 
 
 def parse_multinli(stream: BinaryIO, member: str) -> Iterator[CorpusRow | Skipped]:
@@ -92,9 +92,11 @@ def _filled(rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Add the empty cells of further annotators, which some copies lack at the end of a line."""
     tabs = 0
     for number, line in rows:
-        found = line.count("\t")
-        tabs = tabs or found
-        yield number, line.rstrip("\r\n") + "\t" * (tabs - found) if _LABEL1 <= found < tabs else line
+        line_tabs = line.count("\t")
+        tabs = tabs or line_tabs
+        if _LABEL1 <= line_tabs < tabs:
+            line = line.rstrip("\r\n") + "\t" * (tabs - line_tabs)
+        yield number, line
 
 
 def _rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:
@@ -114,11 +116,11 @@ def _member(source: Path, endings: Sequence[str]) -> str:
     )
     names = [name for name, _ in members]
     for ending in endings:
-        found = [name for name in names if name.rpartition("/")[2] == ending]
-        if len(found) > 1:
-            raise UserError(f"{source}: it has {found[0]} and {found[1]}; leave only one of them in it")
-        if found:
-            return found[0]
+        matches = [name for name in names if name.rpartition("/")[2] == ending]
+        if len(matches) > 1:
+            raise UserError(f"{source}: it has {matches[0]} and {matches[1]}; leave only one of them in it")
+        if matches:
+            return matches[0]
     raise UserError(f"{source}: it has no {' or '.join(endings)}; get it again, or set task.data_dir to its folder")
 
 

@@ -52,17 +52,17 @@ def rows(stream: BinaryIO, name: str, ending: str) -> Iterator[Row]:
 
     Args:
       stream: UTF-8, with or without a byte-order mark.
-      name: of the file or member, for errors.
+      name: the name of the file or member, for errors.
       ending: a key of `READERS`, such as ".tsv".
 
     Raises:
-      UserError: `name`:line and what is wrong there, including a line (in CSV, a row) of over 256 MiB.
+      UserError: a malformed row, or a line (in CSV, a row) of over 256 MiB; the message starts with `name`:line.
     """
     yield from READERS[ending](lines(stream, name), Path(name))
 
 
 def kind_of(value: Any) -> str:
-    """Say in words what a value of JSON or Parquet is."""
+    """Return the kind of a JSON or Parquet value in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -109,9 +109,9 @@ def _with_header(table: Iterable[tuple[int, list[str]]], path: Path) -> Iterator
     for line, cells in table:
         if header is None:
             header = cells
-            double = sorted({name for name in header if header.count(name) > 1})
-            if double:
-                raise UserError(f"{path}:{line}: column {double[0]!r} occurs twice in the header")
+            repeated = sorted({name for name in header if header.count(name) > 1})
+            if repeated:
+                raise UserError(f"{path}:{line}: column {repeated[0]!r} occurs twice in the header")
         elif len(cells) != len(header):
             plural = "" if len(cells) == 1 else "s"
             raise UserError(f"{path}:{line}: {len(cells)} column{plural}, expected {len(header)}")

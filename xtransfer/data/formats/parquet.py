@@ -27,19 +27,19 @@ def names(path: Path) -> tuple[str, ...]:
         return tuple(file.schema_arrow.names) if file.metadata.num_rows else ()
 
 
-def rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    """Yield the rows of a file with their numbers, from 1, and their wanted columns.
+def rows(path: Path, requested: Collection[str]) -> Iterator[Row]:
+    """Yield the rows of a file with their numbers, from 1, and their requested columns.
 
     Columns hold text, numbers, or truth values, and may be dictionary-encoded. A few rows are in memory at a time,
     whatever the size of the row groups.
 
     Raises:
-      UserError: path, or path:row, and what is wrong there: a missing column, another type, text that is not UTF-8, or
-        a file that is damaged or not Parquet.
+      UserError: a missing column, another type, text that is not UTF-8, or a file that is damaged or not Parquet; the
+        message starts with path or path:row.
     """
     number = 0
     with _open(path) as file:
-        columns = _columns(file.schema_arrow, wanted, path) if file.metadata.num_rows else []
+        columns = _columns(file.schema_arrow, requested, path) if file.metadata.num_rows else []
         batches = file.iter_batches(_batch_rows(file.metadata, columns), columns=columns, use_threads=False)
         while batch := _next(batches, path, number):
             table = {name: _values(batch.column(name), name, path, number) for name in columns}
@@ -47,7 +47,7 @@ def rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                 number += 1
                 yield number, dict(zip(columns, cells, strict=True))
         if number != file.metadata.num_rows:
-            raise UserError(f"{path}: has {number} rows but says {file.metadata.num_rows}: it is damaged")
+            raise UserError(f"{path}: has {number} rows, but its metadata say {file.metadata.num_rows}: it is damaged")
 
 
 @contextmanager
@@ -74,9 +74,9 @@ def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.Reco
         raise UserError(f"{path}: damaged after row {number}: {_first_line(error)}") from None
 
 
-def _columns(schema: pa.Schema, wanted: Collection[str], path: Path) -> list[str]:
-    """Return the wanted columns, each once, in the file's order."""
-    for name in wanted:
+def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[str]:
+    """Return the requested columns, each once, in the file's order."""
+    for name in requested:
         if name not in schema.names:
             shown = ", ".join(map(repr, schema.names))
             raise UserError(f"{path}: no column {name!r} among {shown}{nearest(name, schema.names)}")
@@ -86,7 +86,7 @@ def _columns(schema: pa.Schema, wanted: Collection[str], path: Path) -> list[str
         inner = type_.value_type if types.is_dictionary(type_) else type_
         if not any(fits(inner) for fits in _READABLE):
             raise UserError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
-    return [name for name in schema.names if name in wanted]
+    return [name for name in schema.names if name in requested]
 
 
 # Other types have no counterpart in the other formats. A column of type null has no value, which is an error in its
@@ -105,7 +105,7 @@ _READABLE = (
 
 def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
     """Return the number of rows to read at once."""
-    largest = 1  # bytes of a row, on an average of its row group
+    largest = 1  # bytes per row, in the row group with the largest rows on average
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
         chunks = [group.column(j) for j in range(group.num_columns)]

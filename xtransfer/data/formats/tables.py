@@ -27,7 +27,7 @@ class Columns:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Return the names that are not empty."""
+        """The names that are not empty."""
         return tuple(filter(None, astuple(self)))
 
 
@@ -98,7 +98,8 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
       The records in the file's order, and the number of rows that were left out.
 
     Raises:
-      UserError: file:line and what is wrong there. An id may occur only once in the file, or once per language.
+      UserError: a malformed row, or an id that occurs twice in the file (or in a language of it); the message starts
+        with file:line.
     """
     records: list[Record] = []
     lines_by_id: dict[tuple[str, str], int] = {}
@@ -117,8 +118,8 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
         first = lines_by_id.get(key)
         lines_by_id.setdefault(key, line)
         if first is not None:  # in CSV perhaps on the same line
-            of = f" of {record.language!r}" if columns.language else ""
-            raise UserError(f"{where}: id {record.id!r}{of} already occurs in {_unit(path)} {first}")
+            scope = f" of {record.language!r}" if columns.language else ""
+            raise UserError(f"{where}: id {record.id!r}{scope} already occurs in {_unit(path)} {first}")
         if record.text.strip() and (record.text_pair is None or record.text_pair.strip()):
             records.append(record)
         elif empty_text == "skip":
@@ -146,14 +147,14 @@ def column_values(path: Path, column: str) -> Iterator[str]:
     """Yield the values in a column of names (labels, languages), row by row.
 
     Raises:
-      UserError: file:line and what is wrong there, as far as it does not concern another column.
+      UserError: a malformed row, as far as this column shows it; the message starts with file:line.
     """
     for line, values in read_rows(path, (column,)):
         yield _name(values, column, f"{path}:{line}")
 
 
 def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> TextTable:
-    """Return how to read a file: the columns that are named ("" for none), or else those of its first row.
+    """Return the `TextTable` of a file, with the columns that are named ("" for none) or else found in its first row.
 
     Raises:
       UserError: there is no row.
@@ -163,18 +164,20 @@ def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
     names = column_names(path)
     if not names:
         raise UserError(f"{path}: no rows with text")
-    named = {"pair": pair, "id": id_}
-    missing = {key: name for key, name in _OPTIONAL.items() if named[key] is None and name not in names}
-    found = {key: "" if key in missing else named[key] or "" for key in _OPTIONAL}
-    found |= {key: name for key, name in _OPTIONAL.items() if named[key] is None and key not in missing}
-    return TextTable(path, Columns(text, **found), tuple(missing.values()), skip_empty)
+    columns, undeclared = {"pair": pair, "id": id_}, []
+    for key, name in _OPTIONAL.items():
+        if columns[key] is None:
+            if name not in names:
+                undeclared.append(name)
+            columns[key] = name if name in names else ""
+    return TextTable(path, Columns(text, columns["pair"] or "", id=columns["id"] or ""), tuple(undeclared), skip_empty)
 
 
 def read_texts(source: TextTable) -> Iterator[Text]:
     """Yield the rows of a file one by one, including those without text if they are to be skipped.
 
     Raises:
-      UserError: file:line and what is wrong there.
+      UserError: a malformed row; the message starts with file:line.
     """
     columns = source.columns
     for number, (line, values) in enumerate(read_rows(source.path, columns.named)):
@@ -203,14 +206,14 @@ def _id(values: dict[str, Any], column: str, where: str) -> Any:
     return value
 
 
-def read_rows(path: Path, wanted: Collection[str] | None = None) -> Iterator[Row]:
+def read_rows(path: Path, requested: Collection[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a file in the format of its ending, with the line (in Parquet, the row) that each starts on.
 
     One row is in memory at a time, or a few for Parquet, so a file may be larger than memory.
 
     Args:
       path: the file.
-      wanted: the columns to read from Parquet, which must have them; None reads all. Other formats give all columns.
+      requested: the columns to read from Parquet, which must have them; None reads all. Other formats give all columns.
 
     Raises:
       UserError: see `read_records`, as far as it needs no column names; or a line (in CSV, a row) of over 256 MiB.
@@ -219,7 +222,7 @@ def read_rows(path: Path, wanted: Collection[str] | None = None) -> Iterator[Row
     if ending not in ENDINGS:
         raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
     if ending == _PARQUET:
-        yield from parquet.rows(path, parquet.names(path) if wanted is None else wanted)
+        yield from parquet.rows(path, parquet.names(path) if requested is None else requested)
         return
     try:
         with path.open("rb") as file:

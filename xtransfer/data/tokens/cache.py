@@ -1,12 +1,12 @@
 """Token ids on disk, so that texts are tokenized only once: ragged arrays that are memory-mapped for reading.
 
-    <directory>/<key>/manifest.json        what the tokens are, and the size and sha256 of each array's file
+    <directory>/<key>/manifest.json        the key of the tokens, and the size and sha256 of each array's file
                       input_ids.npy        [total] int32
                       token_type_ids.npy   [total] uint8
                       offsets.npy          [n + 1] int64
 
 The key hashes everything that decides the tokens, so an entry is never stale, and any entry may be deleted. An entry
-exists completely or not at all, and a damaged one is made again.
+exists completely or not at all, and a damaged one is replaced.
 """
 
 import contextlib
@@ -80,13 +80,13 @@ class TokenCache:
         """
         characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
         if self.directory is None or characters < _WORTH_KEEPING:
-            found = tokenization.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
+            tokens = tokenization.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
         else:
-            found = self._kept(self.directory, texts, pairs, on_batch)
-        tokenization.warn_of_clipped(found.clipped, len(found), self.max_length)
-        return found
+            tokens = self._cached(self.directory, texts, pairs, on_batch)
+        tokenization.warn_of_clipped(tokens.clipped, len(tokens), self.max_length)
+        return tokens
 
-    def _kept(
+    def _cached(
         self,
         directory: Path,
         texts: Sequence[str],
@@ -95,20 +95,20 @@ class TokenCache:
     ) -> Tokens:
         key = self._key(texts, pairs)
         entry = directory / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        found = _read(entry, key)
-        if found is None:
+        tokens = _read(entry, key)
+        if tokens is None:
             # One lock for all entries, because tokenizing takes all cores. Its holder knows that nobody is writing.
             with directory_lock(directory, "tokenizing", wait=True):
-                found = _read(entry, key, warn=True)
-                if found is None:
+                tokens = _read(entry, key, warn=True)
+                if tokens is None:
                     with contextlib.closing(self._write(entry, key, texts, pairs)) as batch_sizes:
                         for size in batch_sizes:
                             if on_batch is not None:
                                 on_batch(size)
-                    found = _read(entry, key, warn=True)
-            if found is None:
+                    tokens = _read(entry, key, warn=True)
+            if tokens is None:
                 raise UserError(f"{entry}: the tokens written there cannot be read again: the disk is failing")
-        return found
+        return tokens
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -130,10 +130,11 @@ class TokenCache:
         """Tokenize into a temporary directory, which becomes the entry when everything is on the disk.
 
         Yields:
-          The size of each batch, so that no error of what the caller does in between is taken for the disk's.
+          The size of each batch. The caller reports progress outside this function, so that an error there is not
+          taken for a failure of the disk.
         """
         clipped = 0
-        with _disk(entry), storage.atomic_directory(entry, locked=True) as temporary:
+        with _disk_errors(entry), storage.atomic_directory(entry, locked=True) as temporary:
             with contextlib.ExitStack() as files:
                 arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
                 arrays["offsets"].append(np.zeros(1, np.int64))
@@ -158,8 +159,8 @@ def texts_fingerprint(texts: Sequence[str], pairs: Sequence[str] | None) -> str:
     for side in sides:
         for start in range(0, len(side), _HASHED_TOGETHER):
             # The tokenizer refuses a lone surrogate, and names the example.
-            encoded = [each.encode("utf-8", "surrogatepass") for each in side[start : start + _HASHED_TOGETHER]]
-            digest.update(np.asarray([len(each) for each in encoded], "<i8").tobytes())
+            encoded = [text.encode("utf-8", "surrogatepass") for text in side[start : start + _HASHED_TOGETHER]]
+            digest.update(np.asarray([len(data) for data in encoded], "<i8").tobytes())
             digest.update(b"".join(encoded))
     return digest.hexdigest()
 
@@ -226,7 +227,7 @@ def _facts(entry: Path, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _disk(entry: Path) -> Iterator[None]:
+def _disk_errors(entry: Path) -> Iterator[None]:
     """Turn a failure of the disk into a UserError that names the entry."""
     try:
         yield

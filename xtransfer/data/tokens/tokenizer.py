@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1000
 _CHUNK_CHARACTERS = 1 << 20
 _CHARACTERS_PER_TOKEN = 20  # far above any language's mean, yet a 20 MB line costs nothing
-_TAKEN = 1 << 16  # examples that `Tokens.take` copies at once: the places of tokens take more memory than the tokens
+_TAKEN = 1 << 16  # examples that `Tokens.take` copies at once: token positions take more memory than token ids
 _MAX_TYPE_ID = 255  # token types are kept as bytes
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
@@ -66,10 +66,11 @@ class Tokens:
         input_ids = np.empty(offsets[-1], self.input_ids.dtype)
         token_type_ids = np.empty(offsets[-1], self.token_type_ids.dtype)
         for first in range(0, len(starts), _TAKEN):
-            here = slice(first, first + _TAKEN)
-            to = slice(int(offsets[first]), int(offsets[:-1][here][-1] + lengths[here][-1]))
-            at = np.arange(to.start, to.stop) + np.repeat(starts[here] - offsets[:-1][here], lengths[here])
-            input_ids[to], token_type_ids[to] = self.input_ids[at], self.token_type_ids[at]
+            chunk = slice(first, first + _TAKEN)
+            target = slice(int(offsets[first]), int(offsets[:-1][chunk][-1] + lengths[chunk][-1]))
+            shift = np.repeat(starts[chunk] - offsets[:-1][chunk], lengths[chunk])
+            source = np.arange(target.start, target.stop) + shift
+            input_ids[target], token_type_ids[target] = self.input_ids[source], self.token_type_ids[source]
         return Tokens(input_ids, token_type_ids, offsets)
 
 
@@ -103,7 +104,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     except BaseException as error:  # a bad regex in tokenizer.json is a PanicException, which is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise UserError(f"{directory}: the tokenizer cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers accepts a missing vocabulary file
@@ -144,7 +145,7 @@ def tokenize_batches(
     The examples come in order, up to 1000 at a time, and all cores tokenize. A tokenizer reads a whole text before it
     truncates, so a text longer than 20 characters per token of max_length is clipped first, and counted. In a pair the
     longer side is truncated first. Token types are zeros if the tokenizer's `model_input_names` lack them: the model
-    was trained without, and `transformers` gives it none.
+    was trained without token types, and `transformers` gives it none.
 
     Args:
       tokenizer: from `load_tokenizer`; its truncation and padding are changed.
@@ -230,12 +231,8 @@ def _encode(
             raise
         if len(sides[0]) == 1:
             text = " + ".join(repr(side[0][:40]) for side in sides)
-            raise UserError(f"example {start}: the tokenizer fails on {text}: {_one_line(error)}") from error
+            raise UserError(f"example {start}: the tokenizer fails on {text}: {one_line(error)}") from error
     parts = [
         _encode(backend, [[text] for text in example], start + i) for i, example in enumerate(zip(*sides, strict=True))
     ]
     return [ids for part, _ in parts for ids in part], [types for _, part in parts for types in part]
-
-
-def _one_line(error: BaseException) -> str:
-    return one_line(error)

@@ -110,9 +110,9 @@ def _frame_ids(group: str, domain: str) -> tuple[str, ...]:
 
 
 @cache
-def _filler_ids(slot: str, domain: str, of: str = "") -> tuple[str, ...]:
-    """Return the ids of the fillers of `slot`; for adjectives only those that can describe the aspect `of`."""
-    unsuited = _unsuited(of) if slot in ("pos", "neg", "strong_pos", "strong_neg") else frozenset()
+def _filler_ids(slot: str, domain: str, aspect: str = "") -> tuple[str, ...]:
+    """Return the ids of the fillers of `slot`; for adjectives only those that can describe `aspect`."""
+    unsuited = _unsuited(aspect) if slot in ("pos", "neg", "strong_pos", "strong_neg") else frozenset()
     return tuple(i for i in load_language(LANGUAGES[0]).fillers[slot, domain] if i not in unsuited)
 
 
@@ -122,9 +122,9 @@ def _shared() -> dict[str, Any]:
 
 
 @cache
-def _unsuited(of: str) -> frozenset[str]:
+def _unsuited(aspect: str) -> frozenset[str]:
     rules = _shared()["unsuited"].values()
-    return frozenset(i for rule in rules if of in rule["aspects"] for i in rule["fillers"])
+    return frozenset(i for rule in rules if aspect in rule["aspects"] for i in rule["fillers"])
 
 
 @cache
@@ -144,9 +144,9 @@ def _frame_slots(group: str, frame: str, domain: str) -> tuple[tuple[str, str], 
     return tuple(sorted(names.items()))
 
 
-def _draw_filler(rng: random.Random, slot: str, domain: str, of: str) -> str:
+def _draw_filler(rng: random.Random, slot: str, domain: str, aspect: str) -> str:
     """Draw an id. Among words that carry an opinion the first of the list are frequent, with a long tail."""
-    ids = _filler_ids(slot, domain, of)
+    ids = _filler_ids(slot, domain, aspect)
     return ids[int(len(ids) * rng.random() ** (_SKEW if slot.endswith(("pos", "neg")) else 1))]
 
 
@@ -163,7 +163,7 @@ def draw_meaning(
     Args:
       rng: the random stream.
       group: the kind of sentence.
-      domain: of the review.
+      domain: the review's domain.
       fixed: fillers of slots that stay the same through a review, such as the word for the product.
       used: the (slot, filler id) and ("frame", id) that the review has used; the drawn ones are added.
       frames: the frames to draw from.
