@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the workdir of xtransfer.main")
     cluster.add_flags(parser)
     args = parser.parse_args(argv)
-    terminal.start(cluster.flags_of(args))
+    terminal.start(cluster.parse_flags(args))
     workdir = Workdir(args.workdir)
     config = _fit_devices(read_config(workdir))
     task = load_task(config.task)

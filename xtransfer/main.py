@@ -20,10 +20,12 @@ def main(argv: list[str]) -> None:
         epilog="Every setting of the config is a flag: --config.student.learning_rate=3e-5",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment, see configs/")
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="where the run writes everything")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="the directory that the run writes to"
+    )
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
-    terminal.start(cluster.flags_of(args))
+    terminal.start(cluster.parse_flags(args))
     experiment.run(config.load(args.config, overrides), args.workdir)
     processes.on_first(lambda: report(Workdir(args.workdir)))
 

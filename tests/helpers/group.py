@@ -28,7 +28,7 @@ def together(x):
 def main(argv):
     parser = argparse.ArgumentParser()
     cluster.add_flags(parser)
-    terminal.start(cluster.flags_of(parser.parse_args([*argv, *{flags!r}])))
+    terminal.start(cluster.parse_flags(parser.parse_args([*argv, *{flags!r}])))
     me, first = processes.index(), processes.on_first
 {body}
 

@@ -23,7 +23,7 @@ SLURM = {
 def flags(*argv):
     parser = argparse.ArgumentParser()
     cluster.add_flags(parser)
-    return cluster.flags_of(parser.parse_args(argv))
+    return cluster.parse_flags(parser.parse_args(argv))
 
 
 def test_flags_describe_the_group():

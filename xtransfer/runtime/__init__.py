@@ -1,1 +1,1 @@
-"""What a process runs on: terminal, other processes, cluster, preemption, sharding, and locks."""
+"""The environment of a process: terminal, other processes, cluster, preemption, sharding, and locks."""

@@ -1,4 +1,4 @@
-"""The number of processes and the number of this one, from flags or from a cluster's environment."""
+"""The number of processes and the index of this one, from flags or from a cluster's environment."""
 
 import argparse
 import contextlib
@@ -25,12 +25,12 @@ _PROBE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line says about processes.
+    """The command line's flags for processes.
 
     Attributes:
       coordinator: HOST:PORT where process 0 listens; "" leaves it to the cluster's environment.
       processes: the number of processes.
-      process: the number of this one, from 0.
+      process: the index of this one, from 0.
       start_timeout: seconds in which all processes must have started.
       stall_timeout: seconds without progress after which a process gives up; 0 is never, None the default.
     """
@@ -53,7 +53,7 @@ class Flags:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a command that several processes may run together; `flags_of` reads them."""
+    """Add the flags of a command that several processes may run together; `parse_flags` reads them."""
     group = parser.add_argument_group(
         "several processes",
         "Start the same command once per process with these three flags. Without them, the environment of a Cloud TPU "
@@ -62,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where process 0 listens for the others")
     group.add_argument("--processes", type=int, metavar="N", help="the number of processes")
-    group.add_argument("--process", type=int, metavar="I", help="the number of this one, from 0 to N - 1")
+    group.add_argument("--process", type=int, metavar="I", help="the index of this one, from 0 to N - 1")
     seconds: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
     group.add_argument(
         "--start-timeout", default=300.0, help="time in which all processes must have started (default: 300)", **seconds
@@ -75,15 +75,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def flags_of(args: argparse.Namespace) -> Flags:
-    """Return the checked flags; UserError for only some of the three, no port, or a number that is too large."""
-    three = {"--coordinator": args.coordinator or None, "--processes": args.processes, "--process": args.process}
-    missing = [name for name, value in three.items() if value is None]
+def parse_flags(args: argparse.Namespace) -> Flags:
+    """Return the checked flags; UserError for only some of the three, no port, or a number out of range."""
+    values = {"--coordinator": args.coordinator or None, "--processes": args.processes, "--process": args.process}
+    missing = [name for name, value in values.items() if value is None]
     for name, value in (("--start-timeout", args.start_timeout), ("--stall-timeout", args.stall_timeout)):
         if value is not None and not 0 <= value < float("inf"):
             raise UserError(f"{name} is {value:g}: expected a number of seconds, 0 or more")
     timeouts = {"start_timeout": args.start_timeout, "stall_timeout": args.stall_timeout}
-    if len(missing) == len(three):
+    if len(missing) == len(values):
         return Flags(**timeouts)
     if missing:
         raise UserError(f"{', '.join(missing)} missing: --coordinator, --processes, and --process go together")
@@ -125,7 +125,7 @@ def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
 def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of tasks in this SLURM step, or None unless there are several.
 
-    An interactive step with one task has its job's SLURM_NTASKS, for which JAX would wait.
+    In an interactive step with one task, SLURM_NTASKS is the whole job's, and JAX would wait for the other tasks.
 
     Raises:
       UserError: a variable that JAX reads is not a number.
@@ -133,7 +133,9 @@ def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int | None:
     if not all(name in environment for name in _SLURM):
         return None
     key = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
-    tasks, *_ = (_number(environment, name) for name in (key, "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"))
+    tasks = _number(environment, key)
+    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"):
+        _number(environment, name)
     return tasks if tasks > 1 else None
 
 
@@ -147,7 +149,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def local_devices(environment: Mapping[str, str] = os.environ) -> list[int] | None:
-    """Return the GPUs of a SLURM node's only task, of which JAX would take just the first; None leaves it to JAX."""
+    """Return all GPUs of a SLURM node's only task, because JAX would take just the first; None leaves it to JAX."""
     if "SLURM_STEP_TASKS_PER_NODE" not in environment or "CUDA_VISIBLE_DEVICES" not in environment:
         return None
     alone = re.fullmatch(r"1(\(x\d+\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
@@ -186,26 +188,26 @@ def await_coordinator(flags: Flags) -> None:
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """End this process on SIGINT or SIGTERM inside the block: no Python handler runs while JAX waits for the others."""
-    end, wake = socket.socketpair()
-    wake.setblocking(False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
 
     def listen() -> None:
         while True:
-            number = end.recv(1)
+            number = receiver.recv(1)
             if not number:
                 return
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 os._exit(128 + number[0])
 
-    before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=listen, name="signals", daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        wake.close()
+        sender.close()
 
 
 def _tpu_workers() -> str:

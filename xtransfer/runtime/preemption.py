@@ -1,8 +1,8 @@
-"""Where several processes stop when one of them is preempted: at the same step, with everything finished saved.
+"""The agreement of several processes to stop at the same step, with all work saved, when one is preempted.
 
-One signal is enough. The watcher thread (see `processes`) notices it, publishes how far the work here is, and finds
-with the others the first poll of `stop_requested` that none of them has made yet. If no process has anything to save,
-all end at once. If no further poll comes, they end after the section in which they save.
+One signal is enough. The watcher thread (see `processes`) notices it, publishes the progress of the work here, and
+agrees with the others on the first poll of `stop_requested` that none of them has made yet. If no process has anything
+to save, all end at once. If no further poll comes, they end after the section in which they save.
 """
 
 import json
@@ -21,12 +21,12 @@ _STOP, _OUT = f"{processes.SIGNS}stop/", "out/"
 
 @dataclass
 class _Work:
-    """How far the work of this process is; guarded by the lock.
+    """The progress of this process's work; guarded by the lock.
 
     Attributes:
-      polls: how often it polled whether to stop.
-      saving: how many sections that must save it is in.
-      borders: how often it entered or left such a section.
+      polls: the number of times it polled whether to stop.
+      saving: the number of sections it is in that must save.
+      borders: the number of times it entered or left such a section.
       stop_at: the number of the poll at which it must stop.
       out_at: the number of the border at which it must stop if no poll comes.
       preempted: set if this process is to be preempted.
@@ -57,7 +57,7 @@ def saving(entered: bool) -> None:
 
 
 def leave_if_stopped() -> None:
-    """End this process after a section in which all were to stop but polled no more, once all have left it."""
+    """End this process after its saving section if all were to stop but none polled again; wait for the others."""
     with _work.lock:
         if _work.stop_at is None or _work.saving or _work.borders < _work.out_at:
             return

@@ -48,12 +48,12 @@ class _Group:
     """This process's place in the group.
 
     Attributes:
-      index: this process's number.
+      index: this process's index, from 0.
       count: the number of processes.
       client: the client of the store, or None for a process that works alone.
       on_signs: called by the watcher with the names of all signs.
       last_progress: when something was last finished here, by the monotonic clock.
-      calls: numbers the calls of `on_first`.
+      calls: the counter that numbers the calls of `on_first`.
       leaving: set when this process is about to exit.
       done: set when the work is finished.
       watcher: the watcher thread.
@@ -74,7 +74,7 @@ _group = _Group()
 
 
 def index() -> int:
-    """Return this process's number, from 0."""
+    """Return this process's index, from 0."""
     return _group.index
 
 
@@ -97,7 +97,7 @@ def start(flags: Flags, on_signs: Callable[[set[str]], None]) -> None:
     """Join the other processes, if there are any. Call this before anything else that uses JAX.
 
     Args:
-      flags: the command line's.
+      flags: the flags of the command line.
       on_signs: called again and again by the watcher thread, with the names of all messages under `SIGNS`.
 
     Raises:
@@ -123,13 +123,16 @@ def start(flags: Flags, on_signs: Callable[[set[str]], None]) -> None:
 def _join(flags: Flags) -> None:
     import jax
 
-    # JAX's own service takes SIGTERM away from us, and it knows no section without something to save; see `preemption`.
+    # JAX's own service takes SIGTERM away from us, and cannot tell when there is nothing to save; see `preemption`.
     jax.config.update("jax_enable_preemption_service", False)
     waiting = threading.Timer(flags.start_timeout, _abort_start, args=(flags,))
     waiting.daemon = True
     if flags.coordinator:
         _group.index, _group.count = flags.process, flags.processes
-        cluster.check_port(flags) if flags.process == 0 else cluster.await_coordinator(flags)
+        if flags.process == 0:
+            cluster.check_port(flags)
+        else:
+            cluster.await_coordinator(flags)
         arguments: dict[str, Any] = {
             "coordinator_address": flags.coordinator,
             "num_processes": flags.processes,
@@ -140,7 +143,7 @@ def _join(flags: Flags) -> None:
         arguments = {"local_device_ids": cluster.local_devices(), "num_processes": cluster.slurm_tasks()}
     waiting.start()
     try:
-        with cluster.ended_by_signals():
+        with cluster.exit_on_signals():
             jax.distributed.initialize(
                 **arguments,
                 initialization_timeout=int(flags.start_timeout) + 60,  # our own message comes first
@@ -162,11 +165,11 @@ def _join(flags: Flags) -> None:
 
 def _abort_start(flags: Flags) -> None:
     """Say why JAX is about to abort. It waits in C++, where nothing can be raised."""
-    place, remedy = "", "start all of them"
+    where, remedy = "", "start all of them"
     if flags.coordinator:
-        place, remedy = f" at {flags.coordinator}", "start all of them, each with its own --process"
+        where, remedy = f" at {flags.coordinator}", "start all of them, each with its own --process"
     print(
-        f"{prefix()}error: not all processes met{place} within {flags.start_timeout:g} s: see their logs, and {remedy}",
+        f"{prefix()}error: not all processes met{where} within {flags.start_timeout:g} s: see their logs, and {remedy}",
         file=sys.stderr,
         flush=True,
     )
@@ -181,12 +184,12 @@ def _compare_devices() -> None:
 
     def compare() -> None:
         counts = read_all("devices/") or []
-        holders = {n: [str(i) for i, other in enumerate(counts) if other == n] for n in counts}
-        if len(holders) > 1:
+        processes_by_count = {n: [str(i) for i, other in enumerate(counts) if other == n] for n in counts}
+        if len(processes_by_count) > 1:
             listed = []
-            for n, numbers in holders.items():
-                more = ", …" if len(numbers) > 4 else ""
-                listed.append(f"{n} in process {', '.join(numbers[:4])}{more}")
+            for n, processes in processes_by_count.items():
+                more = ", …" if len(processes) > 4 else ""
+                listed.append(f"{n} in process {', '.join(processes[:4])}{more}")
             raise UserError(
                 f"the processes have different numbers of devices ({'; '.join(listed)}): give each the same number, by "
                 "its devices, CUDA_VISIBLE_DEVICES, or XLA_FLAGS"
@@ -198,7 +201,7 @@ def _compare_devices() -> None:
 
 
 def prefix() -> str:
-    """Return what to print before a line of a process other than 0."""
+    """Return the prefix of the lines that this process prints; "" in process 0."""
     return "" if _group.index == 0 else f"process {_group.index}: "
 
 
@@ -260,7 +263,7 @@ def publish(key: str, value: str) -> None:
 
 
 def read_all(key: str) -> list[str] | None:
-    """Wait for the message of every process, and return them in order; None if one ends, or if it is too late."""
+    """Wait for the message of every process, and return them in order; None if a process ends or the work is done."""
     messages = []
     for number in range(_group.count):
         message = _read(f"{_PREFIX}{key}{number}", 1.0)
@@ -312,8 +315,8 @@ def _follow(by: int, message: str, status: int) -> None:
 def wait_for_ending() -> None:
     """Wait a moment before printing an error, in which the watcher may end this process silently.
 
-    All processes find an error in the settings at the same time, and process 0 prints it. A broken connection is mostly
-    what the end of another process looks like from here.
+    All processes find an error in the settings at the same time, and process 0 prints it. A broken connection mostly
+    means that another process has ended.
     """
     time.sleep(_GRACE_SECONDS / 2 if _group.index else 3 * _LOOK_SECONDS)
     if _group.leaving.is_set():

@@ -21,7 +21,7 @@ from xtransfer.errors import UserError, one_line
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 # The columns of embedding tables are split over `fsdp`. A device looks up its columns for all rows of its group, and
-# then exchanges them for whole vectors of its own rows, because a table is much larger than what is looked up in it.
+# then exchanges them for whole vectors of its own rows, because a table is much larger than the vectors looked up.
 LOOKUP_IDS, LOOKUP_PARTS = PartitionSpec("data"), PartitionSpec("data", None, "fsdp")
 
 # Splitting a matrix of 768 rows further would give less than whole tiles, and TPUs reduce and gather tiles.
@@ -41,7 +41,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def make_mesh(shape: Sequence[int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh over `devices` (default: all) with the axes `AXES`; by default every device is on `data`.
 
-    A first size of 0 stands for all devices that the other two sizes leave.
+    A first size of 0 stands for all remaining devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(shape or (0, 1, 1), len(devices))
@@ -77,19 +77,19 @@ def data_shards(mesh: Mesh) -> int:
 def process_slice(mesh: Mesh) -> tuple[int, int]:
     """Return (p, n): this process's devices hold the p-th of n equal runs of a batch's rows, and nothing else.
 
-    This is (0, 1), the whole batch, if the rows of some process are no such run: a TPU's mesh follows the wires between
-    chips, not the hosts. Processes along `tensor` share a slice.
+    This is (0, 1), the whole batch, if some process's rows do not form such a run: a TPU's mesh follows the wires
+    between chips, not the hosts. Processes along `tensor` share a slice.
     """
     rows = mesh.devices.reshape(data_shards(mesh), -1)
-    rows_of: dict[int, set[int]] = {}
+    rows_by_process: dict[int, set[int]] = {}
     for row, devices in enumerate(rows):
         for device in devices:
-            rows_of.setdefault(device.process_index, set()).add(row)
-    size = len(rows_of[jax.process_index()]) if jax.process_index() in rows_of else len(rows)
-    slices = {process: min(own) // size for process, own in rows_of.items()}
-    for process, own in rows_of.items():
+            rows_by_process.setdefault(device.process_index, set()).add(row)
+    size = len(rows_by_process[jax.process_index()]) if jax.process_index() in rows_by_process else len(rows)
+    slices = {process: min(process_rows) // size for process, process_rows in rows_by_process.items()}
+    for process, process_rows in rows_by_process.items():
         first = slices[process] * size
-        if own != set(range(first, first + size)):
+        if process_rows != set(range(first, first + size)):
             return 0, 1
     if len(rows) % size:
         return 0, 1
@@ -102,7 +102,7 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], num_slices: int = 1
     Args:
       mesh: the device mesh.
       batch: arrays [R, ...], the whole batch, or arrays [R / num_slices, ...], this process's slice of it.
-      num_slices: into how many slices processes divide the batch; see `process_slice`.
+      num_slices: the number of slices that processes divide the batch into; see `process_slice`.
     """
     rows = batch_sharding(mesh)
     if rows.is_fully_addressable:
@@ -154,7 +154,7 @@ def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
 
 
 def constrain(x: jax.Array, *specs: PartitionSpec) -> jax.Array:
-    """Lay out `x` by one of `specs` after the other on the mesh of `on_mesh`; return it unchanged without one."""
+    """Lay out `x` by each of `specs` in turn on the mesh of `on_mesh`; return it unchanged without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -177,7 +177,7 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def update_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Return where every leaf of a tree of parameters, or of optimizer state over them, is updated.
+    """Return the shardings in which the leaves of a tree of parameters, or of optimizer state, are updated.
 
     This is `param_shardings`, with the rows of a matrix also split, if possible, over groups of up to `UPDATE_GROUP`
     neighbours on `data`. So a result that is the same on all devices of that axis is computed once per group (Xu et

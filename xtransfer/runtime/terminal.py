@@ -1,4 +1,4 @@
-"""What every command shares: exit statuses, one-line errors, progress bars, and log lines."""
+"""The parts that every command shares: exit statuses, one-line errors, progress bars, and log lines."""
 
 import io
 import logging
@@ -34,13 +34,13 @@ _LOST = re.compile(r"\b(gloo|coordination service|unavailable|heartbeat)", re.IG
 
 
 def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same command again to resume") -> None:
-    """Run a command's `main(argv)`; print what a user can fix as one line on stderr, and exit with status 1.
+    """Run a command's `main(argv)`; print an error that a user can fix as one line, and exit with status 1.
 
-    That is a `UserError`, a path that the system refuses, or too little memory.
+    Such errors are a `UserError`, a path that the system refuses, and too little memory.
 
     Args:
       main: takes the arguments without the program's name.
-      interrupted: what to say after Ctrl-C.
+      interrupted: the message after Ctrl-C.
     """
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that PyTorch is missing, as it should be
@@ -72,11 +72,11 @@ def start(flags: Flags) -> None:
     processes.start(flags, preemption.on_signs)
     if not processes.joined():
         return
-    # Libraries below Python write about their connections to the file descriptor itself: send that nowhere.
+    # Libraries below Python write about their connections to the file descriptor itself: discard that.
     sys.stdout.flush()
-    terminal, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    sys.stdout = os.fdopen(terminal if processes.is_first() else nowhere, "w", encoding="utf-8", errors="replace")
+    terminal, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    sys.stdout = os.fdopen(terminal if processes.is_first() else devnull, "w", encoding="utf-8", errors="replace")
     if not processes.is_first():
         console.quiet = True
         logging.disable(logging.WARNING)
@@ -91,7 +91,7 @@ def _report_and_exit(error: Exception, message: str | None) -> None:
     if message is None:
         traceback.print_exception(error)
     print(f"{processes.prefix()}error: {line}", file=sys.stderr, flush=True)
-    _exit(line, EXIT_LOST if _is_loss(error) else EXIT_USER_ERROR)
+    _exit(line, EXIT_LOST if _is_lost_connection(error) else EXIT_USER_ERROR)
 
 
 def _exit(line: str, status: int) -> None:
@@ -115,12 +115,12 @@ def _user_message(error: Exception) -> str | None:
         )
     if text.startswith("Unable to initialize backend"):
         return f"{text[:200]}: JAX_PLATFORMS asks for devices that this machine does not have"
-    if _is_loss(error):
+    if _is_lost_connection(error):
         return f"another process has ended or cannot be reached ({text[:60]}…): see the logs of the others"
     return None
 
 
-def _is_loss(error: Exception) -> bool:
+def _is_lost_connection(error: Exception) -> bool:
     """Return whether the connection to another process broke, by the error's text: JAX raises no class of its own."""
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
         return False  # its text holds names that the user chose
@@ -149,7 +149,7 @@ def deferred_stop(message: str = preemption.SAVING) -> Iterator[Callable[[], boo
     the signal comes after the last poll, the process exits at the end of the block.
 
     Args:
-      message: what a process that works alone prints when the signal comes; several processes have their own line.
+      message: the line that a process working alone prints when the signal comes; a group prints its own.
     """
     _deferred.append(message)
     preemption.saving(True)
