@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xtransfer.models.dropout import DropoutKey, _places, _threefry, dropout, keep_mask
+from xtransfer.models.dropout import DropoutKey, _positions, _threefry, dropout, keep_mask
 from xtransfer.runtime.sharding import BATCH_SPEC, make_mesh
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -149,22 +149,22 @@ def test_eight_devices_draw_the_same_mask_as_one(sizes: tuple[int, int, int], sh
 
 
 def test_every_element_has_a_unique_place() -> None:
-    rows, inner = (np.asarray(x, np.int64) for x in _places((3, 2, 4, 5)))
+    rows, inner = (np.asarray(x, np.int64) for x in _positions((3, 2, 4, 5)))
     assert len(np.unique(rows * 2**32 + inner)) == 3 * 2 * 4 * 5
     np.testing.assert_array_equal(inner[0].ravel(), np.arange(40))
-    np.testing.assert_array_equal(_places((4, 5))[1], np.tile(np.arange(5), (4, 1)))
+    np.testing.assert_array_equal(_positions((4, 5))[1], np.tile(np.arange(5), (4, 1)))
 
 
-def test_places_of_very_long_rows_fit_in_32_bits() -> None:
+def test_positions_of_very_long_rows_fit_in_32_bits() -> None:
     """A row's attention has N · S/4 · S places: exactly 2**32 for 16 heads and 32,768 tokens.
 
-    The last place is computed without the array, from the steps that `_places` multiplies by. A longer row would wrap
+    The last place is computed without the array, from the steps that `_positions` multiplies by. A longer row would wrap
     around and repeat its own bits.
     """
     heads, length = 16, 32_768
     assert heads * (length // 4) * length == 2**32
     shape = (1, heads, length // 4, length)
-    traced = jax.make_jaxpr(lambda: _places(shape))()
+    traced = jax.make_jaxpr(lambda: _positions(shape))()
     steps = {int(v.val) for e in traced.eqns if e.primitive.name == "mul" for v in e.invars if hasattr(v, "val")}
     assert steps == {length // 4 * length, length, 1}
     assert all(str(v.aval.dtype) == "uint32" for e in traced.eqns for v in e.outvars)

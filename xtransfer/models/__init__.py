@@ -1,1 +1,1 @@
-"""Encoders in Flax NNX, with attention, dropout, and inference. Nothing here knows a Hugging Face name, except `hf`."""
+"""Encoders in Flax NNX, with attention, dropout, and inference. Only `hf` knows Hugging Face names."""

@@ -1,4 +1,4 @@
-"""The BERT encoder and its relatives as Flax NNX modules; `heads` has what goes on top.
+"""The BERT encoder and its relatives as Flax NNX modules; the heads are in `heads`.
 
 Shapes: R rows, S tokens per row, M examples per row, H hidden size, N heads, D = H / N, F feed-forward size,
 E embedding size. Parameters are float32. `dtype` is the dtype of the large matrix products; softmax and LayerNorm
@@ -74,7 +74,7 @@ class EncoderConfig:
 
 
 def at_site(key: DropoutKey | None, site: int) -> DropoutKey | None:
-    """Return the key of one of several places that draw dropout masks, or None without dropout."""
+    """Return the key for one of several sites that draw dropout masks, or None without dropout."""
     return None if key is None else key.at(site)
 
 
@@ -124,13 +124,14 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: jax.Array, bias: jax.Array, key: DropoutKey | None) -> jax.Array:
         """Mix the tokens of each segment: x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
         rows, length, size = x.shape
-        heads = (rows, self.num_heads, size // self.num_heads, length)
-        q = self.query.to_columns(x).reshape(heads)  # [R, N, D, S]
-        k = self.key.to_columns(x).reshape(heads)  # [R, N, D, S]
-        v = self.value.to_columns(x).reshape(heads)  # [R, N, D, S]
-        q = q * (heads[2] ** -0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
-        probabilities = (rows, self.num_heads, length, length)
-        keep = kept_probabilities(at_site(key, 0), self.attention_rate, probabilities)  # [R, N, S, S]
+        width = size // self.num_heads
+        head_shape = (rows, self.num_heads, width, length)
+        q = self.query.to_columns(x).reshape(head_shape)  # [R, N, D, S]
+        k = self.key.to_columns(x).reshape(head_shape)  # [R, N, D, S]
+        v = self.value.to_columns(x).reshape(head_shape)  # [R, N, D, S]
+        q = q * (width**-0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
+        mask_shape = (rows, self.num_heads, length, length)
+        keep = kept_probabilities(at_site(key, 0), self.attention_rate, mask_shape)  # [R, N, S, S]
         mixed = attend(q, k, v, bias, keep, self.attention_rate).reshape(rows, size, length)  # [R, H, S]
         return dropout(self.output.from_columns(mixed), self.output_rate, at_site(key, 1))  # [R, S, H]
 

@@ -1,4 +1,4 @@
-"""What goes on top of an encoder: the classifier, and BERT's pretraining heads.
+"""The heads of an encoder: the classifier, and BERT's pretraining heads.
 
 Shapes: R rows, S tokens per row, M examples per row, P masked positions per row, H hidden size, V vocabulary size,
 K classes. Pooler and logits are float32 whatever the compute dtype is.
@@ -113,7 +113,7 @@ class MaskedLM(nnx.Module):
     def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Return the logits of the masked tokens [R, P, V] and of next sentence [R, M, 2], both float32.
 
-        Unused places of `mlm_positions` may hold any position.
+        Unused entries of `mlm_positions` may hold any position.
         """
         masked, pooled = self.token_logits_and_pooled(batch, dropout_key=dropout_key)
         return masked, self.next_sentence(pooled)  # [R, P, V], [R, M, 2]

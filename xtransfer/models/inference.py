@@ -34,7 +34,7 @@ def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:
 
 
 def place_params(mesh: Mesh, params: nnx.State) -> nnx.State:
-    """Lay out parameters on the mesh by the rules of `sharding`; free if they already are."""
+    """Lay out parameters on the mesh by the rules of `sharding`; this costs nothing if they already are."""
     return jax.device_put(params, param_shardings(mesh, params))
 
 
@@ -49,7 +49,7 @@ def forward(
     params = place_params(mesh, params)
     waiting: deque[tuple[T, np.ndarray, jax.Array]] = deque()
 
-    def oldest() -> tuple[T, np.ndarray]:
+    def take_oldest() -> tuple[T, np.ndarray]:
         tag, filled, result = waiting.popleft()
         return tag, np.asarray(result)[filled]
 
@@ -58,9 +58,9 @@ def forward(
         result.copy_to_host_async()
         waiting.append((tag, batch["weight"] > 0, result))
         if len(waiting) >= _IN_FLIGHT:
-            yield oldest()
+            yield take_oldest()
     while waiting:
-        yield oldest()
+        yield take_oldest()
 
 
 def predict(

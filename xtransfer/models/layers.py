@@ -50,7 +50,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class LayerNorm(nnx.LayerNorm):
-    """`nnx.LayerNorm` over the last axis, with a hand-written gradient that reads its input once less."""
+    """`nnx.LayerNorm` over the last axis, with a hand-written gradient that saves one read of its input."""
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Normalize [..., H] in the compute dtype; the statistics are float32."""
@@ -97,7 +97,7 @@ class Embed(nnx.Embed):
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` on one matrix of all tokens: XLA's CPU backend computes that gradient several times faster."""
+    """`nnx.Linear` on one matrix of all tokens: XLA's CPU backend computes its gradient several times faster."""
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Apply the layer: [..., in_features] -> [..., out_features]."""

@@ -105,8 +105,8 @@ def load_classifier(
       pooling: "cls" or "mean".
       dtype: the compute dtype.
       labels: the class names, in order; None takes them from the file.
-      mesh: where the parameters go, by `sharding.RULES`; None is the default device. The host holds one tensor at a
-        time.
+      mesh: the mesh that the parameters are laid out on, by `sharding.RULES`; None is the default device. The host
+        holds one tensor at a time.
 
     Raises:
       UserError: the head in the file has other classes or another pooling, or the files do not fit.
@@ -116,13 +116,13 @@ def load_classifier(
     source = WeightSource.open(directory, FAMILIES[config.family])
     order: dict[str, list[int]] = {}
     if "head.kernel" in source.targets:
-        places = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
-        saved = read_pooling(directory)
-        if saved != pooling:
+        class_order = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
+        saved_pooling = read_pooling(directory)
+        if saved_pooling != pooling:
             raise UserError(
-                f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved}, not {pooling}"
+                f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved_pooling}, not {pooling}"
             )
-        order = {"head.kernel": places, "head.bias": places}
+        order = {"head.kernel": class_order, "head.bias": class_order}
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
 
 
@@ -158,10 +158,11 @@ def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None
             f"{path}: the head has {len(names)} classes ({', '.join(names)}), expected {num_classes}: {_WITHOUT_HEAD}"
         )
     if sorted(labels) != sorted(names):
-        renamed = "if they are the same classes, write the task's names into id2label; otherwise "
+        remedy = _WITHOUT_HEAD
+        if len(labels) == len(names):
+            remedy = f"if they are the same classes, write the task's names into id2label; otherwise {remedy}"
         raise UserError(
-            f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: "
-            f"{renamed if len(labels) == len(names) else ''}{_WITHOUT_HEAD}"
+            f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: {remedy}"
         )
     return [names.index(label) for label in labels]
 
@@ -182,7 +183,8 @@ def save(
     Args:
       directory: must be empty or not exist.
       config: the architecture.
-      params: of a `Classifier`, of a `MaskedLM`, or of an encoder and pooler. Their paths name the architecture.
+      params: the parameters of a `Classifier`, a `MaskedLM`, or an encoder and pooler. Their paths decide the name of
+        the architecture.
       tokenizer: saved beside the model, if any.
       labels: the class names, in order.
       pooling: `transformers` has no "mean" pooling. Such a classifier is marked in config.json, and only this module

@@ -13,7 +13,7 @@ from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weight_map import Family
 
 CONFIG = "config.json"
-POOLING_KEY = "xtransfer_pooling"  # key of config.json for how a saved classifier pools, if not as its family does
+POOLING_KEY = "xtransfer_pooling"  # the key of config.json for a saved classifier's pooling, if it is not its family's
 
 _OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # may share our tensor names
 _SINGLE_LABEL = "single_label_classification"
@@ -59,7 +59,7 @@ def read_config(directory: str | Path) -> EncoderConfig:
 
 
 def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
-    """Refuse a checkpoint that would run as something other than what it was trained as."""
+    """Refuse a checkpoint that would run differently here from how it was trained."""
     _check_values(path, raw, family.fixed)
     if raw.get("problem_type") not in (None, _SINGLE_LABEL):
         raise UserError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
@@ -82,8 +82,8 @@ def check_pretraining(directory: str | Path) -> None:
     """Refuse a checkpoint whose pretraining cannot continue here: another family, or other pretraining heads."""
     path, family = Path(directory) / CONFIG, FAMILIES[read_config(directory).family]
     if not family.pretrains:
-        able = ", ".join(name for name, other in FAMILIES.items() if other.pretrains)
-        raise UserError(f"{path}: model_type is {family.name}: only {able} checkpoints can be pretrained further")
+        supported = ", ".join(name for name, other in FAMILIES.items() if other.pretrains)
+        raise UserError(f"{path}: model_type is {family.name}: only {supported} checkpoints can be pretrained further")
     _check_values(path, read_raw(directory), family.fixed_in_pretraining)
 
 
@@ -91,18 +91,18 @@ def _checked(path: Path, key: str, field: str, value: Any, *, nullable: bool) ->
     """Return a value for a field of EncoderConfig, or raise a UserError that names its key."""
     if field == "hidden_act":
         valid = value in ACTIVATIONS if isinstance(value, str) else False
-        wanted = f"one of {', '.join(ACTIVATIONS)}"
+        expected = f"one of {', '.join(ACTIVATIONS)}"
     elif field.endswith("dropout"):
         valid = _is_number(value) and 0 <= value < 1
-        wanted = "a number from 0 to below 1"
+        expected = "a number from 0 to below 1"
     elif field == "layer_norm_eps":
-        valid, wanted = _is_number(value) and 0 < value < 1, "a small positive number"
+        valid, expected = _is_number(value) and 0 < value < 1, "a small positive number"
     elif field == "pad_id":
-        valid, wanted = type(value) is int and value >= 0, "a token id"
+        valid, expected = type(value) is int and value >= 0, "a token id"
     else:
-        valid, wanted = type(value) is int and value > 0, "a positive integer"
+        valid, expected = type(value) is int and value > 0, "a positive integer"
     if not valid and not (value is None and nullable):
-        raise UserError(f"{path}: {key} is {value!r}, expected {wanted}")
+        raise UserError(f"{path}: {key} is {value!r}, expected {expected}")
     return value
 
 
@@ -114,8 +114,8 @@ def read_labels(directory: str | Path) -> tuple[str, ...] | None:
     """Return the class names of `config.json` (id2label) in the order of the head's outputs; None without id2label.
 
     Raises:
-      UserError: a name is neither text nor an integer, or label2id has the same names in another order, so that nobody
-        knows which of the two is right.
+      UserError: a name is neither text nor an integer, or label2id has the same names in another order, so that
+        it is unclear which is right.
     """
     path, raw = Path(directory) / CONFIG, read_raw(directory)
     table = raw.get("id2label")
@@ -127,9 +127,10 @@ def read_labels(directory: str | Path) -> tuple[str, ...] | None:
     labels = tuple(map(str, names))
     if not all(type(name) in (str, int) for name in names) or len(set(labels)) != len(labels):
         raise UserError(f"{path}: id2label must give every class a name of its own")
-    back = raw.get("label2id")
+    label2id = raw.get("label2id")
     # A label2id with other names is left over from an earlier checkpoint; transformers does not read it either.
-    if isinstance(back, dict) and set(back) == set(labels) and any(back[name] != i for i, name in enumerate(labels)):
+    expected = {name: index for index, name in enumerate(labels)}
+    if isinstance(label2id, dict) and set(label2id) == set(labels) and label2id != expected:
         raise UserError(f"{path}: id2label and label2id list the classes in different orders: correct one of them")
     return labels
 
@@ -155,7 +156,7 @@ def write_config(
     """Write a `config.json` that `transformers` reads.
 
     Args:
-      file: where to.
+      file: the file to write.
       config: the architecture.
       leaves: the dotted paths of the parameters, which decide the name of the architecture.
       labels: the class names, in order; None without a classification head.

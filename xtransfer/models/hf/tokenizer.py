@@ -1,4 +1,4 @@
-"""Whether a tokenizer belongs to the model of a Hugging Face directory, and its special ids for `config.json`."""
+"""Checks of a tokenizer against the model of a Hugging Face directory, and its special ids for `config.json`."""
 
 import logging
 from collections.abc import Mapping
@@ -35,29 +35,29 @@ def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
     """
     config, raw = read_config(directory), read_raw(directory)
     name = _name_of(tokenizer)
-    place = f"({Path(directory) / CONFIG})"
+    config_file = f"({Path(directory) / CONFIG})"
     vocabulary = tokenizer.get_vocab()
     largest = max(vocabulary.values(), default=-1)
     if largest >= config.vocab_size:
-        wrong = f"token ids up to {largest}, but the model embeds {config.vocab_size}"
+        problem = f"token ids up to {largest}, but the model embeds {config.vocab_size}"
     elif len(vocabulary) < _MINIMUM_SHARE * config.vocab_size:
-        wrong = f"{len(vocabulary)} tokens, but the model embeds {config.vocab_size}"
+        problem = f"{len(vocabulary)} tokens, but the model embeds {config.vocab_size}"
     else:
-        wrong = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer)
-    if wrong:
-        raise UserError(f"{name}: {wrong} {place}: another model's tokenizer?")
+        problem = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer)
+    if problem:
+        raise UserError(f"{name}: {problem} {config_file}: another model's tokenizer?")
     if len(vocabulary) < _USUAL_SHARE * config.vocab_size:
-        _warn(f"{name}: only {len(vocabulary)} tokens, but the model embeds {config.vocab_size} {place}")
+        _warn(f"{name}: only {len(vocabulary)} tokens, but the model embeds {config.vocab_size} {config_file}")
     if tokenizer.pad_token_id != config.pad_id:
         pads = f"pad id {tokenizer.pad_token_id}, but the model's is {config.pad_id}"
-        _warn(f"{name}: {pads} {place}; padding is masked, so no number changes")
+        _warn(f"{name}: {pads} {config_file}; padding is masked, so no number changes")
 
 
 def check_pairs(directory: str | Path, tokenizer: Any) -> None:
     """Refuse a tokenizer that gives pairs of texts more token types than the model of `directory` has.
 
     Raises:
-      UserError: it does. Single texts can still be used with it.
+      UserError: the tokenizer is refused. It may still work for single texts.
     """
     types = _types_beyond(read_config(directory), tokenizer("a", "a"))
     if types:
@@ -77,7 +77,7 @@ def _warn(message: str) -> None:
 
 
 def _wrong_special_id(config: EncoderConfig, raw: Mapping[str, Any], tokenizer: Any) -> str:
-    """Return which special id differs from the model's and matters, or ""."""
+    """Return the special id that differs from the model's and matters, in words, or ""."""
     if FAMILIES[config.family].positions_after_pad and tokenizer.pad_token_id != config.pad_id:
         return f"pad id {tokenizer.pad_token_id}, but the model's is {config.pad_id}"
     if raw.get("tokenizer_class") is not None:
@@ -92,7 +92,7 @@ def _wrong_special_id(config: EncoderConfig, raw: Mapping[str, Any], tokenizer: 
 
 
 def _wrong_layout(config: EncoderConfig, tokenizer: Any) -> str:
-    """Return what the model was not made for in the layout of a tokenized text, or ""."""
+    """Return the flaw in the layout of a tokenized text, in words, if it does not suit the model, or ""."""
     single = tokenizer("a", return_special_tokens_mask=True)
     if not single["special_tokens_mask"] or not single["special_tokens_mask"][0]:
         return "no special token at the front, but the model classifies by it"
@@ -100,7 +100,7 @@ def _wrong_layout(config: EncoderConfig, tokenizer: Any) -> str:
 
 
 def _types_beyond(config: EncoderConfig, encoding: Mapping[str, Any]) -> str:
-    """Return which token types of an example the model lacks, or ""; without token types they are zeros."""
+    """Return the token types of an example that the model lacks, in words, or ""; a missing type is 0."""
     types = max(encoding.get("token_type_ids", ()), default=0) + 1
     if 1 <= config.type_vocab_size < types:
         return f"{types} token types, but the model's type_vocab_size is {config.type_vocab_size}"

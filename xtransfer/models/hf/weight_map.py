@@ -39,8 +39,8 @@ class Family:
       aliases: (pattern, replacement) pairs, applied in order to a tensor's name before the rules see it.
       copies: (pattern, source, leaf) for tensors that repeat another one, such as a tied decoder. They matter only to a
         model with that leaf.
-      ignorable: patterns of tensor names that carry none of our parameters.
-      heads: patterns of targets that stay in the file if a model has no such head.
+      ignorable: patterns of tensor names that hold none of our parameters.
+      heads: patterns of targets that are not read if a model has no such head.
       new: leaves that a checkpoint may lack.
       config_keys: (key of config.json, field of EncoderConfig) pairs.
       required: the keys without a default.
@@ -98,7 +98,7 @@ class Family:
         raise KeyError(f"{self.name}: no name for {target}")
 
     def is_ignorable(self, source: str) -> bool:
-        """Return whether a canonical tensor name stays in the file."""
+        """Return whether a tensor is not read, by its canonical name."""
         return any(re.fullmatch(pattern, source) for pattern in self.ignorable)
 
     def is_head(self, target: str) -> bool:

@@ -117,7 +117,7 @@ class Tensor:
     def equals(self, other: "Tensor", files: "Files") -> bool:
         """Return whether both tensors, of the same shape, hold the same numbers."""
         pairs = zip(self.pieces(files, whole(self.shape)), other.pieces(files, whole(self.shape)), strict=True)
-        return all(np.array_equal(one, another) for (_, one), (_, another) in pairs)
+        return all(np.array_equal(piece, other_piece) for (_, piece), (_, other_piece) in pairs)
 
 
 Files = Mapping[Path, Any]  # a checkpoint's open files
@@ -152,15 +152,16 @@ class WeightSource:
                 if family.is_ignorable(source):
                     continue
                 copy = family.copy_of(source)
-                found = family.target(copy[0] if copy else source)
-                if found is None:
+                match = family.target(copy[0] if copy else source)
+                if match is None:
                     raise UserError(
                         f"{file}: unknown tensor {name} {list(shape)}: not a plain {family.name} checkpoint"
                     )
+                target, transform = match
                 table = copies if copy else targets
-                if found[0] in table:
-                    raise UserError(f"{file}: tensors {table[found[0]].name} and {name} are the same parameter")
-                table[found[0]] = Tensor(file, name, dtype, shape, found[1], copy[1] if copy else None)
+                if target in table:
+                    raise UserError(f"{file}: tensors {table[target].name} and {name} are the same parameter")
+                table[target] = Tensor(file, name, dtype, shape, transform, copy[1] if copy else None)
         return cls(Path(directory), family, targets, copies)
 
     def fill(
@@ -189,10 +190,10 @@ class WeightSource:
         if missing:
             log.info("%s: new, drawn from seed %d: %s", self.directory, seed, ", ".join(sorted(missing)))
 
-        def filled(path: tuple[Any, ...], leaf: Any, sharding: Sharding | None = None) -> jax.Array:
+        def fill_leaf(path: tuple[Any, ...], leaf: Any, sharding: Sharding | None = None) -> jax.Array:
             name = path_name(path)
             if name in missing:
-                drawn = _drawn(name, leaf.shape, seed)
+                drawn = _draw(name, leaf.shape, seed)
                 return _placed(drawn.__getitem__, leaf.shape, sharding)
             tensor = self.targets[name]
             if name in order:
@@ -207,13 +208,13 @@ class WeightSource:
                         f"{copy.file}: tensor {copy.name} differs from the one it is tied to: not supported"
                     )
             trees = (abstract,) if shardings is None else (abstract, shardings)
-            return jax.tree_util.tree_map_with_path(filled, *trees)
+            return jax.tree_util.tree_map_with_path(fill_leaf, *trees)
 
     @contextmanager
     def _open_files(self) -> Iterator[Files]:
         with ExitStack() as stack:
-            names = {tensor.file for tensor in (*self.targets.values(), *self.copies.values())}
-            yield {file: stack.enter_context(_opened(file)) for file in sorted(names)}
+            files = {tensor.file for tensor in (*self.targets.values(), *self.copies.values())}
+            yield {file: stack.enter_context(_open(file)) for file in sorted(files)}
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]], missing: set[str]) -> None:
         """Check everything that the files' headers say, so that nothing is read from a checkpoint that does not fit."""
@@ -237,10 +238,10 @@ class WeightSource:
         present = self.targets.keys() | self.copies.keys()
         allowed: set[str] = set()
         for new in self.family.new:
-            complete = not any(re.fullmatch(new.target, path) for path in present)
-            if complete and new.only_with:
-                complete = not any(re.fullmatch(new.only_with, path) for path in present)
-            if complete:
+            all_absent = not any(re.fullmatch(new.target, path) for path in present)
+            if all_absent and new.only_with:
+                all_absent = not any(re.fullmatch(new.only_with, path) for path in present)
+            if all_absent:
                 allowed |= {path for path in missing if re.fullmatch(new.target, path)}
         not_allowed = sorted(missing - allowed)
         if not_allowed:
@@ -266,7 +267,7 @@ def _placed(read: Callable[[Index], np.ndarray], shape: tuple[int, ...], shardin
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _drawn(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def _draw(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Return a new leaf as BERT initializes it, from its path, its shape, and the seed only."""
     if path.endswith("kernel"):
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
@@ -302,7 +303,7 @@ def weight_files(directory: str | Path) -> list[Path]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Return the file name of each tensor in an index; UserError unless they are files of its own directory."""
+    """Return the file name of each tensor in an index; UserError unless the files are in its directory."""
     table = storage.read_object(index, "fetch it again").get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
     if not names or not all(isinstance(n, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", n) for n in names):
@@ -311,12 +312,12 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def _tensors(file: Path) -> list[tuple[str, str, tuple[int, ...]]]:
-    with _opened(file) as handle:
+    with _open(file) as handle:
         slices = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118
         return [(name, tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in slices]
 
 
-def _opened(file: Path) -> Any:
+def _open(file: Path) -> Any:
     try:
         return safe_open(file, "np")
     except (SafetensorError, OSError, ValueError) as error:

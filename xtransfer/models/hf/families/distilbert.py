@@ -1,7 +1,7 @@
 """DistilBERT: no token types, no dropout after attention, a head of dense, ReLU, and output, and a fixed LayerNorm eps.
 
-Position embeddings come from the file, whether they were learned or are sinusoids. The language model's head stays in
-the file.
+Position embeddings come from the file, whether they were learned or are sinusoids. The language model's head is not
+read.
 """
 
 from xtransfer.models.hf.weight_map import OLD_NORM, Family, NewLeaves, dense, embeddings, norm

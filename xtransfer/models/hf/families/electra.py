@@ -1,7 +1,7 @@
 """ELECTRA: embeddings with a width of their own, projected to the layers' width, and a head like RoBERTa's with GELU.
 
-The head's GELU is the exact one, whatever `hidden_act` is. Everything that the generator and the discriminator have
-beyond the encoder stays in the file.
+The head's GELU is the exact one, whatever `hidden_act` is. The parts of the generator and the discriminator beyond
+the encoder are not read.
 """
 
 from xtransfer.models.hf.weight_map import (

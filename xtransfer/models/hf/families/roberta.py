@@ -2,7 +2,7 @@
 
 They differ from BERT in two ways. Positions start after the pad id. The head has no pooler before it: it is a dense
 layer, tanh, and the output, with dropout on its input too. The pooler in an encoder-only file and the language model's
-head stay in the file.
+head are not read.
 """
 
 from xtransfer.models.hf.weight_map import (
