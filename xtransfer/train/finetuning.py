@@ -24,8 +24,8 @@ from xtransfer.train import loop, state
 from xtransfer.train.compiled_steps import CompiledSteps
 from xtransfer.train.inputs import ModelInputs
 
-_SAMPLED = 16  # batches from which the share of padding is estimated
-_FULL = 0.75  # share of real tokens in a batch below which a setting should change
+_SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
+_MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is real
 
 
 class Finetuner:
@@ -53,7 +53,7 @@ class Finetuner:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """The number of classes, K."""
         return len(self.labels)
 
     def fresh_params(self, seed: int) -> Any:
@@ -95,22 +95,22 @@ class Finetuner:
         return logits
 
     def train(self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int) -> None:
-        """Train by `objective`, scoring checkpoints by accuracy on `dev`, or resume; return at once if it is done."""
+        """Train by `objective`, scoring checkpoints by accuracy on `dev`, or resume; do nothing if it is finished."""
         if self.is_trained(directory):
             return
 
         def score(params: Any) -> dict[str, float]:
-            right = self.predict(params, dev).argmax(-1) == dev.labels
-            return {"dev_accuracy": float(right.mean())}
+            correct = self.predict(params, dev).argmax(-1) == dev.labels
+            return {"dev_accuracy": float(correct.mean())}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
         plan = dataclasses.replace(self.inputs.training_plan, process_slice=process_slice(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
-        sizes, share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED)
-        terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {share:.0%} of them real")
+        sizes, real_share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED_BATCHES)
+        terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {real_share:.0%} of them real")
         accumulates = self.settings.accumulation > 1
-        # A short training pads in order to compile fewer steps. Padding for microbatches has no such use.
-        if share < _FULL and (plan.fitted_sizes > 1 or accumulates):
+        # A short run pads on purpose, to compile fewer steps. Padding for the sake of microbatches saves nothing.
+        if real_share < _MIN_REAL_SHARE and (plan.fitted_sizes > 1 or accumulates):
             keys = f"{self.role}.batch_size or {self.role}.row_length"
             if accumulates:
                 keys += f" or {self.role}.accumulation"
@@ -151,7 +151,7 @@ class Models:
         return self._finetuner("student", self._config.student)
 
     def facts(self) -> dict[str, Any]:
-        """Return what an experiment is made from besides its settings: if any of it changes, so do the results."""
+        """Return the facts that, besides the settings, decide an experiment's results: task, data, and checkpoints."""
         task = self._task
         return {
             "name": task.name,

@@ -1,4 +1,4 @@
-"""A model of an experiment without its weights: how it tokenizes text, and how its batches are laid out."""
+"""A model of an experiment without its weights: its tokenization, and the layout of its batches."""
 
 import itertools
 import operator
@@ -61,20 +61,20 @@ class ModelInputs:
 
         Args:
           examples: a whole split, or a sample of `drawn_from`.
-          drawn_from: whole splits. They are tokenized and cached as a whole, so that another sample finds its tokens.
-            The tokens of the examples, which are found by their ids, are copied into memory.
+          drawn_from: whole splits. They are tokenized and cached as a whole, so that another sample finds its
+            tokens there. The examples' tokens are found by example id and copied into memory.
         """
         if not drawn_from:
             return self._tokenize(examples)
-        place_by_id = {
+        position_by_id = {
             example.id: (number, index)
             for number, split in enumerate(drawn_from)
             for index, example in enumerate(split)
         }
-        places = [place_by_id[example.id] for example in examples]
-        splits = {number: self._tokenize(drawn_from[number]) for number in sorted({number for number, _ in places})}
-        runs = itertools.groupby(places, operator.itemgetter(0))
-        return concatenate([splits[number].take(np.array([i for _, i in run], np.int64)) for number, run in runs])
+        positions = [position_by_id[example.id] for example in examples]
+        splits = {number: self._tokenize(drawn_from[number]) for number in sorted({number for number, _ in positions})}
+        groups = itertools.groupby(positions, operator.itemgetter(0))
+        return concatenate([splits[number].take(np.array([i for _, i in group], np.int64)) for number, group in groups])
 
     def dataset(
         self, examples: Sequence[Example], num_classes: int, drawn_from: Sequence[Sequence[Example]] = ()
@@ -126,6 +126,6 @@ def plan_of(settings: ModelConfig, architecture: EncoderConfig, batch_size: int,
 
 
 def sides(examples: Sequence[Example]) -> tuple[list[str], list[str] | None]:
-    """Return the texts and the second texts, if any, as the tokenizer takes them."""
+    """Return the texts and, if the examples are pairs, the second texts, as the tokenizer takes them."""
     pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
     return [example.text for example in examples], pairs

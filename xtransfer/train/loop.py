@@ -21,14 +21,14 @@ from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
 
-_LOG_EVERY = 50  # steps between two reads of the loss, each of which waits for the device
+_LOG_EVERY = 50  # steps between two reads of the loss; a read waits for the device
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, and when to save a checkpoint: `evaluations` times, evenly spaced, the last step included."""
+    """The length of a training, and its checkpoints: `evaluations` of them, evenly spaced, the last step included."""
 
     title: str
     steps: int
@@ -63,14 +63,14 @@ def fit(
     score: Callable[[Any], dict[str, float]] | None,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
-    """Train to `plan.steps` with checkpoints and `metrics.jsonl` in `directory`, resuming if there are any.
+    """Train to `plan.steps`, or resume, with checkpoints and `metrics.jsonl` in `directory`.
 
     SIGTERM saves the current step and exits.
 
     Args:
-      directory: of the run.
-      plan: how long to train.
-      start: where to start without a checkpoint.
+      directory: the run's directory.
+      plan: the length of the training, and its checkpoints.
+      start: the start of a run without a checkpoint.
       train_step: from `make_train_step`.
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.

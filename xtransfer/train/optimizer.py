@@ -1,4 +1,4 @@
-"""AdamW as it is used to fine-tune encoders, and frozen parameters."""
+"""AdamW with the usual settings for fine-tuning encoders, and frozen parameters."""
 
 import re
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def adamw(
 
     Args:
       learning_rate: a number or a schedule.
-      weight_decay: AdamW's.
+      weight_decay: AdamW's weight decay.
       clip_norm: the largest norm of the gradient; 0 turns clipping off.
       frozen: regular expressions of dotted paths. Parameters that one of them matches are not trained and need no
         optimizer state.
-      b2: AdamW's.
+      b2: AdamW's second decay rate.
 
     Raises:
       UserError: an expression matches no parameter; raised when the state is created.

@@ -27,7 +27,7 @@ def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> 
 
 
 def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Return the sharding of every leaf of a state; `params` may be abstract. Moments lie with the updates."""
+    """Return the sharding of every leaf of a state; `params` may be abstract. Moments are sharded like the updates."""
     opt_state = jax.eval_shape(optimizer.init, params)
     return TrainState(
         sharding.replicated(mesh), sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, opt_state)
@@ -35,15 +35,15 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
 
 
 def updated_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Return where each parameter is updated: with its moments, or in its own place if it is frozen and has none."""
+    """Return the sharding in which each parameter is updated: its moments', or its own if it is frozen."""
     layouts = (sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, params))
     state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))
     names = tuple(f".{sharding.path_name(path)}" for path, _ in state)
 
-    def of_leaf(path: Any, whole: Any, split: Any) -> Any:
+    def choose(path: Any, whole: Any, split: Any) -> Any:
         return split if any(name.endswith(f".{sharding.path_name(path)}") for name in names) else whole
 
-    return jax.tree_util.tree_map_with_path(of_leaf, *layouts)
+    return jax.tree_util.tree_map_with_path(choose, *layouts)
 
 
 def abstract(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

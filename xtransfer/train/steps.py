@@ -45,15 +45,15 @@ def train_step(
     Dropout is a pure function of `key` and the step's number.
 
     Args:
-      graphdef: of the model.
+      graphdef: the model's graphdef.
       loss_fn: (model, batch, dropout key) -> (sum, count) pairs. The step minimizes "loss" as sum / count over the
         global batch; the count must not depend on the parameters.
       optimizer: the gradient transformation.
-      state: before the step.
+      state: the state before the step.
       batch: arrays [R, ...].
       key: the run's dropout key.
       gradient_of: computes the gradient, as `whole_gradient` does.
-      spread: lays out a tree of parameters as they are updated.
+      spread: lays out a tree of parameters for their update.
     """
     dropout_key = jax.random.fold_in(key, state.step)
 
@@ -79,13 +79,13 @@ def make_train_step(
     """Return `train_step` compiled for `mesh`, with the state donated and the batch's rows split over devices.
 
     Args:
-      graphdef: of the model.
+      graphdef: the model's graphdef.
       loss_fn: see `train_step`.
       optimizer: the gradient transformation.
       mesh: the device mesh.
       params: the parameters, which may be abstract.
-      num_microbatches: the number of microbatches for a batch, from its shapes. They are computed one after the other,
-        with the memory of one, of one more gradient, and of what `embed` returns and its gradient.
+      num_microbatches: the number of microbatches for a batch, from its shapes. They run one after the other,
+        with the memory of one microbatch, one more gradient, and the output of `embed` with its gradient.
       embed: (model, batch, dropout key) -> the batch's key `embedded`, see `accumulated_gradient`.
     """
     states = state_shardings(params, optimizer, mesh)
@@ -93,7 +93,7 @@ def make_train_step(
     layouts = states.params, updated_shardings(params, optimizer, mesh)
 
     def spread(tree: Any) -> Any:
-        # Through the parameters' own layout first: otherwise the compiler moves the split into the model's products.
+        # Pass through the parameters' own layout first, or the compiler moves the split into the model's products.
         return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
