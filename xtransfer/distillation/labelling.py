@@ -1,4 +1,4 @@
-"""Labelling the transfer set with the teacher: fills a logits store shard by shard, and may be interrupted."""
+"""Label the transfer set with the teacher: fill a logits store shard by shard, and survive interruptions."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def permute_classes(logits: np.ndarray, teacher_classes: Sequence[str], student_
       [..., K], columns as in `student_classes`, with the dtype of `logits`.
 
     Raises:
-      UserError: the two do not name the same classes, each of them once.
+      UserError: teacher and student do not name the same classes, each once.
     """
     teacher, student = list(teacher_classes), list(student_classes)
     if sorted(teacher) != sorted(student) or len(set(teacher)) != len(teacher):

@@ -1,6 +1,6 @@
 """The teacher's logits on disk: one float32 row per example id, raw, in shards.
 
-    <root>/<key>/manifest.json      what the rows are; never changed once written
+    <root>/<key>/manifest.json      describes the rows; never changed once written
                  ids.txt            the example ids in row order, one per line
                  shard-00000.npy    rows 0 .. shard_size − 1, and so on
 
@@ -25,7 +25,7 @@ from xtransfer.errors import UserError
 from xtransfer.runtime import processes
 
 FORMAT = 1
-_AGAIN = "run the same command to label the missing shards"
+_RERUN = "run the same command to label the missing shards"
 
 
 def store_key(*, teacher_fingerprint: str, tokenizer_fingerprint: str, max_length: int, data_fingerprint: str) -> str:
@@ -62,7 +62,7 @@ class LogitsStore:
 
     def missing_shards(self) -> list[int]:
         """Return the shards that are absent, truncated, or of another size, in ascending order."""
-        return [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
+        return [shard for shard in range(self.num_shards) if not self._is_complete(shard)]
 
     @property
     def complete(self) -> bool:
@@ -103,19 +103,19 @@ class LogitsStore:
         missing = self.missing_shards()
         if missing:
             raise UserError(
-                f"{self._path(missing[0])}: missing or truncated ({len(missing)} of {self.num_shards} shards): {_AGAIN}"
+                f"{self._path(missing[0])}: missing or truncated ({len(missing)} of {self.num_shards} shards): {_RERUN}"
             )
-        row_of = {name: row for row, name in enumerate(self.ids)}
-        unknown = [name for name in ids if name not in row_of]
+        row_by_id = {id_: row for row, id_ in enumerate(self.ids)}
+        unknown = [id_ for id_ in ids if id_ not in row_by_id]
         if unknown:
             raise UserError(f"{self.directory}: no logits of example {unknown[0]!r} ({len(unknown)} ids are missing)")
         shards = [np.load(self._path(shard), allow_pickle=False) for shard in range(self.num_shards)]
-        return np.concatenate(shards)[[row_of[name] for name in ids]].reshape(len(ids), len(self.classes))
+        return np.concatenate(shards)[[row_by_id[id_] for id_ in ids]].reshape(len(ids), len(self.classes))
 
     def _path(self, shard: int) -> Path:
         return self.directory / f"shard-{shard:05d}.npy"
 
-    def _is_whole(self, shard: int) -> bool:
+    def _is_complete(self, shard: int) -> bool:
         rows = len(self.shard_indices(shard))
         expected = _npy(np.zeros((rows, len(self.classes)), np.float32))
         header = expected[: -rows * len(self.classes) * 4]
@@ -144,7 +144,7 @@ def open_store(
     classes, ids = tuple(classes), tuple(ids)
     _check(classes, ids, shard_size)
     directory = Path(root) / store_key(**key_fields)
-    id_lines = "".join(f"{name}\n" for name in ids).encode()
+    id_lines = "".join(f"{id_}\n" for id_ in ids).encode()
     manifest = {
         "format": FORMAT,
         "classes": list(classes),
@@ -174,12 +174,12 @@ def _check(classes: tuple[str, ...], ids: tuple[str, ...], shard_size: int) -> N
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise UserError(f"the teacher's classes {list(classes)}: expected two or more different names")
     seen = set()
-    for name in ids:
-        if name in seen:
-            raise UserError(f"example id {name!r} occurs twice: ids must be unique")
-        if not name or name.splitlines() != [name] or not _is_unicode(name):
-            raise UserError(f"example id {name!r}: expected one non-empty line of valid Unicode")
-        seen.add(name)
+    for id_ in ids:
+        if id_ in seen:
+            raise UserError(f"example id {id_!r} occurs twice: ids must be unique")
+        if not id_ or id_.splitlines() != [id_] or not _is_unicode(id_):
+            raise UserError(f"example id {id_!r}: expected one non-empty line of valid Unicode")
+        seen.add(id_)
 
 
 def _is_unicode(text: str) -> bool:
@@ -195,9 +195,9 @@ def _compare(path: Path, manifest: dict[str, Any]) -> None:
     stored = storage.read_object(path, f"delete {path.parent} to label again")
     if stored != manifest:
         differences = "; ".join(
-            f"{name}: {stored.get(name, 'nothing')!r} in the store, {manifest.get(name, 'nothing')!r} requested"
-            for name in sorted(stored.keys() | manifest.keys())
-            if name not in stored or name not in manifest or stored[name] != manifest[name]
+            f"{key}: {stored.get(key, 'nothing')!r} in the store, {manifest.get(key, 'nothing')!r} requested"
+            for key in sorted(stored.keys() | manifest.keys())
+            if key not in stored or key not in manifest or stored[key] != manifest[key]
         )
         raise UserError(f"{path}: holds other logits ({differences}): delete {path.parent} to label again")
 

@@ -30,7 +30,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A way to train a student. It is hashable, so it can be a static argument of `jax.jit`.
+    """A way to train a student; hashable, so that it can be a static argument of `jax.jit`.
 
     Attributes:
       name: its name in tables and in the workdir.
@@ -57,7 +57,7 @@ class Objective:
     teacher: Literal["none", "monolingual", "vanilla"] = "none"
 
     def loss_settings(self) -> "Objective":
-        """Return the objective without what its loss does not depend on: name, data, and whose logits it uses."""
+        """Return the objective reduced to the fields of its loss: without name, data, and the origin of the logits."""
         teacher: Literal["none", "monolingual"] = "none" if self.teacher == "none" else "monolingual"
         return dataclasses.replace(self, name="", data="labelled", teacher=teacher)
 
@@ -117,7 +117,7 @@ def soft_kl(objective: Objective, student_logits: jax.Array, teacher_logits: jax
     """Return KL(q ‖ p) in nats for each example, at the objective's temperatures and without the factor T².
 
     Args:
-      objective: the source of T, and of whether it divides the student's logits too.
+      objective: gives T, and says whether T divides the student's logits too.
       student_logits: [..., K] float32.
       teacher_logits: [..., K] float32; no gradient flows into them.
 
@@ -134,7 +134,7 @@ def hard_targets(objective: Objective, teacher_logits: jax.Array, label: jax.Arr
     """Return the class that the hard term aims at: the label, or a pseudo-label that passes the threshold.
 
     Args:
-      objective: says whether to use pseudo-labels, and from which confidence on.
+      objective: says whether to use pseudo-labels, and how confident they must be.
       teacher_logits: [..., K] float32.
       label: [...] int32, −1 without a label.
 
@@ -155,7 +155,7 @@ def loss_terms(
     label: jax.Array,
     weight: jax.Array,
 ) -> dict[str, Pair]:
-    """Return the loss of a batch, and terms to watch beside it, as (sum, count) pairs.
+    """Return the loss of a batch, and further terms to log, as (sum, count) pairs.
 
     Differentiate `mean` of "loss" after sum and count have been added up over the global batch. An example without any
     term (no label and no soft term, or a pseudo-label below the threshold) is in neither sum nor count. Neither is a
