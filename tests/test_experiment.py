@@ -229,7 +229,7 @@ def test_evaluation_refuses_other_data_than_the_run_had(setting, tmp_path):
     experiment.run(loaded(setting, *flags, "--config.teacher.steps=1"), tmp_path / "run")
     path = data / "de" / "test.tsv"
     path.write_text(path.read_text().replace("gut", "schlecht"))
-    with pytest.raises(UserError, match=r"made with something else \(data: "):
+    with pytest.raises(UserError, match=r"made with other settings or data \(data: "):
         evaluate.main(["--workdir", str(tmp_path / "run")])
 
 

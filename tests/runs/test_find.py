@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import tiny_run
 from xtransfer.errors import UserError
-from xtransfer.runs.find import find_run, list_runs, read_task, run_of
+from xtransfer.runs.find import find_run, identify_run, list_runs, read_task
 from xtransfer.runs.workdir import Workdir
 
 
@@ -55,8 +55,8 @@ def test_every_run_that_was_begun_is_known(copy):
         (copy / name).mkdir(parents=True)
     known = "teacher, students/monox_kd/seed-2, students/monox_kd/seed-10, students/vanilla/seed-0"
     assert list_runs(Workdir(copy)) == known
-    assert run_of(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
-    assert run_of(Workdir(copy), copy / "students/monox_kd/seed-x") is None
+    assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
+    assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-x") is None
     assert list_runs(Workdir(copy / "nothing")) == "no run yet"
 
 

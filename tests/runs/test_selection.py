@@ -21,7 +21,7 @@ def test_oracle_averages_the_target_languages_and_is_no_zero_shot():
     target = {"de": {10: 0.5, 20: 0.875, 30: 0.75, 40: 0.7}, "ja": {10: 0.9, 20: 0.375, 30: 0.75, 40: 0.7}}
     assert choose(SOURCE, target) == {"source_dev": 20, "last": 40, "target_dev_oracle": 30}
     assert not PROTOCOLS["target_dev_oracle"].zero_shot
-    assert "not zero-shot" in PROTOCOLS["target_dev_oracle"].describe
+    assert "not zero-shot" in PROTOCOLS["target_dev_oracle"].description
     assert PROTOCOLS["source_dev"].zero_shot and PROTOCOLS["last"].zero_shot
 
 

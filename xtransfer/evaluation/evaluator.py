@@ -33,7 +33,11 @@ class Run:
 
 def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
     """Return the runs of an experiment in the order of its stages."""
-    students = [Run(o, s, workdir.student(o, s)) for o in config.objectives for s in config.seeds]
+    students = [
+        Run(objective, seed, workdir.student(objective, seed))
+        for objective in config.objectives
+        for seed in config.seeds
+    ]
     return [Run(TEACHER, config.teacher_seed, workdir.teacher), *students]
 
 
@@ -44,7 +48,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
     processes take part, and process 0 writes.
     """
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
-    scored = {_place(row) for row in rows}
+    scored = {_key(row) for row in rows}
     all_runs = runs(workdir, config)
 
     @functools.cache
@@ -63,29 +67,37 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         if jobs:
             model = models.teacher if is_teacher else models.student
             rows += _score(workdir, task, model, run, jobs, dataset)
-            # Written at once, so that a run has all of its rows or none.
+            # All rows of a run are written at once, so that it has all of them or none.
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
-    keys = {(run.objective, run.seed) for run in all_runs}
-    return [row for row in rows if (row["objective"], row["seed"]) in keys]
+    run_keys = {(run.objective, run.seed) for run in all_runs}
+    return [row for row in rows if (row["objective"], row["seed"]) in run_keys]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One checkpoint of a run on one split of one language, for the protocols that selected it."""
+    """One checkpoint of a run on one split of one language, for the protocols that selected it.
+
+    Attributes:
+      step: the checkpoint's step.
+      protocols: the protocols that selected it.
+      split: the split to score.
+      language: the language to score.
+      keys: the `_key` of every result row of the job.
+    """
 
     step: int
     protocols: tuple[str, ...]
     split: str
     language: str
-    places: frozenset[tuple[Any, ...]]
+    keys: frozenset[tuple[Any, ...]]
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language"))
 
 
 def _due(jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
-    return [not job.places <= scored for job in jobs]
+    return [not job.keys <= scored for job in jobs]
 
 
 def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator[_Job]:
@@ -94,9 +106,8 @@ def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator
         protocols = tuple(name for name, selected in step_by_protocol.items() if selected == step)
         for split in splits:
             for language in languages:
-                where = (split, language)
-                places = frozenset((run.objective, run.seed, step, protocol, *where) for protocol in protocols)
-                yield _Job(step, protocols, *where, places)
+                keys = frozenset((run.objective, run.seed, step, protocol, split, language) for protocol in protocols)
+                yield _Job(step, protocols, split, language, keys)
 
 
 def _score(
@@ -121,8 +132,8 @@ def _score(
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
                 for score in _scores(run, job, examples, logits, task.labels):
                     for protocol in job.protocols:
-                        where = {"selection": protocol, "split": job.split, "language": job.language}
-                        yield row | where | score._asdict()
+                        selected = {"selection": protocol, "split": job.split, "language": job.language}
+                        yield row | selected | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
                 predictions = _predictions(examples, logits, task.labels)
                 processes.on_first(functools.partial(storage.write_jsonl, path, predictions))

@@ -97,7 +97,7 @@ def at_chance(accuracy: float, count: int, majority: float) -> bool:
 
 
 def degenerate_warning(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> str | None:
-    """Return what is suspicious about predictions, in one line, or None.
+    """Return a one-line warning about suspicious predictions, or None.
 
     An accuracy `at_chance` is suspicious; predicting one class for every example is a case of that. See
     `confusion_matrix` for arguments and errors.

@@ -1,4 +1,4 @@
-"""Result rows to a results table: means over seeds, averages over languages, and gains over the baseline."""
+"""A results table from result rows: means over seeds, averages over languages, and gains over the baseline."""
 
 import dataclasses
 import statistics
@@ -108,8 +108,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}: not strict JSON: {error}") from error
     if not isinstance(row, dict) or row.keys() != ROW.keys():
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: expected an object with the keys {sorted(ROW)}, found {found}")
+        actual = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"{where}: expected an object with the keys {sorted(ROW)}, found {actual}")
     for key, kind in ROW.items():
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):
@@ -132,28 +132,28 @@ def aggregate(
 
     Args:
       rows: all rows; other metrics, splits, and checkpoints are ignored.
-      source_language: it is not part of the average.
+      source_language: the language to leave out of the average.
       target_languages: the languages that every run must have; by default, every language that any run has.
       metric: the metric to report.
       split: the split to report.
       selection: the protocol whose checkpoints are reported.
 
     Raises:
-      UserError: no rows are left, a run lacks a language (no average is taken over fewer), two results differ for the
-        same place, the numbers of items differ, or the rows belong to several tasks.
+      UserError: no rows match, a run lacks a language (no average is taken over fewer), a run has two different results
+        in one language, the numbers of items differ, or the rows belong to several tasks.
     """
     rows = list(rows)
     chosen = _matching(rows, metric, split, selection)
     if not chosen:
         raise UserError(
-            f"no results: {metric} on split {split}, checkpoints selected by {selection}; {_what_there_is(rows)}"
+            f"no results: {metric} on split {split}, checkpoints selected by {selection}; {_describe_available(rows)}"
         )
     tasks = sorted({row["task"] for row in chosen})
     if len(tasks) > 1:
         raise UserError(f"results of more than one task in one table: {', '.join(tasks)}")
     runs = _runs(chosen)
-    found = {language for run in runs.values() for language in run} - {source_language}
-    targets = tuple(target_languages) or tuple(sorted(found))
+    evaluated = {language for run in runs.values() for language in run} - {source_language}
+    targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
         raise UserError(f"no {split} results in any language but the source language {source_language}")
     for (objective, seed), run in runs.items():
@@ -167,16 +167,16 @@ def aggregate(
 
 
 def _matching(rows: Iterable[Row], metric: str, split: str, selection: str) -> list[Row]:
-    wanted = (metric, split, selection)
-    return [row for row in rows if (row["metric"], row["split"], row["selection"]) == wanted]
+    requested = (metric, split, selection)
+    return [row for row in rows if (row["metric"], row["split"], row["selection"]) == requested]
 
 
-def _what_there_is(rows: Iterable[Row]) -> str:
-    """Say what to ask for instead, if there are results of something else."""
-    found = {(row["split"], row["selection"], row["metric"]) for row in rows if row["metric"] != CHANCE}
-    if not found:
+def _describe_available(rows: Iterable[Row]) -> str:
+    """Name the metrics, splits, and selections that have results."""
+    available = {(row["split"], row["selection"], row["metric"]) for row in rows if row["metric"] != CHANCE}
+    if not available:
         return "there are no results yet"
-    splits, selections, metrics = (", ".join(sorted(set(names))) for names in zip(*found, strict=True))
+    splits, selections, metrics = (", ".join(sorted(set(names))) for names in zip(*available, strict=True))
     return f"there are results of metric {metrics}; split {splits}; selection {selections}"
 
 

@@ -1,4 +1,4 @@
-"""The model card of an exported classifier: front matter for the hub, and what a reader must know before using it.
+"""The model card of an exported classifier: front matter for the hub, and the facts to know before using it.
 
 The form follows https://huggingface.co/docs/hub/model-cards. The results are in the front matter too, where programs
 read them.
@@ -47,7 +47,7 @@ def model_card(run: SelectedRun, rows: Sequence[Row]) -> str:
 
     Args:
       run: the checkpoint.
-      rows: all result rows of the experiment; the card uses those of this checkpoint and protocol.
+      rows: all result rows of the experiment; the card uses the rows of this checkpoint and protocol.
     """
     scores = scores_of(run, rows)
     sections = (
@@ -65,26 +65,27 @@ def model_card(run: SelectedRun, rows: Sequence[Row]) -> str:
 
 def scores_of(run: SelectedRun, rows: Sequence[Row]) -> list[Scores]:
     """Return the scores of this checkpoint under this protocol, split by split, the source language first."""
-    wanted = (run.task.name, run.objective, run.seed, run.step, run.selection)
+    checkpoint = (run.task.name, run.objective, run.seed, run.step, run.selection)
     keys = ("task", "objective", "seed", "step", "selection")
-    mine = [row for row in rows if tuple(row[key] for key in keys) == wanted]
+    run_rows = [row for row in rows if tuple(row[key] for key in keys) == checkpoint]
     scores = []
-    for split in dict.fromkeys(row["split"] for row in mine):
+    for split in dict.fromkeys(row["split"] for row in run_rows):
         for language in run.languages:
-            here = [row for row in mine if (row["split"], row["language"]) == (split, language)]
-            if here:
-                scores.append(Scores(split, language, {row["metric"]: row["value"] for row in here}, here[0]["count"]))
+            matching = [row for row in run_rows if (row["split"], row["language"]) == (split, language)]
+            if matching:
+                values = {row["metric"]: row["value"] for row in matching}
+                scores.append(Scores(split, language, values, matching[0]["count"]))
     return scores
 
 
 def _title(run: SelectedRun) -> str:
-    what = "monolingual teacher" if run.is_teacher else f"{as_line(run.objective)} student"
+    role = "monolingual teacher" if run.is_teacher else f"{as_line(run.objective)} student"
     synthetic = " (synthetic)" if run.task.synthetic else ""
-    return f"{as_line(run.task.name)}{synthetic}: {what} from {origin(run.settings.checkpoint).name}"
+    return f"{as_line(run.task.name)}{synthetic}: {role} from {origin(run.settings.checkpoint).name}"
 
 
 def _notices(run: SelectedRun, scores: Sequence[Scores]) -> list[str]:
-    """Return what must be read first."""
+    """Return the notices to read first, as one block quote, or nothing."""
     notices = []
     if run.task.synthetic:
         notices.append(
@@ -97,7 +98,7 @@ def _notices(run: SelectedRun, scores: Sequence[Scores]) -> list[str]:
             "class. It would load the files without an error and compute other, wrong logits. Use "
             "`python -m xtransfer.predict`."
         )
-    if no_better := [f"{one.language} ({one.split})" for one in scores if _is_at_chance(one)]:
+    if no_better := [f"{entry.language} ({entry.split})" for entry in scores if _is_at_chance(entry)]:
         notices.append(
             f"**At chance** in {', '.join(no_better)}: the accuracy there is no better than always predicting the "
             "majority class."
@@ -107,8 +108,8 @@ def _notices(run: SelectedRun, scores: Sequence[Scores]) -> list[str]:
 
 def _is_at_chance(scores: Scores) -> bool:
     values = scores.values
-    known = "accuracy" in values and CHANCE in values
-    return known and at_chance(values["accuracy"], scores.count, values[CHANCE])
+    scored = "accuracy" in values and CHANCE in values
+    return scored and at_chance(values["accuracy"], scores.count, values[CHANCE])
 
 
 def _what_it_does(run: SelectedRun) -> str:
@@ -117,12 +118,12 @@ def _what_it_does(run: SelectedRun) -> str:
     classes = "\n".join(tables.markdown(Table(("index", "class"), rows, text_columns=2)))
     others = ", ".join(as_line(language) for language in run.languages[1:])
     source = as_line(task.source_language)
-    where = f"It was trained on {source} alone and is meant for {others} as well."
+    languages = f"It was trained on {source} alone and is meant for {others} as well."
     if run.is_teacher:
-        where = f"It is for {source} only."
+        languages = f"It is for {source} only."
     return (
         f"## What it does\n\nIt puts a text, or a pair of texts if the task has pairs, into one of the "
-        f"{len(task.labels)} classes of the task {as_code(task.name)}. {where}\n\n{classes}"
+        f"{len(task.labels)} classes of the task {as_code(task.name)}. {languages}\n\n{classes}"
     )
 
 
@@ -151,11 +152,11 @@ def _how_it_was_made(run: SelectedRun) -> str:
         f"**Method**: {_method(run)}",
         f"**Base checkpoint**: {base.text}, sha256 of its files `{run.fingerprint}`.",
         *_teacher(run),
-        f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_material(run)}",
+        f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_data(run)}",
         f"**Training**: {settings.steps:,} steps of {settings.batch_size} examples of at most {settings.max_length} "
         f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}; compute in {settings.compute_dtype}; "
         f"pooling: {settings.pooling}{_frozen(run)}; seed {run.seed}.",
-        f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].describe} (`{run.selection}`).",
+        f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`).",
         f"**Software**: xtransfer {__version__}.",
     ]
     return "## How it was trained\n\n" + "\n".join(f"- {fact}" for fact in facts)
@@ -165,21 +166,21 @@ def _method(run: SelectedRun) -> str:
     if run.is_teacher:
         return f"the monolingual teacher, fine-tuned on {as_line(run.task.source_language)} labels."
     objective, transfer = OBJECTIVES[run.objective], run.config.transfer
-    whose = {"none": "", "monolingual": "a monolingual teacher's", "vanilla": "the vanilla student's"}[
+    teacher = {"none": "", "monolingual": "a monolingual teacher's", "vanilla": "the vanilla student's"}[
         objective.teacher
     ]
-    learnt = []
+    targets = []
     if objective.soft_weight:
         both = " on both sides" if transfer.temperature_on == "both" else ""
-        learnt.append(
-            f"{whose} class probabilities (knowledge distillation, temperature {transfer.temperature:g}{both})"
+        targets.append(
+            f"{teacher} class probabilities (knowledge distillation, temperature {transfer.temperature:g}{both})"
         )
     if objective.pseudo_labels:
-        sure = f" if it is at least {transfer.threshold:.0%} sure" if transfer.threshold else ""
-        learnt.append(f"gold labels, and {whose} prediction{sure} where there is no label")
+        condition = f" if it is at least {transfer.threshold:.0%} sure" if transfer.threshold else ""
+        targets.append(f"gold labels, and {teacher} prediction{condition} where there is no label")
     elif objective.hard_weight:
-        learnt.append("gold labels")
-    return f"`{run.objective}`, trained on {' and '.join(learnt)}."
+        targets.append("gold labels")
+    return f"`{run.objective}`, trained on {' and '.join(targets)}."
 
 
 def _teacher(run: SelectedRun) -> list[str]:
@@ -194,13 +195,13 @@ def _teacher(run: SelectedRun) -> list[str]:
     ]
 
 
-def _material(run: SelectedRun) -> str:
+def _data(run: SelectedRun) -> str:
     config, source = run.config.task, as_line(run.task.source_language)
     count = f"{config.labelled:,} labelled texts, balanced over classes," if config.labelled else "all labelled texts"
     text = f"{count} from the {source} training split"
     if not run.is_teacher and OBJECTIVES[run.objective].data == "all" and config.unlabelled_from in _UNLABELLED:
-        many = f"{config.unlabelled:,}" if config.unlabelled else "all"
-        text += f", and {many} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
+        amount = f"{config.unlabelled:,}" if config.unlabelled else "all"
+        text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
     return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
 
 
@@ -216,25 +217,25 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
             f"{head}None: this checkpoint had not been evaluated when it was exported. Run `python -m "
             "xtransfer.evaluate`, and export it again."
         )
-    names = [name for name in METRICS if any(name in one.values for one in scores)]
+    names = [name for name in METRICS if any(name in entry.values for entry in scores)]
     lines: list[tuple[str, ...]] = []
-    for split in dict.fromkeys(one.split for one in scores):
-        here = {one.language: one for one in scores if one.split == split}
-        for language, one in here.items():
+    for split in dict.fromkeys(entry.split for entry in scores):
+        by_language = {entry.language: entry for entry in scores if entry.split == split}
+        for language, entry in by_language.items():
             source = " (source)" if language == run.task.source_language else ""
-            cells = [_percent(one.values.get(name)) for name in (*names, CHANCE)]
-            lines.append((f"{as_line(language)}{source}", split, *cells, f"{one.count:,}"))
+            cells = [_percent(entry.values.get(name)) for name in (*names, CHANCE)]
+            lines.append((f"{as_line(language)}{source}", split, *cells, f"{entry.count:,}"))
         targets = run.languages[1:]
-        if len(targets) > 1 and all(language in here for language in targets):  # no average is taken over fewer
-            means = [fmean(here[language].values[name] for language in targets) for name in names]
+        if len(targets) > 1 and all(language in by_language for language in targets):  # no average is taken over fewer
+            means = [fmean(by_language[language].values[name] for language in targets) for name in names]
             lines.append(("mean of targets", split, *map(_percent, means), "", ""))
     header = ("language", "split", *map(_title_of, names), "most frequent class", "examples")
     table = "\n".join(tables.markdown(Table(header, tuple(lines), text_columns=2)))
-    missing = [language for language in run.languages if language not in {one.language for one in scores}]
+    missing = [language for language in run.languages if language not in {entry.language for entry in scores}]
     absent = f" Not evaluated in {', '.join(missing)}." if missing else ""
     return (
         f"{head}In %, for this one run (seed {run.seed}). Its checkpoint is the "
-        f"{PROTOCOLS[run.selection].describe} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
+        f"{PROTOCOLS[run.selection].description} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
         '"Most frequent class" is the accuracy of always predicting that class.'
     )
 
@@ -283,7 +284,7 @@ def _front_matter(run: SelectedRun, scores: Sequence[Scores]) -> str:
         base_model=base.hub_id,
         metrics=[_HUB_METRICS.get(name, name) for name in METRICS] if scores else None,
         model_name=f"{task.name}-{run.objective}-seed-{run.seed}" if scores else None,
-        eval_results=[result for one in scores for result in _eval_results(run, one)] or None,
+        eval_results=[result for entry in scores for result in _eval_results(run, entry)] or None,
     )
     return data.to_yaml()
 

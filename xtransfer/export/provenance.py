@@ -39,16 +39,16 @@ def origin(checkpoint: str) -> Origin:
     repo, _, revision = checkpoint.partition("@")
     if path.is_dir() or not hub.is_id(repo):
         return Origin(path.name, f"{as_code(path.name)} (a local directory)", licence=declared_licence(path))
-    at = f" at `{revision}`" if revision else ""
-    return Origin(repo, f"[{repo}](https://huggingface.co/{repo}){at}", hub_id=repo)
+    suffix = f" at `{revision}`" if revision else ""
+    return Origin(repo, f"[{repo}](https://huggingface.co/{repo}){suffix}", hub_id=repo)
 
 
 def declared_licence(directory: Path) -> str | None:
     """Return the licence in the front matter of a checkpoint's own card, if it has one."""
     card = directory / "README.md"
     front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    found = _LICENCE.search(front[1]) if front else None
-    return found[1] if found else None
+    licence = _LICENCE.search(front[1]) if front else None
+    return licence[1] if licence else None
 
 
 def as_line(text: str) -> str:

@@ -3,7 +3,7 @@
     python -m xtransfer.report --workdir DIR [DIR …]
 
 Prints objectives × languages for each workdir, and writes `report/results.md` and `report/results.png` below it, with
-what was measured, on what, and over how many seeds.
+the metric, the split, and the number of seeds.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from xtransfer.runtime import terminal
 def main(argv: list[str]) -> None:
     """Parse the flags, and report on every workdir."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=Path, nargs="+", required=True, metavar="DIR", help="of an experiment")
+    parser.add_argument("--workdir", type=Path, nargs="+", required=True, metavar="DIR", help="workdirs to report on")
     parser.add_argument("--metric", choices=METRICS, default="accuracy", help="default: %(default)s")
     parser.add_argument("--split", help="default: test, if it was evaluated")
     parser.add_argument(

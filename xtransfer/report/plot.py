@@ -1,4 +1,4 @@
-"""The bar chart of a results results."""
+"""The bar chart of a results table."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ def plot(results: ResultsTable, task: TaskRecord) -> bytes:
     axes.set_xlabel(f"language{note}")
     axes.set_ylabel(f"{results.metric} (%)")
     axes.set_ylim(0, 100)
-    axes.set_title(f"{title_of(results, task)}; checkpoint: {PROTOCOLS[results.selection].describe}", fontsize=10)
+    axes.set_title(f"{title_of(results, task)}; checkpoint: {PROTOCOLS[results.selection].description}", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

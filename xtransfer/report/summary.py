@@ -10,7 +10,7 @@ from xtransfer.runs.selection import PROTOCOLS
 
 
 def show(results: ResultsTable, console: tables.Console, task: TaskRecord) -> None:
-    """Print the results, its caption, and warnings about results at chance."""
+    """Print the results table, its caption, and warnings about results at chance."""
     tables.show(_grid(results, task), console, wrap=False)
     for text in caption(results, task):
         console.print(text, markup=False)
@@ -19,7 +19,7 @@ def show(results: ResultsTable, console: tables.Console, task: TaskRecord) -> No
 
 
 def markdown(results: ResultsTable, task: TaskRecord) -> str:
-    """Return the results, its caption, and its warnings as a Markdown page."""
+    """Return the results table, its caption, and its warnings as a Markdown page."""
     notes = [*caption(results, task), *(f"**{text}**" for text in warnings(results))]
     grid = tables.markdown(_grid(results, task))
     return "\n".join([f"# {title_of(results, task)}", "", *grid, "", *(f"- {text}" for text in notes), ""])
@@ -69,7 +69,7 @@ def _name(results: ResultsTable, task: TaskRecord) -> str:
 
 
 def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
-    """Say what the numbers are: metric, split, items, seeds, selection, and the meaning of average and gain."""
+    """Describe the numbers: metric, split, items, seeds, selection, and the meaning of average and gain."""
     counts = set(results.counts.values())
     items = (
         f"{counts.pop():,} items per language"
@@ -80,7 +80,7 @@ def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
     lines = [
         f"{results.metric} in % on the {results.split} split of {_name(results, task)}, "
         f"{len(task.labels)} classes, {items}.",
-        f"Checkpoint of each run: {protocol.describe} ({results.selection}).",
+        f"Checkpoint of each run: {protocol.description} ({results.selection}).",
         *_seed_lines(results.lines),
         f"avg of targets: mean over {', '.join(results.target_languages)}, without the source language "
         f"{results.source_language}.",
@@ -96,10 +96,10 @@ def _seed_lines(lines: Iterable[ObjectiveResults]) -> list[str]:
         by_seeds.setdefault(line.seeds, []).append(line.objective)
     texts = []
     for seeds, objectives in by_seeds.items():
-        who = f"{', '.join(objectives)}: " if len(by_seeds) > 1 else ""
-        many = len(seeds) > 1
-        what = "mean ± sample standard deviation over seeds" if many else "one run each, spread unknown"
-        texts.append(f"{who}{len(seeds)} seed{'s' if many else ''} ({', '.join(map(str, seeds))}), {what}.")
+        names = f"{', '.join(objectives)}: " if len(by_seeds) > 1 else ""
+        repeated = len(seeds) > 1
+        spread = "mean ± sample standard deviation over seeds" if repeated else "one run each, spread unknown"
+        texts.append(f"{names}{len(seeds)} seed{'s' if repeated else ''} ({', '.join(map(str, seeds))}), {spread}.")
     if any(len(seeds) > 1 for seeds in by_seeds):
         texts.append(
             "All seeds share one labelled sample, one unlabelled sample, and one monolingual teacher. They differ only "
@@ -123,5 +123,6 @@ def warnings(results: ResultsTable) -> list[str]:
         for seed, value in sorted(summary.by_seed.items())
         if at_chance(value, results.counts[language], results.majority[language])
     ]
-    what = "Warning: no better than the majority class"
-    return [f"{what}: {'; '.join(at_majority)}."] if at_majority else []
+    if not at_majority:
+        return []
+    return [f"Warning: no better than the majority class: {'; '.join(at_majority)}."]

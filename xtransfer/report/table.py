@@ -19,7 +19,7 @@ class Table:
     Attributes:
       header: the column names.
       rows: the cells, as many in each row as in the header.
-      text_columns: how many columns, from the left, hold text. They are aligned left, the others right.
+      text_columns: the number of columns, from the left, that hold text. They are aligned left, the others right.
       title: a heading, or "".
       notes: sentences to print below the table.
     """
@@ -41,8 +41,8 @@ def show(table: Table, console: Console, *, wrap: bool = True, highlight: Collec
     """Print the title and the grid, without the notes.
 
     Args:
-      table: what to print.
-      console: where to.
+      table: the table.
+      console: the console to print to.
       wrap: break cells in a narrow terminal. Otherwise rows run past its edge, which keeps every number on one line.
       highlight: indices of the rows to print in bold red.
     """

@@ -17,7 +17,7 @@ from xtransfer.models.hf.config import CONFIG
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import WeightSource
-from xtransfer.runs.find import SelectedRun, check_selection, find_run, list_runs, run_of
+from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
 from xtransfer.runs.workdir import Workdir
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
@@ -33,9 +33,9 @@ class TrainedClassifier:
     Attributes:
       source: the run or Hugging Face directory that the user named.
       directory: the Hugging Face directory with its architecture and tokenizer; for a run, its base checkpoint.
-      architecture: of the encoder.
+      architecture: the encoder's architecture.
       tokenizer: a fast tokenizer.
-      graphdef: of a `Classifier` with compute dtype `dtype`.
+      graphdef: the graphdef of a `Classifier` with compute dtype `dtype`.
       params: its float32 parameters, on the mesh.
       labels: the class names, in the order of the logits.
       pooling: "cls" or "mean".
@@ -59,8 +59,8 @@ def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str 
     """Open a run's directory in a workdir, or a Hugging Face classifier (a directory or a hub id).
 
     Args:
-      directory: either kind.
-      mesh: where the parameters go.
+      directory: a directory of either kind.
+      mesh: the mesh that the parameters are laid out on.
       selection: the protocol that selects a run's checkpoint, one of `SELECTIONS`.
 
     Raises:
@@ -72,12 +72,13 @@ def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str 
     workdir = _workdir_around(directory)
     if workdir is None:
         return _open_classifier(directory, mesh)
-    found = run_of(workdir, directory)
-    if found is None:
+    run = identify_run(workdir, directory)
+    if run is None:
         is_root = directory.resolve() == workdir.root.resolve()
-        what = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
-        raise UserError(f"{directory}: {what}: name the directory of a run; there are {list_runs(workdir)}")
-    return open_run(workdir, *found, selection, mesh)
+        problem = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
+        raise UserError(f"{directory}: {problem}: name the directory of a run; there are {list_runs(workdir)}")
+    objective, seed = run
+    return open_run(workdir, objective, seed, selection, mesh)
 
 
 def open_run(
@@ -121,14 +122,14 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
 
 
 def _workdir_around(directory: Path) -> Workdir | None:
-    """Return the workdir that a directory is or lies in; None for a Hugging Face directory, wherever it lies."""
-    here = Path(os.path.abspath(directory))
-    if (here / CONFIG).is_file() and not _is_workdir(here):
+    """Return the workdir that is or contains a directory; None for any Hugging Face directory."""
+    path = Path(os.path.abspath(directory))
+    if (path / CONFIG).is_file() and not _is_workdir(path):
         return None
-    # As the path is written first: some directories of a workdir may be links to another disk.
-    for place in (here, *here.parents, *here.resolve().parents):
-        if _is_workdir(place):
-            return Workdir(place)
+    # Try the path as it is written first: some directories of a workdir may be links to another disk.
+    for candidate in (path, *path.parents, *path.resolve().parents):
+        if _is_workdir(candidate):
+            return Workdir(candidate)
     raise UserError(f"{directory}: neither a run of a workdir nor a Hugging Face directory, which has a {CONFIG}")
 
 

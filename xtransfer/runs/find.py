@@ -1,4 +1,4 @@
-"""Finding a checkpoint in a workdir: a finished run, by objective and seed, and the step that a protocol selects."""
+"""Find a checkpoint in a workdir: a finished run, by objective and seed, and the step that a protocol selects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What an experiment recorded about its task, and the fingerprints of its base checkpoints (`Workdir.task`)."""
+    """The record of an experiment's task and of the fingerprints of its base checkpoints (`Workdir.task`)."""
 
     name: str
     labels: tuple[str, ...]
@@ -33,12 +33,12 @@ class SelectedRun:
     """A finished run, and the step that a protocol selected.
 
     Attributes:
-      workdir: of the experiment.
-      config: of the experiment.
-      task: of the experiment.
+      workdir: the experiment's workdir.
+      config: the experiment's config.
+      task: the experiment's task.
       objective: the student's objective, or "teacher".
-      seed: of the run.
-      directory: of the run.
+      seed: the run's seed.
+      directory: the run's directory.
       selection: the protocol.
       step: the selected step.
     """
@@ -83,13 +83,14 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     """Find the finished run of an objective and seed, and its selected step, without reading any weights.
 
     Args:
-      workdir: of the experiment.
-      objective: of the student, or "teacher".
-      seed: of the student; None for the teacher, of which there is only one.
+      workdir: the experiment's workdir.
+      objective: the student's objective, or "teacher".
+      seed: the student's seed; None for the teacher, because there is only one.
       selection: the protocol, one of `SELECTIONS`.
 
     Raises:
-      UserError: no experiment, no such run (the existing ones are named), not finished, or no such protocol.
+      UserError: there is no experiment, no such run (the message lists the runs), or no such protocol; or the run is
+        not finished.
     """
     check_selection(selection)
     config = workdirs.read_config(workdir)
@@ -110,7 +111,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     return SelectedRun(workdir, config, task, objective, seed, directory, selection, choose(scores)[selection])
 
 
-def run_of(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
+def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
     """Return (objective, seed) of a run's directory, even through a link; None for any other directory."""
     directory = directory.resolve()
     if directory == workdir.teacher.resolve():
@@ -120,7 +121,7 @@ def run_of(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
 
 
 def list_runs(workdir: Workdir) -> str:
-    """Return the paths of all runs below the workdir, finished or not, for a message."""
+    """Return the paths of all runs below the workdir, finished or not, as text for a message."""
     runs = [workdir.teacher, *(workdir.student(*run) for run in _students(workdir))]
     return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "no run yet"
 
@@ -151,18 +152,18 @@ def read_task(workdir: Workdir) -> TaskRecord:
 
 
 def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
-    """Return the seed if it has a run."""
+    """Return the seed, or raise a UserError if the objective has no run with it."""
     students = _students(workdir)
     if (objective, seed) in students and seed is not None:
         return seed
     names = [TEACHER, *(name for name, _ in students)]
     if objective not in names:
-        what = f"no run of {objective!r}{nearest(objective, names)}"
+        problem = f"no run of {objective!r}{nearest(objective, names)}"
     elif seed is None:
-        what = f"{objective} has a run for each seed; name one"
+        problem = f"{objective} has a run for each seed; name one"
     else:
-        what = f"no run of {objective} with seed {seed}"
-    raise UserError(f"{workdir.root}: {what}; there are {list_runs(workdir)}")
+        problem = f"no run of {objective} with seed {seed}"
+    raise UserError(f"{workdir.root}: {problem}; there are {list_runs(workdir)}")
 
 
 def _students(workdir: Workdir) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from xtransfer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DevScores:
-    """A run's dev values by step, for the targets also by language. Higher is better."""
+    """A run's dev scores by step, and in the target languages by language and step. Higher is better."""
 
     source: Mapping[int, float]
     targets: Mapping[str, Mapping[int, float]]
@@ -21,9 +21,15 @@ class DevScores:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """A way to select, in words and as a function that returns None if the run lacks what it needs."""
+    """A way to select a checkpoint.
 
-    describe: str
+    Attributes:
+      description: the protocol in words.
+      zero_shot: whether it uses nothing from the target languages.
+      choose: returns the selected step, or None if the run lacks the scores for it.
+    """
+
+    description: str
     zero_shot: bool
     choose: Callable[[DevScores], int | None]
 

@@ -1,4 +1,4 @@
-"""The places in a workdir, and what an experiment records there."""
+"""The layout of a workdir, and the records that an experiment keeps in it."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ from xtransfer.errors import UserError
 from xtransfer.runtime import processes
 
 TEACHER = "teacher"
-"""Stands for an objective's name for the teacher, which knows the source language only."""
+"""The teacher's name wherever a student has an objective. The teacher knows the source language only."""
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """The places of one experiment's files, below `root`."""
+    """The paths of one experiment's files, all below `root`."""
 
     root: Path
 
@@ -65,7 +65,7 @@ def read_config(workdir: Workdir) -> ExperimentConfig:
 
 
 def as_record(config: Any) -> dict[str, Any]:
-    """Return a config in the form that is written and compared."""
+    """Return a config as the JSON object that is recorded and compared."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -76,7 +76,7 @@ def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
     changed = settings.differences(_read(path), facts)
     if changed:
         raise UserError(
-            f"{path.parent} was made with something else ({'; '.join(changed)}): choose another directory, "
+            f"{path.parent} was made with other settings or data ({'; '.join(changed)}): choose another directory, "
             "or go back to the recorded settings and data"
         )
 
