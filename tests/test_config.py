@@ -86,7 +86,7 @@ def test_mistakes_in_a_file(file, tmp_path):
         ({"seeds": (1, 1)}, r"seeds"),
         ({"seeds": ([0],)}, r"seeds\[0\] takes int, not \[0\]"),
         ({"teacher_seed": 2**32}, r"teacher_seed is 4294967296"),
-        ({"student": {"frozen": ("[",)}}, r"student\.frozen: '\[' is no regular expression"),
+        ({"student": {"frozen": ("[",)}}, r"student\.frozen: '\[' is not a regular expression"),
         ({"student": {"row_length": 32, "max_length": 64}}, r"student\.row_length is 32.*student\.max_length 64"),
         (
             {"student": {"accumulation": 9, "batch_size": 8}},

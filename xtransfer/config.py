@@ -43,7 +43,7 @@ def setting(
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is classified, in which languages, and how much text the models learn from."""
+    """The task: what to classify, in which languages, and how much text the models learn from."""
 
     name: str = "minireviews"
     # Your own copy of the data. For a published corpus: its archive, the folder with its archives, or the folder with
@@ -63,7 +63,7 @@ class TaskConfig:
     # Only the task `files` reads the rest, except that an unlabelled_file has these columns too.
     path: str = "{language}/{split}.tsv"  # below data_dir; the ending (.tsv, .csv, .jsonl, .parquet) is the format
     language_column: str = ""  # "" = one file per language; otherwise one file holds all, without {language}
-    labels: tuple[str, ...] = ()  # in canonical order; () = those of the source language's train, sorted
+    labels: tuple[str, ...] = ()  # in canonical order; () = the labels in the source language's train, sorted
     text_column: str = "text"
     pair_column: str = ""  # "" = single texts, not pairs
     label_column: str = "label"
@@ -115,7 +115,9 @@ class ModelConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"config key {prefix}frozen: {pattern!r} is no regular expression: {error}") from error
+                raise UserError(
+                    f"config key {prefix}frozen: {pattern!r} is not a regular expression: {error}"
+                ) from error
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class PretrainConfig:
     rows: int = setting(20, at_least=1)  # rows per batch
     masks: int = setting(15, at_least=1)  # masked tokens per row
     pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # share of draws that are translation pairs
-    partner_weight: float = setting(1.0, at_least=0)  # of the translation-ranking loss, beside 1 for masked tokens
+    partner_weight: float = setting(1.0, at_least=0)  # weight of the translation-ranking loss; masked tokens have 1
     learning_rate: float = setting(1e-3, at_least=0)
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
@@ -192,12 +194,22 @@ class PretrainConfig:
             raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# Settings that may differ between two starts in one workdir: the stages, the place of the data, the rows to predict at
-# a time, the devices, and the number of microbatches.
-FREE = (
-    *("objectives", "seeds", "task.cache_dir", "task.data_dir", "evaluation_batch_size"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "platform"),
-    *(f"{role}.{key}" for role in ("teacher", "student") for key in ("accumulation", "remat")),
+# Settings that may differ between two starts in one workdir: the stages, the location of the data, the rows to predict
+# at a time, the devices, and the number of microbatches.
+CHANGEABLE = (
+    "objectives",
+    "seeds",
+    "task.cache_dir",
+    "task.data_dir",
+    "evaluation_batch_size",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "platform",
+    "teacher.accumulation",
+    "teacher.remat",
+    "student.accumulation",
+    "student.remat",
 )
 
 
@@ -243,10 +255,10 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
             checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
         else:
             checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
-    config_ = schema(**checked)
-    if hasattr(config_, "check"):
-        config_.check(prefix)
-    return config_
+    instance = schema(**checked)
+    if hasattr(instance, "check"):
+        instance.check(prefix)
+    return instance
 
 
 def _check_key(schema: Any, key: str, prefix: str = "") -> None:
@@ -286,7 +298,7 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return lines `key: old → new` for every setting that differs, except those in `FREE`."""
+    """Return lines `key: old → new` for every setting that differs, except those in `CHANGEABLE`."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
@@ -294,7 +306,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             before = {}
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after and prefix + key not in FREE:
+        elif before != after and prefix + key not in CHANGEABLE:
             lines.append(f"{prefix}{key}: {before!r} → {after!r}")
     return lines
 
@@ -305,5 +317,5 @@ def cache_dir(task: TaskConfig) -> Path:
 
 
 def user_path(text: str) -> Path:
-    """Return a path as a person writes it: `~` is the home directory, and `~name` of an unknown user stays as it is."""
+    """Expand `~` in a path that a user wrote; `~name` of an unknown user stays as it is."""
     return Path(os.path.expanduser(text))

@@ -39,5 +39,5 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Return the text of an error on one line, at most `limit` characters of it, or its class where it has no text."""
+    """Return the text of an error on one line, at most `limit` characters of it, or its class if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

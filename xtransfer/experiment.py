@@ -30,7 +30,7 @@ from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.loop import CHECKPOINTS
 
-SHARD_SIZE = 1024  # examples per logits shard, which is the most that an interruption costs
+SHARD_SIZE = 1024  # examples per logits shard; an interruption loses at most one shard
 
 
 def run(config: ExperimentConfig, root: Path) -> None:
@@ -40,7 +40,7 @@ def run(config: ExperimentConfig, root: Path) -> None:
     trained, and only then are the settings recorded.
 
     Raises:
-      UserError: something cannot work, or the workdir belongs to other settings or data.
+      UserError: a setting, the data, or a checkpoint cannot be used, or the workdir belongs to other settings or data.
     """
     sharding.check_platform(config.platform)
     workdir, settings = Workdir(root), workdirs.as_record(config)
@@ -90,7 +90,7 @@ class Stages:
             teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, self.config.teacher_seed)
 
     def train_student(self, objective: Objective, seed: int) -> None:
-        """Run stages 2 and 3: label for an objective with its teacher, then train the student."""
+        """Run stages 2 and 3: label the text with the objective's teacher, then train the student."""
         student, directory = self.models.student, self.workdir.student(objective.name, seed)
         if student.is_trained(directory):
             return
@@ -103,13 +103,13 @@ class Stages:
             dataset = replace(dataset, teacher_logits=logits)
         student.train(directory, objective, dataset, self._dev, seed)
 
-    def _label(self, model: Finetuner, run_: Path) -> LogitsStore:
-        """Run stage 2: store the logits of a trained model for L ∪ U, unless they are stored already."""
-        if run_ in self._stores:
-            return self._stores[run_]
+    def _label(self, model: Finetuner, directory: Path) -> LogitsStore:
+        """Run stage 2: store the logits of the model trained in `directory` for L ∪ U, unless they are stored."""
+        if directory in self._stores:
+            return self._stores[directory]
         examples = self.examples.everything
-        with Checkpoints(run_ / CHECKPOINTS, read_only=True) as checkpoints:
-            params = checkpoints.restore_params(selected_step(run_, "source_dev"), model.abstract_params())
+        with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+            params = checkpoints.restore_params(selected_step(directory, "source_dev"), model.abstract_params())
         key = {
             "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
             "tokenizer_fingerprint": tokenizer_fingerprint(model.inputs.tokenizer),
@@ -119,7 +119,8 @@ class Stages:
         ids = [example.id for example in examples]
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
         if not processes.on_first(lambda: store.complete):
-            title, dataset = f"labelling with {run_.relative_to(self.workdir.root)}", self._dataset(model, examples)
+            title = f"labelling with {directory.relative_to(self.workdir.root)}"
+            dataset = self._dataset(model, examples)
             missing = sum(len(store.shard_indices(shard)) for shard in processes.on_first(store.missing_shards))
             with terminal.progress_bar(title, missing, unit="examples") as progress:
 
@@ -127,7 +128,7 @@ class Stages:
                     return model.predict(params, dataset.take(indices), progress.advance)
 
                 label(store, predict)
-        self._stores[run_] = store
+        self._stores[directory] = store
         return store
 
     def _dataset(self, model: Finetuner, sample: Sequence[Example]) -> Dataset:

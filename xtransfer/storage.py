@@ -15,16 +15,16 @@ from xtransfer.errors import UserError
 
 
 class AtomicFile:
-    """A file that takes its name when it is complete: `write`, then `commit`. Closed before that, it leaves nothing.
+    """A file that takes its name when it is complete: `write`, then `commit`. Without `commit` it leaves nothing.
 
     The data go to a hidden file beside it, which replaces the target in one step. A reader sees the old content or the
     new one, never half of it.
 
     Args:
-      path: the target. Its directory is created. A symbolic link stays one, and what it points to is replaced.
+      path: the target. Its directory is created. A symbolic link stays, and its target is replaced.
       exclusive: refuse to write while another process writes the same file.
       unique: give each process a hidden file of its own, so that several may write, and the last one wins. Otherwise
-        the hidden file has a fixed name, and what a killed process left is overwritten.
+        the hidden file has a fixed name, and one that a killed process left is overwritten.
 
     Raises:
       UserError: from every method, naming the path, when the file system refuses.
@@ -33,8 +33,8 @@ class AtomicFile:
     def __init__(self, path: Path, *, exclusive: bool = False, unique: bool = False):
         self.path = path
         self._target = Path(os.path.realpath(path))
-        own = f".{os.getpid()}" if unique else ""
-        self.temporary = self._target.with_name(f".{self._target.name}{own}.tmp")
+        suffix = f".{os.getpid()}" if unique else ""
+        self.temporary = self._target.with_name(f".{self._target.name}{suffix}.tmp")
         with self._naming_the_path():
             self._target.parent.mkdir(parents=True, exist_ok=True)
             # Never follow a link that somebody put there, and never wait for a pipe's reader.
@@ -87,7 +87,7 @@ class AtomicFile:
     def _lock(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return self._is_in_place()  # not where its last owner removed it between our opening and locking it
+            return self._is_in_place()  # False if the last owner removed the file before we locked it
         except (BlockingIOError, FileNotFoundError):
             return False
 
@@ -103,10 +103,10 @@ class AtomicFile:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file and its directory so that a reader finds all of the content, or what was there before.
+    """Write a file, creating its directory, so that a reader finds the whole content or the previous one.
 
     Raises:
-      UserError: the file system refuses; it names the path.
+      UserError: the file system refuses; the message names the path.
     """
     with AtomicFile(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -130,7 +130,7 @@ def atomic_directory(path: Path, *, locked: bool = False) -> Iterator[Path]:
         for leftover in path.parent.glob(".*.tmp"):
             shutil.rmtree(leftover)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process with the same number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an earlier process with the same id
     temporary.mkdir()
     try:
         yield temporary
@@ -165,7 +165,7 @@ def read_json(text: str) -> Any:
     """Parse strict JSON: no NaN or infinity, not even by overflow, and no key twice in an object.
 
     Raises:
-      ValueError: says what is wrong; the caller adds the place.
+      ValueError: says what is wrong; the caller adds the file and line.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
