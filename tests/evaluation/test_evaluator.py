@@ -1,4 +1,4 @@
-"""The evaluator: which runs it scores, and that its rows are whole."""
+"""The evaluator: which runs it scores, and whether its rows are complete."""
 
 import json
 
@@ -15,7 +15,7 @@ from xtransfer.train.finetuning import Models
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run of teacher and vanilla student."""
+    """Return the workdir of a finished run with a teacher and a vanilla student."""
     root = tmp_path_factory.mktemp("evaluator")
     encoder = tiny.checkpoint(root / "encoder")
     file = tiny.config_file(root / "tiny.py", tiny.write_task(root / "data"), encoder, encoder, steps=4)
@@ -25,45 +25,45 @@ def workdir(tmp_path_factory):
 
 
 def evaluate(workdir):
-    """As the evaluation binary does."""
+    """Score the runs as the evaluate command does."""
     settings = read_config(workdir)
     task = load_task(settings.task)
     return evaluator.evaluate(workdir, settings, task, Models(settings, task))
 
 
-def test_rows_are_not_made_twice(workdir):
+def test_rows_are_not_written_twice(workdir):
     before = workdir.results.read_bytes()
     rows = evaluate(workdir)
     assert workdir.results.read_bytes() == before
     assert [json.loads(line) for line in before.splitlines()] == rows
 
 
-def test_a_run_that_is_not_finished_is_named_and_left_out(workdir, capsys):
+def test_an_unfinished_run_is_named_and_skipped(workdir, capsys):
     metrics = workdir.student("vanilla", 0) / "metrics.jsonl"
-    whole = metrics.read_text()
+    original = metrics.read_text()
     try:
-        metrics.write_text(whole.splitlines(keepends=True)[0])
+        metrics.write_text(original.splitlines(keepends=True)[0])
         workdir.results.unlink()
         rows = evaluate(workdir)
     finally:
-        metrics.write_text(whole)
+        metrics.write_text(original)
     assert {row["objective"] for row in rows} == {"teacher"}
     assert "seed-0: not finished, skipped" in " ".join(capsys.readouterr().out.split())
     assert {row["objective"] for row in evaluate(workdir)} == {"teacher", "vanilla"}
 
 
-def test_selected_step_is_the_best_on_the_dev_split(workdir):
+def test_the_selected_step_is_the_best_on_the_dev_split(workdir):
     rows = [json.loads(line) for line in (workdir.teacher / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["dev_accuracy"], -row["step"]))
     assert evaluator.selected_step(workdir.teacher, "source_dev") == best["step"]
     assert evaluator.selected_step(workdir.teacher, "last") == rows[-1]["step"] == 4
 
 
-def test_a_broken_results_file_is_named(workdir):
-    whole = workdir.results.read_bytes()
+def test_a_truncated_results_file_is_refused(workdir):
+    original = workdir.results.read_bytes()
     try:
-        workdir.results.write_bytes(whole[:-10])
+        workdir.results.write_bytes(original[:-10])
         with pytest.raises(UserError, match=r"results\.jsonl:\d+: the last line is cut off"):
             evaluate(workdir)
     finally:
-        workdir.results.write_bytes(whole)
+        workdir.results.write_bytes(original)

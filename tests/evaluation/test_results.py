@@ -1,4 +1,4 @@
-"""Rows of results, and the table they make."""
+"""Result rows, and the table built from them."""
 
 import json
 
@@ -60,13 +60,13 @@ def test_table_by_hand():
     # Averages without English: vanilla 0.60 and 0.61, monox_kd 0.68 and 0.66
     assert vanilla.average.by_seed == pytest.approx({0: 0.60, 1: 0.61})
     assert kd.average.by_seed == pytest.approx({0: 0.68, 1: 0.66})
-    # Gains of the same seed: 0.08 and 0.05: mean 0.065, sd 0.03/√2. Unpaired, the sd would be another one.
+    # Gains of the same seed: 0.08 and 0.05: mean 0.065, sd 0.03/√2. Unpaired, the sd would differ.
     assert kd.gain.by_seed == pytest.approx({0: 0.08, 1: 0.05})
     assert kd.gain.sd == pytest.approx(0.02121320344)
     assert vanilla.gain is None
 
 
-def test_other_rows_do_not_count():
+def test_rows_of_other_splits_metrics_and_protocols_are_ignored():
     others = make_rows(split="dev") + make_rows(metric="macro_f1") + make_rows(selection="last", step=7)
     others = [row | {"value": 0.0} for row in others]
     assert table(make_rows() + others) == table(make_rows())
@@ -80,13 +80,13 @@ def test_a_missing_language_is_an_error_that_names_run_and_language(objective, s
         table(rows)
 
 
-def test_a_language_that_no_run_has_is_missed_when_it_was_asked_for():
+def test_a_requested_language_that_no_run_has_is_an_error():
     with pytest.raises(UserError, match="has no test accuracy in fr"):
         table(make_rows(), target_languages=("de", "fr"))
     assert table(make_rows(), target_languages=("ja",)).lines[0].average.by_seed == {0: 0.60, 1: 0.56}
 
 
-def test_gain_is_over_common_seeds_only():
+def test_the_gain_uses_common_seeds_only():
     values = {"vanilla": {0: VALUES["vanilla"][0]}, "monox_kd": VALUES["monox_kd"]}
     kd = table(make_rows(values)).lines[1]
     assert kd.gain.by_seed == pytest.approx({0: 0.08})
@@ -96,7 +96,7 @@ def test_gain_is_over_common_seeds_only():
     assert table(make_rows({"monox_kd": VALUES["monox_kd"]})).lines[0].gain is None
 
 
-def test_teacher_needs_the_source_language_only_and_stands_first():
+def test_the_teacher_needs_only_the_source_language_and_comes_first():
     rows = make_rows() + make_rows({"teacher": {0: (0.9,)}, "another": {0: (0.5, 0.5, 0.5)}})
     lines = table(rows).lines
     assert [line.objective for line in lines] == ["teacher", "vanilla", "monox_kd", "another"]
@@ -104,7 +104,7 @@ def test_teacher_needs_the_source_language_only_and_stands_first():
     assert lines[0].average is None and lines[0].gain is None
 
 
-def test_repeated_rows_are_one_and_contradictions_are_refused():
+def test_repeated_rows_count_once_and_contradictions_are_refused():
     assert table(make_rows() * 2) == table(make_rows())
     with pytest.raises(UserError, match="vanilla seed 1 has two different results.*in ja"):
         table([*make_rows(), make_rows()[-1] | {"value": 0.5}])
@@ -116,14 +116,14 @@ def test_repeated_rows_are_one_and_contradictions_are_refused():
         table(make_rows() + make_rows(task="news"))
 
 
-def test_nothing_to_show_is_an_error():
+def test_a_table_without_results_is_an_error():
     with pytest.raises(UserError, match="no results: accuracy on split dev, .*; there are no results yet"):
         table([], split="dev")
     with pytest.raises(UserError, match="no test results in any language but"):
         table([row for row in make_rows() if row["language"] == "en"])
 
 
-def test_what_is_not_there_lists_what_is():
+def test_the_error_for_missing_results_lists_the_available_ones():
     rows = make_rows() + make_rows(selection="last", step=7) + make_rows(metric="majority_share", value=0.5)
     with pytest.raises(UserError) as caught:
         table(rows, selection="target_dev_oracle")
@@ -133,14 +133,14 @@ def test_what_is_not_there_lists_what_is():
     )
 
 
-def test_the_share_of_the_most_frequent_class_is_of_the_language_and_split():
+def test_the_majority_share_is_per_language_on_the_chosen_split():
     shares = make_rows({"vanilla": {0: (0.5, 0.6, 0.7)}}, metric="majority_share")
     other = make_rows({"vanilla": {0: (0.1, 0.1, 0.1)}}, metric="majority_share", split="dev")
     assert table(make_rows() + shares + other).majority == {"en": 0.5, "de": 0.6, "ja": 0.7}
     assert table(make_rows()).majority == {}
 
 
-def written(tmp_path, content):
+def write_results(tmp_path, content):
     path = tmp_path / "results.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -150,14 +150,14 @@ def lines(rows):
     return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
 
 
-def test_rows_are_read_as_written_and_u2028_ends_no_line(tmp_path):
+def test_rows_are_read_back_and_u2028_is_not_a_line_break(tmp_path):
     rows = make_rows(task="a\u2028b")
-    assert read_rows(written(tmp_path, "".join(lines(rows)))) == rows
-    assert read_rows(written(tmp_path, "")) == []
+    assert read_rows(write_results(tmp_path, "".join(lines(rows)))) == rows
+    assert read_rows(write_results(tmp_path, "")) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("{", "not strict JSON"),
         ("", "not strict JSON"),
@@ -177,15 +177,15 @@ def test_rows_are_read_as_written_and_u2028_ends_no_line(tmp_path):
         (b"\xff", "not strict JSON"),
     ],
 )
-def test_malformed_rows_are_named_by_file_and_line(tmp_path, line, words):
+def test_malformed_rows_are_named_by_file_and_line(tmp_path, line, message):
     line = line if isinstance(line, bytes) else line.encode()
     content = lines(make_rows())[0].encode() + line.rstrip(b"\n") + b"\n"
-    with pytest.raises(UserError, match=rf"results\.jsonl:2: .*{words}"):
-        read_rows(written(tmp_path, content))
+    with pytest.raises(UserError, match=rf"results\.jsonl:2: .*{message}"):
+        read_rows(write_results(tmp_path, content))
 
 
-def test_a_cut_off_last_line_and_a_missing_file_are_named(tmp_path):
+def test_a_truncated_or_missing_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"results\.jsonl:12: the last line is cut off"):
-        read_rows(written(tmp_path, "".join(lines(make_rows()))[:-3]))
+        read_rows(write_results(tmp_path, "".join(lines(make_rows()))[:-3]))
     with pytest.raises(UserError, match=r"absent\.jsonl: No such file.*evaluate"):
         read_rows(tmp_path / "absent.jsonl")
