@@ -1,4 +1,4 @@
-"""TrainedClassifier models are found, checked and opened: runs of a workdir and Hugging Face classifiers."""
+"""Opening trained classifiers: runs in a workdir, and Hugging Face directories."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Where two tiny base checkpoints, `teacher` and `student`, and the workdir `run` lie."""
+    """Return a directory with two tiny base checkpoints, `teacher` and `student`, and the workdir `run`."""
     root = tmp_path_factory.mktemp("root")
     tiny_run.workdir(tiny_run.setting(root), root / "run", "--config.objectives=('vanilla',)")
     return root
@@ -40,19 +40,19 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(root):
-    """A finished workdir: a teacher, and one vanilla student."""
+    """Return a finished workdir with a teacher and one vanilla student."""
     return root / "run"
 
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """A copy of the workdir, to break."""
+    """Return a copy of the workdir that a test may damage."""
     return shutil.copytree(run, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def classifier(root):
-    """A Hugging Face classifier with a head and label names."""
+    """Write a Hugging Face classifier with a head and label names."""
     return write_classifier(root / "classifier", root / "student", labels=("no", "perhaps", "yes"))
 
 
@@ -63,7 +63,7 @@ def write_classifier(directory, base, *, labels, seed=5, **options):
     return directory
 
 
-def change(path, **values):
+def update_json(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -77,18 +77,18 @@ def arrays(params):
 @pytest.mark.parametrize("selection", ["source_dev", "last"])
 def test_a_run_is_opened_by_its_directory(run, root, mesh, objective, base, pooling, length, selection):
     directory = run / ("teacher" if objective == "teacher" else "students/vanilla/seed-0")
-    found = open_classifier(directory, mesh, selection=selection)
-    assert (found.source, found.directory) == (directory, root / base)
-    assert (found.labels, found.pooling, found.max_length, found.dtype) == (LABELS, pooling, length, "float32")
+    opened = open_classifier(directory, mesh, selection=selection)
+    assert (opened.source, opened.directory) == (directory, root / base)
+    assert (opened.labels, opened.pooling, opened.max_length, opened.dtype) == (LABELS, pooling, length, "float32")
     with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
         expected = checkpoints.restore_arrays(tiny_run.BEST if selection == "source_dev" else tiny_run.STEPS)
-    same = arrays(found.params)
-    assert same.keys() == expected.keys() and len(same) > 10
-    for name in same:
-        np.testing.assert_array_equal(same[name], expected[name], err_msg=name)
+    actual = arrays(opened.params)
+    assert actual.keys() == expected.keys() and len(actual) > 10
+    for name in actual:
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
 
 
-def test_the_parameters_lie_on_the_mesh(run, classifier):
+def test_the_parameters_are_placed_on_the_mesh(run, classifier):
     mesh = sharding.make_mesh((1, 4, 2))
     for directory in (run / "teacher", classifier):
         params = open_classifier(directory, mesh).params
@@ -101,22 +101,22 @@ def test_a_run_is_opened_without_reading_the_base_weights(run, mesh, monkeypatch
     assert isinstance(open_run(Workdir(run), "vanilla", 0, "last", mesh), TrainedClassifier)
 
 
-def test_a_run_is_found_through_a_link(run, mesh, tmp_path):
+def test_a_run_is_opened_through_a_link(run, mesh, tmp_path):
     (tmp_path / "best").symlink_to(run / "students" / "vanilla" / "seed-0")
     assert open_classifier(tmp_path / "best", mesh).max_length == 9
-    # A workdir whose students lie on another disk.
+    # The students' directory may also be a link, for example to another disk.
     other = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("students"))
     (other / "students").symlink_to(run / "students")
     assert open_classifier(other / "students" / "vanilla" / "seed-0", mesh).max_length == 9
 
 
-def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
+def test_a_run_is_opened_from_inside_its_directory(run, mesh, monkeypatch):
     monkeypatch.chdir(run / "teacher")
     assert open_classifier(Path("."), mesh).max_length == 12
 
 
 @pytest.mark.parametrize(
-    ("place", "what"),
+    ("directory", "description"),
     [
         (".", "a workdir"),
         ("students", "not a run of the workdir"),
@@ -125,26 +125,26 @@ def test_a_run_is_found_from_inside_it(run, mesh, monkeypatch):
         ("logits", "not a run of the workdir"),
     ],
 )
-def test_another_directory_of_a_workdir_names_its_runs(copy, mesh, place, what):
-    (copy / place).mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=f"{what}.*there are teacher, students/vanilla/seed-0$"):
-        open_classifier(copy / place, mesh)
+def test_another_directory_in_a_workdir_is_refused_with_a_list_of_runs(copy, mesh, directory, description):
+    (copy / directory).mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=f"{description}.*there are teacher, students/vanilla/seed-0$"):
+        open_classifier(copy / directory, mesh)
 
 
 @pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
-def test_an_unknown_protocol(run, mesh, selection):
+def test_an_unknown_protocol_is_refused(run, mesh, selection):
     with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
         open_classifier(run / "teacher", mesh, selection=selection)
 
 
-def test_a_run_that_is_not_finished(copy, mesh):
+def test_an_unfinished_run_is_refused(copy, mesh):
     metrics = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"seed-0: this run is not finished \(it needs step "):
         open_classifier(metrics.parent, mesh)
 
 
-def test_a_base_checkpoint_that_has_changed(copy, root, mesh, tmp_path):
+def test_a_changed_base_checkpoint_is_refused(copy, root, mesh, tmp_path):
     base = shutil.copytree(root / "student", tmp_path / "student")
     config = json.loads((copy / "config.json").read_text())
     config["student"]["checkpoint"] = str(base)
@@ -157,27 +157,27 @@ def test_a_base_checkpoint_that_has_changed(copy, root, mesh, tmp_path):
         open_classifier(copy / "students" / "vanilla" / "seed-0", mesh)
 
 
-def test_a_hugging_face_classifier(classifier, mesh):
-    found = open_classifier(classifier, mesh)
-    assert (found.source, found.directory, found.pooling) == (classifier, classifier, "cls")
-    assert (found.labels, found.max_length, found.dtype) == (("no", "perhaps", "yes"), 32, "float32")
+def test_a_hugging_face_classifier_is_opened(classifier, mesh):
+    opened = open_classifier(classifier, mesh)
+    assert (opened.source, opened.directory, opened.pooling) == (classifier, classifier, "cls")
+    assert (opened.labels, opened.max_length, opened.dtype) == (("no", "perhaps", "yes"), 32, "float32")
     expected = load_file(classifier / "model.safetensors")
-    np.testing.assert_array_equal(np.asarray(found.params["head"]["kernel"][...]), expected["classifier.weight"].T)
-    tokens = tokenize(found.tokenizer, ["the film is good"], None, found.max_length)
+    np.testing.assert_array_equal(np.asarray(opened.params["head"]["kernel"][...]), expected["classifier.weight"].T)
+    tokens = tokenize(opened.tokenizer, ["the film is good"], None, opened.max_length)
     assert len(tokens.input_ids) == 6
-    model = nnx.merge(found.graphdef, found.params)
+    model = nnx.merge(opened.graphdef, opened.params)
     ids = tokens.input_ids[None]
     batch = {"input_ids": ids, "segment_ids": np.ones_like(ids), "position_ids": np.arange(6, dtype=np.int32)[None]}
     batch |= {"token_type_ids": np.zeros_like(ids), "cls_index": np.zeros((1, 1), np.int32)}
     assert model(batch).shape == (1, 1, 3)
 
 
-def test_a_classifier_inside_a_workdir_is_one(copy, classifier, mesh):
+def test_a_classifier_inside_a_workdir_is_opened(copy, classifier, mesh):
     inside = shutil.copytree(classifier, copy / "exported" / "model")
     assert open_classifier(inside, mesh).labels == ("no", "perhaps", "yes")
 
 
-def test_a_classifier_without_label_names(classifier, mesh, tmp_path):
+def test_a_classifier_without_label_names_gets_default_names(classifier, mesh, tmp_path):
     directory = shutil.copytree(classifier, tmp_path / "model")
     values = json.loads((directory / "config.json").read_text())
     del values["id2label"], values["label2id"]
@@ -185,15 +185,15 @@ def test_a_classifier_without_label_names(classifier, mesh, tmp_path):
     assert open_classifier(directory, mesh).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
-def test_a_mean_pooled_classifier(root, mesh, tmp_path):
+def test_mean_pooling_is_read_from_the_directory(root, mesh, tmp_path):
     directory = write_classifier(tmp_path / "model", root / "student", labels=LABELS, pooling="mean")
     assert open_classifier(directory, mesh).pooling == "mean"
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(20, 20), (1000, 32), (int(1e30), 32)])
-def test_the_tokenizers_own_limit_holds(classifier, mesh, tmp_path, limit, expected):
+def test_the_tokenizers_length_limit_is_respected(classifier, mesh, tmp_path, limit, expected):
     directory = shutil.copytree(classifier, tmp_path / "model")
-    change(directory / "tokenizer_config.json", model_max_length=limit)
+    update_json(directory / "tokenizer_config.json", model_max_length=limit)
     assert open_classifier(directory, mesh).max_length == expected
 
 
@@ -203,9 +203,9 @@ def test_an_encoder_without_a_head_is_refused(root, mesh):
 
 
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
-def test_a_head_of_another_kind_is_refused(classifier, mesh, tmp_path, kind):
+def test_another_problem_type_is_refused(classifier, mesh, tmp_path, kind):
     directory = shutil.copytree(classifier, tmp_path / "model")
-    change(directory / "config.json", problem_type=kind)
+    update_json(directory / "config.json", problem_type=kind)
     with pytest.raises(UserError, match=f"problem_type is '{kind}'"):
         open_classifier(directory, mesh)
 
@@ -216,7 +216,7 @@ def test_a_head_with_one_output_is_refused(root, mesh, tmp_path):
         open_classifier(directory, mesh)
 
 
-def test_neither_kind(mesh, tmp_path):
+def test_a_path_without_a_classifier_is_refused(mesh, tmp_path):
     with pytest.raises(UserError, match=r"neither a run of a workdir nor a Hugging Face directory"):
         open_classifier(tmp_path, mesh)
     with pytest.raises(UserError, match=r"there/is/none: not a directory, a hub id"):

@@ -1,4 +1,4 @@
-"""A finished run and its step are found by objective, seed and protocol, or what is wrong is said in one line."""
+"""Finding a finished run and its step by objective, seed, and protocol, and the errors if it is missing."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from xtransfer.runs.workdir import Workdir
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished workdir: a teacher, and one vanilla student."""
+    """Return a finished workdir with a teacher and one vanilla student."""
     root = tmp_path_factory.mktemp("root")
     tiny_run.workdir(tiny_run.setting(root), root / "run", "--config.objectives=('vanilla',)")
     return root / "run"
@@ -21,36 +21,36 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """A copy of the workdir, to break."""
+    """Return a copy of the workdir that a test may damage."""
     return shutil.copytree(run, tmp_path / "run")
 
 
-def change(path, **values):
+def update_json(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_student(run):
-    chosen = find_run(Workdir(run), "vanilla", 0, "last")
-    assert (chosen.directory, chosen.step, chosen.selection) == (run / "students/vanilla/seed-0", 6, "last")
-    assert (chosen.is_teacher, chosen.languages, chosen.settings.max_length) == (False, ("en", "de"), 9)
-    assert chosen.fingerprint == json.loads((run / "task.json").read_text())["student_checkpoint"]
+def test_a_student_is_found(run):
+    selected = find_run(Workdir(run), "vanilla", 0, "last")
+    assert (selected.directory, selected.step, selected.selection) == (run / "students/vanilla/seed-0", 6, "last")
+    assert (selected.is_teacher, selected.languages, selected.settings.max_length) == (False, ("en", "de"), 9)
+    assert selected.fingerprint == json.loads((run / "task.json").read_text())["student_checkpoint"]
 
 
-def test_the_teacher_needs_no_seed_and_knows_one_language(run):
-    chosen = find_run(Workdir(run), "teacher", None, "source_dev")
-    assert (chosen.directory, chosen.seed, chosen.step) == (run / "teacher", 0, 2)
-    assert (chosen.is_teacher, chosen.languages, chosen.settings.max_length) == (True, ("en",), 12)
-    assert chosen.fingerprint == json.loads((run / "task.json").read_text())["teacher_checkpoint"]
+def test_the_teacher_needs_no_seed_and_has_one_language(run):
+    selected = find_run(Workdir(run), "teacher", None, "source_dev")
+    assert (selected.directory, selected.seed, selected.step) == (run / "teacher", 0, 2)
+    assert (selected.is_teacher, selected.languages, selected.settings.max_length) == (True, ("en",), 12)
+    assert selected.fingerprint == json.loads((run / "task.json").read_text())["teacher_checkpoint"]
 
 
-def test_the_record_of_the_task(run):
+def test_the_task_record_is_read(run):
     task = read_task(Workdir(run))
     assert (task.name, task.labels, task.synthetic) == ("files", ("bad", "good"), False)
     assert (task.source_language, task.target_languages) == ("en", ("de",))
 
 
-def test_every_run_that_was_begun_is_known(copy):
-    """Whatever the config asks for now: objectives and seeds may change between two starts."""
+def test_every_started_run_is_listed(copy):
+    """List runs that the config no longer has, because objectives and seeds may change between starts."""
     for name in ("students/monox_kd/seed-10", "students/monox_kd/seed-2", "students/monox_kd/seed-x"):
         (copy / name).mkdir(parents=True)
     known = "teacher, students/monox_kd/seed-2, students/monox_kd/seed-10, students/vanilla/seed-0"
@@ -61,7 +61,7 @@ def test_every_run_that_was_begun_is_known(copy):
 
 
 @pytest.mark.parametrize(
-    ("objective", "seed", "said"),
+    ("objective", "seed", "message"),
     [
         ("vanila", 0, r"no run of 'vanila'; did you mean 'vanilla'\?; there are teacher, students/vanilla/seed-0"),
         ("vanilla", 7, "no run of vanilla with seed 7; there are teacher, students/vanilla/seed-0"),
@@ -70,12 +70,12 @@ def test_every_run_that_was_begun_is_known(copy):
         ("../students/vanilla", 0, "no run of '../students/vanilla'"),
     ],
 )
-def test_a_run_that_is_not_there(run, objective, seed, said):
-    with pytest.raises(UserError, match=said):
+def test_a_missing_run_is_refused_with_a_hint(run, objective, seed, message):
+    with pytest.raises(UserError, match=message):
         find_run(Workdir(run), objective, seed, "last")
 
 
-def test_the_step_is_the_protocols(copy):
+def test_each_protocol_selects_its_step(copy):
     rows = [{"step": 2, "dev_accuracy": 0.9}, {"step": 4, "dev_accuracy": 0.9}, {"step": 6, "dev_accuracy": 0.1}]
     path = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -84,19 +84,19 @@ def test_the_step_is_the_protocols(copy):
 
 
 @pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
-def test_an_unknown_protocol(run, selection):
+def test_an_unknown_protocol_is_refused(run, selection):
     with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
         find_run(Workdir(run), "teacher", None, selection)
 
 
-def test_a_teacher_that_was_never_begun(copy):
+def test_a_teacher_that_was_never_started_is_refused(copy):
     shutil.rmtree(copy / "teacher")
     with pytest.raises(UserError, match="teacher: this run is not finished"):
         find_run(Workdir(copy), "teacher", None, "last")
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"labels": ["bad"]}, "expected two or more labels"),
         ({"labels": "bad"}, "labels = 'bad', expected a list of names"),
@@ -105,13 +105,13 @@ def test_a_teacher_that_was_never_begun(copy):
         ({"synthetic": 1}, "expected two or more labels, and synthetic as true or false"),
     ],
 )
-def test_a_broken_record_of_the_task(copy, values, said):
-    change(copy / "task.json", **values)
-    with pytest.raises(UserError, match=f"task.json: {said}.*start the experiment again"):
+def test_a_broken_task_record_is_refused(copy, values, message):
+    update_json(copy / "task.json", **values)
+    with pytest.raises(UserError, match=f"task.json: {message}.*start the experiment again"):
         find_run(Workdir(copy), "teacher", None, "last")
 
 
-def test_a_workdir_without_its_record(copy):
+def test_a_workdir_without_its_records_is_refused(copy):
     (copy / "task.json").unlink()
     with pytest.raises(UserError, match=r"task\.json: no such file: start the experiment again"):
         find_run(Workdir(copy), "teacher", None, "last")

@@ -1,4 +1,4 @@
-"""The workdir and the config on record in it."""
+"""The workdir and the config recorded in it."""
 
 import dataclasses
 
@@ -10,33 +10,33 @@ from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_con
 
 
 def begin(path, config):
-    """What a binary does with a config before it works."""
+    """Check and record a config, as a command does before it starts."""
     check_unchanged(path, as_record(config))
     record(path, as_record(config))
 
 
-def test_config_is_recorded_and_read_back(tmp_path):
+def test_a_config_is_recorded_and_read_back(tmp_path):
     config = ExperimentConfig(student=ModelConfig(checkpoint="x"))
     begin(Workdir(tmp_path).config, config)
     assert read_config(Workdir(tmp_path)) == config
     begin(Workdir(tmp_path).config, config)
 
 
-def test_another_config_is_refused_with_the_difference(tmp_path):
+def test_a_changed_config_is_refused_with_the_difference(tmp_path):
     begin(Workdir(tmp_path).config, ExperimentConfig())
     with pytest.raises(UserError, match=r"student\.steps: 1000 → 5"):
         begin(Workdir(tmp_path).config, ExperimentConfig(student=ModelConfig(steps=5)))
     assert read_config(Workdir(tmp_path)) == ExperimentConfig()
 
 
-def test_more_seeds_and_objectives_are_welcome(tmp_path):
+def test_seeds_and_objectives_may_change(tmp_path):
     begin(Workdir(tmp_path).config, ExperimentConfig())
     wider = dataclasses.replace(ExperimentConfig(), seeds=(0, 1, 2), objectives=("vanilla",))
     begin(Workdir(tmp_path).config, wider)
     assert read_config(Workdir(tmp_path)) == wider
 
 
-def test_a_directory_without_experiment_and_a_broken_record(tmp_path):
+def test_a_missing_or_broken_record_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         read_config(Workdir(tmp_path))
     (tmp_path / "config.json").write_text("{")
