@@ -1,4 +1,4 @@
-"""What the report says, and the files it leaves."""
+"""The report: its text, its chart, and its files."""
 
 import dataclasses
 import io
@@ -23,8 +23,8 @@ VALUES = {  # objective -> seed -> en, de, ja
     "vanilla": {0: (0.70, 0.60, 0.60), 1: (0.74, 0.66, 0.56)},
     "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
 }
-FACTS = TaskRecord("reviews", ("negative", "positive"), False, "en", ("de", "ja"), "abc", "def")
-SYNTHETIC = dataclasses.replace(FACTS, synthetic=True)
+TASK = TaskRecord("reviews", ("negative", "positive"), False, "en", ("de", "ja"), "abc", "def")
+SYNTHETIC = dataclasses.replace(TASK, synthetic=True)
 RECORD = json.loads(json.dumps(dataclasses.asdict(SYNTHETIC)))
 ONE_SEED = {name: {0: by_seed[0]} for name, by_seed in VALUES.items()}
 
@@ -55,19 +55,19 @@ def table(*rows, **settings):
 
 
 def with_majority(rows, share=0.5):
-    """Rows of accuracy, and those that say the share of the most frequent class."""
+    """Return the accuracy rows, and for each one a row with the share of the majority class."""
     return [*rows, *({**row, "metric": "majority_share", "value": share} for row in rows)]
 
 
-def printed(rows, width=200, facts=FACTS):
+def printed(rows, width=200, task=TASK):
     stream = io.StringIO()
-    summary.show(table(*rows), Console(file=stream, width=width, highlight=False, soft_wrap=True), facts)
+    summary.show(table(*rows), Console(file=stream, width=width, highlight=False, soft_wrap=True), task)
     return stream.getvalue()
 
 
 def test_cells_by_hand():
-    # English of vanilla: 70, 74: sd 4/√2 = 2.8. Its averages 60 and 61: sd 0.7; monox_kd's 68 and 66: sd 1.4.
-    # Gains 8 and 5: mean 6.5, sd 3/√2 = 2.1.
+    # vanilla in English: 70 and 74, so sd 4/√2 = 2.8. Its averages are 60 and 61, so sd 0.7. The averages of
+    # monox_kd are 68 and 66, so sd 1.4. The gains are 8 and 5: mean 6.5, sd 3/√2 = 2.1.
     header, lines = summary.cells(table())
     assert header == ["objective", "en (source)", "de", "ja", "avg of targets", "gain over vanilla"]
     assert lines == [
@@ -77,17 +77,17 @@ def test_cells_by_hand():
     ]
 
 
-def test_one_seed_has_no_sd_and_says_so():
-    text = summary.markdown(table(*make_rows(ONE_SEED)), FACTS)
+def test_one_seed_has_no_standard_deviation():
+    text = summary.markdown(table(*make_rows(ONE_SEED)), TASK)
     assert "| monox_kd | 82.0 | 70.0 | 66.0 | 68.0 | +8.0 |" in text
     assert "±" not in text
     assert "1 seed (0), one run each, spread unknown." in text
     assert "All seeds share" not in text
 
 
-def test_caption_says_what_was_measured():
-    text = "\n".join(summary.caption(table(), FACTS))
-    for words in (
+def test_the_caption_describes_the_measurement():
+    text = "\n".join(summary.caption(table(), TASK))
+    for phrase in (
         "accuracy in % on the test split of reviews, 2 classes, 1,000 items per language.",
         "best on the source language's dev split (source_dev)",
         "teacher: 1 seed (0)",
@@ -96,79 +96,79 @@ def test_caption_says_what_was_measured():
         "vanilla with the same seed",
         "All seeds share one labelled sample, one unlabelled sample, and one monolingual teacher",
     ):
-        assert words in text
+        assert phrase in text
     oracle = table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle")
-    assert "not zero-shot" in "\n".join(summary.caption(oracle, FACTS))
+    assert "not zero-shot" in "\n".join(summary.caption(oracle, TASK))
 
 
-def test_different_counts_and_no_baseline():
+def test_the_caption_with_different_counts_and_without_a_baseline():
     rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows()]
-    assert "items: en 1,000, de 1,000, ja 500" in summary.caption(table(*rows), FACTS)[0]
-    alone = table(*make_rows({"monox_kd": VALUES["monox_kd"]}))
-    assert summary.cells(alone)[0][-1] == "avg of targets"
-    assert "Gain" not in "\n".join(summary.caption(alone, FACTS))
+    assert "items: en 1,000, de 1,000, ja 500" in summary.caption(table(*rows), TASK)[0]
+    no_baseline = table(*make_rows({"monox_kd": VALUES["monox_kd"]}))
+    assert summary.cells(no_baseline)[0][-1] == "avg of targets"
+    assert "Gain" not in "\n".join(summary.caption(no_baseline, TASK))
 
 
-def test_synthetic_text_is_called_synthetic_wherever_it_is_named():
+def test_a_synthetic_task_is_always_called_synthetic():
     text = summary.markdown(table(), SYNTHETIC)
     assert text.count("reviews") == text.count("reviews (synthetic)") == 2
-    assert "synthetic" not in summary.markdown(table(), FACTS)
+    assert "synthetic" not in summary.markdown(table(), TASK)
 
 
 def test_results_at_chance_are_named():
     values = {"vanilla": {0: (0.7, 0.51, 0.6), 1: (0.7, 0.6, 0.48)}}
     rows = with_majority(make_rows(values))
-    chance = summary.warnings(table(*rows))
-    assert chance == [
+    warnings = summary.warnings(table(*rows))
+    assert warnings == [
         "Warning: no better than the majority class: "
         "vanilla seed 0 in de (51.0%, majority class 50.0%); vanilla seed 1 in ja (48.0%, majority class 50.0%)."
     ]
-    assert f"**{chance[0]}**" in summary.markdown(table(*rows), FACTS)
-    assert chance[0] in printed(rows)
+    assert f"**{warnings[0]}**" in summary.markdown(table(*rows), TASK)
+    assert warnings[0] in printed(rows)
     assert summary.warnings(table(*with_majority(make_rows(values), share=0.25))) == []
     assert summary.warnings(table(*make_rows(values))) == []
     assert summary.warnings(table(*with_majority(make_rows()))) == []
     assert summary.warnings(table(*with_majority(make_rows(), share=0.9)))[0].count("seed") == 13
 
 
-def test_all_labels_equal_is_loud_in_the_report():
-    """A model that learnt one class only: exactly the share of that class, everywhere."""
+def test_a_constant_prediction_is_reported_in_every_language():
+    """A model that always predicts the majority class is exactly as accurate as its share, in every language."""
     rows = with_majority(make_rows({"vanilla": {0: (0.6, 0.6, 0.6)}}), share=0.6)
     assert summary.warnings(table(*rows))[0].count("60.0%, majority class 60.0%") == 3
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_printed_table_loses_no_digit_on_a_narrow_terminal(width):
+def test_the_printed_table_loses_no_digit_on_a_narrow_terminal(width):
     text = printed(make_rows(), width)
     for line in summary.cells(table())[1]:
-        words = " ".join(line)
-        assert any(" ".join(found.split()) == words for found in text.splitlines()), words
+        expected = " ".join(line)
+        assert any(" ".join(printed_line.split()) == expected for printed_line in text.splitlines()), expected
     assert "…" not in text
 
 
-def test_square_brackets_are_no_markup_and_bars_no_columns():
+def test_square_brackets_are_not_markup_and_bars_are_not_columns():
     rows = make_rows(task="[red]x[/red]") + make_rows({"a|b": VALUES["vanilla"]}, task="[red]x[/red]")
     assert "[red]x[/red]: accuracy on test" in printed(rows)
-    assert "| a\\|b | " in summary.markdown(table(*rows), FACTS)
+    assert "| a\\|b | " in summary.markdown(table(*rows), TASK)
 
 
-def test_missing_language_reaches_the_user():
+def test_a_missing_language_is_an_error():
     with pytest.raises(UserError, match="monox_kd seed 1 has no test accuracy in ja"):
         printed(make_rows()[:-1])
 
 
 @pytest.mark.parametrize("values", [VALUES, ONE_SEED])
-def test_plot_is_a_readable_png_and_the_same_twice(values):
+def test_the_plot_is_a_readable_png_and_deterministic(values):
     from matplotlib.image import imread
 
-    picture = plot.plot(table(*make_rows(values)), FACTS)
+    picture = plot.plot(table(*make_rows(values)), TASK)
     image = imread(io.BytesIO(picture))[..., :3]
     assert image.shape[0] >= 600 and image.shape[1] >= 1000
     for colour in ("#999999", "#0072B2", "#333333"):  # baseline, first objective and teacher are all drawn
         rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert (abs(image - rgb).max(axis=-1) < 0.02).sum() > 1000, colour
-    assert plot.plot(table(*make_rows(values)), FACTS) == picture
-    assert plot.plot(table(*with_majority(make_rows(values))), FACTS) != picture, "a line at the majority's share"
+    assert plot.plot(table(*make_rows(values)), TASK) == picture
+    assert plot.plot(table(*with_majority(make_rows(values))), TASK) != picture, "the majority share is drawn as a line"
 
 
 def make_workdir(root, rows, splits=("test",), targets=("de", "ja")):
@@ -180,13 +180,13 @@ def make_workdir(root, rows, splits=("test",), targets=("de", "ja")):
     return root
 
 
-def test_the_binary_reports_every_workdir(tmp_path):
+def test_the_command_reports_every_workdir(tmp_path):
     first = make_workdir(tmp_path / "a", make_rows())
     second = make_workdir(tmp_path / "b", make_rows(ONE_SEED))
     command = [sys.executable, "-m", "xtransfer.report", "--workdir", str(first), str(second)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "+6.5 ± 2.1" in done.stdout and "+8.0" in done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "+6.5 ± 2.1" in result.stdout and "+8.0" in result.stdout
     for root, gain in ((first, "+6.5 ± 2.1"), (second, "+8.0")):
         assert gain in (root / "report" / "results.md").read_text()
         assert "reviews (synthetic), 2 classes" in (root / "report" / "results.md").read_text()
@@ -194,19 +194,19 @@ def test_the_binary_reports_every_workdir(tmp_path):
         assert sorted(path.name for path in (root / "report").iterdir()) == ["results.md", "results.png"]
 
 
-def test_the_binary_fails_with_one_line(tmp_path):
+def test_the_command_fails_with_one_line(tmp_path):
     root = make_workdir(tmp_path / "a", make_rows())
     with (root / "results.jsonl").open("a") as file:
         file.write('{"value": NaN}\n')
     command = [sys.executable, "-m", "xtransfer.report", "--workdir", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "results.jsonl:14: not strict JSON: NaN" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "results.jsonl:14: not strict JSON: NaN" in result.stderr
     assert not (root / "report").exists()
 
 
-def test_options_choose_rows(tmp_path, capsys):
+def test_flags_select_rows(tmp_path, capsys):
     other = [row | {"value": 0.25} for row in make_rows(metric="macro_f1", split="dev", selection="last")]
     root = make_workdir(tmp_path / "a", make_rows() + other)
     report.main(["--workdir", str(root), "--metric", "macro_f1", "--split", "dev", "--selection", "last"])
@@ -215,7 +215,7 @@ def test_options_choose_rows(tmp_path, capsys):
     assert "| vanilla | 25.0 ± 0.0 |" in text
 
 
-def test_a_target_language_that_no_run_has_is_an_error_too(tmp_path):
+def test_a_target_language_that_no_run_has_is_an_error(tmp_path):
     root = make_workdir(tmp_path / "a", make_rows(), targets=("de", "fr"))
     with pytest.raises(UserError, match="vanilla seed 0 has no test accuracy in fr"):
         report.main(["--workdir", str(root)])
@@ -231,21 +231,21 @@ def test_a_workdir_without_results_says_what_to_run(tmp_path):
 
 
 @pytest.mark.parametrize(("splits", "expected"), [(("dev", "test"), "test"), (("dev",), "dev"), (("test",), "test")])
-def test_the_split_is_test_where_that_was_evaluated(tmp_path, splits, expected):
+def test_the_default_split_is_test_if_it_was_evaluated(tmp_path, splits, expected):
     rows = [row for split in splits for row in make_rows(split=split)]
     root = make_workdir(tmp_path / "a", rows, splits=splits)
     report.main(["--workdir", str(root)])
     assert f"accuracy in % on the {expected} split" in (root / "report" / "results.md").read_text()
 
 
-def test_a_protocol_without_rows_says_which_there_are(tmp_path):
+def test_a_protocol_without_rows_lists_the_available_ones(tmp_path):
     root = make_workdir(tmp_path / "a", make_rows() + make_rows(selection="last"))
     with pytest.raises(UserError, match=r"selected by target_dev_oracle; .* split test; selection last, source_dev$"):
         report.main(["--workdir", str(root), "--selection", "target_dev_oracle"])
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (None, "no such file: start the experiment again with python -m xtransfer.main"),
         ("{", "not valid JSON"),
@@ -259,14 +259,14 @@ def test_a_protocol_without_rows_says_which_there_are(tmp_path):
         (RECORD | {"synthetic": 1}, "expected two or more labels, and synthetic as true or false"),
     ],
 )
-def test_a_missing_or_broken_record_of_the_task_is_one_line(tmp_path, content, words):
+def test_a_missing_or_broken_task_record_is_a_one_line_error(tmp_path, content, message):
     root = make_workdir(tmp_path / "a", make_rows())
     if content is None:
         (root / "task.json").unlink()
     else:
         text = json.dumps(content) if isinstance(content, dict) else content
         (root / "task.json").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=f"task.json: {words}") as caught:
+    with pytest.raises(UserError, match=f"task.json: {message}") as caught:
         report.main(["--workdir", str(root)])
     assert "\n" not in str(caught.value) and not (root / "report").exists()
 
@@ -274,4 +274,4 @@ def test_a_missing_or_broken_record_of_the_task_is_one_line(tmp_path, content, w
 def test_an_unwritable_report_directory_is_named(tmp_path):
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(UserError, match="report/results.md cannot be written"):
-        workdir_report.write(table(), tmp_path / "report", FACTS)
+        workdir_report.write(table(), tmp_path / "report", TASK)

@@ -1,4 +1,4 @@
-"""The table writer: Markdown by hand, and a terminal that is wide, narrow, or highlighted."""
+"""The table writer: Markdown, and a terminal that is wide, narrow, or highlighted."""
 
 import io
 
@@ -31,12 +31,12 @@ def test_text_columns_are_aligned_left(text_columns, rule):
     assert markdown(Table(("a", "b"), (), text_columns))[1] == rule
 
 
-def test_markup_and_bars_are_printed_as_they_are():
+def test_markup_and_bars_are_printed_unchanged():
     text = printed(80)
     assert "Title" in text and "a|b" in text and "[red]c" in text and "20.0" in text
 
 
-def test_a_narrow_terminal_breaks_cells_or_lets_rows_run_past_its_edge():
+def test_a_narrow_terminal_wraps_cells_unless_wrap_is_off():
     assert max(map(len, printed(8).splitlines())) <= 8
     rows = [line for line in printed(8, wrap=False).splitlines() if "20.0" in line]
     assert len(rows) == 1 and "[red]c" in rows[0]
