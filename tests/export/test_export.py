@@ -1,4 +1,4 @@
-"""A run becomes a directory that transformers loads and that this project reads back bit for bit, or none at all."""
+"""Exporting a run: transformers loads the result, it is read back bit for bit, and a failure leaves nothing."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import sharding
 from xtransfer.train.checkpoints import Checkpoints
 
-# Short and long, one longer than the student's 9 tokens, unknown words, and one that is empty to the tokenizer.
+# Short texts, one longer than the student's 9 tokens, unknown words, and one from which the tokenizer gets no token.
 TEXTS = [
     "good",
     "the film is very good",
@@ -41,14 +41,14 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished workdir: a teacher that pools the mean, and a vanilla student that pools as BERT does."""
+    """Return a finished workdir: a teacher with mean pooling, and a vanilla student with BERT's pooling."""
     root = tmp_path_factory.mktemp("root")
     return tiny_run.workdir(tiny_run.setting(root), root / "run", "--config.objectives=('vanilla',)")
 
 
 @pytest.fixture(scope="module")
 def student(workdir, tmp_path_factory):
-    """The student's export."""
+    """Export the student and return the directory."""
     output = tmp_path_factory.mktemp("exports") / "student"
     export.main(command(workdir, output))
     return output
@@ -60,7 +60,7 @@ def command(workdir, output, *flags, objective="vanilla"):
 
 
 def logits(trained, mesh, texts=TEXTS):
-    """Ours, [n, K]."""
+    """Return our logits, [n, K]."""
     tokens = tokenize(trained.tokenizer, texts, None, trained.max_length)
     labels, ids = np.full(len(texts), -1, np.int32), tuple(map(str, range(len(texts))))
     architecture = trained.architecture
@@ -75,7 +75,7 @@ def arrays(params):
     return {sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def test_the_directory_has_what_is_needed_and_no_more(student):
+def test_the_directory_has_only_the_files_that_are_needed(student):
     names = {path.name for path in student.iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = json.loads((student / "config.json").read_text())
@@ -84,7 +84,7 @@ def test_the_directory_has_what_is_needed_and_no_more(student):
     assert json.loads((student / "tokenizer_config.json").read_text())["model_max_length"] == 9
 
 
-def test_the_weights_are_the_checkpoints_under_their_original_names(workdir, student):
+def test_the_weights_match_the_checkpoint_under_their_original_names(workdir, student):
     written = load_file(student / "model.safetensors")
     with Checkpoints(workdir.student("vanilla", 0) / "checkpoints", read_only=True) as checkpoints:
         saved = checkpoints.restore_arrays(tiny_run.BEST)
@@ -112,26 +112,26 @@ def test_transformers_computes_the_same_logits(workdir, student):
     assert np.abs(ours).max() > 0.01
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
     assert model.config.problem_type == "single_label_classification"
-    # As the card says.
-    said = pipeline("text-classification", model=str(student), truncation=True)(TEXTS)
-    assert [entry["label"] for entry in said] == [("bad", "good")[i] for i in ours.argmax(-1)]
+    # The model card suggests this call.
+    predictions = pipeline("text-classification", model=str(student), truncation=True)(TEXTS)
+    assert [entry["label"] for entry in predictions] == [("bad", "good")[i] for i in ours.argmax(-1)]
 
 
 @pytest.mark.parametrize(("objective", "seed", "selection"), [("vanilla", 0, "last"), ("teacher", None, "source_dev")])
-def test_reading_it_back_gives_the_same_bits(workdir, tmp_path, objective, seed, selection):
+def test_an_export_is_read_back_bit_for_bit(workdir, tmp_path, objective, seed, selection):
     export.main(command(workdir, tmp_path / "out", "--selection", selection, objective=objective))
     mesh = sharding.make_mesh()
-    one, other = open_run(workdir, objective, seed, selection, mesh), open_classifier(tmp_path / "out", mesh)
-    before, after = arrays(one.params), arrays(other.params)
+    original, exported = open_run(workdir, objective, seed, selection, mesh), open_classifier(tmp_path / "out", mesh)
+    before, after = arrays(original.params), arrays(exported.params)
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name].view(np.uint32), after[name].view(np.uint32), err_msg=name)
-    for fact in ("labels", "pooling", "max_length", "architecture"):
-        assert getattr(one, fact) == getattr(other, fact)
-    np.testing.assert_array_equal(logits(one, mesh).view(np.uint32), logits(other, mesh).view(np.uint32))
+    for attribute in ("labels", "pooling", "max_length", "architecture"):
+        assert getattr(original, attribute) == getattr(exported, attribute)
+    np.testing.assert_array_equal(logits(original, mesh).view(np.uint32), logits(exported, mesh).view(np.uint32))
 
 
-def test_a_roberta_comes_back_bit_for_bit_and_is_the_same_to_transformers(tmp_path):
+def test_a_roberta_is_read_back_bit_for_bit_and_matches_transformers(tmp_path):
     tiny_run.setting(tmp_path)
     base = tiny.roberta(tmp_path / "roberta")
     settings = {"pooling": "cls", "max_length": 9, "steps": tiny_run.STEPS}
@@ -140,19 +140,19 @@ def test_a_roberta_comes_back_bit_for_bit_and_is_the_same_to_transformers(tmp_pa
         file, tmp_path / "run", "--config.objectives=('vanilla',)", "--config.teacher.max_length=9"
     )
     export.main(command(workdir, tmp_path / "out"))
-    said = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (said["model_type"], said["architectures"]) == ("roberta", ["RobertaForSequenceClassification"])
-    assert [said[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [1, 0, 2]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("roberta", ["RobertaForSequenceClassification"])
+    assert [config[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [1, 0, 2]
     mesh = sharding.make_mesh()
-    one, other = open_run(workdir, "vanilla", 0, "source_dev", mesh), open_classifier(tmp_path / "out", mesh)
-    assert one.architecture == other.architecture and other.architecture.position_offset == 2
-    before, after = arrays(one.params), arrays(other.params)
+    original, exported = open_run(workdir, "vanilla", 0, "source_dev", mesh), open_classifier(tmp_path / "out", mesh)
+    assert original.architecture == exported.architecture and exported.architecture.position_offset == 2
+    before, after = arrays(original.params), arrays(exported.params)
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name].view(np.uint32), after[name].view(np.uint32), err_msg=name)
-    texts = [*TEXTS, "the <pad> film <pad> is good"]  # a pad token in a text is not counted
-    ours = logits(other, mesh, texts)
-    np.testing.assert_array_equal(ours, logits(one, mesh, texts))
+    texts = [*TEXTS, "the <pad> film <pad> is good"]  # a pad token in a text does not advance the position
+    ours = logits(exported, mesh, texts)
+    np.testing.assert_array_equal(ours, logits(original, mesh, texts))
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -166,8 +166,8 @@ def test_a_roberta_comes_back_bit_for_bit_and_is_the_same_to_transformers(tmp_pa
 
 
 @pytest.mark.parametrize("program", ["export", "parity"])
-def test_ctrl_c_promises_nothing_that_is_not_so(program, monkeypatch, capsys):
-    def interrupt(*args, **more):
+def test_ctrl_c_prints_what_is_true_of_the_command(program, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("argparse.ArgumentParser.parse_args", interrupt)
@@ -179,16 +179,16 @@ def test_ctrl_c_promises_nothing_that_is_not_so(program, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == 130
-    said = {"export": "the output is complete or does not exist", "parity": "run the command again"}[program]
-    assert capsys.readouterr().err == f"interrupted: {said}\n"
+    message = {"export": "the output is complete or does not exist", "parity": "run the command again"}[program]
+    assert capsys.readouterr().err == f"interrupted: {message}\n"
 
 
-def test_the_tokenizer_is_the_base_checkpoints(workdir, student):
-    one, other = load_tokenizer(workdir.root.parent / "student"), load_tokenizer(student)
-    assert one(TEXTS)["input_ids"] == other(TEXTS)["input_ids"]
+def test_the_tokenizer_matches_the_base_checkpoint(workdir, student):
+    base, exported = load_tokenizer(workdir.root.parent / "student"), load_tokenizer(student)
+    assert base(TEXTS)["input_ids"] == exported(TEXTS)["input_ids"]
 
 
-def test_mean_pooling_is_said_loudly(workdir, tmp_path, capsys):
+def test_mean_pooling_prints_a_warning(workdir, tmp_path, capsys):
     export.main(command(workdir, tmp_path / "teacher", objective="teacher"))
     assert "warning: this classifier pools by mean, which transformers does not support" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "teacher" / "README.md")
@@ -197,7 +197,7 @@ def test_mean_pooling_is_said_loudly(workdir, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
-def test_the_card_has_the_results_that_there_are(workdir, student, tmp_path):
+def test_the_card_shows_the_available_results(workdir, student, tmp_path):
     assert "Results\n\nNone: this checkpoint had not been evaluated" in (student / "README.md").read_text()
     copy = Workdir(shutil.copytree(workdir.root, tmp_path / "run"))
     storage.write_jsonl(copy.results, tiny_run.rows(copy, "vanilla", 0, {"en": 0.875, "de": 0.75}))
@@ -205,39 +205,39 @@ def test_the_card_has_the_results_that_there_are(workdir, student, tmp_path):
     assert "| de | test | 75.0 | 62.5 | 50.0 | 200 |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_no_file_names_a_place_on_this_machine(workdir, student):
+def test_no_file_contains_a_local_path(workdir, student):
     for path in student.iterdir():
         if path.suffix != ".safetensors":
             assert str(workdir.root.parent) not in path.read_text(), path.name
 
 
-def test_an_output_that_exists_is_refused_before_anything_else(tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "file").write_text("mine")
+def test_an_existing_output_is_refused_before_anything_else(tmp_path):
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "file").write_text("content")
     nowhere = Workdir(tmp_path / "nowhere")
-    for output in ("there", "there/file"):
+    for output in ("existing", "existing/file"):
         with pytest.raises(UserError, match=f"{output} already exists; choose a new directory"):
             export.main(command(nowhere, tmp_path / output))
-    assert (tmp_path / "there" / "file").read_text() == "mine"
+    assert (tmp_path / "existing" / "file").read_text() == "content"
     with pytest.raises(UserError, match=r"nowhere: no config\.json, so no experiment has been started"):
         export.main(command(nowhere, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_half_written_stays_behind(workdir, tmp_path, monkeypatch, error):
+def test_a_failed_export_leaves_nothing_behind(workdir, tmp_path, monkeypatch, error):
     def failing(self, directory, *args, **kwargs):
         assert (Path(directory) / "model.safetensors").exists()
         raise error
 
     tokenizer = load_tokenizer(workdir.root.parent / "student")
     monkeypatch.setattr(type(tokenizer), "save_pretrained", failing)
-    wanted = UserError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(wanted):
-        export.main(command(workdir, tmp_path / "made" / "out"))
-    assert list((tmp_path / "made").iterdir()) == []
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        export.main(command(workdir, tmp_path / "parent" / "out"))
+    assert list((tmp_path / "parent").iterdir()) == []
 
 
-def test_broken_results_stop_it_before_anything_is_written(workdir, tmp_path):
+def test_broken_results_stop_the_export_before_anything_is_written(workdir, tmp_path):
     copy = Workdir(shutil.copytree(workdir.root, tmp_path / "run"))
     copy.results.write_text("{}\n")
     with pytest.raises(UserError, match=r"results\.jsonl:1: expected an object with the keys"):
@@ -245,12 +245,12 @@ def test_broken_results_stop_it_before_anything_is_written(workdir, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_on_the_command_line_is_one_line_and_status_1(workdir, tmp_path):
-    line = [sys.executable, "-m", "xtransfer.export", *command(workdir, tmp_path / "out", objective="vanila")]
+def test_a_command_line_mistake_prints_one_line_and_exits_with_1(workdir, tmp_path):
+    arguments = [sys.executable, "-m", "xtransfer.export", *command(workdir, tmp_path / "out", objective="vanila")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == (
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == (
         f"error: {workdir.root}: no run of 'vanila'; did you mean 'vanilla'?; there are teacher, "
         "students/vanilla/seed-0\n"
     )
