@@ -1,4 +1,4 @@
-"""launch/gke.sh against a fake kubectl: the manifest, the logs, each way to end, and what is refused."""
+"""launch/gke.sh with a fake kubectl: the manifest, the logs, each outcome, and refused arguments."""
 
 import os
 import shlex
@@ -10,25 +10,25 @@ import yaml
 
 from tests.helpers.launching import NASTY, Launcher, wait_until
 
-# `pods` and `conditions` are what one look after the other sees; the last of each stays.
+# Successive queries answer with successive items of `pods` and `conditions`, and then repeat the last one.
 KUBECTL = r"""
 ARGV = [word for word in ARGV if not word.startswith("--namespace=")]
-def look(name):
+def query(name):
     file = f"{HERE}/{name}"
-    left = json.load(open(file)) if os.path.exists(file) else [""]
-    json.dump(left[1:] or left, open(file, "w"))
-    return left[0]
+    remaining = json.load(open(file)) if os.path.exists(file) else [""]
+    json.dump(remaining[1:] or remaining, open(file, "w"))
+    return remaining[0]
 if ARGV[0] == "apply":
     import shutil
     shutil.copy(value("--filename"), f"{HERE}/applied")
-    leave(int(os.environ.get("APPLY", "0")), "")
+    finish(int(os.environ.get("APPLY", "0")), "")
 if ARGV[:2] == ["get", "pods"]:
-    leave(said="".join(f"{pod}\n" for pod in look("pods").split(";") if pod))
+    finish(text="".join(f"{pod}\n" for pod in query("pods").split(";") if pod))
 if ARGV[:2] == ["get", "jobset"]:
-    found = look("conditions")
-    leave(int(found == "LOST"), found)
+    condition = query("conditions")
+    finish(int(condition == "LOST"), condition)
 if ARGV[0] == "logs":
-    leave(said=f"log of {ARGV[2]}\n")
+    finish(text=f"log of {ARGV[2]}\n")
 if ARGV[0] == "exec":
     os.chdir(f"{HERE}/volume")
     words = [word.replace("/mnt/xtransfer", ".") for word in ARGV[ARGV.index("--") + 1 :]]
@@ -40,10 +40,10 @@ MAIN = ("--", "--config", "c.py", "--workdir", "/mnt/xtransfer/r", NASTY)
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Launcher:
-    made = Launcher(tmp_path)
-    made.fake("kubectl", KUBECTL)
-    made.fake("gcloud", "")
-    return made
+    instance = Launcher(tmp_path)
+    instance.fake("kubectl", KUBECTL)
+    instance.fake("gcloud", "")
+    return instance
 
 
 def applied(launcher: Launcher) -> dict:
@@ -51,12 +51,12 @@ def applied(launcher: Launcher) -> dict:
 
 
 def expanded(word: str) -> str:
-    """What Kubernetes makes of an argument: $$ is $, and one alone might name a variable."""
+    """Expand $$ to $ as Kubernetes does. A single $ could start a variable's name, so there must be none."""
     assert "$" not in word.replace("$$", ""), word
     return word.replace("$$", "$")
 
 
-def test_one_machine_from_a_bucket(launcher: Launcher) -> None:
+def test_a_run_on_one_machine_with_a_bucket(launcher: Launcher) -> None:
     launcher.will(pods=["p-0 0 Pending", "p-0 0 Running"], conditions=["", "", "Completed "])
     flags = ("--topology=2x4", "--bucket=gs://mine", "--service-account=me", "--spot", "--fetch=he re", "--delete")
     code, stdout, stderr = launcher.run("gke.sh", "run", *POOL, *flags, "--namespace=mine", *MAIN)
@@ -66,10 +66,8 @@ def test_one_machine_from_a_bucket(launcher: Launcher) -> None:
     job = spec["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
-    assert [expanded(word) for word in container["command"]] == [
-        *("/xtransfer/.venv/bin/python", "-m", "xtransfer.main", "--config.platform=tpu"),
-        *MAIN[1:],
-    ]
+    program = ["/xtransfer/.venv/bin/python", "-m", "xtransfer.main", "--config.platform=tpu"]
+    assert [expanded(word) for word in container["command"]] == [*program, *MAIN[1:]]
     assert container["resources"]["limits"] == {"google.com/tpu": 8} and container["image"] == "x/y:1"
     assert (job["parallelism"], job["completions"], spec["failurePolicy"]["maxRestarts"]) == (1, 1, 30)
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1, 2]
@@ -86,25 +84,27 @@ def test_one_machine_from_a_bucket(launcher: Launcher) -> None:
     assert launcher.calls("kubectl")[-1] == ["--namespace=mine", "delete", "jobset", "run-1"]
 
 
-def test_a_pod_slice_from_a_claim_and_a_restart(launcher: Launcher) -> None:
-    first = "a-0 0 Running;a-1 1 Running"
-    launcher.will(pods=[first, f"{first};b-0 0 Running;b-1 1 Running"], conditions=["Restarting ", "", "Completed "])
+def test_a_run_on_a_pod_slice_with_a_claim_and_a_restart(launcher: Launcher) -> None:
+    first_pods = "a-0 0 Running;a-1 1 Running"
+    launcher.will(
+        pods=[first_pods, f"{first_pods};b-0 0 Running;b-1 1 Running"], conditions=["Restarting ", "", "Completed "]
+    )
     code, _, stderr = launcher.run("gke.sh", "run", *POOL, "--topology=4x4", "--claim=no", "--restarts=5", *MAIN)
     assert code == 0, stderr
     spec = applied(launcher)["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     assert (job["parallelism"], job["completions"], spec["failurePolicy"]) == (4, 4, {"maxRestarts": 5})
-    assert "podFailurePolicy" not in job, "of many, one that exits 1 may only have lost a peer"
+    assert "podFailurePolicy" not in job, "with several pods, exit status 1 may only mean that a peer was lost"
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
     assert pod["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "no"}}]
     assert "serviceAccountName" not in pod and len(pod["tolerations"]) == 1
-    logs = [(launcher.cwd / f"runs/run-1.logs/worker-{place}.log").read_text() for place in range(2)]
-    # Each pod's log has a follower of its own, so the two of a place may come in either order.
+    logs = [(launcher.cwd / f"runs/run-1.logs/worker-{index}.log").read_text() for index in range(2)]
+    # A separate process follows each pod's log, so the two logs of a worker may arrive in either order.
     assert [sorted(log.splitlines()) for log in logs] == [[f"log of {pod}-{i}" for pod in "ab"] for i in range(2)]
 
 
-def test_a_failed_run_is_said_and_stays(launcher: Launcher) -> None:
+def test_a_failed_run_is_reported_and_kept(launcher: Launcher) -> None:
     launcher.will(pods=["a-0 0 Failed"], conditions=["", "Failed "])
     code, _, stderr = launcher.run("gke.sh", "run", *POOL, "--topology=2x4", "--claim=d", "--delete", *MAIN)
     assert code == 1 and stderr.splitlines()[-1].startswith(
@@ -118,13 +118,13 @@ def test_a_failed_run_is_said_and_stays(launcher: Launcher) -> None:
     assert code == 1 and stderr.splitlines()[-1].startswith("error: the JobSet was not accepted")
 
 
-def test_looks_that_fail_are_counted_anew_after_one_that_does_not(launcher: Launcher) -> None:
+def test_a_successful_query_resets_the_count_of_failed_ones(launcher: Launcher) -> None:
     launcher.will(pods=["a-0 0 Running"], conditions=[*["LOST"] * 6, "", *["LOST"] * 6, "Completed "])
     code, _, stderr = launcher.run("gke.sh", "run", *POOL, "--topology=2x4", "--claim=d", *MAIN)
     assert code == 0, stderr
 
 
-def test_ctrl_c_leaves_the_run(launcher: Launcher) -> None:
+def test_stopping_the_script_leaves_the_run_in_the_cluster(launcher: Launcher) -> None:
     launcher.will(pods=["a-0 0 Running"], conditions=[""])
     process = launcher.start("gke.sh", "run", *POOL, "--topology=2x4", "--claim=d", *MAIN)
     wait_until(lambda: len(launcher.calls("kubectl", "logs")) == 1)
@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_the_run(launcher: Launcher) -> None:
     assert not launcher.calls("kubectl", "delete")
 
 
-def test_results_come_from_a_claim_without_checkpoints(launcher: Launcher) -> None:
+def test_results_are_fetched_from_a_claim_without_checkpoints(launcher: Launcher) -> None:
     run = launcher.fakes / "volume/r"
     (run / "teacher/checkpoints").mkdir(parents=True)
     (run / "teacher/checkpoints/weights").write_text("large")
@@ -142,8 +142,8 @@ def test_results_come_from_a_claim_without_checkpoints(launcher: Launcher) -> No
     flags = ("--name=run-1", "--claim=disk", "--fetch", "he re")
     code, _, stderr = launcher.run("gke.sh", "fetch", *flags, *MAIN)
     assert code == 0, stderr
-    found = {str(path.relative_to(launcher.cwd / "he re")) for path in (launcher.cwd / "he re").rglob("*")}
-    assert found == {"results.jsonl", "teacher"}
+    fetched = {str(path.relative_to(launcher.cwd / "he re")) for path in (launcher.cwd / "he re").rglob("*")}
+    assert fetched == {"results.jsonl", "teacher"}
     reader = yaml.safe_load(launcher.calls("kubectl", "run")[0][-1].partition("=")[2])["spec"]
     assert reader["volumes"][0]["persistentVolumeClaim"]["claimName"] == "disk"
     assert launcher.calls("kubectl")[-1] == ["delete", "pod", "run-1-fetch", "--wait=false"]
@@ -155,15 +155,15 @@ def test_a_dry_run_prints_the_manifest(launcher: Launcher) -> None:
     assert code == 0 and launcher.calls("kubectl") == [] and list(launcher.cwd.iterdir()) == []
     head, _, rest = stdout.partition("\n")
     assert shlex.split(head) == ["kubectl", "apply", "--filename=-", "<<END"]
-    text, _, after = rest.partition("END\n")
-    assert [line.split()[0] for line in after.splitlines()] == ["mkdir", *["kubectl"] * 5]
+    text, _, commands = rest.partition("END\n")
+    assert [line.split()[0] for line in commands.splitlines()] == ["mkdir", *["kubectl"] * 5]
     launcher.will(conditions=["Completed"])
     assert launcher.run("gke.sh", "run", *flags, *MAIN)[0] == 0
     assert yaml.safe_load(text) == applied(launcher)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("up",), "'up' is not one of run, fetch, delete (see --help)"),
         (("run", *POOL, "--topology=2x4", *MAIN), "where is the workdir? Give --claim or --bucket"),
@@ -191,7 +191,9 @@ def test_a_dry_run_prints_the_manifest(launcher: Launcher) -> None:
         (("run", "--name=n", "--claim=c", *MAIN), "--accelerator is missing (see --help)"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(launcher: Launcher, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(
+    launcher: Launcher, arguments: tuple[str, ...], message: str
+) -> None:
     code, stdout, stderr = launcher.run("gke.sh", *arguments)
-    assert code == 1 and stdout == "" and stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
+    assert code == 1 and stdout == "" and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
     assert launcher.calls("kubectl") == []

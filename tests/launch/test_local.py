@@ -1,4 +1,4 @@
-"""The launch scripts, with a Python that only writes down how it was called: what they install and what they run."""
+"""launch/local.sh and launch/test.sh with a fake Python that records its calls: what they install and run."""
 
 import argparse
 import os
@@ -17,8 +17,8 @@ from xtransfer import config
 
 ROOT = Path(__file__).parents[2]
 
-# Answers as a Python of version $FAKE_VERSION, makes a venv that holds itself, and fails, hangs or is killed in pip if
-# asked to. As the real pip does, it answers Ctrl-C with an ordinary failure.
+# Reports version $FAKE_VERSION and makes a venv that contains itself. As pip, it fails, hangs, or is killed if
+# $FAKE_PIP says so. Like the real pip, it answers Ctrl-C with an ordinary failure.
 FAKE_PYTHON = r"""#!/bin/bash
 if [[ "$1" == -c ]]; then echo "${FAKE_VERSION:-3.11}"; exit 0; fi
 { printf '%s\x1f' "$@"; printf '\x1e'; } >>"$FAKE_LOG"
@@ -39,7 +39,7 @@ esac
 
 
 class Checkout:
-    """A copy of what the launch scripts read, under a path with a space, and runs of them beside it."""
+    """A copy of the files that the launch scripts read, under a path with a space, and methods that run the scripts."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a clone"
@@ -61,11 +61,11 @@ class Checkout:
         return self.root / ".venv"
 
     def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Starts a script of launch/ in another directory, with the fake Python first on the path."""
+        """Start a script from launch/ in another directory, with the fake Python first on the path."""
         self.log.write_text("")
         inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "XTRANSFER_EXTRAS")}
         path = f"{self.python.parent}:{os.environ['PATH']}"
-        # In the background of a shell Ctrl-C is ignored, and bash cannot trap what it was told to ignore.
+        # A shell's background jobs ignore Ctrl-C, and bash cannot trap a signal that it inherited as ignored.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return subprocess.Popen(
@@ -81,7 +81,7 @@ class Checkout:
             signal.signal(signal.SIGINT, before)
 
     def run(self, script: str, *arguments: str, **env: str) -> tuple[int, str, list[list[str]]]:
-        """The script's exit code, what it said on stderr, and the calls of Python that it made."""
+        """Run a script and return its exit code, its stderr, and its calls of Python."""
         process = self.start(script, *arguments, **env)
         stdout, stderr = process.communicate(timeout=20)
         assert stdout == "", "stdout belongs to the program that is launched"
@@ -101,11 +101,11 @@ def installed(checkout: Checkout) -> Checkout:
 
 
 def installs(calls: list[list[str]]) -> list[str]:
-    """What pip was asked to install, call by call."""
+    """Return the target of each pip installation."""
     return [call[-1] for call in calls if call[:3] == ["-m", "pip", "install"]]
 
 
-def test_the_first_start_installs_pinned_packages_and_runs_the_quickstart(checkout: Checkout) -> None:
+def test_the_first_run_installs_pinned_packages_and_starts_the_quickstart(checkout: Checkout) -> None:
     code, stderr, calls = checkout.run("local.sh")
     assert code == 0, stderr
     assert calls[0] == ["-m", "venv", "--clear", str(checkout.venv)]
@@ -116,10 +116,10 @@ def test_the_first_start_installs_pinned_packages_and_runs_the_quickstart(checko
     assert "making .venv with python3 (3.11)" in stderr and "installing the pinned packages" in stderr
 
 
-def test_the_second_start_installs_nothing(installed: Checkout) -> None:
+def test_the_second_run_installs_nothing(installed: Checkout) -> None:
     code, stderr, calls = installed.run("local.sh")
     assert code == 0 and len(calls) == 1 and calls[0][1] == "xtransfer.main"
-    assert stderr.count("\n") == 1, "no more than the command that is run"
+    assert stderr.count("\n") == 1, "only the command that is run"
 
 
 @pytest.mark.parametrize(
@@ -140,24 +140,24 @@ def test_the_second_start_installs_nothing(installed: Checkout) -> None:
     ],
 )
 def test_defaults_are_added_only_for_flags_not_given(installed: Checkout, given: list[str], added: list[str]) -> None:
-    """An argument arrives as it was given, spaces, stars and all; one that is the value of a flag is no flag."""
+    """Pass each argument on unchanged, spaces and stars included, and do not take a flag's value for a flag."""
     added = [str(installed.root / "configs/quickstart.py") if word == "DEFAULT" else word for word in added]
     code, stderr, calls = installed.run("local.sh", *given)
     assert code == 0, stderr
     assert calls == [["-m", "xtransfer.main", *added, *given]]
 
 
-def test_test_sh_adds_the_test_extras_and_hands_its_arguments_to_pytest(installed: Checkout) -> None:
+def test_test_sh_adds_the_test_extras_and_passes_its_arguments_to_pytest(installed: Checkout) -> None:
     code, stderr, calls = installed.run("test.sh", "tests/test_x.py", "-k", "a or b")
     assert code == 0, stderr
     assert installs(calls) == ["pip", ".[test]"]
     assert calls[-1] == ["-m", "pytest", "tests/test_x.py", "-k", "a or b"]
-    everything = ["-m", "pytest", "-n", "auto", "--dist", "worksteal"]
-    assert installed.run("test.sh")[2] == [everything]
+    run_all = ["-m", "pytest", "-n", "auto", "--dist", "worksteal"]
+    assert installed.run("test.sh")[2] == [run_all]
     assert len(installed.run("local.sh")[2]) == 1, "the extras do not make the base stale"
 
 
-def test_more_extras_by_environment(installed: Checkout) -> None:
+def test_an_environment_variable_adds_extras(installed: Checkout) -> None:
     assert installs(installed.run("local.sh", XTRANSFER_EXTRAS="tpu")[2]) == ["pip", ".[tpu]"]
     assert installs(installed.run("local.sh", XTRANSFER_EXTRAS="tpu")[2]) == []
     assert installs(installed.run("test.sh", XTRANSFER_EXTRAS="dev,cuda")[2]) == ["pip", ".[test,dev,cuda]"]
@@ -176,22 +176,22 @@ def test_a_changed_requirement_is_installed(installed: Checkout, name: str) -> N
     path.write_text(path.read_text() + "# changed\n")
     calls = installed.run("local.sh")[2]
     assert installs(calls) == ["pip", "."]
-    assert not any("venv" in call for call in calls), "the packages that are there are kept"
+    assert not any("venv" in call for call in calls), "the installed packages are kept"
 
 
-def test_a_clone_that_was_moved_is_installed_again(installed: Checkout) -> None:
-    """An editable installation points to where the clone was; through a link to it, it has not moved."""
+def test_a_moved_clone_is_installed_again(installed: Checkout) -> None:
+    """Reinstall, because an editable installation points to the old path. Reaching the clone by a link is no move."""
     moved = installed.root.with_name("moved clone")
     installed.root.rename(moved)
     installed.root.symlink_to(moved)
     calls = installed.run("local.sh")[2]
     assert installs(calls) == ["pip", "."]
-    assert not any("venv" in call for call in calls), "the packages that are there are kept"
+    assert not any("venv" in call for call in calls), "the installed packages are kept"
     installed.root = moved
     assert len(installed.run("local.sh")[2]) == 1
 
 
-def test_a_failed_installation_is_tried_again(checkout: Checkout) -> None:
+def test_a_failed_installation_is_retried(checkout: Checkout) -> None:
     code, stderr, calls = checkout.run("local.sh", FAKE_PIP="1")
     assert code == 1 and calls[-1][1] == "pip", "nothing is run"
     assert stderr.splitlines()[-1].startswith("error: the packages could not be installed")
@@ -200,37 +200,37 @@ def test_a_failed_installation_is_tried_again(checkout: Checkout) -> None:
     assert len(checkout.run("local.sh")[2]) == 1
 
 
-@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_installation_is_made_afresh(checkout: Checkout, deadly: signal.Signals) -> None:
-    """A package whose files were half written looks installed to pip, so what was there is thrown away."""
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_installation_starts_over(checkout: Checkout, signal_number: signal.Signals) -> None:
+    """Discard the .venv, because pip takes a half-written package for an installed one."""
     process = checkout.start("local.sh", FAKE_PIP="hang")
     wait_until(Path(f"{checkout.log}.hangs").exists)
     busy = checkout.run("local.sh")
     assert busy[0] == 1 and f"process {process.pid} is installing" in busy[1] and busy[2] == []
-    os.killpg(process.pid, deadly)
+    os.killpg(process.pid, signal_number)
     process.communicate(timeout=20)
-    assert process.returncode in (-deadly, 128 + deadly)
+    assert process.returncode in (-signal_number, 128 + signal_number)
     code, stderr, calls = checkout.run("local.sh")
     assert code == 0 and "interrupted: making .venv afresh" in stderr
     assert calls[0][1] == "venv" and installs(calls) == ["pip", "."]
     assert len(checkout.run("local.sh")[2]) == 1
 
 
-def test_an_installation_whose_pip_was_killed_is_made_afresh(checkout: Checkout) -> None:
+def test_an_installation_whose_pip_was_killed_starts_over(checkout: Checkout) -> None:
     code, stderr, _ = checkout.run("local.sh", FAKE_PIP="killed")
     assert code == 1 and "could not be installed" in stderr
     code, stderr, calls = checkout.run("local.sh")
     assert code == 0 and "interrupted: making .venv afresh" in stderr and calls[0][1] == "venv"
 
 
-def test_a_broken_venv_is_made_afresh(installed: Checkout) -> None:
+def test_a_broken_venv_is_replaced(installed: Checkout) -> None:
     (installed.venv / "bin" / "python").unlink()
     code, stderr, calls = installed.run("local.sh")
     assert code == 0, stderr
     assert calls[0][1] == "venv" and installs(calls) == ["pip", "."]
 
 
-def test_an_old_python_is_refused_once_named(checkout: Checkout) -> None:
+def test_a_named_python_that_is_too_old_is_refused(checkout: Checkout) -> None:
     code, stderr, calls = checkout.run("local.sh", PYTHON=str(checkout.python), FAKE_VERSION="3.10")
     assert code == 1 and calls == []
     assert stderr.splitlines() == [
@@ -242,7 +242,7 @@ def test_an_old_python_is_refused_once_named(checkout: Checkout) -> None:
     assert "interrupted" not in checkout.run("local.sh")[1]
 
 
-def test_a_newer_python_is_taken_where_python3_is_old(checkout: Checkout) -> None:
+def test_a_newer_python_is_used_if_python3_is_too_old(checkout: Checkout) -> None:
     newer = checkout.python.with_name("python3.14")
     newer.write_text(FAKE_PYTHON.replace("${FAKE_VERSION:-3.11}", "4.0"))
     newer.chmod(0o755)
@@ -250,21 +250,21 @@ def test_a_newer_python_is_taken_where_python3_is_old(checkout: Checkout) -> Non
     assert code == 0 and "making .venv with python3.14 (4.0)" in stderr
 
 
-def test_the_commands_of_the_readme_are_commands() -> None:
-    """Their configs exist and take their flags, as the shell hands them over."""
+def test_the_commands_in_the_readme_exist() -> None:
+    """Check that the scripts and configs exist, and that the configs accept the flags as the shell passes them."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("launch/")]
     assert len(commands) >= 5 and all((ROOT / command[0]).is_file() for command in commands)
-    flagged = [command[1:] for command in commands if len(command) > 1]
-    assert len(flagged) >= 3
+    flag_lists = [command[1:] for command in commands if len(command) > 1]
+    assert len(flag_lists) >= 3
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--workdir", required=True)
-    for flags in flagged:
+    for flags in flag_lists:
         known, overrides = parser.parse_known_args(flags)
         config.load(str(ROOT / known.config), overrides)
-        assert overrides, "all that is left goes to the config"
+        assert overrides, "the remaining flags override the config"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -275,5 +275,5 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "launch/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_no_page_has_a_blank_that_was_to_be_filled_in(name: str) -> None:
+def test_no_page_contains_a_placeholder(name: str) -> None:
     assert re.findall(r"<<.*?>>|<!-- tpu table -->|TODO|XXX", (ROOT / name).read_text(encoding="utf-8")) == []

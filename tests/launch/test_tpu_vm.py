@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a gcloud that keeps machines as folders: what is asked, what runs, what is survived."""
+"""launch/tpu_vm.sh with a fake gcloud that keeps machines as folders: its requests, runs, and recoveries."""
 
 import os
 import re
@@ -10,54 +10,55 @@ import pytest
 
 from tests.helpers.launching import NASTY, Launcher, wait_until
 
-# States are taken from `states` (the node's) and `requests` (the queued resource's); without any, what was made is
-# ready. A worker's home is a folder; `ssh` runs its command there as sshd would, through a shell, once more unquoted.
+# The states of the node come from `states`, and the states of the queued resource from `requests`. Without any, an
+# existing resource is ready. A worker's home is a folder. There `ssh` runs its command as sshd does: through a shell,
+# which removes one more level of quoting.
 GCLOUD = r"""
 import glob, shutil
 NODE = f"{HERE}/node"
 NAMED = {"tpu-vm": "nodes", "queued-resources": "queuedResources"}
-def lost():
+def remove_homes():
     for home in glob.glob(f"{HERE}/worker-*"):
         shutil.rmtree(home)
-def described(kind, exists, state):
+def describe(kind, exists, state):
     if state == "GONE-FROM-LIST" or not exists:
         absent = f"NOT_FOUND: Resource 'projects/p/locations/z/{NAMED[kind]}/tpu' was not found. This command is…"
-        leave(1, f"ERROR: (gcloud.compute.tpus.{kind}.describe) {absent}\n")
+        finish(1, f"ERROR: (gcloud.compute.tpus.{kind}.describe) {absent}\n")
     if state == "OFFLINE":
-        leave(1, "ERROR: gcloud crashed (TransportError): no network\n")
-    leave(said=state + "\n")
+        finish(1, "ERROR: gcloud crashed (TransportError): no network\n")
+    finish(text=state + "\n")
 if ARGV[:2] == ["storage", "rsync"]:
-    leave()
-what, verb = ARGV[2:4]
+    finish()
+kind, verb = ARGV[2:4]
 if verb == "create":
     answer = take("creates", "")
     if answer:
-        leave(1, answer + "\n")
+        finish(1, answer + "\n")
     open(NODE, "w").close()
 elif verb == "delete":
     os.remove(NODE)
-    lost()
+    remove_homes()
 elif verb == "describe":
     if "networkEndpoints" in value("--format"):
-        leave(said=f"{os.environ.get('WORKERS', '1')}\n")
-    list_ = "requests" if what == "queued-resources" else "states"
-    ready = "ACTIVE" if what == "queued-resources" else "READY"
-    described(what, os.path.exists(NODE), take(list_, ready))
+        finish(text=f"{os.environ.get('WORKERS', '1')}\n")
+    queue = "requests" if kind == "queued-resources" else "states"
+    ready = "ACTIVE" if kind == "queued-resources" else "READY"
+    describe(kind, os.path.exists(NODE), take(queue, ready))
 elif verb in ("ssh", "scp"):
     if not os.path.exists(NODE):
-        leave(1, "ERROR: no such node\n")
+        finish(1, "ERROR: no such node\n")
     worker, command = value("--worker"), value("--command")
     event = take("ssh", "") if command is None or " run " in command else ""
     home = f"{HERE}/worker-{worker}"
     os.makedirs(home, exist_ok=True)
     if event == "preempted":
-        lost()
+        remove_homes()
     if event:
-        leave(255, "ssh: connection closed\n")
+        finish(255, "ssh: connection closed\n")
     if verb == "scp":
         source, target = (word.replace("tpu:", f"{home}/") for word in ARGV[4:6])
         shutil.copy(source, target)
-        leave()
+        finish()
     fcntl.flock(lock, fcntl.LOCK_UN)
     os.chdir(home)
     remote = " ".join(command.split(" "))
@@ -72,21 +73,21 @@ SHARED = ("--", "--config=configs/x.py", "--workdir=/mnt/xtransfer/out")
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Launcher:
-    made = Launcher(tmp_path)
-    made.fake("gcloud", GCLOUD)
+    instance = Launcher(tmp_path)
+    instance.fake("gcloud", GCLOUD)
     for tool in ("sudo", "gcsfuse", "mount.nfs"):
-        made.fake(tool, "")
-    made.fake("mountpoint", "sys.exit(1)")
-    return made
+        instance.fake(tool, "")
+    instance.fake("mountpoint", "sys.exit(1)")
+    return instance
 
 
 def verbs(launcher: Launcher) -> list[str]:
-    """What was asked of gcloud, without looking and without ssh and scp."""
-    found = [call[3] if call[0] == "compute" else call[1] for call in launcher.calls("gcloud")]
-    return [verb for verb in found if verb not in ("describe", "ssh", "scp")]
+    """Return the verbs of gcloud's calls in order, except describe, ssh, and scp."""
+    called = [call[3] if call[0] == "compute" else call[1] for call in launcher.calls("gcloud")]
+    return [verb for verb in called if verb not in ("describe", "ssh", "scp")]
 
 
-def test_a_run_is_created_set_up_run_fetched_and_deleted(launcher: Launcher) -> None:
+def test_run_creates_a_machine_runs_fetches_and_deletes(launcher: Launcher) -> None:
     code, stdout, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--fetch", "res ults", "--delete", *MAIN, NASTY)
     assert code == 0, stderr
     home = launcher.fakes / "worker-0"
@@ -99,11 +100,11 @@ def test_a_run_is_created_set_up_run_fetched_and_deleted(launcher: Launcher) -> 
     assert launcher.mains() == [[str(home), str(home / "xtransfer"), *main]]
     assert "main ends with 0" in stdout
     assert "main ends with 0" in (launcher.cwd / "runs/tpu.logs/worker-0.log").read_text()
-    found = {str(p.relative_to(launcher.cwd / "res ults")) for p in (launcher.cwd / "res ults").rglob("*")}
-    assert found == {"results.jsonl", "teacher"}
+    fetched = {str(p.relative_to(launcher.cwd / "res ults")) for p in (launcher.cwd / "res ults").rglob("*")}
+    assert fetched == {"results.jsonl", "teacher"}
 
 
-def test_what_is_there_is_used_again_and_gets_the_new_code(launcher: Launcher) -> None:
+def test_an_existing_machine_is_reused_with_the_new_code(launcher: Launcher) -> None:
     old = launcher.root / "old.py"
     old.write_text("")
     assert launcher.run("tpu_vm.sh", "up", *ONE)[0] == 0
@@ -115,11 +116,11 @@ def test_what_is_there_is_used_again_and_gets_the_new_code(launcher: Launcher) -
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, *MAIN)
     assert code == 0 and verbs(launcher) == ["create"], stderr
     assert (checkout / "ne w.py").exists() and not (checkout / "old.py").exists()
-    assert (checkout / "out/results.jsonl").exists(), "what the run left stays"
-    assert len(launcher.calls("pip")) == 2, "set up once"
+    assert (checkout / "out/results.jsonl").exists(), "the run's files are kept"
+    assert len(launcher.calls("pip")) == 2, "the machine is set up only once"
 
 
-def test_a_repository_may_be_cloned_instead(launcher: Launcher) -> None:
+def test_a_repository_can_be_cloned_instead(launcher: Launcher) -> None:
     launcher.fake("git", "import shutil\nif ARGV[0] == 'clone': shutil.copytree(os.environ['CHECKOUT'], 'xtransfer')")
     flags = ("--repository", "https://x.org/a b.git", "--revision", "v1;id")
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, *flags, *MAIN, CHECKOUT=str(launcher.root))
@@ -130,13 +131,13 @@ def test_a_repository_may_be_cloned_instead(launcher: Launcher) -> None:
     assert code == 1 and stderr.startswith("error: --repository needs --revision too")
 
 
-def test_it_waits_until_the_machine_is_ready(launcher: Launcher) -> None:
+def test_up_waits_until_the_machine_is_ready(launcher: Launcher) -> None:
     launcher.will(states=["GONE-FROM-LIST", "CREATING", "CREATING", "STARTING", "READY"])
     assert launcher.run("tpu_vm.sh", "up", *ONE)[0] == 0
     assert len(launcher.calls("gcloud", "describe")) == 5 and verbs(launcher) == ["create"]
 
 
-def test_a_queued_resource_is_waited_for_and_asked_for_again(launcher: Launcher) -> None:
+def test_a_queued_resource_is_awaited_and_requested_again_if_it_fails(launcher: Launcher) -> None:
     flags = (
         *ONE,
         "--queued",
@@ -148,15 +149,15 @@ def test_a_queued_resource_is_waited_for_and_asked_for_again(launcher: Launcher)
     launcher.will(requests=["", "WAITING_FOR_RESOURCES", "PROVISIONING", "FAILED", "", "ACTIVE"])
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *flags)
     assert code == 0, stderr
-    asked = ["compute", "tpus", "queued-resources", "create", "tpu", "--node-id=tpu"]
-    asked += ["--runtime-version=v2-alpha-tpuv5-lite", "--accelerator-type=v5litepod-8", "--valid-until-duration=6h"]
-    assert launcher.calls("gcloud", "create") == [[*asked, "--labels=a=b", "--zone=us-west4-a", "--project=mine"]] * 2
+    create = ["compute", "tpus", "queued-resources", "create", "tpu", "--node-id=tpu"]
+    create += ["--runtime-version=v2-alpha-tpuv5-lite", "--accelerator-type=v5litepod-8", "--valid-until-duration=6h"]
+    assert launcher.calls("gcloud", "create") == [[*create, "--labels=a=b", "--zone=us-west4-a", "--project=mine"]] * 2
     assert launcher.run("tpu_vm.sh", "delete", *flags)[0] == 0
-    deleted = ["compute", "tpus", "queued-resources", "delete", "tpu", "--force", "--quiet"]
-    assert launcher.calls("gcloud", "delete") == [[*deleted, "--zone=us-west4-a", "--project=mine"]] * 2
+    delete = ["compute", "tpus", "queued-resources", "delete", "tpu", "--force", "--quiet"]
+    assert launcher.calls("gcloud", "delete") == [[*delete, "--zone=us-west4-a", "--project=mine"]] * 2
 
 
-def test_a_preempted_run_comes_back_on_a_new_machine(launcher: Launcher) -> None:
+def test_a_preempted_run_restarts_on_a_new_machine(launcher: Launcher) -> None:
     flags = (*ONE, "--spot", "--storage=10.0.0.2:/share")
     states = ["", "READY", "PREEMPTED", "", "READY", "TERMINATED"]
     launcher.will(ssh=["", "preempted", "", "", "", ""], statuses=[143, 0], states=states)
@@ -169,7 +170,7 @@ def test_a_preempted_run_comes_back_on_a_new_machine(launcher: Launcher) -> None
     assert ["mount", "-t", "nfs", "10.0.0.2:/share", "/mnt/xtransfer"] in launcher.calls("sudo")
 
 
-def test_coming_back_ends_somewhere(launcher: Launcher) -> None:
+def test_the_number_of_restarts_is_limited(launcher: Launcher) -> None:
     launcher.will(statuses=[143] * 9)
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--retries", "2", *MAIN)
     assert code == 1 and len(launcher.mains()) == 3
@@ -178,11 +179,11 @@ def test_coming_back_ends_somewhere(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("status", [1, 2, 134, 137])
-def test_a_failure_with_a_reason_is_not_repeated(launcher: Launcher, status: int) -> None:
+def test_a_failed_run_is_not_restarted(launcher: Launcher, status: int) -> None:
     launcher.will(statuses=[status, 0])
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--delete", "--fetch=got", *MAIN)
     assert code == status and len(launcher.mains()) == 1 and verbs(launcher) == ["create"]
-    assert f"main ends with {status}" in stderr, "its last words"
+    assert f"main ends with {status}" in stderr, "the end of the run's log"
     assert f"worker 0 failed with status {status}" in stderr and "tpu is still up, which costs" in stderr
 
 
@@ -191,9 +192,7 @@ def test_a_failure_with_a_reason_is_not_repeated(launcher: Launcher, status: int
     [(["", "", "", "", "lost"], [0, 0, 0], 3), ([], [134, 134, 0, 0], 4), ([], [0, 143, 0, 0], 4)],
     ids=["ssh of one worker", "aborted after a peer", "one preempted"],
 )
-def test_a_pod_starts_again_on_all_workers(
-    launcher: Launcher, events: list[str], statuses: list[int], starts: int
-) -> None:
+def test_a_pod_restarts_on_all_workers(launcher: Launcher, events: list[str], statuses: list[int], starts: int) -> None:
     launcher.will(ssh=[*events[:2], *events[4:]], statuses=statuses)
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *POD, *SHARED, WORKERS="2")
     assert code == 0, stderr
@@ -204,9 +203,7 @@ def test_a_pod_starts_again_on_all_workers(
 
 
 @pytest.mark.parametrize(("statuses", "starts"), [([1, 1], 2), ([137, 1, 124, 124] * 2, 8)])
-def test_a_pod_fails_for_a_reason_or_for_a_crash_that_comes_again(
-    launcher: Launcher, statuses: list[int], starts: int
-) -> None:
+def test_a_pod_stops_after_an_error_or_a_repeated_crash(launcher: Launcher, statuses: list[int], starts: int) -> None:
     launcher.will(statuses=statuses)
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *POD, *SHARED, WORKERS="2")
     assert code in statuses
@@ -214,7 +211,7 @@ def test_a_pod_fails_for_a_reason_or_for_a_crash_that_comes_again(
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (
             "ERROR: quota metric 'TPUV5s' exceeded: Limit 0",
@@ -223,26 +220,26 @@ def test_a_pod_fails_for_a_reason_or_for_a_crash_that_comes_again(
         ("ERROR: PERMISSION_DENIED: no", "tpu could not be created; gcloud's message is above"),
     ],
 )
-def test_what_another_try_cannot_mend_is_said_once(launcher: Launcher, answer: str, said: str) -> None:
+def test_a_permanent_error_is_reported_without_a_retry(launcher: Launcher, answer: str, message: str) -> None:
     launcher.will(creates=[answer])
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *ONE)
     assert code == 1 and verbs(launcher) == ["create"] and answer in stderr
-    assert stderr.splitlines()[-1].startswith(f"error: {said}")
+    assert stderr.splitlines()[-1].startswith(f"error: {message}")
 
 
-def test_a_lack_of_capacity_is_waited_out_for_a_while(launcher: Launcher) -> None:
-    none = 'ERROR: "code": 8, There is no more capacity in the zone "us-west4-a"'
-    launcher.will(creates=[none, none, "ERROR: ALREADY_EXISTS: tpu"], states=["", "READY"])
-    (launcher.fakes / "node").write_text("another terminal made it meanwhile")
+def test_a_lack_of_capacity_is_retried_a_limited_number_of_times(launcher: Launcher) -> None:
+    no_capacity = 'ERROR: "code": 8, There is no more capacity in the zone "us-west4-a"'
+    launcher.will(creates=[no_capacity, no_capacity, "ERROR: ALREADY_EXISTS: tpu"], states=["", "READY"])
+    (launcher.fakes / "node").write_text("another terminal created it")
     launcher.will(states=["GONE-FROM-LIST", "READY"])
     assert launcher.run("tpu_vm.sh", "up", *ONE)[0] == 0 and verbs(launcher) == ["create"] * 3
-    launcher.will(creates=[none] * 9, states=["GONE-FROM-LIST"])
+    launcher.will(creates=[no_capacity] * 9, states=["GONE-FROM-LIST"])
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *ONE, "--retries=1")
     assert code == 1 and verbs(launcher) == ["create"] * 5
     assert "no capacity for v5litepod-8 in us-west4-a after 2 attempts" in stderr.splitlines()[-1]
 
 
-def test_a_network_that_fails_is_an_error_at_first_and_waited_out_later(launcher: Launcher) -> None:
+def test_a_network_failure_is_an_error_at_first_and_retried_later(launcher: Launcher) -> None:
     launcher.will(states=["OFFLINE"])
     (launcher.fakes / "node").write_text("")
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *ONE)
@@ -251,7 +248,7 @@ def test_a_network_that_fails_is_an_error_at_first_and_waited_out_later(launcher
     assert launcher.run("tpu_vm.sh", "up", *ONE)[0] == 0
 
 
-def test_ctrl_c_leaves_the_run_and_the_same_command_follows_it(launcher: Launcher) -> None:
+def test_stopping_the_script_leaves_the_run_and_the_same_command_follows_it(launcher: Launcher) -> None:
     (launcher.fakes / "hang").write_text("")
     process = launcher.start("tpu_vm.sh", "run", *ONE, *MAIN)
     wait_until(lambda: "main begins" in read(launcher.cwd / "runs/tpu.logs/worker-0.log"))
@@ -259,16 +256,16 @@ def test_ctrl_c_leaves_the_run_and_the_same_command_follows_it(launcher: Launche
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 143 and "the run continues on tpu" in stderr
     (launcher.root / "later.py").write_text("")
-    following = launcher.start("tpu_vm.sh", "run", *ONE, *MAIN)
+    follower = launcher.start("tpu_vm.sh", "run", *ONE, *MAIN)
     wait_until(lambda: "following the run" in read(launcher.cwd / "runs/tpu.logs/worker-0.log"))
     (launcher.fakes / "hang").unlink()
-    stdout, stderr = following.communicate(timeout=20)
-    assert following.returncode == 0, stderr
+    stdout, stderr = follower.communicate(timeout=20)
+    assert follower.returncode == 0, stderr
     assert "main begins" in stdout and "main ends with 0" in stdout
     assert len(launcher.mains()) == 1 and not (launcher.fakes / "worker-0/xtransfer/later.py").exists()
 
 
-def test_a_second_run_on_the_machine_is_refused_and_the_first_is_followed(launcher: Launcher) -> None:
+def test_a_second_run_is_refused_and_the_first_can_be_followed(launcher: Launcher) -> None:
     home = launcher.fakes / "home"
     home.mkdir()
     go, word = launcher.fakes / "go", "it's $HOME"
@@ -276,7 +273,7 @@ def test_a_second_run_on_the_machine_is_refused_and_the_first_is_followed(launch
     first = launcher.start("worker.sh", "run", "a", *command, HOME=str(home))
     wait_until(lambda: word in read(home / ".xtransfer-runs/a/log"))
     assert launcher.run("worker.sh", "running", HOME=str(home))[0] == 0
-    os.killpg(first.pid, signal.SIGKILL)  # the connection is lost, and with it all that hangs on it
+    os.killpg(first.pid, signal.SIGKILL)  # the connection is lost, and with it the processes it carries
     code, _, stderr = launcher.run("worker.sh", "run", "b", "another", HOME=str(home))
     assert code == 1 and "another run is in progress" in stderr and stderr.count("\n") == 1
     go.write_text("")
@@ -285,7 +282,7 @@ def test_a_second_run_on_the_machine_is_refused_and_the_first_is_followed(launch
     assert launcher.run("worker.sh", "running", HOME=str(home))[0] == 1
     last = launcher.start("worker.sh", "run", "d", "bash", "-c", "echo on; sleep 20", HOME=str(home))
     wait_until(lambda: "on" in read(home / ".xtransfer-runs/d/log"))
-    os.killpg(int(read(home / ".xtransfer-runs/d/pid")), signal.SIGTERM)  # as a machine that shuts down does
+    os.killpg(int(read(home / ".xtransfer-runs/d/pid")), signal.SIGTERM)  # as at a shutdown
     assert last.wait(timeout=10) == 143
 
 
@@ -297,7 +294,7 @@ def test_results_are_fetched_from_the_bucket_without_a_machine(launcher: Launche
     assert launcher.calls("gcloud") == [rsync, [word for word in rsync if "exclude" not in word]]
 
 
-def test_a_dry_run_prints_what_a_run_does_and_does_nothing(launcher: Launcher) -> None:
+def test_a_dry_run_prints_the_calls_of_a_run_and_makes_none(launcher: Launcher) -> None:
     flags = ("--storage=gs://mine/folder", "--fetch", "res ults", "--delete", *SHARED, NASTY)
     code, stdout, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--dry-run", *flags)
     assert code == 0, stderr
@@ -306,7 +303,8 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(launcher: Launcher) -
     text = "\n".join(line for line in stdout.splitlines() if not line.startswith("#"))
     printed, words = [], shlex.split(text, posix=True)
     for word in words:
-        printed += [[]] if word in ("gcloud", "git", "mkdir") else []
+        if word in ("gcloud", "git", "mkdir"):
+            printed.append([])
         printed[-1].append(word)
     called = [call for call in launcher.calls("gcloud") if "describe" not in call]
     called = [call for call in called if not any(w in ("--command=true",) or w.endswith("running") for w in call)]
@@ -317,7 +315,7 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(launcher: Launcher) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("go",), "'go' is not one of up, run, fetch, delete (see --help)"),
         (("run", "--spott", *ONE), "unknown flag '--spott' (see --help); the flags of xtransfer.main come after --"),
@@ -332,13 +330,15 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(launcher: Launcher) -
         (("run", *POD, *MAIN), "--workdir out is not below /mnt/xtransfer, where --storage is mounted"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(launcher: Launcher, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(
+    launcher: Launcher, arguments: tuple[str, ...], message: str
+) -> None:
     code, stdout, stderr = launcher.run("tpu_vm.sh", *arguments)
     assert code == 1 and stdout == "" and launcher.calls("gcloud") == []
-    assert stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
+    assert stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
 
 
-def test_help(launcher: Launcher) -> None:
+def test_help_lists_the_flags(launcher: Launcher) -> None:
     for arguments in (("--help",), ("run", "--help")):
         code, stdout, _ = launcher.run("tpu_vm.sh", *arguments)
         assert code == 0 and "--storage S" in stdout and "set -euo" not in stdout

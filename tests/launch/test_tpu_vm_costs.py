@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh and money: what is refused before anything is created, and what is said when a TPU stays up."""
+"""launch/tpu_vm.sh and its costs: what is refused before a TPU is created, and the warning when one stays up."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ STILL_UP = f"xtransfer: tpu is still up, which costs: fix the cause and start ag
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Launcher:
-    made = Launcher(tmp_path)
-    made.fake("gcloud", GCLOUD)
-    return made
+    instance = Launcher(tmp_path)
+    instance.fake("gcloud", GCLOUD)
+    return instance
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("up", *ONE, "--name=../tpu"), "--name '../tpu' is not a name for a TPU"),
         (("up", *ONE, "--name=-tpu"), "--name '-tpu' is not a name for a TPU"),
@@ -39,14 +39,16 @@ def launcher(tmp_path: Path) -> Launcher:
         (("run", *ONE, "--", "--workdir=w", "--config", "--config.x=1"), "--config is missing among the flags"),
     ],
 )
-def test_nonsense_is_refused_before_it_costs(launcher: Launcher, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_created(
+    launcher: Launcher, arguments: tuple[str, ...], message: str
+) -> None:
     code, stdout, stderr = launcher.run("tpu_vm.sh", *arguments)
     assert code == 1 and stdout == "" and launcher.calls("gcloud") == []
-    assert stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
+    assert stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("storage", ["gs://my_b.x/a b", "10.0.0.2:/share", "[fe80::1]:/a/b"])
-def test_good_storage_is_taken(launcher: Launcher, storage: str) -> None:
+def test_valid_storage_is_accepted(launcher: Launcher, storage: str) -> None:
     code, _, stderr = launcher.run("tpu_vm.sh", "run", "--dry-run", *POD, f"--storage={storage}", *SHARED)
     assert code == 0, stderr
 
@@ -59,14 +61,14 @@ def test_good_storage_is_taken(launcher: Launcher, storage: str) -> None:
         "NOT_FOUND: Resource 'projects/p/locations/z/nodes/tpu-2' was not found.",
     ],
 )
-def test_only_the_absence_of_the_tpu_itself_leads_to_a_new_one(launcher: Launcher, answer: str) -> None:
-    launcher.fake("gcloud", f"leave(1, {'ERROR: (gcloud.compute.tpus.tpu-vm.describe) ' + answer!r})")
+def test_no_tpu_is_created_if_something_else_is_not_found(launcher: Launcher, answer: str) -> None:
+    launcher.fake("gcloud", f"finish(1, {'ERROR: (gcloud.compute.tpus.tpu-vm.describe) ' + answer!r})")
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *ONE)
     assert code == 1 and verbs(launcher) == []
     assert stderr.splitlines()[-1].startswith("error: gcloud cannot describe tpu: ERROR: ")
 
 
-def test_who_pays_is_told_whatever_the_script_dies_of(launcher: Launcher) -> None:
+def test_a_failed_script_warns_that_the_tpu_is_still_up(launcher: Launcher) -> None:
     launcher.fake("tar", "sys.exit(2)")
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, *MAIN)
     assert code == 1 and stderr.splitlines()[-2].endswith("could not be packed") and verbs(launcher) == ["create"]
@@ -75,14 +77,14 @@ def test_who_pays_is_told_whatever_the_script_dies_of(launcher: Launcher) -> Non
     assert code == 1 and stderr.splitlines()[-1] == f"{STILL_UP} --project mine --queued"
 
 
-def test_a_creation_that_broke_off_may_cost(launcher: Launcher) -> None:
+def test_an_interrupted_creation_warns_that_the_tpu_may_be_up(launcher: Launcher) -> None:
     launcher.will(creates=["ERROR: gcloud crashed (TransportError): no network"])
     code, _, stderr = launcher.run("tpu_vm.sh", "up", *ONE)
     assert code == 1 and stderr.splitlines()[-1].startswith("xtransfer: tpu is perhaps up, which would cost: ")
 
 
-def test_a_deletion_that_fails_is_said_with_what_was_done(launcher: Launcher) -> None:
-    launcher.fake("gcloud", GCLOUD.replace("os.remove(NODE)", "leave(1, 'ERROR: DEADLINE_EXCEEDED')"))
+def test_a_failed_deletion_is_reported_together_with_the_results(launcher: Launcher) -> None:
+    launcher.fake("gcloud", GCLOUD.replace("os.remove(NODE)", "finish(1, 'ERROR: DEADLINE_EXCEEDED')"))
     code, _, stderr = launcher.run("tpu_vm.sh", "run", *ONE, "--fetch=got", "--delete", *MAIN)
     assert code == 1 and (launcher.cwd / "got/results.jsonl").exists()
     assert stderr.splitlines()[-1].endswith(

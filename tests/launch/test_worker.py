@@ -1,4 +1,4 @@
-"""launch/worker.sh: which run a worker considers in progress after its disk has outlived its processes."""
+"""launch/worker.sh: whether a run counts as in progress if its files outlive its processes."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ def launcher(tmp_path: Path) -> Launcher:
     return Launcher(tmp_path)
 
 
-def under_way(launcher: Launcher, home: Path) -> tuple[subprocess.Popen[str], int]:
-    """The one who follows a run "a" that has begun, and the run's process."""
+def start_run(launcher: Launcher, home: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start a run "a", and return the process that follows it and the process id of the run."""
     home.mkdir()
     follower = launcher.start("worker.sh", "run", "a", *COMMAND, HOME=str(home))
     log = home / ".xtransfer-runs/a/log"
@@ -27,9 +27,9 @@ def under_way(launcher: Launcher, home: Path) -> tuple[subprocess.Popen[str], in
     return follower, int((home / ".xtransfer-runs/a/pid").read_text())
 
 
-def test_another_process_with_the_pid_of_a_run_is_not_the_run(launcher: Launcher, tmp_path: Path) -> None:
+def test_another_process_with_the_pid_of_a_run_is_not_mistaken_for_it(launcher: Launcher, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    follower, pid = under_way(launcher, home)
+    follower, pid = start_run(launcher, home)
     os.killpg(pid, signal.SIGKILL)
     assert follower.wait(timeout=10) == 137
     (home / ".xtransfer-runs/a/pid").write_text(f"{os.getpid()}\n")
@@ -40,14 +40,14 @@ def test_another_process_with_the_pid_of_a_run_is_not_the_run(launcher: Launcher
     assert (code, stdout) == (0, "another\n")
 
 
-def test_a_run_of_another_boot_is_over(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_run_from_before_a_reboot_is_over(launcher: Launcher, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    follower, pid = under_way(launcher, home)
-    born = home / ".xtransfer-runs/a/born"
+    follower, pid = start_run(launcher, home)
+    start_record = home / ".xtransfer-runs/a/born"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     started = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
-    assert born.read_text() == f"{boot} {started}\n"
-    born.write_text(f"another-boot {started}\n")
+    assert start_record.read_text() == f"{boot} {started}\n"
+    start_record.write_text(f"another-boot {started}\n")
     assert launcher.run("worker.sh", "running", HOME=str(home))[0] == 1
     os.killpg(pid, signal.SIGKILL)
     assert follower.wait(timeout=10) == 137
