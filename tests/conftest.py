@@ -1,12 +1,12 @@
-"""What every test runs under: eight virtual CPU devices, no network, no display, the same examples each time."""
+"""Set up every test: eight virtual CPU devices, no network, no display, and the same hypothesis examples each time."""
 
 import os
 
 DEVICES = "--xla_force_host_platform_device_count=8"
-# Compiling is most of what the tests do, and the least optimised programs compile in half the time.
+# Most of the tests' time is compilation, and unoptimised programs compile in half the time.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
 
-# Before JAX, Hugging Face's packages or matplotlib are imported; the processes that tests start inherit it.
+# Set these before JAX, Hugging Face's packages, or matplotlib are imported. Subprocesses of the tests inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {QUICK_COMPILE}".strip()

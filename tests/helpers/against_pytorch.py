@@ -1,4 +1,4 @@
-"""Holds our classifier, on packed rows, against what PyTorch computed on padded ones: activations and gradients."""
+"""Compare our classifier on packed rows with PyTorch on padded rows: activations and gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,30 @@ from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import leaves
 from xtransfer.parity.reference import Reference
 
-LOGITS = 1e-4  # largest absolute difference
-GRADIENTS = 1e-3  # largest difference, relative to the largest number of the same gradient
-ROW = 32
+ACTIVATION_TOLERANCE = 1e-4  # largest absolute difference
+GRADIENT_TOLERANCE = 1e-3  # largest difference, relative to the largest number of the same gradient
+ROW_LENGTH = 32
 
 Batch = dict[str, jax.Array]
 
 
 def packed(ref: Reference, offset: int, pad_id: int) -> Batch:
-    """The reference's examples, which it has in padded rows, several to a row, and a row of padding only."""
+    """Pack the reference's padded examples, several to a row, and add a row that is all padding."""
     real = ref.inputs["attention_mask"] == 1
     tokens = Tokens(
         input_ids=ref.inputs["input_ids"][real],
         token_type_ids=ref.inputs["token_type_ids"][real],
         offsets=np.concatenate([[0], np.cumsum(real.sum(1))]),
     )
-    batch = pack(tokens, range(len(tokens)), row_length=ROW, rows=3, slots=4, pad_id=pad_id, position_offset=offset)
+    batch = pack(
+        tokens, range(len(tokens)), row_length=ROW_LENGTH, rows=3, slots=4, pad_id=pad_id, position_offset=offset
+    )
     assert len({row for row, _ in batch["slot"].tolist()}) < len(tokens)
     return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
 def check(directory: Path, ref: Reference) -> dict[str, float]:
-    """Holds our model against the reference; the largest difference of each kind."""
+    """Compare our model with the reference and return the largest difference of each kind."""
     config = hf_config.read_config(directory)
     batch = packed(ref, config.position_offset, config.pad_id)
     classes = ref.activations["logits"].shape[1] if "logits" in ref.activations else 2
@@ -50,49 +52,49 @@ def check(directory: Path, ref: Reference) -> dict[str, float]:
         logits = nnx.merge(graphdef, params)(batch)[rows, slots]
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)), logits
 
-    # Without jit: the cases share most of their operations' shapes, so that little is compiled.
+    # Run without jit. The cases share the shapes of most operations, so little is compiled.
     model = nnx.merge(graphdef, params)
     keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
-    found = {f"layer_{i}": x for i, x in enumerate(model.encoder.hidden_states(*(batch[key] for key in keys)))}
+    activations = {f"layer_{i}": x for i, x in enumerate(model.encoder.hidden_states(*(batch[key] for key in keys)))}
     if "pooled" in ref.activations:
-        found["pooled"] = model.pooled(batch)[rows, slots]
+        activations["pooled"] = model.pooled(batch)[rows, slots]
     gradients: Any = {}
     if ref.gradients:
-        (_, found["logits"]), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    order = np.argsort(np.asarray(batch["slot"]) @ [ROW, 1])  # of the examples in the rows
-    found["embeddings"] = found.pop("layer_0")
+        (_, activations["logits"]), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    packed_order = np.argsort(np.asarray(batch["slot"]) @ [ROW_LENGTH, 1])
+    activations["embeddings"] = activations.pop("layer_0")
     differences = {}
-    for name in set(ref.activations) & set(found):
-        ours, theirs = np.asarray(found[name]), ref.activations[name]
-        if name not in ("pooled", "logits"):  # tokens in the order of the rows
+    for name in set(ref.activations) & set(activations):
+        ours, theirs = np.asarray(activations[name]), ref.activations[name]
+        if name not in ("pooled", "logits"):  # one vector per token, which the rows hold in packed order
             real = ref.inputs["attention_mask"] == 1
-            theirs = np.concatenate([np.split(theirs, np.cumsum(real.sum(1))[:-1])[i] for i in order])
+            theirs = np.concatenate([np.split(theirs, np.cumsum(real.sum(1))[:-1])[i] for i in packed_order])
             ours = ours[np.asarray(batch["segment_ids"]) > 0]
         assert ours.shape == theirs.shape and ours.dtype == np.float32
         differences[name] = float(np.abs(ours - theirs).max())
     assert {"embeddings", "layer_1"} <= set(differences)
-    assert max(differences.values()) <= LOGITS, differences
+    assert max(differences.values()) <= ACTIVATION_TOLERANCE, differences
     if ref.gradients:
         differences["gradients"] = check_gradients(config.family, gradients, ref.gradients)
     return differences
 
 
 def check_gradients(family: str, gradients: nnx.State, theirs: Any) -> float:
-    """The largest relative difference of a leaf's gradient."""
+    """Return the largest relative difference between our gradient of a parameter and the reference's."""
     table, ours = FAMILIES[family], {path: np.asarray(leaf[...]) for path, leaf in leaves(gradients).items()}
-    wanted = {}
+    expected = {}
     for name, value in theirs.items():
         target = table.target(table.canonical(name))
         assert target is not None, name
-        wanted[target[0]] = value.T if target[1] == "transpose" else value
-    assert set(wanted) == set(ours)
-    largest = max(float(np.abs(value).max()) for value in wanted.values())
+        expected[target[0]] = value.T if target[1] == "transpose" else value
+    assert set(expected) == set(ours)
+    largest = max(float(np.abs(value).max()) for value in expected.values())
     differences = {}
-    for path, value in wanted.items():
-        if path.endswith("key.bias"):  # softmax does not see it, so that its gradient is zero but for rounding
+    for path, value in expected.items():
+        if path.endswith("key.bias"):  # softmax cancels it, so its gradient is zero up to rounding
             assert max(np.abs(value).max(), np.abs(ours[path]).max()) < 1e-6 * largest
         else:
             assert np.abs(value).max() > 1e-4 * largest
             differences[path] = float(np.abs(ours[path] - value).max() / np.abs(value).max())
-    assert max(differences.values()) <= GRADIENTS, differences
+    assert max(differences.values()) <= GRADIENT_TOLERANCE, differences
     return max(differences.values())

@@ -1,4 +1,4 @@
-"""A token cache of a few texts, for the tests of what it keeps and of what may happen to it."""
+"""A small token cache for tests of what it stores and of damage to its files."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ MAX_LENGTH = 8
 
 
 def make_tokenizer(words: tuple[str, ...] = (*SPECIAL, *WORDS)) -> SimpleNamespace:
-    """What tokenising needs of a tokenizer, without the seconds that importing transformers takes a process."""
+    """Return a stand-in for a tokenizer that saves the seconds that importing transformers takes."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     backend = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
@@ -34,16 +34,16 @@ def make_tokenizer(words: tuple[str, ...] = (*SPECIAL, *WORDS)) -> SimpleNamespa
 
 
 def keep_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few texts there are they are kept, and tokenised in several chunks."""
+    """Make the cache store even a few texts, and tokenise them in several chunks."""
     monkeypatch.setattr(token_cache, "_WORTH_KEEPING", 0)
     monkeypatch.setattr(tokenization, "_CHUNK", 5)
 
 
 def tokenised(cache: TokenCache, texts=TEXTS, pairs=None):
-    """(tokens, examples that were tokenised for them)"""
-    heard: list[int] = []
-    tokens = cache.tokens(texts, pairs, on_batch=heard.append)
-    return tokens, sum(heard)
+    """Return the tokens, and the number of examples that had to be tokenised."""
+    batch_sizes: list[int] = []
+    tokens = cache.tokens(texts, pairs, on_batch=batch_sizes.append)
+    return tokens, sum(batch_sizes)
 
 
 def assert_same(tokens: tokenization.Tokens, expected: tokenization.Tokens) -> None:
@@ -54,5 +54,5 @@ def assert_same(tokens: tokenization.Tokens, expected: tokenization.Tokens) -> N
 
 
 def entries(directory: Path) -> list[Path]:
-    """All that lies in the cache beside its lock."""
+    """Return everything in the cache directory except its lock."""
     return [path for path in directory.iterdir() if path.name != ".tokenizing.lock"]

@@ -1,4 +1,4 @@
-"""Groups of real processes for tests: each with its own virtual devices, all one run."""
+"""Groups of real processes that share one run, each with its own virtual devices."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.conftest import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[2]
 MAIN = ("-m", "xtransfer.main")
-# Each snippet is a binary's `main` after the flags are read and the processes have met.
+# Each snippet becomes the end of a command's `main`, after the flags are parsed and the processes are connected.
 BINARY = """
 import argparse, functools, os, sys, threading, time
 from xtransfer.runtime import cluster, preemption, processes, terminal
@@ -37,7 +37,7 @@ terminal.run(main)
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -45,13 +45,15 @@ def free_port() -> int:
 
 @dataclass
 class Group:
-    """`count` processes of one command, which ends with their flags; without flags where there is one.
+    """Processes that run one command together. A single process gets no cluster flags.
 
     Attributes:
-      command: what Python runs.
-      count: how many processes.
-      devices: of each, or of one after the other.
-      log: `<log>.<index>.out` and `.err` take what they say.
+      command: the arguments for Python, to which the cluster flags are appended.
+      count: the number of processes.
+      devices: the number of virtual devices of every process, or a list with one number for each.
+      log: the path prefix of the output files, `<log>.<index>.out` and `<log>.<index>.err`.
+      port: the coordinator's port.
+      processes: the started processes, in order.
     """
 
     command: Sequence[str]
@@ -84,38 +86,38 @@ class Group:
         return self.log.with_name(f"{self.log.name}.{index}.{kind}")
 
     def out(self, index: int) -> str:
-        """What a process wrote on stdout."""
+        """Return the stdout of a process."""
         return self._file(index, "out").read_text()
 
     def err(self, index: int) -> str:
-        """What a process wrote on stderr."""
+        """Return the stderr of a process."""
         return self._file(index, "err").read_text()
 
     def said(self) -> str:
-        """All of it, for a failing test."""
+        """Return the end of every process's output, to explain a failed assertion."""
         return "\n".join(f"[{i}] {self.out(i)[-3000:]}\n{self.err(i)[-3000:]}" for i in range(self.count))
 
     def statuses(self, seconds: float = 600) -> list[int]:
-        """The exit statuses, when all have ended."""
-        end = time.monotonic() + seconds
-        return [process.wait(max(end - time.monotonic(), 0.1)) for process in self.processes]
+        """Wait until all processes have exited, and return their statuses."""
+        deadline = time.monotonic() + seconds
+        return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in self.processes]
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 600) -> None:
-        """Returns when it is true; AssertionError where a process ends before that."""
-        end = time.monotonic() + seconds
+        """Wait until the condition is true. Fail if a process exits before that."""
+        deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end and all(p.poll() is None for p in self.processes), self.said()
+            assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.said()
             time.sleep(0.02)
 
 
 def run(command: Sequence[str], count: int, devices: int, log: Path) -> Group:
-    """A group that came to its end."""
+    """Run a group of processes until all have exited with status 0, and return it."""
     with Group(command, count, devices, log) as group:
         assert group.statuses() == [0] * count, group.said()
     return group
 
 
 def snippet(tmp_path: Path, body: str, *flags: str, count: int = 2, devices: Sequence[int] = ()) -> Group:
-    """Processes that run a few lines, each with one device where nothing else is said."""
+    """Return a group that runs a few lines of Python, with one device per process unless `devices` says otherwise."""
     indented = "\n".join(f"    {line}" for line in body.strip("\n").splitlines())
     return Group(["-c", BINARY.format(body=indented, flags=list(flags))], count, devices or 1, tmp_path / "log")

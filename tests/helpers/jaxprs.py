@@ -1,4 +1,4 @@
-"""What a function computes, equation by equation, for tests of the precision of its parts."""
+"""The equations of a function's jaxpr, for tests of numerical precision."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 
 def equations(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Every equation of a function's jaxpr, those of the functions inside it too."""
+    """Return every equation of a function's jaxpr, including nested ones."""
     return list(_walk(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-def float_types(found: list[Any], primitive: str) -> list[str]:
-    """The dtype of each floating-point operand and result of this primitive's equations."""
-    values = [v.aval for e in found if e.primitive.name == primitive for v in (*e.invars, *e.outvars)]
+def float_types(eqns: list[Any], primitive: str) -> list[str]:
+    """Return the dtype of each floating-point operand and result of this primitive's equations."""
+    values = [v.aval for e in eqns if e.primitive.name == primitive for v in (*e.invars, *e.outvars)]
     return [str(value.dtype) for value in values if jnp.issubdtype(value.dtype, jnp.floating)]
 
 

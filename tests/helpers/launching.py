@@ -1,4 +1,4 @@
-"""A checkout of the launch scripts beside fakes of the tools that they call, which write down how they were called."""
+"""A copy of the launch scripts, with fakes of the tools that they call. The fakes record their arguments."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# A value that a shell would change wherever it is quoted once too few: spaces, both quotes, $, a star, a newline.
+# A value that a shell changes if one level of quoting is missing: spaces, both quotes, $, a star, a newline.
 NASTY = """--config.task.name=a  b 'c' "d" $HOME `id` * \\ & ; | > {x} $(id) %s\n@NAME@ é"""
 
-# Each fake begins so: `calls` has the arguments of each call, a list that was put there is taken one by one.
+# The start of each fake. It records the arguments in `calls`, and `take` pops the next value queued by Launcher.will.
 HEAD = f"""#!{sys.executable} -IS
 import fcntl, json, os, sys
 HERE, ARGV = os.environ["FAKES"], sys.argv[1:]
@@ -24,19 +24,19 @@ with open(f"{{HERE}}/calls", "a") as calls:
     calls.write(json.dumps([os.path.basename(sys.argv[0]), *ARGV]) + "\\n")
 def take(name, default):
     file = f"{{HERE}}/{{name}}"
-    left = json.load(open(file)) if os.path.exists(file) else []
-    if left:
-        json.dump(left[1:], open(file, "w"))
-    return left[0] if left else default
+    remaining = json.load(open(file)) if os.path.exists(file) else []
+    if remaining:
+        json.dump(remaining[1:], open(file, "w"))
+    return remaining[0] if remaining else default
 def value(flag):
     pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in ARGV] + list(zip(ARGV, ARGV[1:]))
-    return next((found for name, found in pairs if name == flag and found), None)
-def leave(status=0, said=""):
-    print(said, file=sys.stderr if status else sys.stdout, end="")
+    return next((text for name, text in pairs if name == flag and text), None)
+def finish(status=0, text=""):
+    print(text, file=sys.stderr if status else sys.stdout, end="")
     sys.exit(status)
 """
 
-# Stands for a machine's Python and, as it copies itself, for that of its .venv; `main` is the fake main below.
+# A stand-in for a machine's Python. It copies itself into a .venv, and starts the fake `main` below for xtransfer.main.
 PYTHON = """#!/bin/bash
 case "$1 $2" in
   -c\\ *) echo 3.11 ;;
@@ -46,7 +46,7 @@ case "$1 $2" in
 esac
 """
 
-# Ends as `statuses` says, and leaves what a run leaves.
+# A stand-in for xtransfer.main. It writes a run's files and exits with the next status in `statuses`.
 MAIN = """
 import time
 with open(f"{HERE}/mains", "a") as mains:
@@ -67,12 +67,12 @@ sys.exit(status)
 
 
 class Launcher:
-    """A checkout under a path with a space, `bin` of fakes, and runs of the scripts."""
+    """A checkout under a path with a space, a `bin` of fakes, and methods that run the scripts."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.fakes, self.cwd = folder / "a clone", folder / "fakes", folder / "elsewhere"
-        for place in (self.root, self.fakes / "bin", self.cwd):
-            place.mkdir(parents=True)
+        for directory in (self.root, self.fakes / "bin", self.cwd):
+            directory.mkdir(parents=True)
         shutil.copytree(ROOT / "launch", self.root / "launch")
         for name in ("setup.cfg", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root)
@@ -80,18 +80,18 @@ class Launcher:
         self.fake("main", MAIN)
 
     def fake(self, name: str, body: str, head: str = HEAD) -> None:
-        """Puts a program of that name first on the path."""
+        """Put a program of this name first on the path."""
         path = self.fakes / "bin" / name
         path.write_text(head + body)
         path.chmod(0o755)
 
     def will(self, **lists: list) -> None:
-        """What the fakes take one by one."""
+        """Queue the values that the fakes take one by one."""
         for name, values in lists.items():
             (self.fakes / name).write_text(json.dumps(values))
 
     def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Starts a script of launch/ in another directory."""
+        """Start a script from launch/ in another directory."""
         unset = ("PYTHON", "XTRANSFER_EXTRAS", "XLA_FLAGS", "JAX_PLATFORMS")
         inherited = {k: v for k, v in os.environ.items() if k not in unset}
         path = f"{self.fakes / 'bin'}:{os.environ['PATH']}"
@@ -107,18 +107,18 @@ class Launcher:
         )
 
     def run(self, script: str, *arguments: str, **env: str) -> tuple[int, str, str]:
-        """The script's exit code, stdout and stderr."""
+        """Run a script and return its exit code, stdout, and stderr."""
         process = self.start(script, *arguments, **env)
         stdout, stderr = process.communicate(timeout=60)
         return process.returncode, stdout, stderr
 
     def calls(self, tool: str, *contains: str) -> list[list[str]]:
-        """The arguments of the calls of a tool that hold all these words, in order."""
+        """Return the arguments of each call of a tool that contains all these words, in order."""
         calls = _lines(self.fakes / "calls")
         return [call[1:] for call in calls if call[0] == tool and set(contains) <= set(call)]
 
     def mains(self) -> list[list[str]]:
-        """For each start of xtransfer.main: its HOME, its directory, its arguments."""
+        """Return the HOME, working directory, and arguments of each start of xtransfer.main."""
         return _lines(self.fakes / "mains")
 
 
@@ -127,7 +127,7 @@ def _lines(file: Path) -> list[list[str]]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns as soon as the condition holds; fails after ten seconds."""
+    """Wait until the condition is true. Fail after ten seconds."""
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline

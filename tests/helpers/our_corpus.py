@@ -1,4 +1,4 @@
-"""A small corpus of our own, in two archives, for tests."""
+"""A small made-up corpus in two archives."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ TWO = {"en/unlabelled.tsv": "text\tlabel\nwho knows\t\nnot me\tbad\n"}
 
 
 def bring(tmp_path: Path) -> TaskConfig:
-    """The config of the task, with both archives in tmp_path/data."""
+    """Write both archives to tmp_path/data and return the config of the task."""
     folder = tmp_path / "data"
     folder.mkdir()
     raw.write_zip(folder / FIRST.filename, ONE)

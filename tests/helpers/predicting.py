@@ -1,4 +1,4 @@
-"""A classifier for the tests of the predict command, and functions that run the command on it."""
+"""A classifier for tests of the predict command, and functions that run the command on it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny archives for tests, written member by member; also such as no honest program writes."""
+"""Tiny archives for tests, written member by member, including malicious ones."""
 
 import io
 import os
@@ -22,7 +22,7 @@ def write_zip(path: Path, contents: Contents) -> Path:
 
 
 def write_tar(path: Path, contents: Contents, *, packed: bool = False, extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
-    """A tar, or a tar.gz; `extra` members without content come first."""
+    """Write a tar, or a tar.gz if `packed`. The `extra` members have no content and come first."""
     with tarfile.open(path, "w:gz" if packed else "w") as archive:
         for member in extra:
             archive.addfile(member)
@@ -46,16 +46,16 @@ def write_folder(path: Path, contents: Contents) -> Path:
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    """A member of a tar that is no file, such as tarfile.SYMTYPE."""
+    """Return a tar member that is not a regular file, such as one of the kind tarfile.SYMTYPE."""
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, target
     return member
 
 
 def touch(path: Path) -> None:
-    """Moves the time of the last change on by a second."""
-    facts = path.stat()
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+    """Move the modification time forward by a second."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
 
 
 WRITERS = {"zip": write_zip, "tar": write_tar, "tar.gz": write_tar_gz, "folder": write_folder}

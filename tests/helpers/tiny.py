@@ -1,4 +1,4 @@
-"""Tiny random checkpoints and tiny tasks for tests: real files, of which everything takes a moment."""
+"""Tiny random checkpoints and tasks for tests: real files that every command handles in seconds."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def checkpoint(directory: Path, *, seed: int = 0, hidden: int = 16, layers: int = 1) -> Path:
-    """Writes a random BERT whose words are those above; returns the directory."""
+    """Write a random BERT whose vocabulary is the words above, and return its directory."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -47,14 +47,14 @@ def checkpoint(directory: Path, *, seed: int = 0, hidden: int = 16, layers: int 
         attention_dropout=0.05,
     )
     params = nnx.state(MaskedLM(config, rngs=nnx.Rngs(seed)), nnx.Param)
-    # Ten times the usual spread, so that a random encoder tells words apart and learns in a few steps.
+    # Multiply the usual weights by ten, so that a random encoder distinguishes words and learns in a few steps.
     params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
     hf_checkpoint.save(directory, config, params, tokenizer=wrapped)
     return directory
 
 
 def roberta(directory: Path) -> Path:
-    """A random RoBERTa classifier and its tokenizer: positions begin at 2, the pad id is 1, one token type."""
+    """Write a random RoBERTa classifier and its tokenizer, and return the directory."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -66,9 +66,20 @@ def roberta(directory: Path) -> Path:
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token", "cls_token", "sep_token")
     names = dict(zip(names, [*special, "<s>", "</s>"], strict=True))
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 34}
-    own = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_id": 1, "position_offset": 2, "head_input_dropout": True}
-    config = EncoderConfig(vocab_size=len(words), **sizes, **own, family="roberta")
+    config = EncoderConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_positions=34,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_id=1,
+        position_offset=2,
+        head_input_dropout=True,
+        family="roberta",
+    )
     params = nnx.state(Classifier(config, 2, rngs=nnx.Rngs(3)), nnx.Param)
     params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
@@ -77,7 +88,7 @@ def roberta(directory: Path) -> Path:
 
 
 def write_task(directory: Path, *, train: int = 64, other: int = 16, languages: tuple[str, ...] = ("en", "de")) -> Path:
-    """Writes `<language>/<split>.tsv` with columns text and label (bad or good); returns the directory."""
+    """Write `<language>/<split>.tsv` with the columns text and label (bad or good), and return the directory."""
     for language in languages:
         for split, size in (("train", train), ("dev", other), ("test", other + 1)):
             rng = random.Random(f"{language}/{split}")
@@ -93,7 +104,7 @@ def write_task(directory: Path, *, train: int = 64, other: int = 16, languages: 
 
 
 def config_file(path: Path, data: Path, teacher: Path, student: Path, **student_settings: object) -> Path:
-    """Writes a config file of an experiment on `write_task`'s files that takes seconds."""
+    """Write the config file of an experiment that takes seconds on `write_task`'s files, and return its path."""
     settings = {
         "steps": 48,
         "evaluations": 3,

@@ -1,4 +1,4 @@
-"""A workdir as a finished experiment leaves it, without the training: random weights, made-up scores."""
+"""A workdir that looks like a finished experiment, made without training: random weights and made-up scores."""
 
 import json
 from pathlib import Path
@@ -24,27 +24,27 @@ BEST, STEPS = min(SCORES), max(SCORES)
 
 
 def setting(root: Path) -> Path:
-    """The data, two base checkpoints and the config file of an experiment; returns that file."""
+    """Write the data, two base checkpoints, and the config file of an experiment; return the config file."""
     data = tiny.write_task(root / "data", train=24, other=8)
     teacher, student = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2, hidden=8)
     return tiny.config_file(root / "tiny.py", data, teacher, student, pooling="cls", max_length=9, steps=STEPS)
 
 
 def workdir(config_file: Path, root: Path, *flags: str) -> Workdir:
-    """The workdir of a config's experiment, with the checkpoints and the records of every run that it asks for."""
+    """Create the workdir of a config's experiment, with checkpoints and records of all its runs."""
     experiment: ExperimentConfig = settings.load(str(config_file), [f"--config.teacher.steps={STEPS}", *flags])
-    found, task = Workdir(root), load_task(experiment.task)
-    workdirs.record(found.config, workdirs.as_record(experiment))
-    workdirs.record(found.task, Models(experiment, task).facts())
-    run(found.teacher, experiment.teacher, task.labels, seed=experiment.teacher_seed)
+    result, task = Workdir(root), load_task(experiment.task)
+    workdirs.record(result.config, workdirs.as_record(experiment))
+    workdirs.record(result.task, Models(experiment, task).facts())
+    run(result.teacher, experiment.teacher, task.labels, seed=experiment.teacher_seed)
     for objective in experiment.objectives:
         for seed in experiment.seeds:
-            run(found.student(objective, seed), experiment.student, task.labels, seed=seed)
-    return found
+            run(result.student(objective, seed), experiment.student, task.labels, seed=seed)
+    return result
 
 
 def run(directory: Path, model: ModelConfig, labels: tuple[str, ...], *, seed: int) -> None:
-    """One run's checkpoints and metrics.jsonl; the weights differ from step to step."""
+    """Write one run's checkpoints and metrics.jsonl. The weights differ from step to step."""
     base, mesh = hf_checkpoint.resolve(model.checkpoint), sharding.make_mesh()
     with Checkpoints(directory / "checkpoints") as checkpoints:
         for step, score in SCORES.items():
@@ -57,15 +57,15 @@ def run(directory: Path, model: ModelConfig, labels: tuple[str, ...], *, seed: i
         storage.append_jsonl(directory / "metrics.jsonl", {"step": step, "loss": 0.5, "dev_accuracy": score})
 
 
-def rows(found: Workdir, objective: str, seed: int, values: dict[str, float], **changes: object) -> list[dict]:
-    """Rows of results for language -> accuracy, for both protocols; the step is that which each chooses."""
-    task = json.loads(found.task.read_text())["name"]
-    made = []
+def rows(workdir: Workdir, objective: str, seed: int, values: dict[str, float], **changes: object) -> list[dict]:
+    """Return result rows for `values` (language -> accuracy), for both protocols and the step that each selects."""
+    task = json.loads(workdir.task.read_text())["name"]
+    result_rows = []
     for selection, step in (("source_dev", BEST), ("last", STEPS)):
         for language, value in values.items():
             row = {"task": task, "objective": objective, "seed": seed, "step": step, "selection": selection}
             row |= {"split": "test", "language": language, "metric": "accuracy", "value": value, "count": 200}
-            made.append(row | changes)
-            made.append(row | {"metric": "macro_f1", "value": value - 0.125} | changes)
-            made.append(row | {"metric": "majority_share", "value": 0.5} | changes)
-    return made
+            result_rows.append(row | changes)
+            result_rows.append(row | {"metric": "macro_f1", "value": value - 0.125} | changes)
+            result_rows.append(row | {"metric": "majority_share", "value": 0.5} | changes)
+    return result_rows
