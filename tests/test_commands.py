@@ -14,18 +14,18 @@ ROOT = Path(__file__).parents[1]
 ALL = sorted((*COMMANDS, "report"))
 
 
-def test_every_command_is_listed_with_a_sentence() -> None:
+def test_every_command_has_a_one_sentence_summary() -> None:
     assert sorted(commands()) == ALL
     assert all(re.fullmatch(r"[A-Z][a-z]+ .*\.", summary) for summary in commands().values()), commands()
 
 
-def test_the_list_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ALL
 
 
-def test_the_readme_has_the_same_commands() -> None:
+def test_the_readme_lists_the_same_commands() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8")
     assert sorted(set(re.findall(r"^\| `python -m xtransfer\.(\w+)", table, re.MULTILINE))) == ALL
 

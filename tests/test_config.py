@@ -1,4 +1,4 @@
-"""The config: defaults, files, overrides, and what is said of each kind of mistake."""
+"""The config: defaults, files, overrides, and the error for each kind of mistake."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ def file(tmp_path):
     return path
 
 
-def test_file_argument_and_overrides(file):
+def test_a_file_takes_an_argument_and_overrides(file):
     loaded = config.load(f"{file}:9", ["--config.student.learning_rate=3e-5", "--config.seeds=(3,4,5)"])
     assert (loaded.student.steps, loaded.student.learning_rate, loaded.seeds) == (9, 3e-5, (3, 4, 5))
     assert config.load(str(file)).student.steps == 7
@@ -33,7 +33,7 @@ def test_file_argument_and_overrides(file):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("--config.student.learning_rte=3e-5", r"student\.learning_rte.*did you mean 'learning_rate'"),
         ("--config.studnt.steps=3", r"studnt.*did you mean 'student'"),
@@ -50,20 +50,20 @@ def test_file_argument_and_overrides(file):
         ("stray", r"stray"),
     ],
 )
-def test_mistaken_overrides(file, override, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_a_bad_override_is_refused(file, override, message):
+    with pytest.raises(UserError, match=message) as caught:
         config.load(str(file), [override])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("returned", ["None", "3"])
-def test_a_config_file_that_returns_something_else(file, returned):
-    file.write_text(f"def get_config(arg=''):\n    return {returned}\n")
+@pytest.mark.parametrize("value", ["None", "3"])
+def test_a_file_that_returns_no_config_is_refused(file, value):
+    file.write_text(f"def get_config(arg=''):\n    return {value}\n")
     with pytest.raises(UserError, match=r"some\.py"):
         config.load(str(file))
 
 
-def test_mistakes_in_a_file(file, tmp_path):
+def test_a_missing_or_broken_file_is_refused(file, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.py.*no such config file"):
         config.load(str(tmp_path / "nowhere.py"))
     file.write_text(file.read_text().replace("config.student.steps", "config.student.stepz"))
@@ -72,7 +72,7 @@ def test_mistakes_in_a_file(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"student": {"stepz": 3}}, r"student\.stepz; did you mean 'steps'"),
         ({"student": {"steps": 3.0}}, r"student\.steps takes int, not 3\.0"),
@@ -94,21 +94,21 @@ def test_mistakes_in_a_file(file, tmp_path):
         ),
     ],
 )
-def test_parse_is_strict(values, said):
-    with pytest.raises(UserError, match=said):
+def test_parse_is_strict(values, message):
+    with pytest.raises(UserError, match=message):
         config.parse(values)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"hidden_size": 10, "num_heads": 4}, r"num_heads is 4"),
         ({"masks": 97}, r"masks is 97"),
         ({"row_length": 256}, r"row_length is 256: max_positions is only 128"),
     ],
 )
-def test_pretraining_settings_that_do_not_go_together(values, said):
-    with pytest.raises(UserError, match=said):
+def test_inconsistent_pretraining_settings_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
         config.parse(values, PretrainConfig)
 
 
@@ -116,13 +116,13 @@ def test_integers_are_accepted_as_floats():
     assert config.parse({"student": {"learning_rate": 1}}).student.learning_rate == 1.0
 
 
-def test_differences_name_keys_and_leave_out_what_may_grow():
+def test_differences_name_changed_keys_except_seeds_and_objectives():
     old = dataclasses.asdict(ExperimentConfig())
     new = dataclasses.asdict(ExperimentConfig(student=ModelConfig(steps=5), seeds=(9,), objectives=("vanilla",)))
     assert config.differences(old, new) == ["student.steps: 1000 → 5"]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
-def test_every_config_of_the_repository_loads(path):
+def test_every_config_in_the_repository_loads(path):
     schema = PretrainConfig if path.name.startswith("pretrain") else ExperimentConfig
     assert isinstance(config.load(str(path), [], schema), schema)

@@ -1,4 +1,4 @@
-"""The evaluation binary on other devices than those of the training."""
+"""The evaluate command on a different number of devices from training."""
 
 import pytest
 
@@ -13,6 +13,6 @@ def test_a_mesh_that_fits_is_kept(mesh: MeshConfig, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(256), MeshConfig(0, 16), MeshConfig(0, 3), MeshConfig(1, 2, 2)])
-def test_a_mesh_of_other_devices_gives_way_and_is_told(mesh: MeshConfig, capsys: pytest.CaptureFixture) -> None:
+def test_a_mesh_that_does_not_fit_is_replaced_with_a_notice(mesh: MeshConfig, capsys: pytest.CaptureFixture) -> None:
     assert _fit_devices(ExperimentConfig(seeds=(7,), mesh=mesh)) == ExperimentConfig(seeds=(7,))
     assert "does not fit the 8 device(s) here" in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""An experiment by several real processes is that of one; it may be preempted, and go on with another number of them.
+"""Experiments in several real processes match one in a single process, and resume with a different number of processes.
 
-Takes about three minutes on two cores: every process compiles for itself.
+These tests take about three minutes on two cores, because every process compiles separately.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.helpers.group import Group
 
 OBJECTIVES = ("monox_kd",)
 STEPS, EVERY = 30, 6
-# The program, which also writes down what this process trains on, next to the workdir.
+# The main command, which also records the batches that its process trains on, next to the workdir.
 RECORDED = """
 import json, sys
 from xtransfer import main
@@ -38,7 +38,7 @@ terminal.run(main.main)
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """What starts the experiment; the workdir comes last."""
+    """Return the arguments for Python that start the experiment. The caller appends the workdir."""
     root = tmp_path_factory.mktemp("setting")
     data = tiny.write_task(root / "data")
     teacher, student = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2, hidden=8)
@@ -48,24 +48,24 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(command, tmp_path_factory):
-    """The workdir of one process with four devices."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
+def single_process(command, tmp_path_factory):
+    """Return the workdir of a run in one process with four devices."""
+    workdir = tmp_path_factory.mktemp("single_process") / "run"
     group.run([*command, str(workdir)], 1, 4, workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
 def preempted(command, tmp_path_factory):
-    """The workdir of two processes of which the second was sent SIGTERM when a student was under way."""
+    """Return the workdir of two processes, the second of which got SIGTERM while a student was training."""
     workdir = tmp_path_factory.mktemp("preempted") / "run"
     metrics = workdir / "students" / "monox_kd" / "seed-0" / "metrics.jsonl"
-    with Group([*command, str(workdir)], 2, 2, workdir) as two:
-        two.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
-        two.processes[1].send_signal(signal.SIGTERM)
-        assert two.statuses(60) == [143, 143], two.said()
-        assert two.err(0) == "stopping as soon as the work is saved; run the same command again to resume\n"
-        assert two.out(1) == two.err(1) == ""
+    with Group([*command, str(workdir)], 2, 2, workdir) as pair:
+        pair.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert pair.statuses(60) == [143, 143], pair.said()
+        assert pair.err(0) == "stopping as soon as the work is saved; run the same command again to resume\n"
+        assert pair.out(1) == pair.err(1) == ""
     assert not (workdir / "results.jsonl").exists()
     return workdir
 
@@ -75,59 +75,66 @@ def rows(path):
 
 
 def batches(workdir, count):
-    """Every batch of the training in its order, from the parts of all processes: tokens and labels of the used rows."""
-    found = []
+    """Return the tokens and labels of every training batch, joined from all processes and without empty rows."""
+    joined = []
     for step in zip(*(rows(Path(f"{workdir}.{i}.batches")) for i in range(count)), strict=True):
-        parts = {each["part"][0]: each for each in step}
+        parts = {record["part"][0]: record for record in step}
         assert sorted(parts) == list(range(step[0]["part"][1]))
-        assert all(each == parts[each["part"][0]] for each in step)
-        pairs = [pair for _, each in sorted(parts.items()) for pair in zip(each["rows"], each["labels"], strict=True)]
-        found.append([pair for pair in pairs if any(pair[0])])
-    return found
+        assert all(record == parts[record["part"][0]] for record in step)
+        pairs = [pair for _, part in sorted(parts.items()) for pair in zip(part["rows"], part["labels"], strict=True)]
+        joined.append([pair for pair in pairs if any(pair[0])])
+    return joined
 
 
-def assert_same(workdir, alone, resumed_from=0):
-    """The same steps, losses and scores of every run, and the same results.
+def scores(workdir):
+    """Return every value in results.jsonl by the other fields of its row."""
+    fields = ("objective", "seed", "step", "selection", "split", "language", "metric")
+    return {tuple(row[field] for field in fields): row["value"] for row in rows(workdir / "results.jsonl")}
 
-    A row tells the mean loss since the row before it, or since a student went on at `resumed_from`.
+
+def assert_same(workdir, single_process, resumed_from=0):
+    """Check that every run has the same steps, losses, and scores, and that the results are the same.
+
+    A row holds the mean loss since the previous row. If a student resumed between the two, at `resumed_from`, the loss
+    covers fewer steps, so only the dev accuracy is compared.
     """
-    for path in sorted(alone.rglob("metrics.jsonl")):
-        found, expected = rows(workdir / path.relative_to(alone)), rows(path)
-        assert [row["step"] for row in found] == [row["step"] for row in expected]
-        for row, other in zip(found, expected, strict=True):
-            cut = path.parts[-3] == "monox_kd" and row["step"] - EVERY < resumed_from < row["step"]
-            for key in ("dev_accuracy",) if cut else other:
-                assert row[key] == pytest.approx(other[key], abs=1e-5), (path, row["step"], key)
-    place = ("objective", "seed", "step", "selection", "split", "language", "metric")
-    found, expected = (
-        {tuple(row[key] for key in place): row["value"] for row in rows(each / "results.jsonl")}
-        for each in (workdir, alone)
-    )
-    assert found == pytest.approx(expected, abs=1e-9)  # no example is answered otherwise
+    for path in sorted(single_process.rglob("metrics.jsonl")):
+        actual, expected = rows(workdir / path.relative_to(single_process)), rows(path)
+        assert [row["step"] for row in actual] == [row["step"] for row in expected]
+        for row, expected_row in zip(actual, expected, strict=True):
+            partial = path.parts[-3] == "monox_kd" and row["step"] - EVERY < resumed_from < row["step"]
+            for key in ["dev_accuracy"] if partial else expected_row:
+                assert row[key] == pytest.approx(expected_row[key], abs=1e-5), (path, row["step"], key)
+    # At this tolerance, a single prediction that differs would show.
+    assert scores(workdir) == pytest.approx(scores(single_process), abs=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_make_what_one_makes(command, alone, tmp_path, count):
-    several = group.run([*command, str(tmp_path / "run")], count, 4 // count, tmp_path / "run")
-    assert f"4 cpu device(s) of {count} processes" in several.out(0) and "monox_kd" in several.out(0)
-    assert "Gloo" not in several.out(0)
-    assert {several.err(0)} | {said(i) for said in (several.out, several.err) for i in range(1, count)} == {""}
-    assert_same(tmp_path / "run", alone)
-    expected = batches(alone, 1)
+def test_several_processes_match_one(command, single_process, tmp_path, count):
+    processes = group.run([*command, str(tmp_path / "run")], count, 4 // count, tmp_path / "run")
+    assert f"4 cpu device(s) of {count} processes" in processes.out(0) and "monox_kd" in processes.out(0)
+    assert "Gloo" not in processes.out(0)
+    assert processes.err(0) == ""
+    for index in range(1, count):
+        assert processes.out(index) == processes.err(index) == ""
+    assert_same(tmp_path / "run", single_process)
+    expected = batches(single_process, 1)
     assert len(expected) == 20 + STEPS and batches(tmp_path / "run", count) == expected
 
 
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"), [(1, 4, ()), (4, 1, ("--config.mesh.fsdp=2", "--config.mesh.tensor=2"))]
 )
-def test_what_two_processes_began_others_end(command, alone, preempted, tmp_path, count, devices, mesh):
-    """Also where parameters and rows are shared by processes in another way."""
+def test_a_preempted_run_resumes_with_another_number_of_processes(
+    command, single_process, preempted, tmp_path, count, devices, mesh
+):
+    """Resume also on a mesh that divides parameters and rows between processes differently."""
     shutil.copytree(preempted, tmp_path / "run")
-    ended = group.run([*command, str(tmp_path / "run"), *mesh], count, devices, tmp_path / "run")
-    resumed_from = int(re.search(r"resuming from step (\d+)", ended.out(0))[1])
+    resumed = group.run([*command, str(tmp_path / "run"), *mesh], count, devices, tmp_path / "run")
+    resumed_from = int(re.search(r"resuming from step (\d+)", resumed.out(0))[1])
     assert EVERY <= resumed_from < STEPS
-    assert batches(tmp_path / "run", count) == batches(alone, 1)[resumed_from - STEPS :]
-    assert_same(tmp_path / "run", alone, resumed_from)
+    assert batches(tmp_path / "run", count) == batches(single_process, 1)[resumed_from - STEPS :]
+    assert_same(tmp_path / "run", single_process, resumed_from)
 
 
 def test_a_second_group_is_refused_in_one_line(command, preempted):

@@ -1,6 +1,6 @@
-"""The house rules: who may import whom, which packages are never imported, and what stands at the top level.
+"""The house rules: which modules may import which, which packages are banned, and what belongs at the top level.
 
-A new engine package gets its place in LAYERS, a new command its name in COMMANDS. Nothing else here has to change.
+Add a new engine package to LAYERS and a new command to COMMANDS. Nothing else here has to change.
 """
 
 import ast
@@ -31,22 +31,33 @@ LAYERS = (
 )
 COMMANDS = ("main", "evaluate", "predict", "export", "describe", "precompile", "parity", "pretrain")
 TOP_LEVEL = {
-    *("setup.cfg", "README.md", "xtransfer", "configs", "launch", "tests"),
-    *("pyproject.toml", ".ci", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", ".gitignore"),
+    ".ci",
+    ".gitignore",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "configs",
+    "launch",
+    "pyproject.toml",
+    "setup.cfg",
+    "tests",
+    "xtransfer",
 }
 RANK = {name: rank for rank, layer in enumerate((*LAYERS, COMMANDS)) for name in layer}
-FACE = ("__init__", "__main__")  # the package's version and its list of commands, which import nothing of it
+# The package's version and its list of commands, which import no other module of the package.
+UNLAYERED = ("__init__", "__main__")
 
-# Weights come as safetensors and the models are our own, so nothing here unpickles or borrows a framework.
-NEVER = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
+# Weights are safetensors and the models are written here, so nothing may unpickle or import another framework.
+BANNED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
 ONLY_IN = {
     "orbax": {"xtransfer.train.checkpoints"},
     "torch": {"xtransfer.parity.reference"},
     "matplotlib": {"xtransfer.report.plot"},
     "rich": {"xtransfer.runtime.terminal", "xtransfer.report.table"},
 }
-LAZY = {"torch", "matplotlib"}  # imported inside functions: the first is no dependency, the second is slow to import
-MAY_USE_MODELS_OF_TRANSFORMERS = {"xtransfer.parity.reference"}
+LAZY = {"torch", "matplotlib"}  # imported inside functions: torch is optional, and matplotlib is slow to import
+MAY_USE_TRANSFORMERS_MODELS = {"xtransfer.parity.reference"}
 MUST_BE_FALSE = {"allow_pickle", "trust_remote_code"}
 TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|BatchEncoding|logging|utils|__version__")
 
@@ -54,12 +65,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
-    """Return xtransfer.data.task for xtransfer/data/task.py; a package's __init__.py keeps that last part."""
+    """Return xtransfer.data.task for xtransfer/data/task.py, and xtransfer.data.__init__ for its __init__.py."""
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
 
 
 def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int]]:
-    """Yield every dotted name that the module imports anywhere, with its line; `from a import b` gives a.b."""
+    """Yield every dotted name that the module imports, with its line. `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -77,34 +88,34 @@ def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int]]:
 def top_name(name: str) -> str:
     """Return the module or package directly under xtransfer that a dotted name belongs to; "" for xtransfer itself."""
     second = [*name.split("."), ""][1]
-    return "" if second in (*FACE, "__version__") else second
+    return "" if second in (*UNLAYERED, "__version__") else second
 
 
 def layer_faults(tree: ast.Module, module: str) -> Iterator[str]:
     """Yield imports that point upward or sideways, and modules without a layer."""
-    own = top_name(module)
-    if own and own not in RANK:
-        yield f"{module}: neither a command nor in a layer: give it a place in tests/test_layering.py"
+    package = top_name(module)
+    if package and package not in RANK:
+        yield f"{module}: not listed; add it to LAYERS or COMMANDS in tests/test_layering.py"
         return
-    rank = RANK.get(own, -1)
+    rank = RANK.get(package, -1)
     for name, line in imports(tree, module):
-        other = top_name(name)
-        if name.split(".")[0] != "xtransfer" or not other or other == own:
+        imported = top_name(name)
+        if name.split(".")[0] != "xtransfer" or not imported or imported == package:
             continue
-        if other not in RANK:
+        if imported not in RANK:
             yield f"{module}:{line}: imports {name}, which is in no layer"
-        elif RANK[other] >= rank:
-            yield f"{module}:{line}: {own or 'xtransfer'} imports {other}, which is not below it"
+        elif RANK[imported] >= rank:
+            yield f"{module}:{line}: {package or 'xtransfer'} imports {imported}, which is not below it"
 
 
 def package_faults(tree: ast.Module, module: str) -> Iterator[str]:
-    """Yield imports of packages where they may not be imported, and of more than tokenizers from transformers."""
-    nodes, may_use_models = list(ast.walk(tree)), module in MAY_USE_MODELS_OF_TRANSFORMERS
+    """Yield imports of banned or misplaced packages, and uses of transformers beyond its tokenizers."""
+    nodes, may_use_models = list(ast.walk(tree)), module in MAY_USE_TRANSFORMERS_MODELS
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside_functions = {line for node in functions for line in range(node.lineno + 1, (node.end_lineno or 0) + 1)}
     for name, line in imports(tree, module):
         top, *rest = name.split(".")
-        if top in NEVER:
+        if top in BANNED:
             yield f"{module}:{line}: imports {top}"
         if module not in ONLY_IN.get(top, {module}):
             yield f"{module}:{line}: imports {top}, which only {', '.join(sorted(ONLY_IN[top]))} may"
@@ -113,9 +124,9 @@ def package_faults(tree: ast.Module, module: str) -> Iterator[str]:
         if top == "transformers" and rest and not TRANSFORMERS_NAMES.fullmatch(rest[-1]) and not may_use_models:
             yield f"{module}:{line}: imports {name}: only the tokenizers of transformers are used"
     aliases = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    called = {alias.asname or alias.name for alias in aliases if alias.name == "transformers"}
+    transformers_names = {alias.asname or alias.name for alias in aliases if alias.name == "transformers"}
     for node in nodes:
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in called:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in transformers_names:
             if not TRANSFORMERS_NAMES.fullmatch(node.attr) and not may_use_models:
                 yield f"{module}:{node.lineno}: uses transformers.{node.attr}: only its tokenizers are used"
         elif isinstance(node, ast.keyword) and node.arg in MUST_BE_FALSE and ast.unparse(node.value) != "False":
@@ -123,7 +134,7 @@ def package_faults(tree: ast.Module, module: str) -> Iterator[str]:
 
 
 def faults(source: str, module: str) -> list[str]:
-    """Return everything that breaks the house rules in one file."""
+    """Return every breach of the house rules in one file."""
     tree = ast.parse(source)
     return [*layer_faults(tree, module), *package_faults(tree, module)]
 
@@ -138,8 +149,8 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
 
     graph = {}
     for module, source in sources.items():
-        found = {resolve(name) for name, _ in imports(ast.parse(source), module)}
-        graph[module] = found - {module, ""}
+        imported = {resolve(name) for name, _ in imports(ast.parse(source), module)}
+        graph[module] = imported - {module, ""}
     return graph
 
 
@@ -153,7 +164,7 @@ def test_there_is_no_import_cycle() -> None:
     tuple(graphlib.TopologicalSorter(import_graph(sources)).static_order())  # CycleError names the modules
 
 
-def test_an_import_cycle_is_found() -> None:
+def test_an_import_cycle_is_detected() -> None:
     sources = {"xtransfer.a": "from xtransfer.b import x", "xtransfer.b": "def f():\n    import xtransfer.a"}
     with pytest.raises(graphlib.CycleError):
         tuple(graphlib.TopologicalSorter(import_graph(sources)).static_order())
@@ -164,14 +175,14 @@ def test_every_folder_with_modules_is_a_package() -> None:
     assert [str(folder) for folder in {path.parent for path in FILES} if not (folder / "__init__.py").exists()] == []
 
 
-def test_the_top_of_the_package_holds_commands_and_listed_packages_only() -> None:
+def test_the_package_top_level_holds_only_listed_modules() -> None:
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert modules == {*RANK, *FACE}
+    assert modules == {*RANK, *UNLAYERED}
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders - modules == {"pretrained"}, "the embedded checkpoints are the only folder without modules"
 
 
-def test_the_top_of_the_repository_holds_nothing_unexpected() -> None:
+def test_the_repository_top_level_holds_only_known_entries() -> None:
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -228,7 +239,7 @@ def test_the_top_of_the_repository_holds_nothing_unexpected() -> None:
         ("xtransfer.data.tokens.tokenizer", "load('x', trust_remote_code=flag)"),
     ],
 )
-def test_a_fault_is_found_once(module: str, source: str) -> None:
+def test_each_fault_is_reported_once(module: str, source: str) -> None:
     assert len(faults(source, module)) == 1, faults(source, module)
 
 
@@ -250,5 +261,5 @@ def test_a_fault_is_found_once(module: str, source: str) -> None:
         ("xtransfer.models.hf.hub", "load('x', allow_pickle=False, trust_remote_code=False)"),
     ],
 )
-def test_what_is_allowed_is_not_a_fault(module: str, source: str) -> None:
+def test_allowed_imports_are_not_faults(module: str, source: str) -> None:
     assert faults(source, module) == []

@@ -1,4 +1,4 @@
-"""Whole files, appended rows and strict JSON."""
+"""Atomic files and directories, appended rows, and strict JSON."""
 
 import errno
 import json
@@ -12,32 +12,32 @@ from xtransfer import storage
 from xtransfer.errors import UserError
 
 
-def test_text_and_bytes_are_written_with_their_directory(tmp_path):
+def test_writing_text_or_bytes_creates_the_directory(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
     storage.write_atomically(path, "Grüße\r\n")
     assert path.read_bytes() == b"Gr\xc3\xbc\xc3\x9fe\r\n"
     storage.write_atomically(path, b"\0\xff")
     assert path.read_bytes() == b"\0\xff"
-    assert [found.name for found in path.parent.iterdir()] == ["c.txt"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["c.txt"]
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, call):
+def test_a_full_disk_leaves_only_the_old_file(tmp_path, monkeypatch, call):
     path = tmp_path / "rows.jsonl"
     path.write_text("before")
 
-    def full(*_):
+    def raise_disk_full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, call, full)
+    monkeypatch.setattr(os, call, raise_disk_full)
     with pytest.raises(UserError) as caught:
         storage.write_atomically(path, "after")
     assert str(caught.value) == f"{path} cannot be written: No space left on device"
     assert path.read_text() == "before"
-    assert [found.name for found in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_a_file_in_the_way_is_one_line_that_names_the_path(tmp_path):
+def test_a_blocked_path_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{tmp_path}/file/x.json cannot be written"):
         storage.write_atomically(tmp_path / "file" / "x.json", "")
@@ -45,7 +45,7 @@ def test_a_file_in_the_way_is_one_line_that_names_the_path(tmp_path):
         storage.append_jsonl(tmp_path, {"a": 1})
 
 
-def test_what_a_killed_writer_left_behind_is_cleared_by_the_next(tmp_path):
+def test_the_next_write_removes_the_temporary_file_of_a_killed_writer(tmp_path):
     path = tmp_path / "x.json"
     program = (
         "import os, pathlib, signal\nfrom xtransfer import storage\n"
@@ -58,7 +58,7 @@ def test_what_a_killed_writer_left_behind_is_cleared_by_the_next(tmp_path):
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_are_one_line_each(tmp_path):
+def test_each_row_is_one_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"a": "ü\n\u2028", "b": [1, 0.5, None]}, {}]
     storage.write_jsonl(path, rows)
@@ -69,7 +69,7 @@ def test_rows_are_one_line_each(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_no_json_are_not_written(tmp_path, value):
+def test_numbers_without_a_json_form_are_not_written(tmp_path, value):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(ValueError):
         storage.write_jsonl(path, [{"a": value}])
@@ -78,12 +78,12 @@ def test_numbers_that_are_no_json_are_not_written(tmp_path, value):
     assert not path.exists() or path.read_bytes() == b""
 
 
-def test_json_is_read():
+def test_valid_json_is_read():
     assert storage.read_json('{"a": [1, -2.5e3, null], "b": {"a": "x"}}') == {"a": [1, -2500.0, None], "b": {"a": "x"}}
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("{", "Expecting property name"),
         ("", "Expecting value"),
@@ -98,19 +98,19 @@ def test_json_is_read():
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_is_no_strict_json_is_refused(text, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_json_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         storage.read_json(text)
 
 
-def test_a_file_that_is_not_committed_leaves_nothing(tmp_path):
+def test_an_uncommitted_file_leaves_nothing(tmp_path):
     with storage.AtomicFile(tmp_path / "a") as file:
         file.write(b"half")
         assert not (tmp_path / "a").exists()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_restarted_file_has_only_what_came_after(tmp_path):
+def test_a_restarted_file_keeps_only_later_writes(tmp_path):
     with storage.AtomicFile(tmp_path / "a") as file:
         file.write(b"first")
         file.restart()
@@ -128,7 +128,7 @@ def test_an_exclusive_file_has_one_writer(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"1"
 
 
-def test_unique_files_have_hidden_files_of_their_own(tmp_path):
+def test_the_temporary_name_of_a_unique_file_has_the_process_id(tmp_path):
     with storage.AtomicFile(tmp_path / "a", unique=True) as file:
         assert file.temporary.name == f".a.{os.getpid()}.tmp"
 
@@ -147,7 +147,7 @@ def test_a_directory_whose_block_fails_never_appears(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_under_a_lock_removes_what_killed_processes_left(tmp_path):
+def test_a_locked_directory_removes_the_leftovers_of_killed_processes(tmp_path):
     (tmp_path / ".other.1.tmp").mkdir()
     with storage.atomic_directory(tmp_path / "d"):
         assert (tmp_path / ".other.1.tmp").exists()  # another process may be writing it
@@ -155,6 +155,6 @@ def test_a_directory_under_a_lock_removes_what_killed_processes_left(tmp_path):
         assert not (tmp_path / ".other.1.tmp").exists()
 
 
-def test_the_digest_of_a_file(tmp_path):
+def test_sha256_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert storage.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
