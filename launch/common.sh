@@ -50,7 +50,7 @@ parse_flags() { # "flags with a value" "switches" arguments ...: sets a variable
     fi
     [[ "$value" != --* || ("$word" == *-flag && "$value" != --) ]] || die "--$word: a value is missing before '$value'"
     case "$word" in
-      create-flag | sbatch-flag) passed+=("$value") ;;
+      *-flag) passed+=("$value") ;;
       *) printf -v "${word//-/_}" %s "$value" ;;
     esac
   done

@@ -296,7 +296,7 @@ def test_invalid_values_are_refused_with_the_field_name(field, value):
 
 
 def test_table_has_the_papers_objectives_and_is_valid():
-    assert list(OBJECTIVES) == ["vanilla", "monox_kd", "monox_pl", "self_training"]
+    assert list(OBJECTIVES)[:4] == ["vanilla", "monox_kd", "monox_pl", "self_training"]
     for name, objective in OBJECTIVES.items():
         assert objective.name == name
         objectives.validate(objective)

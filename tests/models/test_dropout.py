@@ -158,8 +158,8 @@ def test_every_element_has_a_unique_place() -> None:
 def test_positions_of_very_long_rows_fit_in_32_bits() -> None:
     """A row's attention has N · S/4 · S places: exactly 2**32 for 16 heads and 32,768 tokens.
 
-    The last place is computed without the array, from the steps that `_positions` multiplies by. A longer row would wrap
-    around and repeat its own bits.
+    The last place is computed without the array, from the steps that `_positions` multiplies by. A longer row would
+    wrap around and repeat its own bits.
     """
     heads, length = 16, 32_768
     assert heads * (length // 4) * length == 2**32

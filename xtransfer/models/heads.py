@@ -4,7 +4,8 @@ Shapes: R rows, S tokens per row, M examples per row, P masked positions per row
 K classes. Pooler and logits are float32 whatever the compute dtype is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ Batch = Mapping[str, jax.Array]
     computed before.
 """
 
-ARCHITECTURES: Mapping[str, type[Encoder]] = {"bert": Encoder}
+ARCHITECTURES: Mapping[str, Callable[..., Any]] = {"bert": Encoder}
 """`EncoderConfig.architecture` -> the encoder's module, with the methods of `Encoder`."""
 
 POOLINGS = ("cls", "mean")
