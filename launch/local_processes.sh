@@ -8,7 +8,7 @@
 #
 # Every flag goes to `python -m xtransfer.main` of each process; --config and --workdir default as in launch/local.sh.
 # Process I logs to WORKDIR.logs/process-I.log, and the first one's log is shown too. If one fails, the others are ended.
-# Ctrl-C and SIGTERM go to all. The exit status is that of the first process that failed (143: preempted,
+# Ctrl-C and SIGTERM go to all. The script exits with the status of the first process that failed (143: preempted,
 # 130: Ctrl-C).
 #
 # XTRANSFER_DEVICES_PER_PROCESS  virtual CPU devices of each process (default: 1)

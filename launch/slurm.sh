@@ -84,7 +84,7 @@ main() {
     set_up base
     mkdir -p "$logs"
     job >"$logs/job.sh"
-    say "the job's log is $logs/job.log, those of its tasks $logs/task-*.log"
+    say "the job's log is $logs/job.log, and its tasks' logs are $logs/task-*.log"
   fi
   call sbatch "${flags[@]}" "$logs/job.sh"
 }

@@ -10,7 +10,7 @@ trap ending EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-ending() { # however the script ends, it tells the user that the TPU still costs
+ending() { # however the script ends, it says that the TPU still costs money
   local status=$?
   rm -rf "$answers"
   [[ $status -eq 0 || -z "$standing" ]] || say "$name is $standing: fix the cause and start again, or $(how_to_delete)"

@@ -163,7 +163,7 @@ judge() { # statuses -> verdict: finished, lost (restart), or failed (for a reas
   verdict=lost
   for worker in "${!statuses[@]}"; do
     status="${statuses[worker]}"
-    # Without the worker's last line, the status is that of gcloud, which could not reach it.
+    # Without the worker's last line, the status is gcloud's, which could not reach it.
     if [[ $status -eq 143 || $status -eq 255 ]] || { [[ "$1" == run && $status -ne 0 ]] &&
       ! grep -qF "run $id ended with status $status" "$logs/worker-$worker.log"; }; then
       cut=true

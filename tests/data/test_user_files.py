@@ -123,7 +123,7 @@ def test_the_error_for_an_unknown_label_names_the_line_and_the_known_labels(conf
 
 def test_loading_an_unknown_language_or_split_is_an_error(config: Config):
     task = user_files.task(config(target_languages=("de",)))
-    with pytest.raises(UserError, match="no language 'fr' here; there are en, de"):
+    with pytest.raises(UserError, match="was set up without language 'fr'; it has en, de"):
         task.load("test", "fr")
     with pytest.raises(ValueError, match="split 'validation' is not one of"):
         task.load("validation", "en")

@@ -96,7 +96,7 @@ def check_request(split: str, language: str, config: TaskConfig, targets: Sequen
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if language != config.source_language and language not in targets:
         languages = ", ".join((config.source_language, *targets))
-        raise UserError(f"task {config.name!r} has no language {language!r} here; there are {languages}")
+        raise UserError(f"task {config.name!r} was set up without language {language!r}; it has {languages}")
 
 
 def _near(language: str, known: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def test_open_member_finds_the_only_member_with_the_path(tmp_path: Path, kind: s
     with archives.open_member(source, "en/a.tsv", **BIG) as (name, stream):
         assert (name, stream.read()) == ("t/en/a.tsv", b"1")
     with (
-        pytest.raises(UserError, match=f"{source}: there is no fr/a.tsv in it"),
+        pytest.raises(UserError, match=f"{source}: it has no fr/a.tsv"),
         archives.open_member(source, "fr/a.tsv", **BIG),
     ):
         pass

@@ -122,13 +122,13 @@ def test_missing_user_files_are_named(config, tmp_path: Path):
 def test_a_missing_language_is_an_error(config, data: Path):
     raw.write_zip(data / "one.zip", {name: content for name, content in ONE.items() if "/fr/" not in name})
     task = loader.task(CORPUS, config())
-    with pytest.raises(UserError, match=r"one\.zip: there is no fr/test\.tsv in it"):
+    with pytest.raises(UserError, match=r"one\.zip: it has no fr/test\.tsv"):
         task.load("test", "fr")
-    with pytest.raises(UserError, match=r"there is no fr/test\.tsv"):
+    with pytest.raises(UserError, match=r"it has no fr/test\.tsv"):
         task.fingerprint()
     with pytest.raises(UserError, match="task.target_languages: no data in 'it'; there are en, de, fr"):
         loader.task(CORPUS, config(target_languages=("it",)))
-    with pytest.raises(UserError, match="no language 'fr' here; there are en, de"):
+    with pytest.raises(UserError, match="was set up without language 'fr'; it has en, de"):
         loader.task(CORPUS, config(target_languages=("de",))).load("test", "fr")
     with pytest.raises(UserError, match="task.source_language 'de': set it to 'en'; ours/small has train in en"):
         loader.task(CORPUS, config(source_language="de"))

@@ -152,10 +152,10 @@ def test_each_row_has_the_line_on_which_its_item_starts():
         (b"", "a.review: it has no <item>; expected <items> of reviews"),
         (b"<html>403 Forbidden</html>", "a.review: it has no <item>; expected <items> of reviews"),
         (document(german("5.0", "x")).decode().encode("utf-16"), "a.review: it has no <item>"),
-        (document(german("5.0", "x"))[:-9], "a.review:2: truncated: there is no </items>; get the file again"),
+        (document(german("5.0", "x"))[:-9], "a.review:2: truncated: </items> is missing; fetch the file again"),
         (document(german("5.0", "x"))[:300], "a.review:2: truncated: there is no </items>"),
         (document(german("5.0", "x")).replace(b"<items>", b"<reviews>"), "a.review: expected <items> before the first"),
-        (document(german("5.0", "x")) * 2, "a.review:4: something follows </items>"),
+        (document(german("5.0", "x")) * 2, "a.review:4: there is text after </items>"),
         (
             document(german("5.0", "x")).replace(b'"utf-8"', b"'ISO-8859-1'"),
             "a.review: its encoding is 'ISO-8859-1', expected 'utf-8'",

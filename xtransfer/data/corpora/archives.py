@@ -101,7 +101,7 @@ def open_member(
     with contextlib.closing(members):  # type: ignore[type-var]
         member = next(members, None)
         if member is None:
-            raise UserError(f"{source}: there is no {ending} in it: use the complete archive, or other languages")
+            raise UserError(f"{source}: it has no {ending}; use the complete archive, or choose other languages")
         try:
             yield member
         except UserError:

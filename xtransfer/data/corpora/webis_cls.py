@@ -171,10 +171,10 @@ def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, by
             line = window.line
             window.take(len(tag))
             if any(part.strip() for part in window.rest()):
-                raise UserError(f"{member}:{line}: something follows </items>")
+                raise UserError(f"{member}:{line}: there is text after </items>")
             return
         mark = window.next_mark(len(tag) if tag == b"<item" else 0)
-    raise UserError(f"{member}:{window.line}: truncated: there is no </items>; get the file again")
+    raise UserError(f"{member}:{window.line}: truncated: </items> is missing; fetch the file again")
 
 
 def _check_prologue(prologue: bytes, member: str) -> None:
