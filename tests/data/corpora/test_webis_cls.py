@@ -153,7 +153,7 @@ def test_each_row_has_the_line_on_which_its_item_starts():
         (b"<html>403 Forbidden</html>", "a.review: it has no <item>; expected <items> of reviews"),
         (document(german("5.0", "x")).decode().encode("utf-16"), "a.review: it has no <item>"),
         (document(german("5.0", "x"))[:-9], "a.review:2: truncated: </items> is missing; fetch the file again"),
-        (document(german("5.0", "x"))[:300], "a.review:2: truncated: there is no </items>"),
+        (document(german("5.0", "x"))[:300], "a.review:2: truncated: </items> is missing"),
         (document(german("5.0", "x")).replace(b"<items>", b"<reviews>"), "a.review: expected <items> before the first"),
         (document(german("5.0", "x")) * 2, "a.review:4: there is text after </items>"),
         (
@@ -322,7 +322,7 @@ def test_the_error_for_a_missing_file_names_it(archive, tmp_path):
     folder = unpacked(archive, tmp_path / "parent")
     (folder / "cls-acl10-unprocessed/en/dvd/test.review").unlink()
     sources = Sources({webis_cls.DOWNLOAD.filename: folder})
-    with pytest.raises(UserError, match="no en/dvd/test.review in it"):
+    with pytest.raises(UserError, match="it has no en/dvd/test.review;"):
         list(webis_cls.CORPORA[1].rows(sources, "en", "test"))
 
 
