@@ -5,8 +5,9 @@
     python -m xtransfer.precompile --config configs/tpu_shapes.py:xlmr_large --topology v5e:2x4 \
         --rows-per-chip 16 --row-length 128 --unpacked --config.mesh.fsdp=8
 
-Expected for student_train with libtpu 0.0.52: the first command says 124.5 Mcycles and 4.1 GiB per chip (with 32 rows
-per chip, 38.9 and 3.3), and the second says 73.6 and 4.1.
+Expected for student_train with the pinned libtpu, 0.0.42.1: the first command says 135.9 Mcycles and 4.00 GiB per
+chip (with 32 rows per chip, 41.0 and 3.12), and the second says XLMR. With libtpu 0.0.52 they said 124.5 and 4.1 (38.9
+and 3.3), and 73.6 and 4.1.
 
 This config is for `xtransfer.precompile` only. There is nothing in it to train.
 """

@@ -57,7 +57,7 @@ def test_every_started_run_is_listed(copy):
     assert list_runs(Workdir(copy)) == known
     assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
     assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-x") is None
-    assert list_runs(Workdir(copy / "nothing")) == "no run yet"
+    assert list_runs(Workdir(copy / "nothing")) == "no runs yet"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | 
 def list_runs(workdir: Workdir) -> str:
     """Return the paths of all runs below the workdir, finished or not, as text for a message."""
     runs = [workdir.teacher, *(workdir.student(*run) for run in _students(workdir))]
-    return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "no run yet"
+    return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "no runs yet"
 
 
 def read_task(workdir: Workdir) -> TaskRecord:
