@@ -64,12 +64,12 @@ required() { # names of flags that are required
   done
 }
 
-a_number() { # flag, value, minimum; refuses 08, which bash reads as octal
+check_number() { # flag, value, minimum; refuses 08, which bash reads as octal
   [[ "$2" =~ ^(0|[1-9][0-9]{0,8})$ && "$2" -ge "$3" ]] ||
     die "--$1: '$2' is not a number from $3 (at most nine digits, no leading zero)"
 }
 
-main_wants() { # names of flags that are required after --
+require_main_flags() { # names of flags that are required after --
   local flag value
   for flag in "$@"; do
     value="$(flag_of_main "$flag")"

@@ -57,7 +57,7 @@ count_pods() { # sets $pods and $chips_per_pod
     chips_per_pod=4
     if [[ "$accelerator" == *v5-lite* || "$accelerator" == *v6e* ]] && [[ $chips -le 8 ]]; then chips_per_pod=$chips; fi
   fi
-  a_number chips-per-pod "$chips_per_pod" 1
+  check_number chips-per-pod "$chips_per_pod" 1
   [[ $((chips % chips_per_pod)) -eq 0 ]] ||
     die "--topology $topology has $chips chips, which $chips_per_pod to a pod do not divide"
   pods=$((chips / chips_per_pod))
@@ -200,11 +200,11 @@ reader() { # prints the part of a pod's spec that mounts the claim
   printf '"volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": "%s"}}]}}\n' "$claim"
 }
 
-plain() { # flag and value, which goes into the manifest unquoted
+check_unquoted() { # flag and value, which goes into the manifest unquoted
   [[ "$2" =~ ^[A-Za-z0-9._/:@-]*$ ]] || die "--$1: '$2' has a character that Kubernetes does not allow there"
 }
 
-called() { # flag and name: an RFC 1123 label, or for a bucket or a claim, labels with dots
+check_name() { # flag and name: an RFC 1123 label, or for a bucket or a claim, labels with dots
   local dot=""
   [[ "$1" != bucket && "$1" != claim && "$1" != service-account ]] || dot="."
   [[ "$1" != bucket ]] || dot="._"
@@ -223,11 +223,11 @@ main() {
     "spot checkpoints delete dry-run" "$@"
   required name
   bucket="${bucket#gs://}"
-  for flag in accelerator image; do plain "$flag" "${!flag}"; done
-  for flag in name claim bucket service_account namespace; do called "${flag//_/-}" "${!flag}"; done
+  for flag in accelerator image; do check_unquoted "$flag" "${!flag}"; done
+  for flag in name claim bucket service_account namespace; do check_name "${flag//_/-}" "${!flag}"; done
   # The JobSet's pods are named NAME-main-0-INDEX-xxxxx, which must also be a label that begins with a letter.
   [[ "$name" == [a-z]* && ${#name} -le 45 ]] || die "--name '$name' must begin with a letter and have at most 45 characters"
-  a_number restarts "$restarts" 0
+  check_number restarts "$restarts" 0
   workdir="$(flag_of_main workdir)" workdir="${workdir%/}" logs="${logs:-runs/$name.logs}"
   if [[ "$command" != delete ]]; then
     [[ -n "$claim$bucket" && (-z "$claim" || -z "$bucket") ]] || die "where is the workdir? Give --claim or --bucket"
@@ -237,7 +237,7 @@ main() {
     run)
       required accelerator topology image
       count_pods
-      main_wants config
+      require_main_flags config
       default_platform tpu
       run
       ;;

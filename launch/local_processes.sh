@@ -59,16 +59,16 @@ signal_all() { # signal
 }
 
 await() { # waits for all processes; sets $result to the status of the first that failed
-  local index status ended=0 deadline="" next=TERM gone=false
+  local index status ended=0 deadline="" next=TERM all_exited=false
   while [[ $ended -lt $count ]]; do
     if ! read -r -t 1 index status <&3; then # nothing yet, or a signal
       if [[ -n "$deadline" && $SECONDS -ge $deadline ]]; then
         signal_all "$next"
         next=KILL deadline=$((SECONDS + grace))
       fi
-      still_there && continue
-      ! $gone || break
-      gone=true # but the last may have told its status since: one more look
+      any_alive && continue
+      ! $all_exited || break
+      all_exited=true # but the last may have told its status since: one more look
       continue
     fi
     ended=$((ended + 1))
@@ -90,7 +90,7 @@ await() { # waits for all processes; sets $result to the status of the first tha
   esac
 }
 
-still_there() {
+any_alive() {
   local pid
   for pid in "${pids[@]}"; do
     if kill -0 "$pid" 2>/dev/null; then return 0; fi
@@ -98,7 +98,7 @@ still_there() {
   return 1
 }
 
-whole() { # variable and value, which must be a whole number
+check_whole_number() { # variable and value, which must be a whole number
   [[ "$2" =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$1: '$2' is not a number from 0 (at most nine digits, no leading zero)"
 }
 
@@ -129,8 +129,8 @@ main() {
   case "${1:-}" in -h | --help) usage && exit 0 ;; esac
   [[ "${1:-}" =~ ^[1-9][0-9]{0,2}$ && "$1" -le 256 ]] ||
     die "how many processes? '${1:-}' is not a number from 1 to 256: launch/local_processes.sh N [flags]"
-  whole XTRANSFER_DEVICES_PER_PROCESS "$devices"
-  whole XTRANSFER_GRACE_SECONDS "$grace"
+  check_whole_number XTRANSFER_DEVICES_PER_PROCESS "$devices"
+  check_whole_number XTRANSFER_GRACE_SECONDS "$grace"
   count=$1
   shift
   main_flags=("$@")

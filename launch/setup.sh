@@ -33,24 +33,24 @@ is_new_enough() { # "3.11" or later
 }
 
 find_python() { # prints an interpreter of 3.11 or later
-  local candidate version found=""
+  local candidate version rejected=""
   for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
     if version="$(version_of "$candidate")"; then
       if is_new_enough "$version"; then
         printf '%s\n' "$candidate"
         return
       fi
-      found="$found${found:+, }$candidate is $version"
+      rejected="$rejected${rejected:+, }$candidate is $version"
     elif [[ "$candidate" == "${PYTHON:-}" ]]; then
-      found="$candidate does not run"
+      rejected="$candidate does not run"
     fi
     # A user who names an interpreter wants that one or none.
     [[ -z "${PYTHON:-}" ]] || break
   done
-  die "Python 3.11 or newer is needed (${found:-no python3 found}): install it, or name it with PYTHON=/path/to/python3.11"
+  die "Python 3.11 or newer is needed (${rejected:-no python3 found}): install it, or name it with PYTHON=/path/to/python3.11"
 }
 
-wanted_stamp() {
+expected_stamp() {
   cat "$root/setup.cfg" "$root/pyproject.toml" "$root/launch/requirements.lock"
   printf 'root = %s\n' "$(cd "$root" && pwd -P)" # the same through a symbolic link
 }
@@ -95,14 +95,14 @@ install() { # extras to add; "base" stands for none
 }
 
 set_up() {
-  local extra wanted status
+  local extra stamp status
   local -a extras missing=()
   IFS=', ' read -r -a extras <<<"$* ${XTRANSFER_EXTRAS:-}"
-  wanted="$(wanted_stamp)"
+  stamp="$(expected_stamp)"
   for extra in "${extras[@]}"; do
     [[ -n "$extra" ]] || continue
     [[ "$extra" == base ]] || check_extra "$extra"
-    [[ "$(cat "$stamps/$extra" 2>/dev/null)" == "$wanted" ]] || missing+=("$extra")
+    [[ "$(cat "$stamps/$extra" 2>/dev/null)" == "$stamp" ]] || missing+=("$extra")
   done
   if [[ ${#missing[@]} -eq 0 && ! -e "$installing" ]] && version_of "$python" >/dev/null; then return; fi
   # Without these traps, bash would continue after pip was interrupted.
@@ -120,7 +120,7 @@ set_up() {
   fi
   mkdir -p "$stamps"
   for extra in "${extras[@]}"; do
-    [[ -z "$extra" ]] || printf '%s\n' "$wanted" >"$stamps/$extra"
+    [[ -z "$extra" ]] || printf '%s\n' "$stamp" >"$stamps/$extra"
   done
   rm -f "$installing"
   trap - INT TERM

@@ -54,10 +54,10 @@ main() {
   local tasks=1 flag
   local -a flags
   parse_flags "nodes gpus-per-node cpus-per-task time partition sbatch-flag name requeues notice logs" "wait dry-run" "$@"
-  a_number nodes "$nodes" 1
-  for flag in gpus_per_node requeues notice; do a_number "${flag//_/-}" "${!flag}" 0; done
-  [[ -z "$cpus_per_task" ]] || a_number cpus-per-task "$cpus_per_task" 1
-  main_wants workdir config
+  check_number nodes "$nodes" 1
+  for flag in gpus_per_node requeues notice; do check_number "${flag//_/-}" "${!flag}" 0; done
+  [[ -z "$cpus_per_task" ]] || check_number cpus-per-task "$cpus_per_task" 1
+  require_main_flags workdir config
   workdir="$(flag_of_main workdir)" workdir="${workdir%/}"
   logs="${logs:-$workdir.logs}"
   [[ "$logs" == /* ]] || logs="$PWD/$logs"

@@ -3,17 +3,17 @@
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-name="" zone="" project="" type="" runtime_version="" spot=false queued=false retries=30 seen=false
-standing="" # what must be said of the TPU when the script fails: it may cost
-answers="$(mktemp -d)" # gcloud's last words
-trap ending EXIT
+name="" zone="" project="" type="" runtime_version="" spot=false queued=false retries=30 was_reachable=false
+cost_warning="" # what must be said of the TPU when the script fails: it may cost
+gcloud_output="$(mktemp -d)" # gcloud's last words
+trap on_exit EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-ending() { # however the script ends, it says that the TPU still costs money
+on_exit() { # however the script ends, it says that the TPU still costs money
   local status=$?
-  rm -rf "$answers"
-  [[ $status -eq 0 || -z "$standing" ]] || say "$name is $standing: fix the cause and start again, or $(how_to_delete)"
+  rm -rf "$gcloud_output"
+  [[ $status -eq 0 || -z "$cost_warning" ]] || say "$name is $cost_warning: fix the cause and start again, or $(how_to_delete)"
 }
 
 how_to_delete() {
@@ -46,12 +46,12 @@ workers_of_type() { # prints the number of machines of a type: v5e and v6e count
 }
 
 ask() { # a describe command: prints the state, ABSENT if nothing has that name, UNREACHABLE if gcloud fails
-  if tpus "$@" 2>"$answers/describe"; then return; fi
+  if tpus "$@" 2>"$gcloud_output/describe"; then return; fi
   # A project, zone, or network that is not found is another matter.
-  if grep -qE "NOT_FOUND: .*/(nodes|queuedResources)/$name([^A-Za-z0-9_-]|\$)" "$answers/describe"; then echo ABSENT; else echo UNREACHABLE; fi
+  if grep -qE "NOT_FOUND: .*/(nodes|queuedResources)/$name([^A-Za-z0-9_-]|\$)" "$gcloud_output/describe"; then echo ABSENT; else echo UNREACHABLE; fi
 }
 
-situation() { # prints ready, waiting, absent, gone (taken away, or ended for good), stopped, or unreachable
+tpu_state() { # prints ready, waiting, absent, gone (taken away, or ended for good), stopped, or unreachable
   local state
   if $queued; then
     state="$(ask queued-resources describe "$name" "--format=value(state.state)")"
@@ -87,16 +87,16 @@ create() { # requests the TPU once
 
 obtain() { # requests the TPU until it is granted; only a lack of capacity is retried
   local attempt=1
-  while standing="perhaps up, which would cost" && ! create 2>&1 | tee "$answers/create" >&2; do
-    if grep -qiE 'already exists|ALREADY_EXISTS' "$answers/create"; then return; fi
-    if ! grep -qi 'no more capacity' "$answers/create"; then
-      ! grep -qiE 'PERMISSION_DENIED|INVALID_ARGUMENT|NOT_FOUND|quota' "$answers/create" || standing=""
-      ! grep -qi 'quota' "$answers/create" ||
+  while cost_warning="perhaps up, which would cost" && ! create 2>&1 | tee "$gcloud_output/create" >&2; do
+    if grep -qiE 'already exists|ALREADY_EXISTS' "$gcloud_output/create"; then return; fi
+    if ! grep -qi 'no more capacity' "$gcloud_output/create"; then
+      ! grep -qiE 'PERMISSION_DENIED|INVALID_ARGUMENT|NOT_FOUND|quota' "$gcloud_output/create" || cost_warning=""
+      ! grep -qi 'quota' "$gcloud_output/create" ||
         die "the project's quota does not allow $type$($spot && echo ' (spot)') in $zone: ask for more (Cloud console, IAM, Quotas), or take another zone or type"
-      grep -qiE 'RESOURCE_EXHAUSTED|UNAVAILABLE|stockout|internal error' "$answers/create" ||
+      grep -qiE 'RESOURCE_EXHAUSTED|UNAVAILABLE|stockout|internal error' "$gcloud_output/create" ||
         die "$name could not be created; gcloud's message is above"
     fi
-    standing=""
+    cost_warning=""
     [[ $attempt -le $retries ]] || die "no capacity for $type in $zone after $attempt attempts: try another zone, or --queued"
     say "no capacity for $type in $zone now; attempt $attempt of $retries, trying again"
     pause "$attempt"
@@ -120,23 +120,23 @@ bring_up() { # returns when the TPU is ready
     return
   fi
   while :; do
-    now="$(situation)"
+    now="$(tpu_state)"
     [[ "$now" == "$before" || "$now" == ready ]] || say "$name is $now"
     before="$now"
-    [[ "$now" == unreachable ]] || seen=true
+    [[ "$now" == unreachable ]] || was_reachable=true
     case "$now" in
-      ready) standing="still up, which costs" ;;
-      waiting) standing="being created, and will cost when it is up" ;;
+      ready) cost_warning="still up, which costs" ;;
+      waiting) cost_warning="being created, and will cost when it is up" ;;
       unreachable) ;; # as it was
-      *) standing="" ;;
+      *) cost_warning="" ;;
     esac
     case "$now" in
       ready) return ;;
       waiting) sleep "$poll" && continue ;;
       unreachable) # once it was seen, a network that fails for a while is waited for
         misses=$((misses + 1))
-        if ! $seen || [[ $misses -gt $retries ]]; then
-          die "gcloud cannot describe $name: $(tail -n 1 "$answers/describe")"
+        if ! $was_reachable || [[ $misses -gt $retries ]]; then
+          die "gcloud cannot describe $name: $(tail -n 1 "$gcloud_output/describe")"
         fi
         pause "$misses"
         ;;

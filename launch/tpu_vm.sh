@@ -38,7 +38,7 @@ statuses=() followers=()
 unpack='mkdir -p xtransfer && cd xtransfer && if [ -f .copied ]; then tr "\n" "\0" <.copied | xargs -0 rm -f --; fi'
 unpack="$unpack && tar -xzf ../xtransfer.tgz && tar -tzf ../xtransfer.tgz >.copied"
 
-where_it_stays() { # requires a shared workdir that outlives the workers, for many workers or spot capacity
+check_workdir_storage() { # requires a shared workdir that outlives the workers, for many workers or spot capacity
   if $own_storage || { [[ -n "$storage" ]] && is_below "$shared" "$workdir"; }; then return; fi
   [[ -z "$storage" ]] || die "--workdir $workdir is not below $shared, where --storage is mounted"
   [[ "$(workers_of_type)" -eq 1 ]] ||
@@ -81,7 +81,7 @@ leave() { # leaves the run going after Ctrl-C
   for pid in ${followers[@]+"${followers[@]}"}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
   if [[ ${#followers[@]} -gt 0 ]]; then
     say "the run continues on $name, which costs: the same command follows it again, $(how_to_delete) ends it"
-    standing=""
+    cost_warning=""
   fi
   exit "$1"
 }
@@ -174,7 +174,7 @@ judge() { # statuses -> verdict: finished, lost (restart), or failed (for a reas
     fi
   done
   ! $spot || sleep "$poll" # what happens to a machine is not told at once
-  if $cut || [[ "$(situation)" != ready ]]; then
+  if $cut || [[ "$(tpu_state)" != ready ]]; then
     crashes=0
     return
   fi
@@ -227,7 +227,7 @@ run() {
   trap 'exit 143' TERM
   [[ -z "$fetch" ]] || fetch_results
   if ! $delete || discard; then return; fi
-  standing="" # said here
+  cost_warning="" # said here
   die "the run is done${fetch:+ and its results are in $fetch}, but $name could not be deleted: it is still up, which costs: $(how_to_delete)"
 }
 
@@ -261,7 +261,7 @@ main() {
   required name zone
   [[ "$name" =~ ^[A-Za-z][A-Za-z0-9_-]{0,62}$ ]] ||
     die "--name '$name' is not a name for a TPU: a letter, then letters, digits, - and _, at most 63"
-  a_number retries "$retries" 0
+  check_number retries "$retries" 0
   [[ -z "$storage" || "$storage" =~ $bucket_or_share ]] || die "--storage '$storage' is neither gs://BUCKET[/FOLDER] nor HOST:/SHARE"
   storage="${storage%/}" logs="${logs:-runs/$name.logs}" workdir="$(flag_of_main workdir)"
   workdir="${workdir%/}"
@@ -271,15 +271,15 @@ main() {
     runtime_version="${runtime_version:-$(default_runtime)}"
   fi
   if [[ "$command" == run || "$command" == fetch ]]; then
-    main_wants workdir
+    require_main_flags workdir
   fi
-  [[ "$command" != run ]] || main_wants config
+  [[ "$command" != run ]] || require_main_flags config
   [[ -z "$repository" || -n "$revision" ]] || die "--repository needs --revision too: a commit, a tag or origin/BRANCH"
   if ! $dry_run; then command -v gcloud >/dev/null || die "gcloud is missing: https://cloud.google.com/sdk/docs/install"; fi
   case "$command" in
     up) bring_up ;;
     run)
-      where_it_stays
+      check_workdir_storage
       default_platform tpu
       run
       ;;

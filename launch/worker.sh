@@ -56,21 +56,21 @@ mount_source() {
     "${bucket%%/*}" "$shared"
 }
 
-born() { # pid: prints the boot id of this machine, and when the process started after that boot
+process_identity() { # pid: prints the boot id of this machine, and when the process started after that boot
   local stat fields
   stat="$(cat "/proc/$1/stat" 2>/dev/null)" || return 1
   read -ra fields <<<"${stat##*) }" # from the third field on: the second, a name in brackets, may have spaces
   printf '%s %s\n' "$(cat /proc/sys/kernel/random/boot_id)" "${fields[19]}"
 }
 
-is_there() { # id: whether its process is alive, and not another one with the same pid after a reboot
-  local pid found
-  pid="$(cat "$runs/$1/pid" 2>/dev/null)" && found="$(born "$pid")" &&
-    [[ "$found" == "$(cat "$runs/$1/born" 2>/dev/null)" ]]
+is_alive() { # id: whether its process is alive, and not another one with the same pid after a reboot
+  local pid identity
+  pid="$(cat "$runs/$1/pid" 2>/dev/null)" && identity="$(process_identity "$pid")" &&
+    [[ "$identity" == "$(cat "$runs/$1/born" 2>/dev/null)" ]]
 }
 
 is_running() { # id
-  [[ ! -e "$runs/$1/status" ]] && is_there "$1"
+  [[ ! -e "$runs/$1/status" ]] && is_alive "$1"
 }
 
 current() { # prints the id of the run in progress
@@ -87,13 +87,13 @@ start() { # id command ...
   # shellcheck disable=SC2016 # the inner shell expands it
   setsid bash -c 'trap : TERM; run="$1"; shift; status=0; "$@" || status=$?; echo "$status" >"$run/status"' \
     xtransfer-run "$runs/$id" "$@" >>"$runs/$id/log" 2>&1 </dev/null &
-  born "$!" >"$runs/$id/born" || true # it may be over
+  process_identity "$!" >"$runs/$id/born" || true # it may be over
   echo "$!" >"$runs/$id/pid"
   echo "$id" >"$runs/current"
 }
 
 run() { # id command ...
-  local asked="$1" id="$1" other status=137 # a run that left no status was killed
+  local requested_id="$1" id="$1" other status=137 # a run that left no status was killed
   shift
   mkdir -p "$runs"
   if other="$(current)" && [[ "$other" != "$id" ]]; then
@@ -106,13 +106,13 @@ run() { # id command ...
   else
     say "following the run that was started before; its log from the beginning:"
   fi
-  if is_there "$id"; then
+  if is_alive "$id"; then
     tail -n +1 -s 0.2 -f --pid="$(cat "$runs/$id/pid")" "$runs/$id/log"
   else
     cat "$runs/$id/log"
   fi
   [[ ! -e "$runs/$id/status" ]] || status="$(cat "$runs/$id/status")"
-  say "run $asked ended with status $status"
+  say "run $requested_id ended with status $status"
   exit "$status"
 }
 

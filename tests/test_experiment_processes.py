@@ -63,7 +63,7 @@ def preempted(command, tmp_path_factory):
     with Group([*command, str(workdir)], 2, 2, workdir) as pair:
         pair.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
         pair.processes[1].send_signal(signal.SIGTERM)
-        assert pair.statuses(60) == [143, 143], pair.said()
+        assert pair.statuses(60) == [143, 143], pair.outputs()
         assert pair.err(0) == "stopping as soon as the work is saved; run the same command again to resume\n"
         assert pair.out(1) == pair.err(1) == ""
     assert not (workdir / "results.jsonl").exists()

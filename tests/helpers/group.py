@@ -93,7 +93,7 @@ class Group:
         """Return the stderr of a process."""
         return self._file(index, "err").read_text()
 
-    def said(self) -> str:
+    def outputs(self) -> str:
         """Return the end of every process's output, to explain a failed assertion."""
         return "\n".join(f"[{i}] {self.out(i)[-3000:]}\n{self.err(i)[-3000:]}" for i in range(self.count))
 
@@ -106,14 +106,14 @@ class Group:
         """Wait until the condition is true. Fail if a process exits before that."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.said()
+            assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.outputs()
             time.sleep(0.02)
 
 
 def run(command: Sequence[str], count: int, devices: int, log: Path) -> Group:
     """Run a group of processes until all have exited with status 0, and return it."""
     with Group(command, count, devices, log) as group:
-        assert group.statuses() == [0] * count, group.said()
+        assert group.statuses() == [0] * count, group.outputs()
     return group
 
 

@@ -51,7 +51,7 @@ FIRST_READ_TIMES_OUT = r"""
 read() {
   if [[ "$*" == *"-t 1 index status" && -z "${timed_out:-}" ]]; then
     timed_out=true
-    while still_there; do sleep 0.02; done
+    while any_alive; do sleep 0.02; done
     return 142
   fi
   builtin read "$@"

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.launching import ROOT, Launcher
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-FOR_PEOPLE = ("tpu_vm.sh", "gke.sh", "slurm.sh", "local_processes.sh")
+LAUNCHERS = ("tpu_vm.sh", "gke.sh", "slurm.sh", "local_processes.sh")
 # pip installs it beside the interpreter, which may not be on the path.
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
 
@@ -35,7 +35,7 @@ def test_scripts_and_their_functions_are_short(path: Path) -> None:
             assert lines.index("}", start) - start <= 50, lines[start]
 
 
-@pytest.mark.parametrize("name", FOR_PEOPLE)
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_help_prints_the_header_comment(name: str, tmp_path: Path) -> None:
     code, stdout, stderr = Launcher(tmp_path).run(name, "--help")
     assert code == 0 and stderr == "" and f"launch/{name}" in stdout and "--dry-run" in stdout
@@ -53,8 +53,8 @@ def test_the_commands_in_the_readme_support_a_dry_run(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path)
     commands = readme_commands()
     commands = [[word for word in command if not re.match(r"[A-Z_]+=", word)] for command in commands]
-    commands = [command for command in commands if Path(command[0]).name in FOR_PEOPLE]
-    assert {Path(command[0]).name for command in commands} >= set(FOR_PEOPLE)
+    commands = [command for command in commands if Path(command[0]).name in LAUNCHERS]
+    assert {Path(command[0]).name for command in commands} >= set(LAUNCHERS)
     for command in commands:
         name, *words = command
         position = words.index("--") if "--" in words else len(words)

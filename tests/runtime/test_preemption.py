@@ -31,7 +31,7 @@ def test_signal_to_one_process_stops_all_at_the_same_step(tmp_path, target):
     with snippet(tmp_path, SAVING.format(directory=str(tmp_path))) as group:
         wait_until_ready(group, tmp_path)
         group.processes[target].send_signal(signal.SIGTERM)
-        assert group.statuses(60) == [143, 143], group.said()
+        assert group.statuses(60) == [143, 143], group.outputs()
         assert (tmp_path / "saved0").read_text() == (tmp_path / "saved1").read_text()
         assert (group.err(0), group.err(1)) == (NOTICE, "")
 
@@ -45,7 +45,7 @@ with terminal.deferred_stop({notice}) as stopping:
     print("saves")
 """
     with snippet(tmp_path, body, count=1) as group:
-        assert group.statuses(60) == [143], group.said()
+        assert group.statuses(60) == [143], group.outputs()
         assert (group.out(0), group.err(0)) == ("saves\n", "custom notice\n" if notice else NOTICE)
 
 
@@ -61,7 +61,7 @@ if me: os._exit = leave_late
     with snippet(tmp_path, body + SAVING.format(directory=str(tmp_path))) as group:
         wait_until_ready(group, tmp_path)
         group.processes[1].send_signal(signal.SIGTERM)
-        assert group.statuses(60) == [143, 143], group.said()
+        assert group.statuses(60) == [143, 143], group.outputs()
 
 
 LAST_SAVE = """
@@ -83,8 +83,8 @@ def test_signal_after_the_last_poll_stops_all_after_the_section(tmp_path, early,
     """A process that has left the section waits while the other still saves, because process 0 runs the store."""
     body = LAST_SAVE.format(directory=str(tmp_path), early=early, target=target)
     with snippet(tmp_path, body) as group:
-        assert group.statuses(60) == [143, 143], group.said()
-        assert group.said().strip() == f"[0] \n{NOTICE}\n[1]"
+        assert group.statuses(60) == [143, 143], group.outputs()
+        assert group.outputs().strip() == f"[0] \n{NOTICE}\n[1]"
     assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}
     forbidden = {f"continued{i}" for i in (0, 1) if i != early}
     assert not forbidden & {path.name for path in tmp_path.glob("continued*")}
@@ -96,7 +96,7 @@ def test_signal_ends_all_at_once_if_nothing_must_be_saved(tmp_path):
     with snippet(tmp_path, body) as group:
         wait_until_ready(group, tmp_path)
         group.processes[1].send_signal(signal.SIGTERM)
-        assert group.statuses(60) == [143, 143], group.said()
+        assert group.statuses(60) == [143, 143], group.outputs()
         assert group.err(0) == group.err(1) == ""
 
 
@@ -113,7 +113,7 @@ preemption.request_stop()
 time.sleep(100)
 """
     with snippet(tmp_path, body) as group:
-        assert group.statuses(60) == [1, 1], group.said()
+        assert group.statuses(60) == [1, 1], group.outputs()
         assert group.err(0) == "error: process 1 has ended: no such file here\n"
 
 
@@ -125,4 +125,4 @@ def test_signal_after_the_work_is_harmless(tmp_path):
         wait_until_ready(group, tmp_path)
         time.sleep(1)
         group.processes[1].send_signal(signal.SIGTERM)
-        assert set(group.statuses(60)) <= {0, 143}, group.said()
+        assert set(group.statuses(60)) <= {0, 143}, group.outputs()

@@ -29,7 +29,7 @@ with terminal.progress_bar("work", 2) as ticker:
     ticker.advance(2)
 """
     with snippet(tmp_path, body, count=3) as group:
-        assert group.statuses(60) == [0, 0, 0], group.said()
+        assert group.statuses(60) == [0, 0, 0], group.outputs()
         assert group.out(0).startswith("process 0 says\nprocess 0 prints\nwork: 2/2")
         assert {group.out(1), group.out(2), *map(group.err, range(3))} == {""}
 
@@ -96,7 +96,7 @@ def test_other_process_ends_when_one_is_killed(tmp_path, killed, waiting):
         wait_until_ready(group, tmp_path)
         group.processes[killed].send_signal(signal.SIGKILL)
         start = time.monotonic()
-        assert group.processes[1 - killed].wait(60) in (134, -signal.SIGABRT), group.said()
+        assert group.processes[1 - killed].wait(60) in (134, -signal.SIGABRT), group.outputs()
         assert time.monotonic() - start < 45
 
 
@@ -108,7 +108,7 @@ if me: asleep_in_one_process()
 together(2)
 """
     with snippet(tmp_path, body, "--stall-timeout", "6") as group:
-        assert group.statuses(60) == [124, 124], group.said()
+        assert group.statuses(60) == [124, 124], group.outputs()
         assert "together" in group.err(0) and "asleep_in_one_process" in group.err(1)
         assert "no progress for 6 s" in group.err(0) + group.err(1)
 
@@ -142,7 +142,7 @@ def test_ctrl_c_in_one_process_ends_all(tmp_path, default_ctrl_c):
 
 def test_different_device_count_is_reported_before_the_run_starts(tmp_path):
     with snippet(tmp_path, "print('joined')", count=3, devices=(2, 1, 2)) as group:
-        assert group.statuses(60) == [1, 1, 1], group.said()
+        assert group.statuses(60) == [1, 1, 1], group.outputs()
         message = "error: the processes have different numbers of devices (2 in process 0, 2; 1 in process 1): "
         assert group.err(0).startswith(message) and group.err(0).count("\n") == 1
         assert {group.err(1), group.err(2), *map(group.out, range(3))} == {""}
@@ -159,12 +159,12 @@ def test_signal_ends_a_process_that_waits_for_the_others(tmp_path, default_ctrl_
                 return True
 
         while not coordinator_listens():
-            assert group.processes[0].poll() is None, group.said()
+            assert group.processes[0].poll() is None, group.outputs()
             time.sleep(0.02)
         time.sleep(1)
         group.processes[0].send_signal(number)
-        assert group.statuses(30) == [status, -signal.SIGKILL], group.said()
-        assert group.said().strip() == "[0] \n\n[1]"
+        assert group.statuses(30) == [status, -signal.SIGKILL], group.outputs()
+        assert group.outputs().strip() == "[0] \n\n[1]"
 
 
 def test_missing_process_is_reported_by_the_others(tmp_path):
