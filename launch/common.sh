@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 dry_run=false
 main_flags=() # the flags after --, for xtransfer.main
-passed=()     # the values of flags that go on to another tool, such as --create-flag
+passed=()     # the values of flags for another tool, such as --create-flag
 
 poll="${XTRANSFER_POLL_SECONDS:-30}" # seconds between two polls, and the first pause of a back-off
 
@@ -94,7 +94,7 @@ flag_of_main() { # name: prints the last value of --name in main_flags, or nothi
   printf '%s\n' "$value"
 }
 
-default_platform() { # platform: main starts on no other one, unless the flags say so
+default_platform() { # platform: the one that xtransfer.main requires, unless the flags name another
   [[ -n "$(flag_of_main config.platform)" ]] || main_flags=("--config.platform=$1" "${main_flags[@]}")
 }
 

@@ -59,7 +59,7 @@ count_pods() { # sets $pods and $chips_per_pod
   fi
   check_number chips-per-pod "$chips_per_pod" 1
   [[ $((chips % chips_per_pod)) -eq 0 ]] ||
-    die "--topology $topology has $chips chips, which $chips_per_pod to a pod do not divide"
+    die "--topology $topology has $chips chips, which is not a multiple of --chips-per-pod $chips_per_pod"
   pods=$((chips / chips_per_pod))
 }
 
@@ -84,7 +84,7 @@ manifest() { # prints launch/jobset.yaml, filled in
       only_if "${BASH_REMATCH[2]}" || continue
       line="${BASH_REMATCH[1]}"
     fi
-    case "$line" in # one word a line: what was filled in is not searched again
+    case "$line" in # one placeholder per line, so that inserted values are not searched again
       *@COMMAND@*) line="${line%%@COMMAND@*}$command" ;;
       *@NAME@*) line="${line/@NAME@/$name}" ;;
       *@PODS@*) line="${line/@PODS@/$pods}" ;;
@@ -160,7 +160,7 @@ run() {
     manifest >"$file"
     # A JobSet's template cannot change: the same command finds its own, and another command needs another name.
     kube apply "--filename=$file" >&2 ||
-      die "the JobSet was not accepted (kubectl's message is above); is there another run called $name? launch/gke.sh delete --name $name"
+      die "the JobSet was not accepted (kubectl's message is above); if another run is named $name, delete it: launch/gke.sh delete --name $name"
     follow || {
       tail -n 3 "$logs/worker-0.log" >&2 || true
       die "the run failed (logs: $logs/worker-*.log); fix the cause, then launch/gke.sh delete --name $name and start again"
@@ -189,7 +189,7 @@ fetch_results() { # copies the workdir to $fetch, without checkpoints unless req
     echo " | $(call tar -C "$fetch" -xf -)"
   else
     kube exec "$name-fetch" -- tar -C "$workdir" ${without[@]+"${without[@]}"} -cf - . | tar -C "$fetch" -xf - ||
-      die "the results could not be copied; the pod $name-fetch is still there"
+      die "the results could not be copied; the pod $name-fetch is still running"
   fi
   kube delete pod "$name-fetch" --wait=false
 }

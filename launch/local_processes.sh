@@ -40,7 +40,7 @@ process() { # index: becomes that process
 start() { # index: in a group of its own, so that Ctrl-C comes here first; sends its status through the pipe
   set -m
   (
-    trap : INT TERM # the process itself gets them; this shell lives to tell how it ended
+    trap : INT TERM # only the process reacts to signals; this shell survives to report its exit status
     status=0
     if [[ $1 -eq 0 ]]; then
       process 0 2>&1 | (trap '' INT TERM && exec tee "$logs/process-0.log") || status=$?
@@ -68,7 +68,7 @@ await() { # waits for all processes; sets $result to the status of the first tha
       fi
       any_alive && continue
       ! $all_exited || break
-      all_exited=true # but the last may have told its status since: one more look
+      all_exited=true # read once more: the last process may just have reported its status
       continue
     fi
     ended=$((ended + 1))
@@ -83,7 +83,7 @@ await() { # waits for all processes; sets $result to the status of the first tha
     fi
   done
   [[ $ended -lt $count && $result -eq 0 ]] || return 0
-  case "$signalled" in # one that had hardly begun leaves no status
+  case "$signalled" in # a process interrupted at its start reports no status
     INT) result=130 ;;
     TERM) result=143 ;;
     *) result=1 && say "a process ended without a status (logs: $logs)" ;;
@@ -121,7 +121,7 @@ add_defaults() { # --config and --workdir as in launch/local.sh
 main() {
   local index
   local -a words=()
-  while [[ $# -gt 0 && "$1" != -- ]]; do # --dry-run is for this script wherever it stands
+  while [[ $# -gt 0 && "$1" != -- ]]; do # accept --dry-run anywhere before --
     if [[ "$1" == --dry-run ]]; then dry_run=true; else words+=("$1"); fi
     shift
   done
@@ -151,7 +151,7 @@ main() {
   exec 3<>"$logs/ended"
   rm -f "$logs/ended"
   for ((index = 0; index < count; index++)); do start "$index"; done
-  [[ -z "$signalled" ]] || signal_all "$signalled" # it came before all were there
+  [[ -z "$signalled" ]] || signal_all "$signalled" # the signal came before all processes had started
   await
   exit "$result"
 }

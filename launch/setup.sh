@@ -63,14 +63,14 @@ check_extra() {
   fi
 }
 
-claim() { # allows one installation at a time; a killed one is started afresh
+claim() { # allows one installation at a time; after a killed one, starts from scratch
   local owner
   if (set -o noclobber && echo "$$" >"$installing") 2>/dev/null; then return; fi
   owner="$(cat "$installing" 2>/dev/null)" || die "cannot write $installing: is $root writable?"
   if [[ "$owner" =~ ^[0-9]+$ ]] && kill -0 "$owner" 2>/dev/null; then
     die "process $owner is installing into $venv: wait until it is done, or remove $installing"
   fi
-  say "an earlier installation was interrupted: making .venv afresh"
+  say "an earlier installation was interrupted; recreating .venv"
   echo "$$" >"$installing"
   rm -rf "$venv"
 }

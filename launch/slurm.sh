@@ -16,7 +16,7 @@
 #   --sbatch-flag F      one more flag for sbatch, such as --sbatch-flag=--account=mine; may be repeated
 #   --name N             the job's name (default: xtransfer)
 #   --requeues K         how often the job may return to the queue (default: 100)
-#   --notice S           seconds before the time limit at which the run is told to save (default: 300)
+#   --notice S           seconds before the time limit at which SLURM signals the run to save (default: 300)
 #   --logs DIR           the script, the job's log, and one log per task (default: WORKDIR.logs)
 #   --wait               return when the job is done, with its exit status
 #   --dry-run            print the script and the command, and submit nothing

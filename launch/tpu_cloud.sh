@@ -4,13 +4,13 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" zone="" project="" type="" runtime_version="" spot=false queued=false retries=30 was_reachable=false
-cost_warning="" # what must be said of the TPU when the script fails: it may cost
-gcloud_output="$(mktemp -d)" # gcloud's last words
+cost_warning="" # the TPU's state, if it may cost money; printed when the script fails
+gcloud_output="$(mktemp -d)" # gcloud's latest output, one file per command
 trap on_exit EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-on_exit() { # however the script ends, it says that the TPU still costs money
+on_exit() { # warns, whenever the script fails, that the TPU may still cost money
   local status=$?
   rm -rf "$gcloud_output"
   [[ $status -eq 0 || -z "$cost_warning" ]] || say "$name is $cost_warning: fix the cause and start again, or $(how_to_delete)"
@@ -47,7 +47,7 @@ workers_of_type() { # prints the number of machines of a type: v5e and v6e count
 
 ask() { # a describe command: prints the state, ABSENT if nothing has that name, UNREACHABLE if gcloud fails
   if tpus "$@" 2>"$gcloud_output/describe"; then return; fi
-  # A project, zone, or network that is not found is another matter.
+  # A missing project, zone, or network is a different error.
   if grep -qE "NOT_FOUND: .*/(nodes|queuedResources)/$name([^A-Za-z0-9_-]|\$)" "$gcloud_output/describe"; then echo ABSENT; else echo UNREACHABLE; fi
 }
 
@@ -127,13 +127,13 @@ bring_up() { # returns when the TPU is ready
     case "$now" in
       ready) cost_warning="still up, which costs" ;;
       waiting) cost_warning="being created, and will cost when it is up" ;;
-      unreachable) ;; # as it was
+      unreachable) ;; # keep the last known state
       *) cost_warning="" ;;
     esac
     case "$now" in
       ready) return ;;
       waiting) sleep "$poll" && continue ;;
-      unreachable) # once it was seen, a network that fails for a while is waited for
+      unreachable) # if gcloud has reached it before, wait for the network
         misses=$((misses + 1))
         if ! $was_reachable || [[ $misses -gt $retries ]]; then
           die "gcloud cannot describe $name: $(tail -n 1 "$gcloud_output/describe")"

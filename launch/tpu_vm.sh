@@ -107,7 +107,7 @@ cd xtransfer && git fetch -q origin && git checkout -q --detach$(quoted "$revisi
     return
   fi
   if $dry_run; then
-    echo "# launch/tpu_vm.sh packs the checkout with what is not committed; in a clean checkout that is"
+    echo "# launch/tpu_vm.sh packs the checkout, including uncommitted changes. In a clean checkout this is the same:"
     call git -C "$root" archive "--output=$archive" HEAD
   else
     (pack "$archive") || die "the checkout $root could not be packed"
@@ -163,7 +163,7 @@ judge() { # statuses -> verdict: finished, lost (restart), or failed (for a reas
   verdict=lost
   for worker in "${!statuses[@]}"; do
     status="${statuses[worker]}"
-    # Without the worker's last line, the status is gcloud's, which could not reach it.
+    # If the log lacks the worker's last line, the status is gcloud's, which could not reach the worker.
     if [[ $status -eq 143 || $status -eq 255 ]] || { [[ "$1" == run && $status -ne 0 ]] &&
       ! grep -qF "run $id ended with status $status" "$logs/worker-$worker.log"; }; then
       cut=true
@@ -173,7 +173,7 @@ judge() { # statuses -> verdict: finished, lost (restart), or failed (for a reas
       failed="${failed:-$worker}"
     fi
   done
-  ! $spot || sleep "$poll" # what happens to a machine is not told at once
+  ! $spot || sleep "$poll" # Google reports a preemption with a delay
   if $cut || [[ "$(tpu_state)" != ready ]]; then
     crashes=0
     return
@@ -227,7 +227,7 @@ run() {
   trap 'exit 143' TERM
   [[ -z "$fetch" ]] || fetch_results
   if ! $delete || discard; then return; fi
-  cost_warning="" # said here
+  cost_warning="" # the message below says it
   die "the run is done${fetch:+ and its results are in $fetch}, but $name could not be deleted: it is still up, which costs: $(how_to_delete)"
 }
 
@@ -235,7 +235,7 @@ fetch_results() { # copies the workdir to $fetch, without checkpoints unless req
   local -a without=()
   local packed="xtransfer-results.tgz"
   call mkdir -p "$fetch"
-  if [[ "$storage" == gs://* && "$workdir" == "$shared"/* ]]; then # it is there with and without a TPU
+  if [[ "$storage" == gs://* && "$workdir" == "$shared"/* ]]; then # a bucket can be read without the TPU
     $checkpoints || without=('--exclude=(^|.*/)checkpoints/.*')
     call gcloud storage rsync --recursive ${without[@]+"${without[@]}"} ${project:+"--project=$project"} \
       "${storage%/}/${workdir#"$shared"/}" "$fetch"

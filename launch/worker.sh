@@ -51,7 +51,7 @@ mount_source() {
   command -v gcsfuse >/dev/null || install_gcsfuse
   bucket="${source#gs://}"
   [[ "$bucket" != */?* ]] || folder="${bucket#*/}"
-  # Checkpoints are renamed as folders, and the others must see at once what a worker writes.
+  # Orbax renames checkpoint folders, and the other workers must see every write immediately.
   gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 ${folder:+--only-dir "${folder%/}"} \
     "${bucket%%/*}" "$shared"
 }
@@ -82,12 +82,12 @@ start() { # id command ...
   local id="$1"
   shift
   printf '%s\n' "$(quoted "$@")" >"$runs/$id/command"
-  : >"$runs/$id/log" # it is there before anyone reads it
+  : >"$runs/$id/log" # create the log before anyone reads it
   # The outer shell survives the end of the connection, and a SIGTERM for the whole machine, to write the status.
   # shellcheck disable=SC2016 # the inner shell expands it
   setsid bash -c 'trap : TERM; run="$1"; shift; status=0; "$@" || status=$?; echo "$status" >"$run/status"' \
     xtransfer-run "$runs/$id" "$@" >>"$runs/$id/log" 2>&1 </dev/null &
-  process_identity "$!" >"$runs/$id/born" || true # it may be over
+  process_identity "$!" >"$runs/$id/born" || true # the process may have exited already
   echo "$!" >"$runs/$id/pid"
   echo "$id" >"$runs/current"
 }

@@ -211,7 +211,7 @@ def test_a_killed_installation_starts_over(checkout: Checkout, signal_number: si
     process.communicate(timeout=20)
     assert process.returncode in (-signal_number, 128 + signal_number)
     code, stderr, calls = checkout.run("local.sh")
-    assert code == 0 and "interrupted: making .venv afresh" in stderr
+    assert code == 0 and "interrupted; recreating .venv" in stderr
     assert calls[0][1] == "venv" and installs(calls) == ["pip", "."]
     assert len(checkout.run("local.sh")[2]) == 1
 
@@ -220,7 +220,7 @@ def test_an_installation_whose_pip_was_killed_starts_over(checkout: Checkout) ->
     code, stderr, _ = checkout.run("local.sh", FAKE_PIP="killed")
     assert code == 1 and "could not be installed" in stderr
     code, stderr, calls = checkout.run("local.sh")
-    assert code == 0 and "interrupted: making .venv afresh" in stderr and calls[0][1] == "venv"
+    assert code == 0 and "interrupted; recreating .venv" in stderr and calls[0][1] == "venv"
 
 
 def test_a_broken_venv_is_replaced(installed: Checkout) -> None:
