@@ -1,4 +1,4 @@
-"""Checks on every launch script: shellcheck passes, the script is short, and the README's commands work."""
+"""Checks on each launch script: shellcheck passes, --help prints the header comment, and the README's commands work."""
 
 import re
 import runpy
@@ -23,16 +23,6 @@ def test_shellcheck_passes() -> None:
     command = [str(SHELLCHECK), "--external-sources", *map(str, SCRIPTS), ".ci/run"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_and_their_functions_are_short(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    assert len(lines) <= 350
-    starts = [i for i, line in enumerate(lines) if re.match(r"[a-z_]+\(\) \{", line)]
-    for start in starts:
-        if not lines[start].endswith("}"):
-            assert lines.index("}", start) - start <= 50, lines[start]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
