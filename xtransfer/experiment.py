@@ -21,9 +21,10 @@ from xtransfer.distillation.logits_store import LogitsStore, open_store
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import UserError
-from xtransfer.evaluation.evaluator import evaluate, selected_step
+from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import workdir as workdirs
+from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import locks, processes, sharding, terminal
 from xtransfer.train.checkpoints import Checkpoints
@@ -43,13 +44,13 @@ def run(config: ExperimentConfig, root: Path) -> None:
       UserError: a setting, the data, or a checkpoint cannot be used, or the workdir belongs to other settings or data.
     """
     sharding.check_platform(config.platform)
-    workdir, settings = Workdir(root), workdirs.as_record(config)
-    first_settings = processes.on_first(lambda: settings)
-    if first_settings != settings:
-        keys = ", ".join(key for key in settings if first_settings[key] != settings[key])
+    workdir, config_record = Workdir(root), workdirs.as_record(config)
+    first_record = processes.on_first(lambda: config_record)
+    if first_record != config_record:
+        keys = ", ".join(key for key in config_record if first_record[key] != config_record[key])
         raise UserError(f"config keys {keys} differ from process 0: start all processes with the same settings")
     with locks.group_lock(root):
-        workdirs.check_unchanged(workdir.config, settings)
+        workdirs.check_unchanged(workdir.config, config_record)
         objectives = [configured_objective(config, name) for name in config.objectives]
         task = load_task(config.task)
         task = replace(task, load=functools.cache(task.load))
@@ -60,7 +61,7 @@ def run(config: ExperimentConfig, root: Path) -> None:
         models = Models(config, task)
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
-        workdirs.record(workdir.config, settings)
+        workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
         terminal.log(
             f"{task.name}: {len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
@@ -109,7 +110,7 @@ class Stages:
             return self._stores[directory]
         examples = self.examples.everything
         with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
-            params = checkpoints.restore_params(selected_step(directory, "source_dev"), model.abstract_params())
+            params = checkpoints.restore_params(selected_steps(directory)["source_dev"], model.abstract_params())
         key = {
             "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
             "tokenizer_fingerprint": tokenizer_fingerprint(model.inputs.tokenizer),

@@ -52,13 +52,6 @@ def test_an_unfinished_run_is_named_and_skipped(workdir, capsys):
     assert {row["objective"] for row in evaluate(workdir)} == {"teacher", "vanilla"}
 
 
-def test_the_selected_step_is_the_best_on_the_dev_split(workdir):
-    rows = [json.loads(line) for line in (workdir.teacher / "metrics.jsonl").read_text().splitlines()]
-    best = max(rows, key=lambda row: (row["dev_accuracy"], -row["step"]))
-    assert evaluator.selected_step(workdir.teacher, "source_dev") == best["step"]
-    assert evaluator.selected_step(workdir.teacher, "last") == rows[-1]["step"] == 4
-
-
 def test_a_truncated_results_file_is_refused(workdir):
     original = workdir.results.read_bytes()
     try:

@@ -251,7 +251,6 @@ def test_a_command_line_mistake_prints_one_line_and_exits_with_1(workdir, tmp_pa
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == (
-        f"error: {workdir.root}: no run of 'vanila'; did you mean 'vanilla'?; there are teacher, "
-        "students/vanilla/seed-0\n"
+        f"error: {workdir.root}: no run of 'vanila'; did you mean 'vanilla'?; runs: teacher, students/vanilla/seed-0\n"
     )
     assert not (tmp_path / "out").exists()

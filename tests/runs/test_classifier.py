@@ -127,7 +127,7 @@ def test_a_run_is_opened_from_inside_its_directory(run, mesh, monkeypatch):
 )
 def test_another_directory_in_a_workdir_is_refused_with_a_list_of_runs(copy, mesh, directory, description):
     (copy / directory).mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=f"{description}.*there are teacher, students/vanilla/seed-0$"):
+    with pytest.raises(UserError, match=f"{description}.*runs: teacher, students/vanilla/seed-0$"):
         open_classifier(copy / directory, mesh)
 
 

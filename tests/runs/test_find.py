@@ -7,8 +7,8 @@ import pytest
 
 from tests.helpers import tiny_run
 from xtransfer.errors import UserError
-from xtransfer.runs.find import find_run, identify_run, list_runs, read_task
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.find import find_run, identify_run, list_runs, selected_steps
+from xtransfer.runs.workdir import Workdir, read_task
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,14 @@ def test_the_teacher_needs_no_seed_and_has_one_language(run):
     assert selected.fingerprint == json.loads((run / "task.json").read_text())["teacher_checkpoint"]
 
 
+def test_the_selected_step_is_the_best_on_the_dev_split(run):
+    directory = run / "students/vanilla/seed-0"
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: (row["dev_accuracy"], -row["step"]))
+    assert selected_steps(directory)["source_dev"] == best["step"]
+    assert selected_steps(directory)["last"] == rows[-1]["step"] == 6
+
+
 def test_the_task_record_is_read(run):
     task = read_task(Workdir(run))
     assert (task.name, task.labels, task.synthetic) == ("files", ("bad", "good"), False)
@@ -57,15 +65,15 @@ def test_every_started_run_is_listed(copy):
     assert list_runs(Workdir(copy)) == known
     assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
     assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-x") is None
-    assert list_runs(Workdir(copy / "nothing")) == "no runs yet"
+    assert list_runs(Workdir(copy / "nothing")) == "none yet"
 
 
 @pytest.mark.parametrize(
     ("objective", "seed", "message"),
     [
-        ("vanila", 0, r"no run of 'vanila'; did you mean 'vanilla'\?; there are teacher, students/vanilla/seed-0"),
-        ("vanilla", 7, "no run of vanilla with seed 7; there are teacher, students/vanilla/seed-0"),
-        ("vanilla", None, "vanilla has a run for each seed; name one; there are teacher, students/vanilla/seed-0"),
+        ("vanila", 0, r"no run of 'vanila'; did you mean 'vanilla'\?; runs: teacher, students/vanilla/seed-0"),
+        ("vanilla", 7, "no run of vanilla with seed 7; runs: teacher, students/vanilla/seed-0"),
+        ("vanilla", None, "vanilla has a run for each seed; name one; runs: teacher, students/vanilla/seed-0"),
         ("teacher", 3, "the teacher's seed is 0, not 3"),
         ("../students/vanilla", 0, "no run of '../students/vanilla'"),
     ],

@@ -14,7 +14,7 @@ from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
 from xtransfer.evaluation import metrics, results
-from xtransfer.runs import selection
+from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import TEACHER, Workdir
 from xtransfer.runtime import processes, terminal
 from xtransfer.train import loop
@@ -60,7 +60,8 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         if not loop.finished(run.directory, (config.teacher if is_teacher else config.student).steps):
             terminal.log(f"{run.directory}: not finished, skipped")
             continue
-        languages = (task.source_language, *(() if is_teacher else task.target_languages))
+        source, targets = task.source_language, task.target_languages
+        languages = (source,) if is_teacher else (source, *targets)
         jobs = list(_jobs(run, config.evaluation_splits, languages))
         due = processes.on_first(functools.partial(_due, jobs, scored))
         jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
@@ -101,7 +102,7 @@ def _due(jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
 
 
 def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator[_Job]:
-    step_by_protocol = _selected(run.directory)
+    step_by_protocol = selected_steps(run.directory)
     for step in sorted(set(step_by_protocol.values())):
         protocols = tuple(name for name, selected in step_by_protocol.items() if selected == step)
         for split in splits:
@@ -158,12 +159,3 @@ def _predictions(examples: Sequence[Example], logits: np.ndarray, labels: Sequen
             "prediction": labels[int(scores.argmax())],
             "logits": [round(float(score), 5) for score in scores],
         }
-
-
-def selected_step(run: Path, protocol: str) -> int:
-    """Return the step of a run that a protocol selects, from what training recorded."""
-    return _selected(run)[protocol]
-
-
-def _selected(run: Path) -> dict[str, int]:
-    return selection.choose({int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(run)})

@@ -5,8 +5,7 @@ from pathlib import Path
 from xtransfer import storage
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
-from xtransfer.runs.find import TaskRecord, read_task
-from xtransfer.runs.workdir import Workdir, read_config
+from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
 

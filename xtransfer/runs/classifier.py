@@ -76,7 +76,7 @@ def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str 
     if run is None:
         is_root = directory.resolve() == workdir.root.resolve()
         problem = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
-        raise UserError(f"{directory}: {problem}: name the directory of a run; there are {list_runs(workdir)}")
+        raise UserError(f"{directory}: {problem}: name the directory of a run; runs: {list_runs(workdir)}")
     objective, seed = run
     return open_run(workdir, objective, seed, selection, mesh)
 

@@ -3,29 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError, nearest
-from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.selection import PROTOCOLS, choose
-from xtransfer.runs.workdir import TEACHER, Workdir
+from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.train import loop
 
 SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero_shot)
 """The protocols that may select a checkpoint for use, which excludes oracles over target languages."""
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """The record of an experiment's task and of the fingerprints of its base checkpoints (`Workdir.task`)."""
-
-    name: str
-    labels: tuple[str, ...]
-    synthetic: bool
-    source_language: str
-    target_languages: tuple[str, ...]
-    teacher_checkpoint: str
-    student_checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,8 @@ class SelectedRun:
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages that the model is for, the source language first; a teacher knows no other."""
-        return (self.task.source_language, *(() if self.is_teacher else self.task.target_languages))
+        source, targets = self.task.source_language, self.task.target_languages
+        return (source,) if self.is_teacher else (source, *targets)
 
 
 def check_selection(selection: str) -> None:
@@ -93,7 +79,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
         not finished.
     """
     check_selection(selection)
-    config = workdirs.read_config(workdir)
+    config = read_config(workdir)
     task = read_task(workdir)
     if objective == TEACHER:
         if seed not in (None, config.teacher_seed):
@@ -107,8 +93,13 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
             f"{directory}: this run is not finished (it needs step {steps:,}): "
             "run python -m xtransfer.main with its config and workdir again to resume"
         )
-    scores = {int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(directory)}
-    return SelectedRun(workdir, config, task, objective, seed, directory, selection, choose(scores)[selection])
+    step = selected_steps(directory)[selection]
+    return SelectedRun(workdir, config, task, objective, seed, directory, selection, step)
+
+
+def selected_steps(run: Path) -> dict[str, int]:
+    """Return the step that each protocol selects, from the dev scores in a run's metrics.jsonl."""
+    return choose({int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(run)})
 
 
 def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
@@ -123,32 +114,7 @@ def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | 
 def list_runs(workdir: Workdir) -> str:
     """Return the paths of all runs below the workdir, finished or not, as text for a message."""
     runs = [workdir.teacher, *(workdir.student(*run) for run in _students(workdir))]
-    return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "no runs yet"
-
-
-def read_task(workdir: Workdir) -> TaskRecord:
-    """Read the task as the experiment recorded it; a UserError says if the record is missing or broken."""
-    path, remedy = workdir.task, "start the experiment again with python -m xtransfer.main"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: {remedy}")
-    record = storage.read_object(path, remedy)
-    for key in ("labels", "target_languages"):
-        if not isinstance(record.get(key), list) or not all(isinstance(name, str) for name in record[key]):
-            raise UserError(f"{path}: {key} = {record.get(key)!r}, expected a list of names: {remedy}")
-    for key in ("name", "source_language", "teacher_checkpoint", "student_checkpoint"):
-        if not isinstance(record.get(key), str):
-            raise UserError(f"{path}: {key} = {record.get(key)!r}, expected text: {remedy}")
-    if len(record["labels"]) < 2 or not isinstance(record.get("synthetic"), bool):
-        raise UserError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
-    return TaskRecord(
-        name=record["name"],
-        labels=tuple(record["labels"]),
-        synthetic=record["synthetic"],
-        source_language=record["source_language"],
-        target_languages=tuple(record["target_languages"]),
-        teacher_checkpoint=record["teacher_checkpoint"],
-        student_checkpoint=record["student_checkpoint"],
-    )
+    return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "none yet"
 
 
 def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
@@ -163,7 +129,7 @@ def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
         problem = f"{objective} has a run for each seed; name one"
     else:
         problem = f"no run of {objective} with seed {seed}"
-    raise UserError(f"{workdir.root}: {problem}; there are {list_runs(workdir)}")
+    raise UserError(f"{workdir.root}: {problem}; runs: {list_runs(workdir)}")
 
 
 def _students(workdir: Workdir) -> list[tuple[str, int]]:

@@ -92,5 +92,5 @@ def choose(
         for step, value in values.items():
             if value != value:
                 raise UserError(f"step {step}: the dev result in {language} is NaN")
-    chosen = {name: protocol.choose(scores) for name, protocol in PROTOCOLS.items()}
-    return {name: step for name, step in chosen.items() if step is not None}
+    step_by_protocol = {name: protocol.choose(scores) for name, protocol in PROTOCOLS.items()}
+    return {name: step for name, step in step_by_protocol.items() if step is not None}

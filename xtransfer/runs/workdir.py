@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtransfer import config as settings
 from xtransfer import storage
-from xtransfer.config import ExperimentConfig
+from xtransfer.config import ExperimentConfig, differences, parse
 from xtransfer.errors import UserError
 from xtransfer.runtime import processes
 
@@ -57,11 +56,49 @@ class Workdir:
         return self.root / "predictions" / run.relative_to(self.root) / str(step) / f"{split}-{language}.jsonl"
 
 
+@dataclass(frozen=True)
+class TaskRecord:
+    """The record of an experiment's task and of the fingerprints of its base checkpoints (`Workdir.task`)."""
+
+    name: str
+    labels: tuple[str, ...]
+    synthetic: bool
+    source_language: str
+    target_languages: tuple[str, ...]
+    teacher_checkpoint: str
+    student_checkpoint: str
+
+
 def read_config(workdir: Workdir) -> ExperimentConfig:
     """Return the config of the experiment in a workdir."""
     if not workdir.config.is_file():
         raise UserError(f"{workdir.root}: no config.json, so no experiment has been started in this workdir")
-    return settings.parse(_read(workdir.config))
+    return parse(_read(workdir.config))
+
+
+def read_task(workdir: Workdir) -> TaskRecord:
+    """Read the task as the experiment recorded it; a UserError says if the record is missing or broken."""
+    path, remedy = workdir.task, "start the experiment again with python -m xtransfer.main"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: {remedy}")
+    facts = storage.read_object(path, remedy)
+    for key in ("labels", "target_languages"):
+        if not isinstance(facts.get(key), list) or not all(isinstance(name, str) for name in facts[key]):
+            raise UserError(f"{path}: {key} = {facts.get(key)!r}, expected a list of names: {remedy}")
+    for key in ("name", "source_language", "teacher_checkpoint", "student_checkpoint"):
+        if not isinstance(facts.get(key), str):
+            raise UserError(f"{path}: {key} = {facts.get(key)!r}, expected text: {remedy}")
+    if len(facts["labels"]) < 2 or not isinstance(facts.get("synthetic"), bool):
+        raise UserError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
+    return TaskRecord(
+        name=facts["name"],
+        labels=tuple(facts["labels"]),
+        synthetic=facts["synthetic"],
+        source_language=facts["source_language"],
+        target_languages=tuple(facts["target_languages"]),
+        teacher_checkpoint=facts["teacher_checkpoint"],
+        student_checkpoint=facts["student_checkpoint"],
+    )
 
 
 def as_record(config: Any) -> dict[str, Any]:
@@ -73,7 +110,7 @@ def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to continue if the facts differ from those recorded at `path`; the error names the differences."""
     if not path.exists():
         return
-    changed = settings.differences(_read(path), facts)
+    changed = differences(_read(path), facts)
     if changed:
         raise UserError(
             f"{path.parent} was made with other settings or data ({'; '.join(changed)}): choose another directory, "
