@@ -110,7 +110,7 @@ def test_repeated_rows_count_once_and_contradictions_are_refused():
         table([*make_rows(), make_rows()[-1] | {"value": 0.5}])
     with pytest.raises(UserError, match="steps 101 and 102"):
         table([*make_rows(), make_rows()[-1] | {"step": 102}])
-    with pytest.raises(UserError, match="999 items in ja, other runs on 1000"):
+    with pytest.raises(UserError, match="999 examples in ja, other runs on 1000"):
         table([*make_rows()[:-1], make_rows()[-1] | {"count": 999}])
     with pytest.raises(UserError, match="news, reviews"):
         table(make_rows() + make_rows(task="news"))
@@ -129,7 +129,7 @@ def test_the_error_for_missing_results_lists_the_available_ones():
         table(rows, selection="target_dev_oracle")
     assert str(caught.value) == (
         "no results: accuracy on split test, checkpoints selected by target_dev_oracle; "
-        "there are results of metric accuracy; split test; selection last, source_dev"
+        "available: metric accuracy; split test; selection last, source_dev"
     )
 
 

@@ -11,8 +11,8 @@ from xtransfer.config import ExperimentConfig, ModelConfig, TaskConfig, Transfer
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.results import ROW
 from xtransfer.export.model_card import model_card, scores_of
-from xtransfer.runs.find import SelectedRun, TaskRecord
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.find import SelectedRun
+from xtransfer.runs.workdir import TaskRecord, Workdir
 
 TASK = TaskRecord(
     name="topics",
@@ -88,7 +88,7 @@ def test_the_results_table():
     text = model_card(selected_run(), ROWS)
     table = [line for line in text.splitlines() if line.count("|") == 7]
     assert table == [
-        "| language | split | accuracy | macro f1 | most frequent class | examples |",
+        "| language | split | accuracy | macro f1 | majority class | examples |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
         r"| eng_Latn (source) | test | 90.5 | 90.0 | 40.0 | 400 |",
         r"| deu_Latn | test | 72.0 | 70.0 | 40.0 | 400 |",

@@ -15,7 +15,7 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation.results import aggregate
 from xtransfer.report import __main__ as report
 from xtransfer.report import plot, summary, workdir_report
-from xtransfer.runs.find import TaskRecord
+from xtransfer.runs.workdir import TaskRecord
 
 REPOSITORY = Path(__file__).parents[2]
 VALUES = {  # objective -> seed -> en, de, ja
@@ -88,7 +88,7 @@ def test_one_seed_has_no_standard_deviation():
 def test_the_caption_describes_the_measurement():
     text = "\n".join(summary.caption(table(), TASK))
     for phrase in (
-        "accuracy in % on the test split of reviews, 2 classes, 1,000 items per language.",
+        "accuracy in % on the test split of reviews, 2 classes, 1,000 examples per language.",
         "best on the source language's dev split (source_dev)",
         "teacher: 1 seed (0)",
         "vanilla, monox_kd: 2 seeds (0, 1), mean ± sample standard deviation",
@@ -103,7 +103,7 @@ def test_the_caption_describes_the_measurement():
 
 def test_the_caption_with_different_counts_and_without_a_baseline():
     rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows()]
-    assert "items: en 1,000, de 1,000, ja 500" in summary.caption(table(*rows), TASK)[0]
+    assert "examples: en 1,000, de 1,000, ja 500" in summary.caption(table(*rows), TASK)[0]
     no_baseline = table(*make_rows({"monox_kd": VALUES["monox_kd"]}))
     assert summary.cells(no_baseline)[0][-1] == "avg of targets"
     assert "Gain" not in "\n".join(summary.caption(no_baseline, TASK))

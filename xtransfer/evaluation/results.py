@@ -75,8 +75,8 @@ class ObjectiveResults:
 class ResultsTable:
     """The results of all objectives on one split, by one metric and one selection protocol; values as in the rows.
 
-    `counts` holds the number of items in each language, and `majority` the share of its most frequent class, if the
-    rows have it.
+    `counts` holds the number of examples in each language, and `majority` the share of its majority class, if the rows
+    have it.
     """
 
     task: str
@@ -140,28 +140,28 @@ def aggregate(
 
     Raises:
       UserError: no rows match, a run lacks a language (no average is taken over fewer), a run has two different results
-        in one language, the numbers of items differ, or the rows belong to several tasks.
+        in one language, the numbers of examples differ, or the rows belong to several tasks.
     """
     rows = list(rows)
-    chosen = _matching(rows, metric, split, selection)
-    if not chosen:
+    matching = _matching(rows, metric, split, selection)
+    if not matching:
         raise UserError(
             f"no results: {metric} on split {split}, checkpoints selected by {selection}; {_describe_available(rows)}"
         )
-    tasks = sorted({row["task"] for row in chosen})
+    tasks = sorted({row["task"] for row in matching})
     if len(tasks) > 1:
         raise UserError(f"results of more than one task in one table: {', '.join(tasks)}")
-    runs = _runs(chosen)
+    runs = _runs(matching)
     evaluated = {language for run in runs.values() for language in run} - {source_language}
     targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
         raise UserError(f"no {split} results in any language but the source language {source_language}")
     for (objective, seed), run in runs.items():
-        for language in (source_language, *(() if objective == TEACHER else targets)):
+        for language in (source_language,) if objective == TEACHER else (source_language, *targets):
             if language not in run:
                 raise UserError(f"{objective} seed {seed} has no {split} {metric} in {language}: evaluate it first")
     lines = _lines(runs, source_language, targets)
-    counts = _counts(chosen, (source_language, *targets))
+    counts = _counts(matching, (source_language, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
     return ResultsTable(tasks[0], metric, split, selection, source_language, targets, counts, majority, lines)
 
@@ -177,7 +177,7 @@ def _describe_available(rows: Iterable[Row]) -> str:
     if not available:
         return "there are no results yet"
     splits, selections, metrics = (", ".join(sorted(set(names))) for names in zip(*available, strict=True))
-    return f"there are results of metric {metrics}; split {splits}; selection {selections}"
+    return f"available: metric {metrics}; split {splits}; selection {selections}"
 
 
 def _runs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, float]]:
@@ -201,7 +201,7 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
     for row in rows:
         if counts.setdefault(row["language"], row["count"]) != row["count"]:
             raise UserError(
-                f"{row['objective']} seed {row['seed']} was scored on {row['count']} items in {row['language']}, "
+                f"{row['objective']} seed {row['seed']} was scored on {row['count']} examples in {row['language']}, "
                 f"other runs on {counts[row['language']]}: evaluate all of them on the same data"
             )
     return {language: counts[language] for language in languages if language in counts}

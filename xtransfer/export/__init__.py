@@ -1,1 +1,1 @@
-"""Command: exports a trained classifier as a Hugging Face directory with a model card."""
+"""The export command: write a trained classifier as a Hugging Face directory with a model card."""

@@ -15,7 +15,7 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import CHANCE, METRICS, at_chance
 from xtransfer.evaluation.results import Row
 from xtransfer.export.provenance import as_code, as_line, origin
-from xtransfer.report import table as tables
+from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
@@ -115,7 +115,7 @@ def _is_at_chance(scores: Scores) -> bool:
 def _what_it_does(run: SelectedRun) -> str:
     task = run.task
     rows = tuple((str(index), as_code(label)) for index, label in enumerate(task.labels))
-    classes = "\n".join(tables.markdown(Table(("index", "class"), rows, text_columns=2)))
+    classes = "\n".join(table_writer.markdown(Table(("index", "class"), rows, text_columns=2)))
     others = ", ".join(as_line(language) for language in run.languages[1:])
     source = as_line(task.source_language)
     languages = f"It was trained on {source} alone and is meant for {others} as well."
@@ -229,14 +229,14 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
         if len(targets) > 1 and all(language in by_language for language in targets):  # no average is taken over fewer
             means = [fmean(by_language[language].values[name] for language in targets) for name in names]
             lines.append(("mean of targets", split, *map(_percent, means), "", ""))
-    header = ("language", "split", *map(_title_of, names), "most frequent class", "examples")
-    table = "\n".join(tables.markdown(Table(header, tuple(lines), text_columns=2)))
+    header = ("language", "split", *map(_title_of, names), "majority class", "examples")
+    table = "\n".join(table_writer.markdown(Table(header, tuple(lines), text_columns=2)))
     missing = [language for language in run.languages if language not in {entry.language for entry in scores}]
     absent = f" Not evaluated in {', '.join(missing)}." if missing else ""
     return (
         f"{head}In %, for this one run (seed {run.seed}). Its checkpoint is the "
         f"{PROTOCOLS[run.selection].description} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
-        '"Most frequent class" is the accuracy of always predicting that class.'
+        '"Majority class" is the accuracy of always predicting that class.'
     )
 
 

@@ -1,4 +1,4 @@
-"""The origin of a checkpoint in words for others: its name, its place on the hub, and its licence; no local path."""
+"""The origin of a checkpoint for a model card: its name, its place on the hub, and its licence, without local paths."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _LICENCE = re.compile(r"^license:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Origin:
-    """A checkpoint as others may know it.
+    """A checkpoint's origin, as a model card states it.
 
     Attributes:
       name: a short name, as plain text.

@@ -6,9 +6,8 @@ from typing import Any
 
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
 from xtransfer.report.summary import columns, title_of
-from xtransfer.runs.find import TaskRecord
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import TEACHER
+from xtransfer.runs.workdir import TEACHER, TaskRecord
 
 # Okabe and Ito's palette, which is safe for any colour vision; the baseline is grey.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -48,7 +47,7 @@ def plot(results: ResultsTable, task: TaskRecord) -> bytes:
 
 def _draw_chance(axes: Any, results: ResultsTable) -> None:
     """Draw a dashed line across each language, at the accuracy of its majority class."""
-    label: str | None = "most frequent class"
+    label: str | None = "majority class"
     for group, language in enumerate(columns(results)):
         if results.metric == "accuracy" and language in results.majority:
             height = results.majority[language] * 100

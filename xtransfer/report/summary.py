@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 from xtransfer.evaluation.metrics import at_chance
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
-from xtransfer.report import table as tables
-from xtransfer.runs.find import TaskRecord
+from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.runs.workdir import TaskRecord
 
 
-def show(results: ResultsTable, console: tables.Console, task: TaskRecord) -> None:
+def show(results: ResultsTable, console: table_writer.Console, task: TaskRecord) -> None:
     """Print the results table, its caption, and warnings about results at chance."""
-    tables.show(_grid(results, task), console, wrap=False)
+    table_writer.show(_grid(results, task), console, wrap=False)
     for text in caption(results, task):
         console.print(text, markup=False)
     for text in warnings(results):
@@ -21,13 +21,13 @@ def show(results: ResultsTable, console: tables.Console, task: TaskRecord) -> No
 def markdown(results: ResultsTable, task: TaskRecord) -> str:
     """Return the results table, its caption, and its warnings as a Markdown page."""
     notes = [*caption(results, task), *(f"**{text}**" for text in warnings(results))]
-    grid = tables.markdown(_grid(results, task))
+    grid = table_writer.markdown(_grid(results, task))
     return "\n".join([f"# {title_of(results, task)}", "", *grid, "", *(f"- {text}" for text in notes), ""])
 
 
-def _grid(results: ResultsTable, task: TaskRecord) -> tables.Table:
+def _grid(results: ResultsTable, task: TaskRecord) -> table_writer.Table:
     header, rows = cells(results)
-    return tables.Table(tuple(header), tuple(map(tuple, rows)), title=title_of(results, task))
+    return table_writer.Table(tuple(header), tuple(map(tuple, rows)), title=title_of(results, task))
 
 
 def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
@@ -69,17 +69,17 @@ def _name(results: ResultsTable, task: TaskRecord) -> str:
 
 
 def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
-    """Describe the numbers: metric, split, items, seeds, selection, and the meaning of average and gain."""
+    """Describe the numbers: metric, split, examples, seeds, selection, and the meaning of average and gain."""
     counts = set(results.counts.values())
-    items = (
-        f"{counts.pop():,} items per language"
+    examples = (
+        f"{counts.pop():,} examples per language"
         if len(counts) == 1
-        else "items: " + ", ".join(f"{language} {count:,}" for language, count in results.counts.items())
+        else "examples: " + ", ".join(f"{language} {count:,}" for language, count in results.counts.items())
     )
     protocol = PROTOCOLS[results.selection]
     lines = [
         f"{results.metric} in % on the {results.split} split of {_name(results, task)}, "
-        f"{len(task.labels)} classes, {items}.",
+        f"{len(task.labels)} classes, {examples}.",
         f"Checkpoint of each run: {protocol.description} ({results.selection}).",
         *_seed_lines(results.lines),
         f"avg of targets: mean over {', '.join(results.target_languages)}, without the source language "
