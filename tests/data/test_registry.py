@@ -6,12 +6,13 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.helpers import raw, tiny
+from tests.helpers import archive_writers, tiny
 from xtransfer import config as settings
 from xtransfer.config import TaskConfig
 from xtransfer.data import registry
-from xtransfer.data.corpora import archives, minireviews
+from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Sources
+from xtransfer.data.corpora.minireviews import generator, prepared
 from xtransfer.data.sampling import unlabelled_examples
 from xtransfer.data.task import Example
 from xtransfer.errors import UserError
@@ -36,7 +37,7 @@ def test_every_corpus_declares_the_files_that_it_reads(tmp_path: Path, monkeypat
     for corpus in registry.CORPORA:
         folder = tmp_path / corpus.name
         for language in (corpus.source_language, corpus.languages[-1]):
-            raw.write_folder(folder, dict.fromkeys(corpus.members(language), ""))
+            archive_writers.write_folder(folder, dict.fromkeys(corpus.members(language), ""))
             sources = Sources({download.filename: folder for download in corpus.downloads(language)})
             for split in corpus.splits(language):
                 members_read.clear()
@@ -96,9 +97,9 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Replace the builder of minireviews, and return the list of its calls."""
     calls: list[tuple] = []
     rows = [{"id": "7", "text": "fine", "label": 1, "domain": "dvd"}, {"id": "8", "text": "dull", "label": 0}]
-    monkeypatch.setattr(minireviews, "prepare", lambda *call: calls.append(("prepare", *call)))
-    monkeypatch.setattr(minireviews, "read", lambda *call: calls.append(("read", *call)) or rows)
-    monkeypatch.setattr(minireviews, "FINGERPRINT", "v1")
+    monkeypatch.setattr(prepared, "prepare", lambda *call: calls.append(("prepare", *call)))
+    monkeypatch.setattr(prepared, "read", lambda *call: calls.append(("read", *call)) or rows)
+    monkeypatch.setattr(generator, "FINGERPRINT", "v1")
     return calls
 
 

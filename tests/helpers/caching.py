@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.data.tokens.test_tokenizer import SPECIAL, WORDS
 from xtransfer.data.tokens import cache as token_cache
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.cache import TokenCache
 
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["good", "bad", "book", "##s", "a", "b", "本"]
 TEXTS = [" ".join(["good", "bad", "books", "a", "b"][i % 3 : 2 + i % 4]) for i in range(40)]
 PAIRS = TEXTS[::-1]
 MAX_LENGTH = 8

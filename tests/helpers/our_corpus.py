@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
@@ -48,10 +48,10 @@ ONE = {
 TWO = {"en/unlabelled.tsv": "text\tlabel\nwho knows\t\nnot me\tbad\n"}
 
 
-def bring(tmp_path: Path) -> TaskConfig:
+def write_user_data(tmp_path: Path) -> TaskConfig:
     """Write both archives to tmp_path/data and return the config of the task."""
     folder = tmp_path / "data"
     folder.mkdir()
-    raw.write_zip(folder / FIRST.filename, ONE)
-    raw.write_tar_gz(folder / SECOND.filename, TWO)
+    archive_writers.write_zip(folder / FIRST.filename, ONE)
+    archive_writers.write_tar_gz(folder / SECOND.filename, TWO)
     return TaskConfig(name=CORPUS.name, data_dir=str(folder), cache_dir=str(tmp_path / "cache"))

@@ -5,7 +5,7 @@ import pytest
 from tests.helpers import tiny
 from xtransfer.config import TaskConfig
 from xtransfer.data import registry
-from xtransfer.data.corpora import minireviews
+from xtransfer.data.corpora.minireviews import prepared
 from xtransfer.pretrain.text import halves, pairs, texts
 
 
@@ -39,9 +39,9 @@ def test_groups_and_texts_keep_the_order_of_the_data(monkeypatch, tmp_path):
     }
     splits = {key: [{"domain": d, "text": t} for d, t in examples] for key, examples in rows.items()}
     splits |= {("fr-en", "parallel"): [{"text": "un", "text_pair": "one"}, {"text": "deux", "text_pair": "two"}]}
-    prepared = []
-    monkeypatch.setattr(minireviews, "prepare", lambda name, directory: prepared.append((name, directory)))
-    monkeypatch.setattr(minireviews, "read", lambda name, split, directory: splits[name, split])
+    calls = []
+    monkeypatch.setattr(prepared, "prepare", lambda name, directory: calls.append((name, directory)))
+    monkeypatch.setattr(prepared, "read", lambda name, split, directory: splits[name, split])
     task = TaskConfig(cache_dir=str(tmp_path))
     assert list(texts(task, ["fr", "en"]).items()) == [
         ("fr/music", ["un", "trois"]),
@@ -51,7 +51,7 @@ def test_groups_and_texts_keep_the_order_of_the_data(monkeypatch, tmp_path):
     ]
     assert pairs(task, ["fr", "en"]) == {"fr-en": [("un", "one"), ("deux", "two")]}
     assert pairs(task, ["fr"]) == {}
-    assert prepared == [(name, tmp_path) for name in ("fr-pretraining", "en-pretraining", "fr-en")]
+    assert calls == [(name, tmp_path) for name in ("fr-pretraining", "en-pretraining", "fr-en")]
 
 
 def test_any_registered_task_can_have_text(monkeypatch):

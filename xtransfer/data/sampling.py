@@ -70,14 +70,14 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
         raise ValueError(f"unlabelled kind {kind!r}")
     if kind == "none":
         return []
-    taken = {example.id for example in labelled}
+    labelled_ids = {example.id for example in labelled}
     everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
-    examples = [example for example in everything if example.id not in taken]
+    examples = [example for example in everything if example.id not in labelled_ids]
     if limit > len(examples):
         raise UserError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
     if limit:
-        chosen = _shuffled(range(len(examples)), seed, 0)[:limit]
-        examples = [examples[i] for i in sorted(chosen)]
+        indices = _shuffled(range(len(examples)), seed, 0)[:limit]
+        examples = [examples[i] for i in sorted(indices)]
     return without_labels(examples)
 
 
@@ -111,9 +111,9 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
     for label in sorted(labels, key=lambda label: shares[label] - exact[label])[: n - sum(shares.values())]:
         shares[label] += 1
     draws = (_shuffled(by_class[label], seed, _HELD_OUT + 1 + label)[: shares[label]] for label in labels)
-    chosen = {i for draw in draws for i in draw}
-    rest = [example for i, example in enumerate(examples) if i not in chosen]
-    return rest, [example for i, example in enumerate(examples) if i in chosen]
+    held_out_indices = {i for draw in draws for i in draw}
+    rest = [example for i, example in enumerate(examples) if i not in held_out_indices]
+    return rest, [example for i, example in enumerate(examples) if i in held_out_indices]
 
 
 def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Example], list[Example]]:

@@ -101,5 +101,5 @@ def check_request(split: str, language: str, config: TaskConfig, targets: Sequen
 
 def _near(language: str, known: Sequence[str]) -> str:
     """Return a hint with the nearest name; for tags like "eng_Latn" or "en-US", with one that starts alike."""
-    alike = [tag for tag in known if tag.startswith(language)]
-    return f"; did you mean {alike[0]!r}?" if alike and language else nearest(language, known)
+    with_prefix = [tag for tag in known if tag.startswith(language)]
+    return f"; did you mean {with_prefix[0]!r}?" if with_prefix and language else nearest(language, known)

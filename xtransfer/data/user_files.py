@@ -255,7 +255,9 @@ def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
                     remedy = f", or list the languages that you mean in task.target_languages{remedy}"
                 raise UserError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
     targets = target_languages(config, known)
-    for split in SPLITS if config.language_column else ():
+    if not config.language_column:
+        return targets
+    for split in SPLITS:
         # Requested languages are left out on purpose; only other ones may be misspelt.
         shown = {*requested, *targets} if split == "test" else {*requested, *known}
         others = {language: rows for language, rows in row_counts[split].items() if language not in shown}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.data.corpora import archives
 from xtransfer.errors import UserError
 
@@ -35,42 +35,42 @@ def error_message(source: Path, **limits) -> str:
     return message
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 def test_members_are_read_back(tmp_path: Path, kind: str):
-    source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
-    assert read(source) == {name: raw.encoded(content) for name, content in CONTENTS.items()}
+    source = archive_writers.WRITERS[kind](tmp_path / "x", CONTENTS)
+    assert read(source) == {name: archive_writers.encoded(content) for name, content in CONTENTS.items()}
     assert read(source, lambda name: name.endswith(".tsv")).keys() == {"top/a.tsv", "top/b/c.tsv"}
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 def test_a_partly_read_member_does_not_affect_the_next_ones(tmp_path: Path, kind: str):
-    source = raw.WRITERS[kind](tmp_path / "x", CONTENTS)
+    source = archive_writers.WRITERS[kind](tmp_path / "x", CONTENTS)
     beginnings = []
     streams = []
     for name, stream in archives.open_members(source, lambda name: True, **BIG):
         beginnings.append((name, stream.read(3)))
         streams.append(stream)
-    assert beginnings == [(name, raw.encoded(content)[:3]) for name, content in CONTENTS.items()]
+    assert beginnings == [(name, archive_writers.encoded(content)[:3]) for name, content in CONTENTS.items()]
     assert all(stream.closed for stream in streams)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_members_keep_the_order_of_the_archive(tmp_path: Path, kind: str):
-    source = raw.WRITERS[kind](tmp_path / "x", {"z": "1", "a": "2", "./m//n": "3"})
+    source = archive_writers.WRITERS[kind](tmp_path / "x", {"z": "1", "a": "2", "./m//n": "3"})
     assert list(read(source)) == ["z", "a", "m/n"]
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 def test_a_large_member_is_streamed(tmp_path: Path, kind: str):
     """Read the first line without the rest."""
-    source = raw.WRITERS[kind](tmp_path / "x", {"big": b"line\n" * 200_000})
+    source = archive_writers.WRITERS[kind](tmp_path / "x", {"big": b"line\n" * 200_000})
     with archives.open_member(source, "big", member_limit=1 << 20, total_limit=1 << 21) as (_, stream):
         assert stream.readline() == b"line\n"
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 def test_open_member_finds_the_only_member_with_the_path(tmp_path: Path, kind: str):
-    source = raw.WRITERS[kind](
+    source = archive_writers.WRITERS[kind](
         tmp_path / "x", {"t/en/a.tsv": "1", "t/den/a.tsv": "2", "m/._a.tsv": "3", "t/en/xa.tsv": "4"}
     )
     with archives.open_member(source, "en/a.tsv", **BIG) as (name, stream):
@@ -88,7 +88,7 @@ def test_open_member_finds_the_only_member_with_the_path(tmp_path: Path, kind: s
 
 
 def test_an_error_in_the_reader_is_not_changed(tmp_path: Path):
-    source = raw.write_zip(tmp_path / "x", {"a": "1", "b/a": "2"})
+    source = archive_writers.write_zip(tmp_path / "x", {"a": "1", "b/a": "2"})
     with pytest.raises(KeyError), archives.open_member(source, "a", **BIG):
         raise KeyError("error of the reader")
 
@@ -96,17 +96,17 @@ def test_an_error_in_the_reader_is_not_changed(tmp_path: Path):
 @pytest.mark.parametrize("name", ["../a.tsv", "top/../../a.tsv", "/etc/a.tsv", "C:\\a.tsv", "..\\a.tsv", "c:a.tsv"])
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_a_name_that_leaves_the_archive_is_refused(tmp_path: Path, kind: str, name: str):
-    source = raw.WRITERS[kind](tmp_path / "x", {name: "x"})
+    source = archive_writers.WRITERS[kind](tmp_path / "x", {name: "x"})
     message = error_message(source)
     assert "leads out of the archive" in message and repr(name) in message
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("kind", [*LINK, *DEVICE])
-@pytest.mark.parametrize("packed", [False, True])
-def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, packed: bool):
-    extra = (raw.special("top/a.tsv", kind, "/etc/passwd"),)
-    source = raw.write_tar(tmp_path / "x.tar", {"top/b.tsv": "x"}, packed=packed, extra=extra)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, compressed: bool):
+    extra = (archive_writers.special("top/a.tsv", kind, "/etc/passwd"),)
+    source = archive_writers.write_tar(tmp_path / "x.tar", {"top/b.tsv": "x"}, compressed=compressed, extra=extra)
     assert "top/a.tsv is a link, device, or sparse file: refused" in error_message(source)
 
 
@@ -119,7 +119,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path):
 
 
 def test_links_in_a_folder_must_stay_inside_it(tmp_path: Path):
-    folder = raw.write_folder(tmp_path / "data", {"real.tsv": "x"})
+    folder = archive_writers.write_folder(tmp_path / "data", {"real.tsv": "x"})
     (folder / "inner.tsv").symlink_to("real.tsv")
     assert read(folder) == {"inner.tsv": b"x", "real.tsv": b"x"}
     (tmp_path / "secret").write_text("s")
@@ -131,16 +131,16 @@ def test_links_in_a_folder_must_stay_inside_it(tmp_path: Path):
     assert "dangling.tsv is not a plain file" in error_message(folder)
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 def test_members_over_a_size_limit_are_refused(tmp_path: Path, kind: str):
-    source = raw.WRITERS[kind](tmp_path / "x", {"a": b"\0" * 1000, "b": b"\0" * 1001})
+    source = archive_writers.WRITERS[kind](tmp_path / "x", {"a": b"\0" * 1000, "b": b"\0" * 1001})
     assert len(read(source, member_limit=1001, total_limit=2001)) == 2
     assert "b: over 1,000 bytes" in error_message(source, member_limit=1000)
     assert "b: over 2,000 bytes in total so far: refused" in error_message(source, total_limit=2000)
 
 
 def test_a_file_that_grows_over_its_limit_while_being_read_is_refused(tmp_path: Path):
-    folder = raw.write_folder(tmp_path / "data", {"a": b"x" * 1000})
+    folder = archive_writers.write_folder(tmp_path / "data", {"a": b"x" * 1000})
     members = archives.open_members(folder, lambda name: True, member_limit=1000, total_limit=1000)
     _, stream = next(members)
     with (folder / "a").open("ab") as file:
@@ -151,18 +151,20 @@ def test_a_file_that_grows_over_its_limit_while_being_read_is_refused(tmp_path: 
 
 def test_the_limits_include_members_that_are_not_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for kind in ("zip", "tar.gz"):
-        source = raw.WRITERS[kind](tmp_path / kind, {"bomb": b"\0" * (1 << 21), "a": "x"})
+        source = archive_writers.WRITERS[kind](tmp_path / kind, {"bomb": b"\0" * (1 << 21), "a": "x"})
         with pytest.raises(UserError, match="bomb: over 1,048,576 bytes in total so far: refused"):
             read(source, lambda name: name == "a", total_limit=1 << 20)
     monkeypatch.setattr(archives, "_MEMBERS", 3)
-    for kind in raw.WRITERS:
-        assert len(read(raw.WRITERS[kind](tmp_path / f"3{kind}", dict.fromkeys("abc", "")))) == 3
-        assert "over 3 " in error_message(raw.WRITERS[kind](tmp_path / f"4{kind}", dict.fromkeys("abcd", "")))
+    for kind in archive_writers.WRITERS:
+        assert len(read(archive_writers.WRITERS[kind](tmp_path / f"3{kind}", dict.fromkeys("abc", "")))) == 3
+        assert "over 3 " in error_message(
+            archive_writers.WRITERS[kind](tmp_path / f"4{kind}", dict.fromkeys("abcd", ""))
+        )
 
 
 def test_a_zip_with_a_wrong_size_is_refused(tmp_path: Path):
     """Declare 10 bytes for a member of a million."""
-    path = raw.write_zip(tmp_path / "x.zip", {"a": b"\0" * 1_000_000})
+    path = archive_writers.write_zip(tmp_path / "x.zip", {"a": b"\0" * 1_000_000})
     data = path.read_bytes()
     assert data.count(struct.pack("<I", 1_000_000)) == 2, "the size is in the local and in the central header"
     path.write_bytes(data.replace(struct.pack("<I", 1_000_000), struct.pack("<I", 10)))
@@ -171,7 +173,7 @@ def test_a_zip_with_a_wrong_size_is_refused(tmp_path: Path):
 
 def test_a_tar_gz_with_much_data_after_its_last_member_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(archives, "_HEADERS", 1 << 14)
-    raw.write_tar(tmp_path / "x.tar", {"a": "x"})
+    archive_writers.write_tar(tmp_path / "x.tar", {"a": "x"})
     path = tmp_path / "x.tar.gz"
     path.write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes() + b"\0" * (1 << 22)))
     assert "over 1,000 bytes when unpacked" in error_message(path, total_limit=1000)
@@ -180,7 +182,7 @@ def test_a_tar_gz_with_much_data_after_its_last_member_is_refused(tmp_path: Path
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_a_truncated_archive_is_always_refused(tmp_path: Path, kind: str):
     contents = {f"{i}.tsv": bytes((i * j) % 251 for j in range(700)) for i in range(1, 5)}
-    source = raw.WRITERS[kind](tmp_path / "x", contents)
+    source = archive_writers.WRITERS[kind](tmp_path / "x", contents)
     data = source.read_bytes()
     content_length = len(data.rstrip(b"\0")) if kind == "tar" else len(data)
     lengths = {*range(1, content_length, max(1, content_length // 60)), content_length - 1}
@@ -194,7 +196,7 @@ def test_a_truncated_archive_is_always_refused(tmp_path: Path, kind: str):
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_flipped_bit_never_changes_the_content_of_a_member(tmp_path: Path, kind: str):
     contents = {f"{i}.tsv": bytes((i * j) % 251 for j in range(700)) for i in range(1, 4)}
-    source = raw.WRITERS[kind](tmp_path / "x", contents)
+    source = archive_writers.WRITERS[kind](tmp_path / "x", contents)
     data = source.read_bytes()
     refusals = 0
     for position in range(0, len(data), max(1, len(data) // 80)):
@@ -243,7 +245,7 @@ def write_uncompressed(tmp_path: Path, kind: str) -> Path:
             for name, content in contents.items():
                 archive.writestr(name, content)
         return tmp_path / "x"
-    tar = raw.write_tar(tmp_path / "x.tar", contents)
+    tar = archive_writers.write_tar(tmp_path / "x.tar", contents)
     (tmp_path / "x").write_bytes(gzip.compress(tar.read_bytes(), compresslevel=0))
     return tmp_path / "x"
 
@@ -266,12 +268,12 @@ def test_a_flipped_byte_is_reported_as_damage_of_the_archive(tmp_path: Path, kin
     else:
         read_member()
     damage(source, b"second")
-    with pytest.raises(archives.DamagedError, match=f"{source}: .*truncated or corrupt .*: get it again"):
+    with pytest.raises(archives.DamagedError, match=f"{source}: .*truncated or corrupt .*: download it again"):
         read_member()
 
 
 def test_below_limits_the_depth_of_a_member(tmp_path: Path):
-    source = raw.write_tar_gz(tmp_path / "x", {"top/en/a": "1", "top/de/trans/en/a": "2"})
+    source = archive_writers.write_tar_gz(tmp_path / "x", {"top/en/a": "1", "top/de/trans/en/a": "2"})
     with archives.open_member(source, "en/a", **BIG, below=1) as (name, _):
         assert name == "top/en/a"
     with pytest.raises(UserError, match="it has no en/a;"), archives.open_member(source, "en/a", **BIG, below=0):
@@ -279,7 +281,7 @@ def test_below_limits_the_depth_of_a_member(tmp_path: Path):
 
 
 def test_an_encrypted_zip_is_refused(tmp_path: Path):
-    path = raw.write_zip(tmp_path / "x.zip", {"a": "x"})
+    path = archive_writers.write_zip(tmp_path / "x.zip", {"a": "x"})
     data = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(signature) + offset] |= 1
@@ -288,7 +290,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path):
 
 
 def test_files_below_lists_files_in_order_and_can_exclude_a_folder(tmp_path: Path):
-    raw.write_folder(tmp_path, {"b/c": "", "a": "", "b-": ""})
+    archive_writers.write_folder(tmp_path, {"b/c": "", "a": "", "b-": ""})
     assert archives.files_below(tmp_path) == ["a", "b-", "b/c"]
     assert archives.files_below(tmp_path, but=tmp_path / "b") == ["a", "b-"]
 

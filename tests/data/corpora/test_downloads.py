@@ -104,7 +104,7 @@ def test_an_unknown_checksum_is_recorded_and_checked_later(server: Server, tmp_p
     assert (tmp_path / "x.zip.sha256").read_text() == f"{SHA}\n"
     assert downloads.fetch(download, tmp_path) == path and len(server.requests) == 1
     path.write_bytes(DATA + b"x")
-    with pytest.raises(UserError, match=f"{path}: its sha256 is .*, expected {SHA}: delete it to fetch it again"):
+    with pytest.raises(UserError, match=f"{path}: its sha256 is .*, expected {SHA}: delete it to download it again"):
         downloads.fetch(download, tmp_path)
     path.unlink()
     server.answers = [(200, b"other", 5)]
@@ -117,7 +117,7 @@ def test_an_altered_file_on_disk_is_refused(server: Server, tmp_path: Path):
     download = Download(server.url, "x.zip", SHA)
     path = downloads.fetch(download, tmp_path)
     path.write_bytes(DATA[::-1])
-    with pytest.raises(UserError, match="x.zip: its sha256 is .*: delete it to fetch it again"):
+    with pytest.raises(UserError, match="x.zip: its sha256 is .*: delete it to download it again"):
         downloads.fetch(download, tmp_path)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import raw
-from tests.helpers.our_corpus import CORPUS, FIRST, ONE, TWO, bring, rows
+from tests.helpers import archive_writers
+from tests.helpers.our_corpus import CORPUS, FIRST, ONE, TWO, rows, write_user_data
 from xtransfer.data.corpora import downloads, loader
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.task import Example
@@ -20,7 +20,7 @@ from xtransfer.errors import UserError
 
 @pytest.fixture
 def config(tmp_path: Path):
-    return functools.partial(dataclasses.replace, bring(tmp_path))
+    return functools.partial(dataclasses.replace, write_user_data(tmp_path))
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def test_a_second_run_reads_the_prepared_data(config, data: Path, tmp_path: Path
 
 def test_changed_files_are_prepared_again(config, data: Path, tmp_path: Path):
     before = loader.task(CORPUS, config()).fingerprint()
-    raw.touch(data / "one.zip")
+    archive_writers.touch(data / "one.zip")
     assert loader.task(CORPUS, config()).fingerprint() == before, "the fingerprint depends only on the rows"
-    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nschlecht\tgood\n"})
+    archive_writers.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nschlecht\tgood\n"})
     task = loader.task(CORPUS, config())
     assert [e.text for e in task.load("test", "de")] == ["schlecht"] and task.fingerprint() != before
     newer = dataclasses.replace(CORPUS, version="1.0.1")
@@ -90,17 +90,17 @@ def test_all_layouts_of_the_users_files_give_the_same_task(config, tmp_path: Pat
     user_data = tmp_path / "user_data"
     user_data.mkdir()
     if layout == "unpacked":
-        raw.write_folder(user_data, ONE | TWO)
+        archive_writers.write_folder(user_data, ONE | TWO)
     elif layout == "unpacked by archive":
-        raw.write_folder(user_data / "one", ONE)
-        raw.write_folder(user_data / "two", TWO)
-        raw.write_folder(user_data / "old", ONE)  # ignored, because no archive has this name
+        archive_writers.write_folder(user_data / "one", ONE)
+        archive_writers.write_folder(user_data / "two", TWO)
+        archive_writers.write_folder(user_data / "old", ONE)  # ignored, because no archive has this name
     elif layout == "mixed":
-        raw.write_folder(user_data / "two", TWO)
-        raw.write_tar(user_data / "one.zip", ONE)  # a tar file is accepted under the name of the zip
+        archive_writers.write_folder(user_data / "two", TWO)
+        archive_writers.write_tar(user_data / "one.zip", ONE)  # a tar file is accepted under the name of the zip
     else:
-        raw.write_zip(user_data / "one.zip", ONE)
-        raw.write_tar_gz(user_data / "two.tar.gz", TWO)
+        archive_writers.write_zip(user_data / "one.zip", ONE)
+        archive_writers.write_tar_gz(user_data / "two.tar.gz", TWO)
     if layout == "one archive":
         task = loader.task(CORPUS, config(data_dir=str(user_data / "one.zip")))
         assert len(task.load("test", "fr")) == 1
@@ -120,7 +120,7 @@ def test_missing_user_files_are_named(config, tmp_path: Path):
 
 
 def test_a_missing_language_is_an_error(config, data: Path):
-    raw.write_zip(data / "one.zip", {name: content for name, content in ONE.items() if "/fr/" not in name})
+    archive_writers.write_zip(data / "one.zip", {name: content for name, content in ONE.items() if "/fr/" not in name})
     task = loader.task(CORPUS, config())
     with pytest.raises(UserError, match=r"one\.zip: it has no fr/test\.tsv"):
         task.load("test", "fr")
@@ -156,17 +156,17 @@ def test_a_missing_split_is_an_error(config):
     ],
 )
 def test_errors_for_malformed_rows_name_the_line(config, data: Path, tmp_path: Path, content: str, message: str):
-    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": f"text\tlabel\n{content}"})
+    archive_writers.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": f"text\tlabel\n{content}"})
     for _ in range(2):  # the first failure must not leave data that the second attempt accepts
         with pytest.raises(UserError) as caught:
             loader.task(CORPUS, config()).load("test", "de")
         assert message in str(caught.value)
-    raw.write_zip(data / "one.zip", ONE)
+    archive_writers.write_zip(data / "one.zip", ONE)
     assert len(loader.task(CORPUS, config()).load("test", "de")) == 1
 
 
 def test_empty_text_is_skipped_and_counted_on_request(config, data: Path, caplog):
-    raw.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n"})
+    archive_writers.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n"})
     with caplog.at_level(logging.WARNING):
         examples = loader.task(CORPUS, config(empty_text="skip")).load("test", "de")
     assert len(examples) == 1
@@ -223,7 +223,7 @@ def test_the_files_are_downloaded_if_data_dir_is_empty(
 
 def test_downloads_that_are_plain_files_are_read_in_place(config, tmp_path: Path, monkeypatch):
     folder = tmp_path / "cache" / "downloads" / "ours"
-    raw.write_folder(folder, {"de/test.tsv": "text\tlabel\nhallo\tgood\n"})
+    archive_writers.write_folder(folder, {"de/test.tsv": "text\tlabel\nhallo\tgood\n"})
     monkeypatch.setattr(downloads, "fetch", lambda download, directory: directory / download.filename)
     plain = Download("https://example.org/de/test.tsv", "de/test.tsv")
 
@@ -267,14 +267,16 @@ def test_a_damaged_cache_is_refused_by_name(config, tmp_path: Path, damage: str)
 
 def test_unrelated_files_in_the_data_folder_change_nothing(config, tmp_path: Path):
     """The folder may also contain the cache and workdirs."""
-    folder = raw.write_folder(tmp_path / "unpacked", ONE | TWO)
+    folder = archive_writers.write_folder(tmp_path / "unpacked", ONE | TWO)
     inside = config(data_dir=str(folder), cache_dir=str(folder / "cache"))
     for number in range(2):
         assert [e.text for e in loader.task(CORPUS, inside).load("test", "de")] == ["gut"]
-        raw.write_folder(folder, {f"run/{number}/results.jsonl": "{}", "README.tsv": "", f"den/test.tsv.{number}": ""})
-        raw.write_folder(folder / "cache", {"downloads/ours/en/test.tsv": f"{number}"})
+        archive_writers.write_folder(
+            folder, {f"run/{number}/results.jsonl": "{}", "README.tsv": "", f"den/test.tsv.{number}": ""}
+        )
+        archive_writers.write_folder(folder / "cache", {"downloads/ours/en/test.tsv": f"{number}"})
     assert len(list((folder / "cache").glob("ours-small-*"))) == 1
-    raw.touch(folder / "top" / "de" / "test.tsv")
+    archive_writers.touch(folder / "top" / "de" / "test.tsv")
     shutil.rmtree(folder / "cache" / "downloads")
     loader.task(CORPUS, inside).load("test", "de")
     assert len(list((folder / "cache").glob("ours-small-*"))) == 2
@@ -323,6 +325,6 @@ def test_a_damaged_archive_is_reported_as_damage_and_not_as_a_bad_row(config, da
     content = (data / "one.zip").read_bytes()
     (data / "one.zip").write_bytes(content.replace(b"nein\tbad", b"nein\tbax"))
     with pytest.raises(
-        UserError, match=r"one\.zip: de/test\.tsv: the archive is truncated or corrupt .*: get it again"
+        UserError, match=r"one\.zip: de/test\.tsv: the archive is truncated or corrupt .*: download it again"
     ):
         loader.task(CORPUS, config()).load("test", "de")

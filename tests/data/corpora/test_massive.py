@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, massive
 from xtransfer.data.corpora.corpus import CorpusRow
@@ -48,7 +48,9 @@ JAPANESE = jsonl(
 
 
 def parse(content: str | bytes, split: str = "train", label: str = "intent", locale: str = "en-US") -> list[CorpusRow]:
-    return list(massive.parse(io.BytesIO(raw.encoded(content)), "1.0/data/en-US.jsonl", locale, split, label))
+    return list(
+        massive.parse(io.BytesIO(archive_writers.encoded(content)), "1.0/data/en-US.jsonl", locale, split, label)
+    )
 
 
 def test_each_split_contains_its_partition():
@@ -97,10 +99,10 @@ def test_errors_for_malformed_files_name_the_line(content, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 def test_the_tasks_load_from_an_archive_or_folder(tmp_path: Path, kind: str):
     contents = {"1.0/LICENSE": "x", "1.0/data/en-US.jsonl": ENGLISH, "1.0/data/ja-JP.jsonl": JAPANESE}
-    source = raw.WRITERS[kind](tmp_path / "data", contents)
+    source = archive_writers.WRITERS[kind](tmp_path / "data", contents)
     settings = {"data_dir": str(source), "cache_dir": str(tmp_path / "cache"), "source_language": "en-US"}
     settings |= {"target_languages": ("ja-JP",)}
     task = loader.task(INTENT, TaskConfig(name="massive/intent", **settings))
@@ -114,7 +116,7 @@ def test_the_tasks_load_from_an_archive_or_folder(tmp_path: Path, kind: str):
 
 
 def test_an_unknown_intent_is_an_error_with_a_suggestion(tmp_path: Path):
-    raw.write_folder(tmp_path / "data", {"en-US.jsonl": with_edited_row(id="9", intent="alarm_sett")})
+    archive_writers.write_folder(tmp_path / "data", {"en-US.jsonl": with_edited_row(id="9", intent="alarm_sett")})
     config = TaskConfig("massive/intent", str(tmp_path / "data"), str(tmp_path / "cache"), "en-US")
     with pytest.raises(UserError, match=r"en-US\.jsonl:5: label 'alarm_sett' is not one of .*did you mean 'alarm_set'"):
         loader.task(INTENT, config).load("train", "en-US")

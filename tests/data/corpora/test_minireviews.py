@@ -11,6 +11,7 @@ import pytest
 
 from xtransfer.data.corpora import minireviews
 from xtransfer.data.corpora.minireviews import generator as g
+from xtransfer.data.corpora.minireviews import prepared
 from xtransfer.errors import UserError
 
 ALL_SPLITS = tuple(g.SPLIT_SIZES)
@@ -300,33 +301,33 @@ def test_reviews_are_short(texts):
 def test_reviews_are_the_same_after_building_and_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(g, "SPLIT_SIZES", {"test": 30, "dev": 10, "train": 20, "unlabelled": 20, "pretraining": 40})
     monkeypatch.setattr(g, "_splits", g.cache(g._splits.__wrapped__))
-    builder = minireviews.prepare("fr", tmp_path)
-    assert minireviews.prepare("fr", tmp_path).data_dir == builder.data_dir
+    builder = prepared.prepare("fr", tmp_path)
+    assert prepared.prepare("fr", tmp_path).data_dir == builder.data_dir
     assert set(builder.info.splits) == {"train", "dev", "test", "unlabelled"}
     assert "SYNTHETIC" in builder.info.description
-    rows = minireviews.read("fr", "test", tmp_path)
+    rows = prepared.read("fr", "test", tmp_path)
     expected = g.reviews("fr", "test")
     assert rows == [
         {"id": f"{i:05d}", "text": r.text, "label": r.label, "domain": r.domain} for i, r in enumerate(expected)
     ]
-    minireviews.prepare("fr-pretraining", tmp_path)
-    rows = minireviews.read("fr-pretraining", "pretraining", tmp_path)
+    prepared.prepare("fr-pretraining", tmp_path)
+    rows = prepared.read("fr-pretraining", "pretraining", tmp_path)
     assert [row["text"] for row in rows] == [r.text for r in g.reviews("fr", "pretraining")]
     assert set(rows[0]) == {"id", "text", "domain"}
 
 
 def test_parallel_pairs_are_the_same_after_building_and_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(g.parallel, "__defaults__", (50,))
-    minireviews.prepare("en-ja", tmp_path)
-    rows = minireviews.read("en-ja", "parallel", tmp_path)
+    prepared.prepare("en-ja", tmp_path)
+    rows = prepared.read("en-ja", "parallel", tmp_path)
     assert [(row["text"], row["text_pair"]) for row in rows] == list(g.parallel("en-ja", 50))
 
 
 def test_builder_errors_name_the_config_or_path(tmp_path):
     with pytest.raises(UserError, match="no config 'es'.*en-de"):
-        minireviews.prepare("es", tmp_path)
+        prepared.prepare("es", tmp_path)
     with pytest.raises(UserError, match="not prepared"):
-        minireviews.read("en", "test", tmp_path)
+        prepared.read("en", "test", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="/file/minireviews-.* cannot be written"):
-        minireviews.prepare("en", tmp_path / "file")
+        prepared.prepare("en", tmp_path / "file")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, paws_x
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped
@@ -31,7 +31,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\
 
 
 def parse(content: str | bytes) -> list[CorpusRow | Skipped]:
-    return list(paws_x.parse(io.BytesIO(raw.encoded(content)), "x-final/de/dev_2k.tsv"))
+    return list(paws_x.parse(io.BytesIO(archive_writers.encoded(content)), "x-final/de/dev_2k.tsv"))
 
 
 def test_quotes_are_ordinary_characters_and_labels_are_named():
@@ -79,7 +79,7 @@ def test_errors_for_malformed_files_name_the_line(content, message):
 
 
 def test_the_task_loads_from_the_archive(tmp_path: Path, caplog):
-    raw.write_tar_gz(
+    archive_writers.write_tar_gz(
         tmp_path / "x-final.tar.gz",
         {
             "x-final/en/train.tsv": ENGLISH,

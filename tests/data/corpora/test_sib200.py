@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, sib200
 from xtransfer.data.corpora.corpus import CorpusRow
@@ -34,7 +34,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\
 
 
 def parse(content: str | bytes) -> list[CorpusRow]:
-    return list(sib200.parse(io.BytesIO(raw.encoded(content)), "eng_Latn/test.tsv"))
+    return list(sib200.parse(io.BytesIO(archive_writers.encoded(content)), "eng_Latn/test.tsv"))
 
 
 def error_message(content: str | bytes) -> str:
@@ -95,10 +95,12 @@ def make_files(**changes: str) -> dict[str, str]:
     return contents | changes
 
 
-@pytest.mark.parametrize("kind", raw.WRITERS)
+@pytest.mark.parametrize("kind", archive_writers.WRITERS)
 @pytest.mark.parametrize("top", ["", "sib-200-main/data/annotated/"])
 def test_the_task_loads_from_an_archive_or_folder(tmp_path: Path, kind: str, top: str):
-    source = raw.WRITERS[kind](tmp_path / "data", {top + name: content for name, content in make_files().items()})
+    source = archive_writers.WRITERS[kind](
+        tmp_path / "data", {top + name: content for name, content in make_files().items()}
+    )
     config = TaskConfig(
         name="sib200",
         data_dir=str(source),
@@ -118,7 +120,7 @@ def test_an_unknown_category_or_a_duplicate_id_is_an_error(tmp_path: Path):
         ("7\tgeographie\tx\n", r"deu_Latn/test\.tsv:4: label 'geographie' is not one of .*; did you mean 'geography'"),
         ("431\tgeography\tx\n", r"deu_Latn/test\.tsv:4: id '431' occurs twice in test of deu_Latn"),
     ):
-        raw.write_folder(tmp_path / "data", make_files(**{"deu_Latn/test.tsv": GERMAN + extra}))
+        archive_writers.write_folder(tmp_path / "data", make_files(**{"deu_Latn/test.tsv": GERMAN + extra}))
         config = TaskConfig(
             name="sib200",
             data_dir=str(tmp_path / "data"),

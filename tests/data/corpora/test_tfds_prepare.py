@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.our_corpus import CORPUS, bring, rows
+from tests.helpers.our_corpus import CORPUS, rows, write_user_data
 from xtransfer.config import TaskConfig
-from xtransfer.data.corpora import loader, minireviews, tfds_builder
+from xtransfer.data.corpora import loader, tfds_builder
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
-from xtransfer.data.corpora.minireviews import generator
+from xtransfer.data.corpora.minireviews import generator, prepared
 from xtransfer.data.corpora.tfds_prepare import quiet
 from xtransfer.errors import UserError
 from xtransfer.runtime import locks
@@ -47,7 +47,7 @@ def many_rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow
 
 @pytest.mark.parametrize("size", [0, 4096, 1 << 16])
 def test_the_error_for_a_full_disk_names_the_path(tmp_path: Path, size: int):
-    corpus, config = dataclasses.replace(CORPUS, rows=many_rows), bring(tmp_path)
+    corpus, config = dataclasses.replace(CORPUS, rows=many_rows), write_user_data(tmp_path)
     (tmp_path / "cache").mkdir()
     with file_size_limit(size), pytest.raises(UserError, match=f"^{tmp_path}/cache/ours-small-.* cannot be written"):
         loader.task(corpus, config).load("test", "de")
@@ -63,18 +63,18 @@ def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_error_for_a_full_disk_names_the_path_of_minireviews(tmp_path: Path, few_pairs: None):
     with file_size_limit(4096), pytest.raises(UserError, match=f"^{tmp_path}/minireviews-.* cannot be written"):
-        minireviews.prepare("en-ja", tmp_path)
-    minireviews.prepare("en-ja", tmp_path)
-    assert len(minireviews.read("en-ja", "parallel", tmp_path)) == 500 and not list(tmp_path.rglob("incomplete.*"))
+        prepared.prepare("en-ja", tmp_path)
+    prepared.prepare("en-ja", tmp_path)
+    assert len(prepared.read("en-ja", "parallel", tmp_path)) == 500 and not list(tmp_path.rglob("incomplete.*"))
 
 
 def test_prepared_data_is_used_without_a_lock_or_a_write(
     tmp_path: Path, few_pairs: None, monkeypatch: pytest.MonkeyPatch
 ):
     """A cache may be on a read-only disk."""
-    config = bring(tmp_path)
+    config = write_user_data(tmp_path)
     first = loader.task(CORPUS, config).load("test", "en")
-    minireviews.prepare("en-ja", tmp_path / "cache")
+    prepared.prepare("en-ja", tmp_path / "cache")
     before = modification_times(tmp_path)
 
     def fail(*args: object, **settings: object) -> None:
@@ -82,19 +82,19 @@ def test_prepared_data_is_used_without_a_lock_or_a_write(
 
     monkeypatch.setattr(locks, "directory_lock", fail)
     assert loader.task(CORPUS, config).load("test", "en") == first
-    assert minireviews.prepare("en-ja", tmp_path / "cache").is_prepared()
+    assert prepared.prepare("en-ja", tmp_path / "cache").is_prepared()
     assert modification_times(tmp_path) == before
 
 
 def test_slow_preparation_reports_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(tfds_builder, "_SAY_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(tfds_builder, "_LOG_EVERY_SECONDS", 0.05)
 
     def sleepy_rows(sources: Sources, language: str, split: str) -> Iterator[CorpusRow]:
         for row in many_rows(sources, language, split):
             time.sleep(0.06 if row.id in ("7", "4000") else 0)
             yield row
 
-    loader.task(dataclasses.replace(CORPUS, rows=sleepy_rows), bring(tmp_path)).load("test", "de")
+    loader.task(dataclasses.replace(CORPUS, rows=sleepy_rows), write_user_data(tmp_path)).load("test", "de")
     output = capsys.readouterr().out.replace("\n", " ")
     assert "ours/small/de: preparing once, in" in output
     assert "ours/small/de: test: 4,000 rows · " in output and " rows/s " in output
@@ -120,7 +120,7 @@ def wait_for(condition) -> None:
 
 
 def test_one_process_writes_and_the_files_of_a_killed_one_are_removed(tmp_path: Path):
-    config, marks = bring(tmp_path), tmp_path / "marks"
+    config, marks = write_user_data(tmp_path), tmp_path / "marks"
     marks.mkdir()
     # The threads of array_record do not survive a fork.
     make_process = functools.partial(

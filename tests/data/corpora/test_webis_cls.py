@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, webis_cls
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
@@ -152,7 +152,7 @@ def test_each_row_has_the_line_on_which_its_item_starts():
         (b"", "a.review: it has no <item>; expected <items> of reviews"),
         (b"<html>403 Forbidden</html>", "a.review: it has no <item>; expected <items> of reviews"),
         (document(german("5.0", "x")).decode().encode("utf-16"), "a.review: it has no <item>"),
-        (document(german("5.0", "x"))[:-9], "a.review:2: truncated: </items> is missing; fetch the file again"),
+        (document(german("5.0", "x"))[:-9], "a.review:2: truncated: </items> is missing; download the file again"),
         (document(german("5.0", "x"))[:300], "a.review:2: truncated: </items> is missing"),
         (document(german("5.0", "x")).replace(b"<items>", b"<reviews>"), "a.review: expected <items> before the first"),
         (document(german("5.0", "x")) * 2, "a.review:4: there is text after </items>"),
@@ -189,7 +189,7 @@ def test_a_file_with_too_many_malformed_items_is_refused():
     malformed, valid = "<item></item>", german("5.0", "x")
     assert len(parse(document(*[malformed] * 20, valid))) == 21
     assert len(parse(document(*[malformed] * 21, *[valid] * 400))) == 421
-    with pytest.raises(UserError, match="a.review: 21 of 22 items are malformed; get the file again"):
+    with pytest.raises(UserError, match="a.review: 21 of 22 items are malformed; download the file again"):
         parse(document(*[malformed] * 21, valid))
     with pytest.raises(UserError, match="a.review: 22 of 421 items"):
         parse(document(*[malformed] * 22, *[valid] * 399))
@@ -287,7 +287,7 @@ def archive(tmp_path) -> Path:
         for name, text in names.items():
             items = (makers[folder](rating, f"{text} {rating}") for rating in RATINGS)
             members[f"cls-acl10-unprocessed/{name}"] = document(*items)
-    return raw.write_tar_gz(tmp_path / webis_cls.DOWNLOAD.filename, members)
+    return archive_writers.write_tar_gz(tmp_path / webis_cls.DOWNLOAD.filename, members)
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
@@ -344,5 +344,5 @@ def test_rows_of_an_archive_with_a_flipped_byte_are_refused(archive):
     packed = gzip.compress(gzip.decompress(archive.read_bytes()), compresslevel=0)
     archive.write_bytes(packed.replace(b"jp dvd train 5.0", b"jp dvd train 5.1"))
     assert archive.read_bytes() != packed
-    with pytest.raises(UserError, match=f"{archive}: .*truncated or corrupt .*CRC.*: get it again"):
+    with pytest.raises(UserError, match=f"{archive}: .*truncated or corrupt .*CRC.*: download it again"):
         list(webis_cls.CORPORA[1].rows(Sources({webis_cls.DOWNLOAD.filename: archive}), "ja", "train"))

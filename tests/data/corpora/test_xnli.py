@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import raw
+from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
 from xtransfer.data.corpora import loader, xnli
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
@@ -251,7 +251,7 @@ MULTINLI_ROWS = [("neutral", "train a", "b"), ("-", "c", "d"), ("contradiction",
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
     """Write a zip as macOS does, with an AppleDouble file beside each member."""
     extra = ["__MACOSX/{0}/._{2}".format(*name.rpartition("/")) for name in members]
-    return raw.write_zip(path, members | dict.fromkeys(extra, b"\x00\x05\x16\x07"))
+    return archive_writers.write_zip(path, members | dict.fromkeys(extra, b"\x00\x05\x16\x07"))
 
 
 def xnli_members(split: str, *, extension: str = "") -> dict[str, bytes]:
@@ -299,7 +299,7 @@ def test_unpacked_folders_are_read(tmp_path, with_top_folder):
     members = xnli_members("dev") | xnli_members("test") | multinli_members()
     if not with_top_folder:
         members = {name.rpartition("/")[2]: data for name, data in members.items()}
-    raw.write_folder(tmp_path, members)
+    archive_writers.write_folder(tmp_path, members)
     check_corpus(Sources({"XNLI-1.0.zip": tmp_path, "multinli_1.0.zip": tmp_path}))
 
 

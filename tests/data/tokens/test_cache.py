@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.tokens.test_tokenizer import SPECIAL, WORDS
 from tests.helpers import caching
-from tests.helpers.caching import MAX_LENGTH, PAIRS, TEXTS, assert_same, entries, make_tokenizer, tokenised
+from tests.helpers.caching import (
+    MAX_LENGTH,
+    PAIRS,
+    SPECIAL,
+    TEXTS,
+    WORDS,
+    assert_same,
+    entries,
+    make_tokenizer,
+    tokenised,
+)
 from xtransfer.data.tokens import cache as token_cache
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.cache import TokenCache, texts_fingerprint

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.caching import SPECIAL, WORDS
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.errors import UserError
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = ["good", "bad", "book", "##s", "a", "b", "本"]
 
 
 def write_tokenizer(path: Path) -> Path:

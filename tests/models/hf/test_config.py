@@ -166,13 +166,13 @@ def test_missing_setting_is_named(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"model_type": "be', r"not valid JSON \(Unterminated string .*\): fetch it again"),
+        (b'{"model_type": "be', r"not valid JSON \(Unterminated string .*\): download it again"),
         (b"", "not valid JSON"),
         (b'{"model_type": "\xff"}', "not valid JSON"),
         (b"[" * 100_000, r"not valid JSON \(nested too deeply\)"),
         (b'{"vocab_size": 40, "vocab_size": 41}', r"not valid JSON \(the key 'vocab_size' occurs twice\)"),
         (b'{"layer_norm_eps": NaN}', r"not valid JSON \(NaN is not a JSON number\)"),
-        (b'["bert"]', "expected a JSON object, found list: fetch it again"),
+        (b'["bert"]', "expected a JSON object, found list: download it again"),
     ],
 )
 def test_broken_file_is_named(directory: Path, content: bytes, message: str) -> None:

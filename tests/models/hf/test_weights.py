@@ -337,7 +337,7 @@ def test_tensor_in_two_shards_or_twice_in_the_index_is_refused(directory: Path) 
     table = shard(directory)
     path = directory / "model.safetensors.index.json"
     path.write_text(path.read_text().replace("{", f'{{"weight_map": {{"{NORM}": "x.safetensors"}}, ', 1))
-    assert_refused(directory, r"index\.json: not valid JSON \(the key 'weight_map' occurs twice\): fetch it again")
+    assert_refused(directory, r"index\.json: not valid JSON \(the key 'weight_map' occurs twice\): download it again")
     write_index(directory, table)
     other = directory / OTHER[table[NORM]]
     save_file(load_file(other) | {NORM: np.ones(15, np.float32)}, other)

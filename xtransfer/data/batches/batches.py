@@ -263,17 +263,17 @@ def _place_all(dataset: Dataset, plan: BatchPlan) -> tuple[np.ndarray, np.ndarra
     parts, base = [], 0
     for window in range(windows):
         # Each window has examples of all lengths.
-        chosen, placed = _place(lengths, by_length[window::windows], plan)
-        parts.append((chosen, placed + np.asarray([base, 0], np.int32)))
+        indices, placed = _place(lengths, by_length[window::windows], plan)
+        parts.append((indices, placed + np.asarray([base, 0], np.int32)))
         base += packing.rows_used(placed)
-    return np.concatenate([chosen for chosen, _ in parts]), np.concatenate([placed for _, placed in parts])
+    return np.concatenate([indices for indices, _ in parts]), np.concatenate([placed for _, placed in parts])
 
 
-def _place(lengths: np.ndarray, chosen: np.ndarray, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+def _place(lengths: np.ndarray, indices: np.ndarray, plan: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
     """Return some examples and their (row, slot), in the order of rows and slots."""
-    placed = packing.place(lengths[chosen], plan.row_length, plan.slots, packed=plan.packed)
+    placed = packing.place(lengths[indices], plan.row_length, plan.slots, packed=plan.packed)
     order = np.lexsort((placed[:, 1], placed[:, 0]))
-    return chosen[order], placed[order]
+    return indices[order], placed[order]
 
 
 def _cut(
@@ -282,10 +282,10 @@ def _cut(
     """Yield batches of the plan's two sizes from examples in the order of rows and slots."""
     full, short = eval_row_sizes(plan)
     for start in range(0, packing.rows_used(placed), full):
-        chosen = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
-        local = placed[chosen] - np.asarray([start, 0], np.int32)
+        in_batch = slice(*np.searchsorted(placed[:, 0], [start, start + full]))
+        local = placed[in_batch] - np.asarray([start, 0], np.int32)
         rows = short if packing.rows_used(local) <= short else full
-        yield _assemble(dataset, plan, indices[chosen], local, rows)
+        yield _assemble(dataset, plan, indices[in_batch], local, rows)
 
 
 def _assemble(

@@ -81,12 +81,12 @@ def _best_fill(remaining: Sequence[Sequence[int]], room: int, most: int) -> list
     best = next(s for s in range(room, -1, -1) if sums & (counts << s))
     fewest = sums & (counts << best)
     at = (fewest & -fewest).bit_length() - 1
-    chosen = []
+    fill = []
     for length, before in reversed(steps):
         if not before >> at & 1:  # reached only by this step
-            chosen.append(length)
+            fill.append(length)
             at -= lane + length
-    return chosen[::-1]
+    return fill[::-1]
 
 
 @functools.cache

@@ -24,7 +24,7 @@ _BLOCK = 1 << 16
 _DEEPEST = 1 << 10  # folders
 _ZIP, _GZIP = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b"
 _TAR_MAGIC = slice(257, 262)
-_PACKED = re.compile(r"\.(zip|tar|tgz|tar\.gz)$")
+_ARCHIVE_ENDING = re.compile(r"\.(zip|tar|tgz|tar\.gz)$")
 # ValueError: for names and headers that the libraries use without checking them.
 _BROKEN = (
     tarfile.TarError,
@@ -72,7 +72,7 @@ def open_members(
             if head.startswith(_ZIP):
                 members = _zip(source, is_selected, limits)
             elif head.startswith(_GZIP) or head[_TAR_MAGIC] == b"ustar":
-                members = _tar(source, is_selected, limits, packed=head.startswith(_GZIP))
+                members = _tar(source, is_selected, limits, compressed=head.startswith(_GZIP))
             else:
                 hint = "; it looks like a web page" if is_web_page(source) else ""
                 raise UserError(f"{source}: neither a zip, tar, or tar.gz archive nor a folder{hint}")
@@ -118,7 +118,7 @@ def open_member(
 
 def unpacked_name(filename: str) -> str:
     """Return the name without the ending of an archive, or the name itself."""
-    return _PACKED.sub("", filename)
+    return _ARCHIVE_ENDING.sub("", filename)
 
 
 def is_web_page(path: Path) -> bool:
@@ -237,12 +237,12 @@ def _zip(source: Path, is_selected: Callable[[str], bool], limits: _Limits) -> I
 
 
 def _tar(
-    source: Path, is_selected: Callable[[str], bool], limits: _Limits, *, packed: bool
+    source: Path, is_selected: Callable[[str], bool], limits: _Limits, *, compressed: bool
 ) -> Iterator[tuple[str, Any]]:
     with contextlib.ExitStack() as stack:
         with _naming_the_archive(source):
             file: Any = stack.enter_context(source.open("rb"))
-            flow = _Flow(stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file, limits)
+            flow = _Flow(stack.enter_context(gzip.GzipFile(fileobj=file)) if compressed else file, limits)
             archive = stack.enter_context(tarfile.open(fileobj=flow, mode="r|"))  # type: ignore[call-overload]
         while True:
             with _naming_the_archive(source):
@@ -261,7 +261,7 @@ def _tar(
             while flow.read(_BLOCK):
                 pass
         if flow.tail.strip(b"\0") or len(flow.tail) < tarfile.BLOCKSIZE:
-            raise DamagedError(f"{source}: the archive is truncated: get it again")
+            raise DamagedError(f"{source}: the archive is truncated: download it again")
 
 
 def _checked_name(source: Path, name: str) -> str:
@@ -286,7 +286,7 @@ def _naming_the_archive(source: Path, name: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{where}: cannot be read: {error.strerror}") from None
         reason = one_line(error, limit=1000)
-        raise DamagedError(f"{where}: the archive is truncated or corrupt ({reason}): get it again") from None
+        raise DamagedError(f"{where}: the archive is truncated or corrupt ({reason}): download it again") from None
 
 
 @contextmanager

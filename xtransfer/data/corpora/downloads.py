@@ -53,7 +53,7 @@ def fetch(download: Download, directory: Path) -> Path:
         if path.is_file():
             actual = storage.sha256(path)
             if expected and actual != expected:
-                raise UserError(f"{path}: its sha256 is {actual}, expected {expected}: delete it to fetch it again")
+                raise UserError(f"{path}: its sha256 is {actual}, expected {expected}: delete it to download it again")
         else:
             with storage.AtomicFile(path, unique=True) as file:
                 actual = _fetch(download, file)
@@ -103,14 +103,14 @@ def _attempt(download: Download, file: storage.AtomicFile) -> str:
         announced = _announced(response)
         limit = download.size or _UNKNOWN_SIZE
         total = math.ceil((download.size or announced or limit) / _MIB)
-        with terminal.progress_bar(f"fetching {Path(download.filename).name}", total, unit="MiB") as ticker:
+        with terminal.progress_bar(f"fetching {Path(download.filename).name}", total, unit="MiB") as progress:
             for chunk in response.iter_content(_CHUNK):
                 size += len(chunk)
                 if size > limit:
                     raise UserError(f"{download.url}: over {limit:,} bytes: refused; {_by_hand(download)}")
                 digest.update(chunk)
                 file.write(chunk)
-                ticker.advance(len(chunk) / _MIB)
+                progress.advance(len(chunk) / _MIB)
     if announced and size != announced:  # older versions of urllib3 do not notice
         raise _TryAgain(f"received {size:,} of {announced:,} bytes")
     return digest.hexdigest()

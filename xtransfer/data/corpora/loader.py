@@ -14,7 +14,7 @@ from xtransfer.config import TaskConfig, cache_dir, user_path
 from xtransfer.data import sampling
 from xtransfer.data.corpora import archives, downloads
 from xtransfer.data.corpora.corpus import Corpus, Download, Sources
-from xtransfer.data.corpora.tfds_prepare import prepared, quiet, write
+from xtransfer.data.corpora.tfds_prepare import find_or_write, quiet, write
 from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
 from xtransfer.errors import MissingSplitError, UserError, one_line
 from xtransfer.runtime import terminal
@@ -32,7 +32,7 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
     """
     _check_source(corpus, config)
     targets = target_languages(config, corpus.languages)
-    languages = Prepared(corpus, config)
+    languages = PreparedLanguages(corpus, config)
 
     def load(split: str, language: str) -> list[Example]:
         check_request(split, language, config, targets)
@@ -86,7 +86,7 @@ def _check_source(corpus: Corpus, config: TaskConfig) -> None:
     raise UserError(f"task.source_language {requested!r}: set it to {suggested!r}; {corpus.name} has train in {shown}")
 
 
-class Prepared:
+class PreparedLanguages:
     """The languages of a corpus below the cache directory, each written on its first use."""
 
     def __init__(self, corpus: Corpus, config: TaskConfig) -> None:
@@ -121,7 +121,7 @@ class Prepared:
         """Return the TFDS builder of a language with its data written; safe beside other processes and after a kill."""
         if language not in self._builders:
             find, write_ = functools.partial(self._find, language), functools.partial(self._write, language)
-            self._builders[language] = prepared(self._root, language, find, write_)
+            self._builders[language] = find_or_write(self._root, language, find, write_)
         return self._builders[language]
 
     def _find(self, language: str) -> Any:
@@ -138,8 +138,10 @@ class Prepared:
         sources = find_sources(corpus, config, language)
         terminal.log(f"{corpus.name}/{language}: preparing once, in {root}")
 
-        def new(say: Callable[[str], None]) -> XtransferCorpus:
-            return XtransferCorpus(corpus, language, root, sources=sources, empty_text=config.empty_text, say=say)
+        def new(log_line: Callable[[str], None]) -> XtransferCorpus:
+            return XtransferCorpus(
+                corpus, language, root, sources=sources, empty_text=config.empty_text, log_line=log_line
+            )
 
         write(new, root)
         builder = self._find(language)  # so that the first use reads what all later ones read
@@ -199,7 +201,7 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
             fetched = downloads.fetch(download, folder)
         except UserError as error:
             raise UserError(f"{error}. {corpus.notes}" if corpus.notes else str(error)) from error
-        paths[download.filename] = fetched if _is_packed(download.filename) else folder
+        paths[download.filename] = fetched if _is_archive(download.filename) else folder
     return Sources(paths)
 
 
@@ -212,7 +214,7 @@ def _user_paths(data_dir: Path, needed: Sequence[Download]) -> dict[str, Path]:
     names = [download.filename for download in needed]
     if data_dir.name in names:
         return {data_dir.name: data_dir}
-    if len(names) > 1 and any(map(_is_packed, names)):  # this one archive may hold all files that are not archives
+    if len(names) > 1 and any(map(_is_archive, names)):  # this one archive may hold all files that are not archives
         raise UserError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents")
     return dict.fromkeys(names, data_dir)
 
@@ -221,11 +223,11 @@ def _user_path(folder: Path, filename: str) -> Path:
     """Return the archive of that name in the folder, a folder with its contents, or the folder itself."""
     file, unpacked = folder / filename, folder / archives.unpacked_name(filename)
     if file.is_file():
-        return file if _is_packed(filename) else folder
+        return file if _is_archive(filename) else folder
     return unpacked if unpacked.is_dir() else folder
 
 
-def _is_packed(filename: str) -> bool:
+def _is_archive(filename: str) -> bool:
     """Return whether a download is an archive; any other file is read as a member of its folder."""
     return archives.unpacked_name(filename) != filename
 

@@ -47,7 +47,7 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
         if _PLACEHOLDER in (first.strip(), second.strip()):
             yield Skipped(where, _UNTRANSLATED)
         elif label not in _NAMES:
-            raise UserError(f"{where}: label {label!r} is not 0 or 1; get the file again")
+            raise UserError(f"{where}: label {label!r} is not 0 or 1; download the file again")
         else:
             yield CorpusRow(id=number, text=first, text_pair=second, label=_NAMES[label], where=where)
 

@@ -63,7 +63,7 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow]:
         try:
             cells = next(csv.reader([text.removesuffix("\n").removesuffix("\r")], delimiter="\t", strict=True), [])
         except csv.Error as error:
-            raise UserError(f"{where}: malformed TSV: {error}; get the file again") from None
+            raise UserError(f"{where}: malformed TSV: {error}; download the file again") from None
         if header is None:
             header = cells
             if tuple(header) != COLUMNS:

@@ -23,7 +23,7 @@ from xtransfer.runtime import terminal
 
 _EMPTY = "without text"
 _CHUNK = 4096  # rows to read at a time
-_SAY_EVERY_SECONDS = 15.0
+_LOG_EVERY_SECONDS = 15.0
 _NO_SOURCES = Sources({})
 
 
@@ -47,14 +47,14 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
         *,
         sources: Sources = _NO_SOURCES,
         empty_text: str = "error",
-        say: Callable[[str], None] = terminal.log,
+        log_line: Callable[[str], None] = terminal.log,
     ):
-        """Open a language; `sources`, `empty_text` ("error" or "skip"), and `say` are only needed to write the data.
+        """Open a language; `sources`, `empty_text` ("error" or "skip"), and `log_line` are only needed to write data.
 
-        `say` is called with progress lines now and then, because standard output is silenced meanwhile.
+        `log_line` is called with progress lines now and then, because standard output is silenced meanwhile.
         """
         self._corpus, self._language, self._sources, self._empty_text = corpus, language, sources, empty_text
-        self._say = say
+        self._log_line = log_line
         self._metadata = tfds.core.MetadataDict()
         config = tfds.core.BuilderConfig(name=language, description=f"{corpus.name} in {language}")
         with quiet():
@@ -79,12 +79,12 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         digest, skipped, first = hashlib.sha256(), Counter[str](), dict[str, str]()
         count, started = 0, time.monotonic()
-        last_said = started
+        last_logged = started
         for row in checked_rows(self._corpus, self._sources, self._language, split, self._empty_text):
             now = time.monotonic()
-            if now - last_said >= _SAY_EVERY_SECONDS:
-                last_said, rate = now, count / (now - started)
-                self._say(f"{self._corpus.name}/{self._language}: {split}: {count:,} rows · {rate:,.0f} rows/s")
+            if now - last_logged >= _LOG_EVERY_SECONDS:
+                last_logged, rate = now, count / (now - started)
+                self._log_line(f"{self._corpus.name}/{self._language}: {split}: {count:,} rows · {rate:,.0f} rows/s")
             if isinstance(row, Skipped):
                 skipped[row.reason] += 1
                 first.setdefault(row.reason, row.where)

@@ -16,7 +16,9 @@ from xtransfer.runtime import locks, terminal
 _Builder = TypeVar("_Builder", bound=Any)
 
 
-def prepared(root: Path, name: str, find: Callable[[], _Builder | None], write: Callable[[], _Builder]) -> _Builder:
+def find_or_write(
+    root: Path, name: str, find: Callable[[], _Builder | None], write: Callable[[], _Builder]
+) -> _Builder:
     """Return a builder whose data exist, from `find` or else from `write`.
 
     One process writes, and others with the same name wait for it. If the data exist, nothing is written, so `root`
@@ -42,8 +44,8 @@ def write(new: Callable[[Callable[[str], None]], _Builder], root: Path) -> _Buil
     Raises:
       UserError: the data cannot be written; or whatever the builder's rows raise.
     """
-    with _writable(root), quiet() as say:
-        builder = new(say)
+    with _writable(root), quiet() as log_line:
+        builder = new(log_line)
         for leftover in Path(builder.data_path).parent.glob("incomplete.*"):
             shutil.rmtree(leftover, ignore_errors=True)
         builder.download_and_prepare()
@@ -68,7 +70,7 @@ def quiet() -> Iterator[Callable[[str], None]]:
     """
     stdout = sys.stdout
 
-    def say(message: str) -> None:
+    def log_line(message: str) -> None:
         with contextlib.redirect_stdout(stdout):
             terminal.log(message)
 
@@ -77,7 +79,7 @@ def quiet() -> Iterator[Callable[[str], None]]:
     logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield say
+            yield log_line
     finally:
         logger.setLevel(level)
         # The first warning adds a handler, which would keep writing to a stream that nobody reads.

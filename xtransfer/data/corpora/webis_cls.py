@@ -71,7 +71,7 @@ def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK)
             yield CorpusRow(id=str(items), text=text, text_pair=None, label=label, where=where)
         items += 1
     if malformed > max(_FEW, _FEW_SHARE * items):
-        raise UserError(f"{member}: {malformed} of {items} items are malformed; get the file again")
+        raise UserError(f"{member}: {malformed} of {items} items are malformed; download the file again")
 
 
 class _MalformedError(ValueError):
@@ -174,7 +174,7 @@ def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, by
                 raise UserError(f"{member}:{line}: there is text after </items>")
             return
         mark = window.next_mark(len(tag) if tag == b"<item" else 0)
-    raise UserError(f"{member}:{window.line}: truncated: </items> is missing; fetch the file again")
+    raise UserError(f"{member}:{window.line}: truncated: </items> is missing; download the file again")
 
 
 def _check_prologue(prologue: bytes, member: str) -> None:
@@ -214,7 +214,7 @@ def _corpus(domain: str) -> Corpus:
         citation="Prettenhofer and Stein, Cross-Language Text Classification using Structural Correspondence Learning, "
         "ACL 2010",
         licence="CC BY 4.0",
-        notes="Zenodo may ask for a request before it gives the file.",
+        notes="Zenodo may require you to request access first.",
     )
 
 

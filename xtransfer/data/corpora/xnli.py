@@ -82,9 +82,9 @@ def _row(values: dict[str, Any], number: str, where: str) -> CorpusRow | Skipped
     )
 
 
-def _records(stream: BinaryIO, member: str) -> Iterator[tables.Row]:
+def _records(stream: BinaryIO, member: str) -> Iterator[lines.Row]:
     if member.endswith(".txt"):
-        return tables.READERS[".tsv"](_filled(lines.lines(stream, member)), Path(member))
+        return lines.READERS[".tsv"](_filled(lines.lines(stream, member)), Path(member))
     return lines.rows(stream, member, Path(member).suffix)
 
 
@@ -121,7 +121,9 @@ def _member(source: Path, endings: Sequence[str]) -> str:
             raise UserError(f"{source}: it has {matches[0]} and {matches[1]}; leave only one of them in it")
         if matches:
             return matches[0]
-    raise UserError(f"{source}: it has no {' or '.join(endings)}; get it again, or set task.data_dir to its folder")
+    raise UserError(
+        f"{source}: it has no {' or '.join(endings)}; download it again, or set task.data_dir to its folder"
+    )
 
 
 CORPORA = (

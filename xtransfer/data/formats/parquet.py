@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from xtransfer.data.formats.lines import Row
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import UserError, nearest, one_line
 
 _BUFFER = 1 << 20  # bytes of each column to read ahead
 _BATCH_BYTES = 16 << 20  # bytes of text, roughly
@@ -61,7 +61,7 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         reason = getattr(error, "strerror", None)
         if reason:
             raise UserError(f"{path}: cannot be read: {reason}") from None
-        raise UserError(f"{path}: damaged, or not a Parquet file: {_first_line(error)}") from None
+        raise UserError(f"{path}: damaged, or not a Parquet file: {one_line(error)}") from None
     with file:
         yield file
 
@@ -71,7 +71,7 @@ def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.Reco
         # An empty batch is not the end.
         return next((batch for batch in batches if batch.num_rows), None)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged after row {number}: {_first_line(error)}") from None
+        raise UserError(f"{path}: damaged after row {number}: {one_line(error)}") from None
 
 
 def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[str]:
@@ -125,7 +125,3 @@ def _values(column: pa.Array, name: str, path: Path, before: int) -> list[Any]:
                 byte = f"byte 0x{error.object[error.start]:02x}"
                 raise UserError(f"{path}:{i}: column {name!r}: {byte} is not UTF-8") from None
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

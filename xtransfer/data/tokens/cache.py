@@ -232,4 +232,4 @@ def _disk_errors(entry: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{entry}: the tokens cannot be written: {error.strerror or error}; make room") from error
+        raise UserError(f"{entry}: the tokens cannot be written: {error.strerror or error}; free some space") from error

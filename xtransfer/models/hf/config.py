@@ -189,7 +189,7 @@ def read_raw(directory: str | Path) -> dict[str, Any]:
     """Return everything in `config.json`, or raise a UserError that names the file."""
     path = Path(directory) / CONFIG
     try:
-        return storage.read_object(path, "fetch it again")
+        return storage.read_object(path, "download it again")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: not a Hugging Face model directory?") from None
     except OSError as error:

@@ -112,7 +112,7 @@ class Tensor:
                 piece = tensor[(slice(start, stop), *others)].astype(np.float32, copy=False)
                 yield slice(start - first.start, stop - first.start), piece
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{self.file}: tensor {self.name} cannot be read ({error}): fetch it again") from error
+            raise UserError(f"{self.file}: tensor {self.name} cannot be read ({error}): download it again") from error
 
     def equals(self, other: "Tensor", files: "Files") -> bool:
         """Return whether both tensors, of the same shape, hold the same numbers."""
@@ -304,7 +304,7 @@ def weight_files(directory: str | Path) -> list[Path]:
 
 def read_index(index: Path) -> dict[str, str]:
     """Return the file name of each tensor in an index; UserError unless the files are in its directory."""
-    table = storage.read_object(index, "fetch it again").get("weight_map")
+    table = storage.read_object(index, "download it again").get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
     if not names or not all(isinstance(n, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", n) for n in names):
         raise UserError(f"{index}: weight_map must map tensors to .safetensors files of this directory")
@@ -321,7 +321,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, "np")
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a complete safetensors file ({error}): fetch it again") from error
+        raise UserError(f"{file}: not a complete safetensors file ({error}): download it again") from error
 
 
 def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "float32") -> None:

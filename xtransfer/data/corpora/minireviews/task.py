@@ -3,7 +3,7 @@
 from typing import Any
 
 from xtransfer.config import TaskConfig, cache_dir
-from xtransfer.data.corpora import minireviews
+from xtransfer.data.corpora.minireviews import generator, prepared
 from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
 
 
@@ -24,30 +24,30 @@ def task(config: TaskConfig) -> Task:
                 label=-1 if split == UNLABELLED else int(row["label"]),
                 language=language,
             )
-            for row in prepared(language, split)
+            for row in rows_of(language, split)
         ]
 
     def pretraining(language: str) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}
-        for row in prepared(f"{language}-pretraining", "pretraining"):
+        for row in rows_of(f"{language}-pretraining", "pretraining"):
             groups.setdefault(f"{language}/{row['domain']}", []).append(row["text"])
         return groups
 
     def parallel(first: str, second: str) -> list[tuple[str, str]]:
-        return [(row["text"], row["text_pair"]) for row in prepared(f"{first}-{second}", "parallel")]
+        return [(row["text"], row["text_pair"]) for row in rows_of(f"{first}-{second}", "parallel")]
 
-    def prepared(name: str, split: str) -> list[dict[str, Any]]:
-        minireviews.prepare(name, cache_dir(config))
-        return minireviews.read(name, split, cache_dir(config))
+    def rows_of(name: str, split: str) -> list[dict[str, Any]]:
+        prepared.prepare(name, cache_dir(config))
+        return prepared.read(name, split, cache_dir(config))
 
-    targets = target_languages(config, minireviews.LANGUAGES)
+    targets = target_languages(config, generator.LANGUAGES)
     return Task(
         name=config.name,
-        labels=tuple(minireviews.LABELS),
+        labels=tuple(generator.LABELS),
         source_language=config.source_language,
         target_languages=targets,
         load=load,
-        fingerprint=lambda: minireviews.FINGERPRINT,
+        fingerprint=lambda: generator.FINGERPRINT,
         synthetic=True,
         pretraining=pretraining,
         parallel=parallel,

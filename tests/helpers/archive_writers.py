@@ -21,9 +21,11 @@ def write_zip(path: Path, contents: Contents) -> Path:
     return path
 
 
-def write_tar(path: Path, contents: Contents, *, packed: bool = False, extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
-    """Write a tar, or a tar.gz if `packed`. The `extra` members have no content and come first."""
-    with tarfile.open(path, "w:gz" if packed else "w") as archive:
+def write_tar(
+    path: Path, contents: Contents, *, compressed: bool = False, extra: tuple[tarfile.TarInfo, ...] = ()
+) -> Path:
+    """Write a tar, or a tar.gz if `compressed`. The `extra` members have no content and come first."""
+    with tarfile.open(path, "w:gz" if compressed else "w") as archive:
         for member in extra:
             archive.addfile(member)
         for name, content in contents.items():
@@ -34,7 +36,7 @@ def write_tar(path: Path, contents: Contents, *, packed: bool = False, extra: tu
 
 
 def write_tar_gz(path: Path, contents: Contents) -> Path:
-    return write_tar(path, contents, packed=True)
+    return write_tar(path, contents, compressed=True)
 
 
 def write_folder(path: Path, contents: Contents) -> Path:
