@@ -38,6 +38,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Return the text of an error on one line, at most `limit` characters of it, or its class if it has no text."""
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """Return an error, or its text, on one line of at most `limit` characters; return its class if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

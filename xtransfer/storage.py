@@ -64,7 +64,7 @@ class AtomicFile:
                 rest = rest[self._file.write(rest) :]
 
     def restart(self) -> None:
-        """Drop what has been written so far."""
+        """Discard everything written so far."""
         with self._naming_the_path():
             self._file.truncate(0)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from xtransfer.models.attention import attend, segment_bias
+from xtransfer.models.attention import attend, rowwise, segment_bias
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 R, N, D, S = 3, 2, 4, 6
@@ -168,3 +168,22 @@ def test_rate_has_no_effect_without_a_mask() -> None:
         strict=True,
     ):
         np.testing.assert_array_equal(with_rate, without_rate)
+
+
+def test_vmapped_rows_are_concatenated_into_one_call() -> None:
+    """Under vmap, `rowwise` merges the rows of all calls, and the results stay the same."""
+    shapes = []
+
+    @rowwise
+    def scaled(x: jax.Array, factors: tuple[jax.Array, None], shared: jax.Array) -> dict[str, jax.Array]:
+        shapes.append(x.shape)
+        return {"a": x * factors[0][:, None] + shared, "b": jnp.sum(x, axis=1)}
+
+    x, factor = jnp.arange(24.0).reshape(2, 3, 4), jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    batched = jax.vmap(lambda x, factor: scaled(x, (factor, None), jnp.float32(7)))(x, factor)
+    assert shapes[-1] == (6, 4)
+    np.testing.assert_array_equal(batched["a"], x * factor[:, :, None] + 7)
+    np.testing.assert_array_equal(batched["b"], x.sum(axis=2))
+    single = scaled(x[1], (factor[1], None), jnp.float32(7))
+    assert shapes[-1] == (3, 4)
+    np.testing.assert_array_equal(single["a"], batched["a"][1])

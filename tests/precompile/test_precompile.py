@@ -24,7 +24,7 @@ from xtransfer.errors import UserError
 from xtransfer.models.inference import INPUTS
 from xtransfer.precompile import __main__ as precompile
 from xtransfer.precompile import topology
-from xtransfer.precompile.measure import measure
+from xtransfer.precompile.compilation import compile_and_measure
 from xtransfer.precompile.steps import STEPS, Override, Step, steps
 from xtransfer.precompile.topology import Chip
 from xtransfer.runtime.sharding import make_mesh, place_batch
@@ -171,7 +171,7 @@ def test_student_steps_do_not_read_the_teacher(config: ExperimentConfig) -> None
 def test_report_of_a_step(config: ExperimentConfig) -> None:
     """The model is one BERT layer of width 8, feed-forward 16. There are 3 rows of 12 tokens on each of 4 shards."""
     mesh = make_mesh((4, 1, 2))
-    report = measure(step(config, "student_train", Override(rows=3, row_length=12), mesh), CHIP, mesh)
+    report = compile_and_measure(step(config, "student_train", Override(rows=3, row_length=12), mesh), CHIP, mesh)
     layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 4 * 8
     embedding_norm, pooler, head = 2 * 8, 8 * 8 + 8, 8 * 2 + 2
     parameters = embedding_norm + layer + pooler + head
@@ -185,10 +185,10 @@ def test_report_of_a_step(config: ExperimentConfig) -> None:
     assert report["collective_bytes"]["all-reduce"] > 0
     sizes = [report[f"{key}_gib"] for key in ("arguments", "temporaries", "outputs", "code")]
     assert report["hbm_gib"] == pytest.approx(sum(sizes)) and report["arguments_gib"] > 0
-    evaluation = measure(step(config, "evaluation", Override(rows=3, row_length=12)), CHIP, make_mesh())
+    evaluation = compile_and_measure(step(config, "evaluation", Override(rows=3, row_length=12)), CHIP, make_mesh())
     assert evaluation["matmul_limit_mcycles"] == pytest.approx(2 * parameters * 3 * 12 / 1000 / 1e6)
     small_chip = dataclasses.replace(CHIP, memory=1e-6)
-    assert not measure(step(config, "evaluation", Override(rows=3)), small_chip, make_mesh())["fits"]
+    assert not compile_and_measure(step(config, "evaluation", Override(rows=3)), small_chip, make_mesh())["fits"]
 
 
 def test_matmul_limit_of_multilingual_bert() -> None:
@@ -207,7 +207,7 @@ def test_program_that_jax_cannot_read_still_has_its_memory_reported(
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
-    report = measure(step(config, "evaluation", Override(rows=1)), CHIP, make_mesh())
+    report = compile_and_measure(step(config, "evaluation", Override(rows=1)), CHIP, make_mesh())
     assert report["fits"] and report["hbm_gib"] > 0 and report["estimated_mcycles"] is None
     text = "\n".join(precompile.lines(report, CHIP))
     assert "1 GiB: fits" in text and "no cycles and no collectives" in text and "pip install 'jax[tpu]==" in text
@@ -229,12 +229,14 @@ class FailingStep:
 def test_out_of_memory_while_compiling_is_reported_and_no_error() -> None:
     failing = FailingStep("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm.")
     too_large = Step("student_train", failing, (), (8,), 128, 1, 1)
-    report = measure(too_large, CHIP, make_mesh())
+    report = compile_and_measure(too_large, CHIP, make_mesh())
     assert (report["fits"], report["hbm_gib"], report["estimated_mcycles"]) == (False, 20.5, None)
     text = "\n".join(precompile.lines(report, CHIP))
     assert "does not fit: 20.50 GiB of 1 GiB" in text and "20.50G of 15.75G" in text
     with pytest.raises(jax.errors.JaxRuntimeError):
-        measure(dataclasses.replace(too_large, function=FailingStep("INTERNAL: a defect")), CHIP, make_mesh())
+        compile_and_measure(
+            dataclasses.replace(too_large, function=FailingStep("INTERNAL: a defect")), CHIP, make_mesh()
+        )
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(16, True), (1e-6, False)])
@@ -285,7 +287,7 @@ def test_wrong_flags(file: Path, flags: list[str], message: str) -> None:
 
 def test_microbatches_are_reported(config: ExperimentConfig) -> None:
     train = step(with_student(config, accumulation=3), "student_train", Override(rows=6, row_length=12))
-    report = measure(train, CHIP, make_mesh())
+    report = compile_and_measure(train, CHIP, make_mesh())
     assert report["parts"] == 3
     first_line = next(precompile.lines(report, CHIP))
     assert first_line.startswith("student_train: 6 rows of 12 tokens per chip in 3 microbatches (batches")

@@ -36,7 +36,7 @@ def test_full_disk_is_reported_by_the_lock(tmp_path):
     previous_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        message = r"\.run\.lock cannot be written: File too large; make room"
+        message = r"\.run\.lock cannot be written: File too large; free some space"
         with pytest.raises(UserError, match=message), directory_lock(tmp_path):
             raise AssertionError("the lock must not be acquired")
     finally:

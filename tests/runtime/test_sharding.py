@@ -166,7 +166,7 @@ def test_constrain_uses_the_mesh_of_the_trace():
     @functools.partial(jax.jit, in_shardings=sharding.batch_sharding(mesh))
     def laid_out(x):
         with sharding.on_mesh(mesh):
-            return sharding.constrain(x, sharding.LOOKUP_PARTS), sharding.constrain(x, sharding.BATCH_SPEC)
+            return sharding.constrain(x, sharding.LOOKUP_COLUMNS), sharding.constrain(x, sharding.BATCH_SPEC)
 
     parts, rows = laid_out(x)
     assert {shard.data.shape for shard in parts.addressable_shards} == {(4, 3, 2)}

@@ -48,21 +48,21 @@ def main(argv: list[str]) -> None:
 
 def show(description: Description) -> None:
     """Print a description on a terminal."""
-    _say(title(description), "bold")
+    _print_wrapped(title(description), "bold")
     for line in introduction(description):
-        _say(line)
+        _print_wrapped(line)
     for table in tables(description):
-        _say(f"\n{table.title}", "bold")
+        _print_wrapped(f"\n{table.title}", "bold")
         table_writer.show(dataclasses.replace(table, title=""), terminal.console)
         for note in table.notes:
-            _say(note)
-    _say(f"\n{_EXAMPLES}", "bold")
+            _print_wrapped(note)
+    _print_wrapped(f"\n{_EXAMPLES}", "bold")
     for example in description.examples:
-        _say("")
+        _print_wrapped("")
         table_writer.show_fields(fields(example), terminal.console)
 
 
-def _say(text: str, style: str | None = None) -> None:
+def _print_wrapped(text: str, style: str | None = None) -> None:
     """Print text that wraps between words."""
     terminal.console.print(text, style=style, markup=False, soft_wrap=False)
 

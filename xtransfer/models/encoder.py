@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from xtransfer.models.attention import attend, kept_probabilities, segment_bias
 from xtransfer.models.dropout import DropoutKey, dropout
 from xtransfer.models.layers import ACTIVATIONS, Embed, LayerNorm, Linear
-from xtransfer.runtime.sharding import BATCH_SPEC, LOOKUP_IDS, LOOKUP_PARTS, constrain
+from xtransfer.runtime.sharding import BATCH_SPEC, LOOKUP_COLUMNS, LOOKUP_IDS, constrain
 
 _NORMAL = nnx.initializers.normal(0.02)
 
@@ -103,7 +103,7 @@ class Embeddings(nnx.Module):
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)  # [R, S, E]
         if hasattr(self, "token_type_embeddings"):
             x = x + self.token_type_embeddings(token_type_ids)  # [R, S, E]
-        x = constrain(x, LOOKUP_PARTS, BATCH_SPEC)  # [R, S, E]
+        x = constrain(x, LOOKUP_COLUMNS, BATCH_SPEC)  # [R, S, E]
         x = dropout(self.norm(x), self.rate, key)  # [R, S, E]
         return self.project(x) if hasattr(self, "project") else x  # [R, S, H]
 

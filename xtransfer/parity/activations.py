@@ -77,10 +77,12 @@ def limit(config: EncoderConfig) -> int:
 def random_inputs(config: EncoderConfig, *, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random token ids, for a checkpoint without a tokenizer, as pairs if the model has token types."""
     rng = np.random.default_rng(seed)
-    words = np.delete(np.arange(config.vocab_size), config.pad_id)
+    token_ids = np.delete(np.arange(config.vocab_size), config.pad_id)
     last_type = max(config.type_vocab_size, 1) - 1
     lengths = sorted({min(length, limit(config)) for length in _RANDOM_LENGTHS})
-    return pad(((rng.choice(words, n), np.where(np.arange(n) < (n + 1) // 2, 0, last_type)) for n in lengths), config)
+    return pad(
+        ((rng.choice(token_ids, n), np.where(np.arange(n) < (n + 1) // 2, 0, last_type)) for n in lengths), config
+    )
 
 
 def batch_of(inputs: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[str, np.ndarray]:
@@ -88,8 +90,8 @@ def batch_of(inputs: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[st
     rows, length = inputs["input_ids"].shape
     positions = np.broadcast_to(config.position_offset + np.arange(length, dtype=np.int32), (rows, length))
     if FAMILIES[config.family].positions_after_pad:  # pad tokens within a text are not counted
-        words = (inputs["input_ids"] != config.pad_id).astype(np.int32)
-        positions = config.pad_id + np.cumsum(words, axis=1, dtype=np.int32) * words
+        is_token = (inputs["input_ids"] != config.pad_id).astype(np.int32)
+        positions = config.pad_id + np.cumsum(is_token, axis=1, dtype=np.int32) * is_token
     return {
         "input_ids": inputs["input_ids"],
         "token_type_ids": inputs["token_type_ids"],

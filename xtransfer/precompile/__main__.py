@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 
-from xtransfer import config as settings
 from xtransfer import storage
+from xtransfer.config import load
 from xtransfer.errors import UserError, nearest
-from xtransfer.precompile.measure import measure
+from xtransfer.precompile.compilation import compile_and_measure
 from xtransfer.precompile.steps import STEPS, Override, steps
 from xtransfer.precompile.topology import EXAMPLES, Chip, chip_of, devices_of
 from xtransfer.runtime import terminal
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     for name in names:
         if name not in STEPS:
             raise UserError(f"--steps {name}: no such step{nearest(name, STEPS)}; choose from {', '.join(STEPS)}")
-    chip, config = chip_of(args.topology), settings.load(args.config, overrides)
+    chip, config = chip_of(args.topology), load(args.config, overrides)
     mesh = make_mesh(dataclasses.astuple(config.mesh), devices_of(args.topology))
     sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     terminal.log(f"{args.topology}: {mesh.devices.size} chips of {chip.memory:g} GiB · mesh {sizes}")
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     for step in steps(config, mesh, Override(args.rows_per_chip, args.row_length, args.unpacked), names):
         terminal.log(f"{step.name}: compiling, which takes a minute or two for a base encoder …")
         started = time.monotonic()
-        report = measure(step, chip, mesh) | {"compile_seconds": round(time.monotonic() - started, 1)}
+        report = compile_and_measure(step, chip, mesh) | {"compile_seconds": round(time.monotonic() - started, 1)}
         for line in lines(report, chip):
             terminal.log(line)
         reports.append(report)

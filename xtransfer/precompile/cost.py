@@ -211,7 +211,10 @@ _MOVES = frozenset(
 
 
 def _kind(instruction: Instruction, functions: tuple[str, ...], phase: str) -> str:
-    """Return the kind of work of one instruction, or "" for minor work, which counts as what it is fused with."""
+    """Return the kind of work of one instruction.
+
+    It is "" for minor work, which takes the kind of the work that it is fused with.
+    """
     name, opcode = instruction.op_name, instruction.opcode
     if opcode in _MOVES:
         return ""

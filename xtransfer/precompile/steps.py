@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from xtransfer import config as settings
-from xtransfer.config import ExperimentConfig, ModelConfig
+from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches import packing
 from xtransfer.data.batches.batches import BatchPlan, TrainBatches, empty_batch, eval_row_sizes
 from xtransfer.data.registry import load_task
@@ -68,15 +67,15 @@ class Role:
     """The steps of one role ("teacher" or "student"): its encoder on a mesh, and the batches of its run."""
 
     def __init__(self, role: str, config: ExperimentConfig, task: Task, mesh: jax.sharding.Mesh, override: Override):
-        model: ModelConfig = getattr(config, role)
+        settings: ModelConfig = getattr(config, role)
         if override.row_length:
-            model = dataclasses.replace(model, row_length=override.row_length)
+            settings = dataclasses.replace(settings, row_length=override.row_length)
         if override.unpacked:
-            model = dataclasses.replace(model, packed=False)
+            settings = dataclasses.replace(settings, packed=False)
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
-        self.settings = model
-        self.architecture = hf_config.read_config(checkpoint_of(role, model, only_config=True))
-        check_length(role, model, self.architecture)
+        self.settings = settings
+        self.architecture = hf_config.read_config(checkpoint_of(role, settings, only_config=True))
+        check_length(role, settings, self.architecture)
         self.compiled_steps = CompiledSteps(self.settings, self.architecture, len(task.labels), mesh)
 
     def train(self, name: str, objective: Objective) -> Step:
@@ -143,7 +142,7 @@ class Role:
 
     def _packed_training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
         """Return the same for packed batches, from the tokenized texts."""
-        tokens_dir = settings.cache_dir(self.config.task) / "tokens"
+        tokens_dir = cache_dir(self.config.task) / "tokens"
         inputs = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
         transfer = transfer_set.gather(self.config, self.task)
         examples = transfer.everything if objective.data == "all" else transfer.labelled

@@ -84,5 +84,7 @@ def directory_lock(directory: Path, purpose: str = "run", *, wait: bool = False)
             os.ftruncate(file.fileno(), 0)  # in append mode the next write goes to the start
             os.write(file.fileno(), f"{os.getpid()}\n".encode())  # unbuffered: closing would fail once more
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}; make room, or choose another disk") from error
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}; free some space, or choose another disk"
+            ) from error
         yield

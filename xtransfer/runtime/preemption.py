@@ -25,7 +25,7 @@ class _Work:
 
     Attributes:
       polls: the number of times it polled whether to stop.
-      saving: the number of sections it is in that must save.
+      saving_sections: the number of sections it is in that must save.
       borders: the number of times it entered or left such a section.
       stop_at: the number of the poll at which it must stop.
       out_at: the number of the border at which it must stop if no poll comes.
@@ -34,7 +34,7 @@ class _Work:
 
     lock: Any = field(default_factory=threading.RLock)
     polls: int = 0
-    saving: int = 0
+    saving_sections: int = 0
     borders: int = 0
     stop_at: int | None = None
     out_at: int = 0
@@ -49,17 +49,17 @@ def request_stop() -> None:
     _work.preempted.set()
 
 
-def saving(entered: bool) -> None:
+def note_saving_section(entered: bool) -> None:
     """Note that the work enters or leaves a section that must save before it stops."""
     with _work.lock:
-        _work.saving += 1 if entered else -1
+        _work.saving_sections += 1 if entered else -1
         _work.borders += 1
 
 
 def leave_if_stopped() -> None:
     """End this process after its saving section if all were to stop but none polled again; wait for the others."""
     with _work.lock:
-        if _work.stop_at is None or _work.saving or _work.borders < _work.out_at:
+        if _work.stop_at is None or _work.saving_sections or _work.borders < _work.out_at:
             return
         processes.publish(_OUT, "")
         if processes.read_all(_OUT) is not None:
@@ -82,13 +82,13 @@ def on_signs(signs: set[str]) -> None:
 def _agree() -> None:
     """Find where to stop: at a poll that no process has made yet, or after the section that the foremost is in."""
     with _work.lock:
-        processes.publish(_STOP, json.dumps([_work.polls, _work.borders, _work.saving]))
+        processes.publish(_STOP, json.dumps([_work.polls, _work.borders, _work.saving_sections]))
         messages = processes.read_all(_STOP)
         if messages is None:
             return
-        polls, borders, saving = zip(*map(json.loads, messages), strict=True)
+        polls, borders, saving_counts = zip(*map(json.loads, messages), strict=True)
         _work.stop_at, _work.out_at = max(polls) + 1, max(borders)
-        if not any(saving):  # nothing to save: stop at once
+        if not any(saving_counts):  # nothing to save: stop at once
             processes.leave(EXIT_PREEMPTED)
         if processes.is_first():
             print(SAVING, file=sys.stderr, flush=True)

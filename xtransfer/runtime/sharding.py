@@ -22,7 +22,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 # The columns of embedding tables are split over `fsdp`. A device looks up its columns for all rows of its group, and
 # then exchanges them for whole vectors of its own rows, because a table is much larger than the vectors looked up.
-LOOKUP_IDS, LOOKUP_PARTS = PartitionSpec("data"), PartitionSpec("data", None, "fsdp")
+LOOKUP_IDS, LOOKUP_COLUMNS = PartitionSpec("data"), PartitionSpec("data", None, "fsdp")
 
 # Splitting a matrix of 768 rows further would give less than whole tiles, and TPUs reduce and gather tiles.
 UPDATE_GROUP = 8

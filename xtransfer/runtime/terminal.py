@@ -28,6 +28,7 @@ EXIT_PREEMPTED = preemption.EXIT_PREEMPTED
 
 console = Console(highlight=False, soft_wrap=True)
 _LOG_EVERY_SECONDS = 15.0
+_LONGEST_ERROR = 1 << 16  # characters
 _stop = threading.Event()
 _deferred: list[str] = []  # the message that SIGTERM prints in each open `deferred_stop`
 _LOST = re.compile(r"\b(gloo|coordination service|unavailable|heartbeat)", re.IGNORECASE)
@@ -87,7 +88,7 @@ def _report_and_exit(error: Exception, message: str | None) -> None:
     """Print an error once for all processes, and end them."""
     if processes.joined():
         processes.wait_for_ending()
-    line = " ".join((message or f"{type(error).__name__}: {error}").split())
+    line = one_line(message or f"{type(error).__name__}: {error}", limit=_LONGEST_ERROR)
     if message is None:
         traceback.print_exception(error)
     print(f"{processes.prefix()}error: {line}", file=sys.stderr, flush=True)
@@ -152,11 +153,11 @@ def deferred_stop(message: str = preemption.SAVING) -> Iterator[Callable[[], boo
       message: the line that a process working alone prints when the signal comes; a group prints its own.
     """
     _deferred.append(message)
-    preemption.saving(True)
+    preemption.note_saving_section(True)
     try:
         yield preemption.stop_requested if processes.joined() else _stop.is_set
     finally:
-        preemption.saving(False)
+        preemption.note_saving_section(False)
         _deferred.pop()
     if processes.joined():
         preemption.leave_if_stopped()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
 
@@ -87,7 +87,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file, even bare Exception
-            reason = str(error).strip().partition("\n")[0][:200]
+            reason = one_line(error)
             raise UserError(
                 f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}; "
                 f"remove {self.directory.parent} to train this run again"

@@ -28,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Plan:
-    """The length of a training, and its checkpoints: `evaluations` of them, evenly spaced, the last step included."""
+    """The length of a training run, and its checkpoints: `evaluations` of them, evenly spaced, with the last step."""
 
     title: str
     steps: int
@@ -69,7 +69,7 @@ def fit(
 
     Args:
       directory: the run's directory.
-      plan: the length of the training, and its checkpoints.
+      plan: the length of the run, and its checkpoints.
       start: the start of a run without a checkpoint.
       train_step: from `make_train_step`.
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure

@@ -1,9 +1,10 @@
 """The gradient of a batch computed in microbatches, one after the other.
 
 Microbatches need less memory, and they fit the fast memory near a TPU's units. The result equals the whole batch's,
-dropout included, up to the order of additions: dropout masks depend on row numbers, which rows keep. Tokens are looked
-up once, outside the loop, because an embedding table is larger than everything else. Each shard of `data` adds up a
-gradient of its own, so gradients cross `data` once per step. Over `fsdp` and `tensor` they cross once per microbatch.
+dropout included, up to the order of additions: dropout masks depend on row numbers, and a row has the same number in
+any microbatch. Tokens are looked up once, outside the loop, because an embedding table is larger than everything else.
+Each shard of `data` adds up a gradient of its own, so gradients cross `data` once per step. Over `fsdp` and `tensor`
+they cross once per microbatch.
 """
 
 import functools

@@ -34,7 +34,7 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
     )
 
 
-def updated_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def param_update_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Return the sharding in which each parameter is updated: its moments', or its own if it is frozen."""
     layouts = (sharding.param_shardings(mesh, params), sharding.update_shardings(mesh, params))
     state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from xtransfer.distillation.objectives import mean
 from xtransfer.runtime import sharding
 from xtransfer.train.microbatches import EmbedFn, Terms, TermsFn, accumulated_gradient
-from xtransfer.train.state import TrainState, state_shardings, updated_shardings
+from xtransfer.train.state import TrainState, param_update_shardings, state_shardings
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
 GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # (terms, parameters, batch, dropout key)
@@ -90,7 +90,7 @@ def make_train_step(
     """
     states = state_shardings(params, optimizer, mesh)
     replicated = sharding.replicated(mesh)
-    layouts = states.params, updated_shardings(params, optimizer, mesh)
+    layouts = states.params, param_update_shardings(params, optimizer, mesh)
 
     def spread(tree: Any) -> Any:
         # Pass through the parameters' own layout first, or the compiler moves the split into the model's products.

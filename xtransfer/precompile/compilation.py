@@ -13,7 +13,7 @@ from xtransfer.runtime.sharding import data_shards
 _MAX_GROUPS = 10  # reported
 
 
-def measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def compile_and_measure(step: Step, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Compile a step and return its entry in the JSON report. It has no cycles if the step does not fit into a chip."""
     chips = mesh.devices.size
     report: dict[str, Any] = {
