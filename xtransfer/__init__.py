@@ -1,3 +1,3 @@
-"""xtransfer: a monolingual teacher helps a multilingual student to classify other languages zero-shot."""
+"""xtransfer: a monolingual teacher helps a multilingual student classify other languages zero-shot."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
 """List the commands: `python -m xtransfer`.
 
 A command is a module `xtransfer/NAME.py` or a folder `xtransfer/NAME/` with a `__main__.py`, and the first line of its
-docstring is what is listed. A new command needs no entry anywhere.
+docstring is what is listed. This list needs no entry for a new command; the tests and the README do (see
+CONTRIBUTING.md).
 """
 
 import ast
@@ -25,10 +26,10 @@ def _runs(tree: ast.Module) -> bool:
 
 def main() -> None:
     """Print the commands, a line each."""
-    found = commands()
-    width = max(map(len, found))
+    summaries = commands()
+    width = max(map(len, summaries))
     print("usage: python -m xtransfer.COMMAND --help\n")
-    for name, summary in found.items():
+    for name, summary in summaries.items():
         print(f"  {name:<{width}}  {summary}")
 
 
