@@ -319,7 +319,7 @@ def test_unwritable_json_fails_before_anything_is_compiled(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precompile, "devices_of", lambda name: jax.devices())
-    monkeypatch.setattr(precompile, "measure", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(precompile, "compile_and_measure", lambda *_: pytest.fail("compiled"))
     with pytest.raises(UserError, match="cannot be written"):
         precompile.main(["--config", str(file), "--topology", "v5e:2x4", "--json", str(tmp_path)])
 
