@@ -1,7 +1,9 @@
 """Tiny random checkpoints and tasks for tests: real files that every command handles in seconds."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -22,22 +24,9 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def checkpoint(directory: Path, *, seed: int = 0, hidden: int = 16, layers: int = 1) -> Path:
     """Write a random BERT whose vocabulary is the words above, and return its directory."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = sorted({word.lower() for table in (GOOD, BAD, FILLER) for group in table.values() for word in group})
-    vocab = {word: i for i, word in enumerate(SPECIAL + words)}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    wrapped = word_tokenizer()
     config = EncoderConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(wrapped),
         hidden_size=hidden,
         num_layers=layers,
         num_heads=2,
@@ -46,11 +35,31 @@ def checkpoint(directory: Path, *, seed: int = 0, hidden: int = 16, layers: int 
         hidden_dropout=0.05,
         attention_dropout=0.05,
     )
-    params = nnx.state(MaskedLM(config, rngs=nnx.Rngs(seed)), nnx.Param)
+    params = nnx.state(MaskedLM(config, rngs=nnx.Rngs(seed), with_next_sentence=True), nnx.Param)
     # Multiply the usual weights by ten, so that a random encoder distinguishes words and learns in a few steps.
     params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
     hf_checkpoint.save(directory, config, params, tokenizer=wrapped)
     return directory
+
+
+def word_tokenizer(special: Sequence[str] = SPECIAL) -> Any:
+    """Return a tokenizer whose vocabulary is the special tokens, in this order, and the words above."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word.lower() for table in (GOOD, BAD, FILLER) for group in table.values() for word in group})
+    vocab = {word: i for i, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocab[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def roberta(directory: Path) -> Path:

@@ -183,10 +183,13 @@ def test_mean_pooling_averages_each_segment() -> None:
     np.testing.assert_array_equal(means[2], np.zeros(4))
 
 
-def test_masked_lm_decodes_its_positions_with_the_tied_decoder() -> None:
-    graphdef, params = build(lambda: MaskedLM(CONFIG, rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("width", [None, 5])
+def test_masked_lm_decodes_its_positions_with_the_tied_decoder(width: int | None) -> None:
+    config = dataclasses.replace(CONFIG, embedding_size=width, hidden_act="relu", masked_lm_act="gelu")
+    graphdef, params = build(lambda: MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=True))
     batch = make_batch([[0, 1]], 2, examples()) | {"mlm_positions": jnp.array([[6, 1, 0]])}
-    logits, next_sentence_logits = forward(graphdef)(params, batch)
+    logits = forward(graphdef)(params, batch)
+    next_sentence_logits = quick_jit(lambda params: nnx.merge(graphdef, params).next_sentence_logits(batch))(params)
     assert logits.shape == (1, 3, CONFIG.vocab_size) and next_sentence_logits.shape == (1, 2, 2)
     assert logits.dtype == next_sentence_logits.dtype == jnp.float32
 
@@ -329,7 +332,8 @@ def test_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> Non
 
 
 @pytest.mark.parametrize(
-    "model", [lambda rngs: Classifier(CONFIG, 3, rngs=rngs), lambda rngs: MaskedLM(CONFIG, rngs=rngs)]
+    "model",
+    [lambda rngs: Classifier(CONFIG, 3, rngs=rngs), lambda rngs: MaskedLM(CONFIG, rngs=rngs, with_next_sentence=True)],
 )
 def test_state_has_only_parameters_with_berts_initial_values(model: Callable[[nnx.Rngs], Any]) -> None:
     rest = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[2]

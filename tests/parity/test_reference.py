@@ -35,7 +35,8 @@ def test_fixtures_are_complete_and_small(name: str) -> None:
     assert (size // heads) % 2 or name == "bert_pretraining"
     assert list(recorded.activations)[:3] == ["embeddings", "layer_1", "layer_2"]
     assert {value.shape for key, value in recorded.activations.items() if key.startswith("layer_")} == {(tokens, size)}
-    assert recorded.activations["pooled"].shape == (len(recorded.inputs["input_ids"]), size)
+    if not name.endswith("_masked"):
+        assert recorded.activations["pooled"].shape == (len(recorded.inputs["input_ids"]), size)
     assert not recorded.inputs["attention_mask"].all() and "torch" in recorded.made_with
     if CASES[name].is_classifier:
         tensors = load_file(FIXTURES / name / "model.safetensors")

@@ -5,11 +5,13 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.fixtures.record import FIXTURES
 from tests.helpers import tiny
 from xtransfer.config import PretrainConfig, TaskConfig
 from xtransfer.data.tokens.tokenizer import load_tokenizer
@@ -79,7 +81,7 @@ def test_recipe_log_and_card_are_saved_with_the_weights(settings, checkpoint):
     assert recipe["task"]["data_dir"] == ""  # the recipe is published without local directories
     log = (checkpoint / "pretraining.jsonl").read_text().splitlines()
     card = (checkpoint / "README.md").read_text()
-    assert f"the loss is {json.loads(log[-1])['masked']:.3f} nats per masked token" in card
+    assert f"the loss is {json.loads(log[-1])['masked']:.3f} nats per\n  masked token" in card
     assert "seed 0" in card
 
 
@@ -121,6 +123,29 @@ def test_existing_output_is_an_error(tmp_path):
         pretrain.main(["--config", "unread.py", "--output", str(tmp_path)])
 
 
+def test_loss_by_hand():
+    """Two words with even odds cost ln 2 each, and an unused position nothing. No example has a partner."""
+
+    class Uniform:
+        def encode(self, batch, dropout_key):
+            return jnp.ones((1, 4, 2))
+
+        def token_logits(self, hidden, batch):
+            return jnp.zeros((1, 3, 2))
+
+    batch = {
+        "segment_ids": jnp.array([[1, 1, 1, 0]]),
+        "cls_index": jnp.zeros((1, 2), jnp.int32),
+        "partner": jnp.full((1, 2), -1),
+        "mlm_targets": jnp.zeros((1, 3), jnp.int32),
+        "mlm_weight": jnp.array([[1.0, 1.0, 0.0]]),
+    }
+    terms = pretraining._loss(0.5)(Uniform(), batch, jax.random.key(0))
+    assert [float(x) for x in terms["masked"]] == [pytest.approx(2 * np.log(2)), 2.0]
+    assert [float(x) for x in terms["loss"]] == [pytest.approx(np.log(2)), 1.0]
+    assert [float(x) for x in terms["partner"]] == [0.0, 0.0]
+
+
 def test_partner_terms_by_hand():
     """Examples 0 and 1 are partners with cosine 0.6. Examples 2 and 3 have no partner and are no candidates."""
     pooled = jnp.array([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 0.0]])
@@ -134,6 +159,45 @@ def test_partner_terms_by_hand():
     by_hand += [np.log(np.exp(10) + np.exp(6) + 1), np.log(2 + np.exp(8))]
     assert float(loss) == pytest.approx(sum(by_hand), rel=1e-4)
     assert (float(count), float(correct)) == (4.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["roberta_masked", "distilbert_masked", "electra_masked", "electra_classifier"])
+def test_every_family_with_a_language_model_continues(name, settings, tmp_path):
+    """ELECTRA's discriminator and its classifiers have no such head, so they get a new one."""
+    start = shutil.copytree(FIXTURES / name, tmp_path / "start")
+    # RoBERTa's ids: the first token is 0, padding 1, and the separator 2.
+    order = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]") if name.startswith("roberta") else tiny.SPECIAL
+    tiny.word_tokenizer(order).save_pretrained(start)
+    more = dataclasses.replace(settings, start_from=str(start), steps=2, row_length=12)
+    pretraining.pretrain(more, tmp_path / "more")
+    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "more" / "model.safetensors")
+    (words,) = [key for key in before if key.endswith("word_embeddings.weight")]
+    assert np.abs(before[words] - after[words]).max() > 1e-3
+    hf_checkpoint.load_masked_lm(tmp_path / "more", seed=0)
+    assert hf_config.read_config(tmp_path / "more") == hf_config.read_config(start)
+    hf_checkpoint.load_classifier(tmp_path / "more", 2, seed=0)
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(settings, checkpoint, tmp_path):
+    start = shutil.copytree(checkpoint, tmp_path / "start")
+    config = json.loads((start / "tokenizer_config.json").read_text())
+    config["mask_token"] = None
+    (start / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="has no mask token, so it cannot be pretrained further"):
+        pretraining.pretrain(dataclasses.replace(settings, start_from=str(start)), tmp_path / "more")
+
+
+def test_rows_that_devices_cannot_share_are_refused(settings, tmp_path):
+    with pytest.raises(UserError, match="config key rows is 12; choose a multiple of the 8 devices"):
+        pretraining.pretrain(dataclasses.replace(settings, rows=12), tmp_path / "mini")
+
+
+def test_a_language_without_text_is_refused(settings, tmp_path):
+    data = tiny.write_task(tmp_path / "data", train=20)
+    (data / "en" / "unlabelled.tsv").write_text("text\nthe film is good\n")
+    task = dataclasses.replace(settings.task, data_dir=str(data))
+    with pytest.raises(UserError, match="de.*unlabelled"):
+        pretraining.pretrain(dataclasses.replace(settings, task=task), tmp_path / "mini")
 
 
 def test_sinusoids_by_hand():

@@ -69,7 +69,7 @@ def abstract_params(name, **changes):
     """Return the abstract parameters of a classifier and of the pretraining model, with an odd vocabulary size."""
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 128, "max_positions": 40}
     config = EncoderConfig(vocab_size=1003, **sizes, family=name, **changes)
-    models = (Classifier(config, 3, rngs=nnx.Rngs(0)), MaskedLM(config, rngs=nnx.Rngs(0)))
+    models = (Classifier(config, 3, rngs=nnx.Rngs(0)), MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=True))
     return nnx.eval_shape(lambda: tuple(nnx.state(model, nnx.Param) for model in models))
 
 

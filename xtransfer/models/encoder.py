@@ -36,6 +36,7 @@ class EncoderConfig:
       embedding_size: the width of the embedding tables; None stands for `hidden_size`. Other widths are projected.
       attention_output_dropout: whether a layer applies dropout between its attention and the residual.
       head_act: the activation of the pooler.
+      masked_lm_act: the activation of the masked language model's head; None stands for `hidden_act`.
       head_input_dropout: whether the head applies dropout to its input too.
       family: the name of the weight table, a key of `models.hf.families.FAMILIES`.
       architecture: the encoder's module, a key of `models.heads.ARCHITECTURES`.
@@ -58,6 +59,7 @@ class EncoderConfig:
     embedding_size: int | None = None
     attention_output_dropout: bool = True
     head_act: str = "tanh"
+    masked_lm_act: str | None = None
     head_input_dropout: bool = False
     family: str = "bert"
     architecture: str = "bert"
@@ -66,6 +68,11 @@ class EncoderConfig:
     def embedding_width(self) -> int:
         """E: `embedding_size`, or the hidden size if that is None."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    @property
+    def masked_lm_activation(self) -> str:
+        """The activation of the masked language model's head: `masked_lm_act`, or `hidden_act` if that is None."""
+        return self.hidden_act if self.masked_lm_act is None else self.masked_lm_act
 
     @property
     def classifier_rate(self) -> float:

@@ -1,7 +1,7 @@
-"""The heads of an encoder: the classifier, and BERT's pretraining heads.
+"""The heads of an encoder: the classifier, and the head of a masked language model.
 
 Shapes: R rows, S tokens per row, M examples per row, P masked positions per row, H hidden size, V vocabulary size,
-K classes. Pooler and logits are float32 whatever the compute dtype is.
+E embedding size, K classes. Pooler and logits are float32 whatever the compute dtype is.
 """
 
 from collections.abc import Callable, Mapping
@@ -100,36 +100,59 @@ class Classifier(nnx.Module):
 
 
 class MaskedLM(nnx.Module):
-    """BERT's pretraining heads: masked tokens, with a decoder tied to the word embeddings, and next sentence."""
+    """An encoder with a masked language model's head, whose decoder is tied to the word embeddings.
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    Args:
+      config: the encoder's architecture.
+      rngs: initializes the parameters.
+      dtype: the compute dtype.
+      with_pooler: keep a pooler, which masked language modelling does not train.
+      with_next_sentence: also keep BERT's next-sentence head, which reads the pooler.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        with_pooler: bool = False,
+        with_next_sentence: bool = False,
+    ):
+        width = config.embedding_width
         self.encoder = ARCHITECTURES[config.architecture](config, rngs=rngs, dtype=dtype)
-        self.pooler = Pooler(config, rngs=rngs)
-        self.transform = linear(config.hidden_size, config.hidden_size, rngs=rngs, dtype=dtype)
-        self.transform_norm = layer_norm(config, rngs, dtype)
+        self.transform = linear(config.hidden_size, width, rngs=rngs, dtype=dtype)
+        self.transform_norm = layer_norm(config, rngs, dtype, width)
         self.decoder_bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
-        self.next_sentence = linear(config.hidden_size, 2, rngs=rngs)
-        self.act = config.hidden_act
+        self.act = config.masked_lm_activation
+        if with_pooler or with_next_sentence:
+            self.pooler = Pooler(config, rngs=rngs)
+        if with_next_sentence:
+            self.next_sentence = linear(config.hidden_size, 2, rngs=rngs)
 
-    def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Return the logits of the masked tokens [R, P, V] and of next sentence [R, M, 2], both float32.
+    def __call__(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return the logits of the masked tokens, [R, P, V] float32.
 
         Unused entries of `mlm_positions` may hold any position.
         """
-        masked, pooled = self.token_logits_and_pooled(batch, dropout_key=dropout_key)
-        return masked, self.next_sentence(pooled)  # [R, P, V], [R, M, 2]
+        return self.token_logits(self.encode(batch, dropout_key=dropout_key), batch)  # [R, P, V]
 
-    def token_logits_and_pooled(
-        self, batch: Batch, *, dropout_key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the logits of the masked tokens [R, P, V] and the pooled first tokens [R, M, H], both float32."""
-        hidden = _encode(self.encoder, batch, _dropout_key(batch, dropout_key))  # [R, S, H]
+    def encode(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return the output of the encoder, [R, S, H]."""
+        return _encode(self.encoder, batch, _dropout_key(batch, dropout_key))  # [R, S, H]
+
+    def token_logits(self, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """Decode the masked tokens of an encoded batch: hidden [R, S, H] -> [R, P, V] float32."""
         masked = gather_tokens(hidden, batch["mlm_positions"])  # [R, P, H]
-        masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, H]
-        table = self.encoder.embeddings.word_embeddings.embedding[...].astype(masked.dtype)  # [V, H]
-        logits = jnp.einsum("rph,vh->rpv", masked, table, preferred_element_type=jnp.float32)  # [R, P, V]
-        pooled = self.pooler(gather_tokens(hidden, batch["cls_index"]))  # [R, M, H]
-        return logits + self.decoder_bias[...], pooled  # [R, P, V], [R, M, H]
+        masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, E]
+        table = self.encoder.embeddings.word_embeddings.embedding[...].astype(masked.dtype)  # [V, E]
+        logits = jnp.einsum("rpe,ve->rpv", masked, table, preferred_element_type=jnp.float32)  # [R, P, V]
+        return logits + self.decoder_bias[...]  # [R, P, V]
+
+    def next_sentence_logits(self, batch: Batch) -> jax.Array:
+        """Return the logits of BERT's next-sentence head, [R, M, 2] float32, without dropout."""
+        pooled = self.pooler(gather_tokens(self.encode(batch), batch["cls_index"]))  # [R, M, H]
+        return self.next_sentence(pooled)  # [R, M, 2]
 
 
 def gather_tokens(hidden: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Batches to logits: the compiled forward pass that labelling, evaluation, and prediction share."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -9,13 +10,25 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from xtransfer.runtime.sharding import batch_sharding, on_mesh, param_shardings, place_batch, replicated
+from xtransfer.runtime.sharding import batch_sharding, data_shards, on_mesh, param_shardings, place_batch, replicated
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "cls_index")
 _IN_FLIGHT = 3  # batches on the device while the host packs the next and reads the last
 
+# A CPU is fastest with small batches: buffers over 32 MB go back to the system after every batch, and it clears their
+# pages before it hands them out again. An accelerator needs large ones.
+_ROWS_PER_CORE = 8
+_ROWS_PER_ACCELERATOR = 256
+
 T = TypeVar("T")
 EvalStep = Callable[[nnx.State, Mapping[str, jax.Array]], jax.Array]
+
+
+def default_rows(mesh: Mesh) -> int:
+    """Return a number of rows per batch, each of about 128 tokens, that suits the devices of a mesh."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return _ROWS_PER_CORE * (os.cpu_count() or 1)
+    return _ROWS_PER_ACCELERATOR * data_shards(mesh)
 
 
 def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:

@@ -41,8 +41,8 @@ class Reference:
     Attributes:
       inputs: input_ids, attention_mask, and token_type_ids, each [N, S] int32, with padding at the end of a row.
       activations: float32 arrays by name, in the order of computation. embeddings and layer_1, … are [T, H], row by row
-        without padding. pooled [N, H] and logits [N, K] exist if the checkpoint computes them. A BertForPreTraining
-        also has prediction_logits [T, V] and seq_relationship_logits [N, 2].
+        without padding. pooled [N, H] and logits [N, K] exist if the checkpoint computes them. A masked language
+        model has prediction_logits [T, V], and a BertForPreTraining also seq_relationship_logits [N, 2].
       weights: the sha256 of the weights; see `fingerprint`.
       made_with: the versions of the libraries that computed the reference.
       labels: [N] int32, or None.
@@ -106,7 +106,8 @@ def compute(
         outputs = model(**arguments, output_hidden_states=True)
     # Only in some families does the bare encoder have a trained pooler. In the others no head reads it.
     family = FAMILIES[read_config(directory).family]
-    if not pooled and family.pools_in_encoder and not any("pooler" in name for name in missing):
+    trained = family.pools_in_encoder and not any("pooler" in name for name in missing)
+    if not pooled and trained and "pooler_output" in outputs:
         pooled.append(outputs.pooler_output)
     activations = _activations(outputs, pooled, inputs["attention_mask"] == 1)
     gradients: dict[str, np.ndarray] = {}
@@ -243,7 +244,11 @@ def _activations(outputs: Any, pooled: list[Any], real: np.ndarray) -> dict[str,
     if pooled:
         activations["pooled"] = _numpy(pooled[0])
     if "logits" in outputs:
-        activations["logits"] = _numpy(outputs.logits)
+        logits = _numpy(outputs.logits)
+        if logits.ndim == 3:  # of a masked language model, for every token
+            activations["prediction_logits"] = logits[real]
+        else:
+            activations["logits"] = logits
     if "prediction_logits" in outputs:
         activations["prediction_logits"] = _numpy(outputs.prediction_logits)[real]
         activations["seq_relationship_logits"] = _numpy(outputs.seq_relationship_logits)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from xtransfer import storage
 from xtransfer.config import PretrainConfig
@@ -18,9 +19,10 @@ from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
-from xtransfer.models.heads import MaskedLM
+from xtransfer.models.heads import MaskedLM, segment_mean
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.pretrain import masking, text
 from xtransfer.runs.workdir import as_record, check_unchanged, record
 from xtransfer.runtime import sharding, terminal
@@ -53,16 +55,16 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
 def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     texts, pairs = text.texts(settings.task, settings.languages), text.pairs(settings.task, settings.languages)
     tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
-    batches = _batches(settings, tokenizer, texts, pairs)
+    architecture = _architecture(settings, tokenizer)
+    batches = _batches(settings, architecture, tokenizer, texts, pairs)
     terminal.log(
         f"{sum(map(len, texts.values())):,} texts, {sum(map(len, pairs.values())):,} pairs, {len(tokenizer):,} tokens"
     )
 
     mesh = sharding.make_mesh()
-    architecture = _architecture(settings, tokenizer)
-    graphdef, params = nnx.split(_model(architecture, settings), nnx.Param)
-    if settings.start_from:
-        params = hf_checkpoint.load_masked_lm(hf_checkpoint.resolve(settings.start_from), seed=settings.seed)[1]
+    if settings.rows % sharding.data_shards(mesh):
+        raise UserError(f"config key rows is {settings.rows}; choose a multiple of the {jax.device_count()} devices")
+    graphdef, params = _model(settings, architecture, mesh)
     rate = optimizer.schedule(
         "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
     )
@@ -78,7 +80,7 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
         mesh,
     )
     notes = {
-        "README.md": _card(settings, loop.read_metrics(work)),
+        "README.md": _card(settings, architecture, loop.read_metrics(work)),
         "pretraining.json": json.dumps(as_record(_without_local_paths(settings)), indent=2) + "\n",
         "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
     }
@@ -93,24 +95,26 @@ def _loss(partner_weight: float) -> steps.LossFn:
     """Return the loss: cross-entropy of the masked tokens, plus `partner_weight` times the same for partners."""
 
     def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
-        masked, pooled = model.token_logits_and_pooled(batch, dropout_key=dropout_key)  # [R, P, V], [R, M, H]
-        token_loss = optax.losses.softmax_cross_entropy_with_integer_labels(masked, batch["mlm_targets"])
-        tokens = (jnp.sum(token_loss * batch["mlm_weight"]), jnp.sum(batch["mlm_weight"]))
-        partners, correct = _partner_terms(pooled.reshape(-1, pooled.shape[-1]), batch["partner"].reshape(-1))
-        loss = mean(tokens) + partner_weight * mean(partners)
-        return {"loss": (loss, jnp.ones(())), "masked": tokens, "partner": partners, "partner_accuracy": correct}
+        hidden = model.encode(batch, dropout_key=dropout_key)  # [R, S, H]
+        logits = model.token_logits(hidden, batch)  # [R, P, V]
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["mlm_targets"])  # [R, P]
+        masked = (jnp.sum(losses * batch["mlm_weight"]), jnp.sum(batch["mlm_weight"]))
+        means = segment_mean(hidden, batch["segment_ids"], batch["cls_index"].shape[1])  # [R, M, H]
+        partners, correct = _partner_terms(means.reshape(-1, means.shape[-1]), batch["partner"].reshape(-1))
+        loss = mean(masked) + partner_weight * mean(partners)
+        return {"loss": (loss, jnp.ones(())), "masked": masked, "partner": partners, "partner_accuracy": correct}
 
     return terms
 
 
-def _partner_terms(pooled: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
+def _partner_terms(vectors: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
     """Return the cross-entropy and the accuracy of finding each half's partner, by cosine, among all split examples.
 
     Args:
-      pooled: the pooled examples, [N, H].
+      vectors: the mean of each example's tokens, [N, H] float32; zeros in an empty slot.
       partner: the index of each example's partner, [N] int32; −1 without a partner.
     """
-    vectors = pooled / jnp.linalg.norm(pooled + 1e-6, axis=-1, keepdims=True)  # [N, H]
+    vectors = vectors / jnp.linalg.norm(vectors + 1e-6, axis=-1, keepdims=True)  # [N, H]
     scores = vectors @ vectors.T / _PARTNER_TEMPERATURE  # [N, N]
     is_split = partner >= 0  # [N]
     is_candidate = is_split[None, :] & ~jnp.eye(len(partner), dtype=bool)  # [N, N]
@@ -125,11 +129,9 @@ def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
     """Return the architecture of `start_from`, or build one from the recipe."""
     if settings.start_from:
         architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
-        if settings.row_length > architecture.max_positions:
-            raise UserError(
-                f"row_length is {settings.row_length}, but {settings.start_from} has {architecture.max_positions} "
-                "positions"
-            )
+        positions = architecture.max_positions - architecture.position_offset
+        if settings.row_length > positions:
+            raise UserError(f"row_length is {settings.row_length}, but {settings.start_from} has {positions} positions")
         return architecture
     return EncoderConfig(
         vocab_size=len(tokenizer),
@@ -144,16 +146,18 @@ def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
     )
 
 
-def _model(architecture: EncoderConfig, settings: PretrainConfig) -> MaskedLM:
-    """Return a freshly initialised model, with the dropout of pretraining."""
+def _model(settings: PretrainConfig, architecture: EncoderConfig, mesh: Mesh) -> tuple[Any, nnx.State]:
+    """Return the graphdef, with the dropout of pretraining, and the parameters of `start_from`, or new ones."""
     rate = settings.pretraining_dropout
-    model = MaskedLM(
-        dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate), rngs=nnx.Rngs(settings.seed)
-    )
+    architecture = dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate)
+    if settings.start_from:
+        directory = hf_checkpoint.resolve(settings.start_from)
+        return hf_checkpoint.load_masked_lm(directory, seed=settings.seed, mesh=mesh, config=architecture)
+    model = MaskedLM(architecture, rngs=nnx.Rngs(settings.seed))
     # If the learned positions start as sinusoids, the loss leaves its first plateau much sooner.
     table = _POSITION_SCALE * _sinusoids(architecture.max_positions, architecture.hidden_size)
     model.encoder.embeddings.position_embeddings.embedding[...] = jnp.asarray(table, jnp.float32)
-    return model
+    return nnx.split(model, nnx.Param)
 
 
 def _sinusoids(length: int, size: int) -> np.ndarray:
@@ -170,7 +174,10 @@ def _tokenizer(
     It is a WordPiece tokenizer that lower-cases text and keeps accents.
     """
     if settings.start_from:
-        return load_tokenizer(hf_checkpoint.resolve(settings.start_from))
+        start = hf_checkpoint.resolve(settings.start_from)
+        tokenizer = load_tokenizer(start)
+        check_tokenizer(start, tokenizer)
+        return tokenizer
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # defined at run time
 
@@ -197,7 +204,11 @@ def _tokenizer(
 
 
 def _batches(
-    settings: PretrainConfig, tokenizer: Any, texts: Mapping[str, list[str]], pairs: Mapping[str, list[tuple[str, str]]]
+    settings: PretrainConfig,
+    architecture: EncoderConfig,
+    tokenizer: Any,
+    texts: Mapping[str, list[str]],
+    pairs: Mapping[str, list[tuple[str, str]]],
 ) -> masking.PretrainingBatches:
     """Tokenize the texts and the translation pairs, and return batches of them."""
 
@@ -205,21 +216,33 @@ def _batches(
         flat = [half for example in examples for half in example]
         encodings = tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False)
         ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-        return [(a, b) for a, b in zip(ids[::2], ids[1::2], strict=True) if len(a) and len(b)]
+        return list(zip(ids[::2], ids[1::2], strict=True))
 
-    vocabulary = masking.Vocabulary(
-        cls=tokenizer.cls_token_id,
-        sep=tokenizer.sep_token_id,
-        pad=tokenizer.pad_token_id,
-        mask=tokenizer.mask_token_id,
-        size=len(tokenizer),
-    )
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{settings.start_from}: its tokenizer has no mask token, so it cannot be pretrained further")
+    halves = {name: encode([text.halves(line) for line in group]) for name, group in texts.items()}
+    halves = {name: [(a, b) for a, b in group if len(a) + len(b)] for name, group in halves.items()}
+    empty = [name for name, group in halves.items() if not group]
+    if empty or not halves:
+        raise UserError(
+            f"task {settings.task.name!r} has no text to pretrain on in {', '.join(empty or settings.languages)}; it "
+            "is read from the unlabelled split"
+        )
     return masking.PretrainingBatches(
-        {name: encode([text.halves(line) for line in group]) for name, group in texts.items()},
-        {name: encode(group) for name, group in pairs.items()},
-        vocabulary,
+        halves,
+        {name: [(a, b) for a, b in encode(group) if len(a) and len(b)] for name, group in pairs.items()},
+        masking.InputFormat(
+            cls=tokenizer.cls_token_id,
+            sep=tokenizer.sep_token_id,
+            pad=tokenizer.pad_token_id,
+            mask=tokenizer.mask_token_id,
+            vocab_size=architecture.vocab_size,
+            position_offset=architecture.position_offset,
+        ),
         masking.BatchShape(settings.rows, settings.row_length, settings.masks),
         pair_fraction=settings.pair_fraction,
+        split_texts=settings.split_texts,
+        split_pairs=settings.split_pairs,
         seed=settings.seed,
     )
 
@@ -230,19 +253,24 @@ def _without_local_paths(settings: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(settings, task=task, start_from=Path(settings.start_from).name)
 
 
-def _card(settings: PretrainConfig, log: Sequence[Mapping[str, float]]) -> str:
+def _card(settings: PretrainConfig, architecture: EncoderConfig, log: Sequence[Mapping[str, float]]) -> str:
     """Return the model card: what the model is, how and from what it was trained, and what it is not for."""
-    last = log[-1]
-    languages = ", ".join(settings.languages)
     return _CARD.format(
         s=settings,
-        languages=languages,
-        start=f"further from `{Path(settings.start_from).name}`" if settings.start_from else "from scratch",
+        architecture=architecture,
+        languages=", ".join(settings.languages),
+        origin=_FURTHER.format(start=Path(settings.start_from).name) if settings.start_from else _FROM_SCRATCH,
         tags="\n".join(f"- {language}" for language in settings.languages),
-        masked=last["masked"],
-        partner_accuracy=last.get("partner_accuracy", 0.0),
+        masked=log[-1]["masked"],
+        partner_accuracy=log[-1].get("partner_accuracy", 0.0),
     )
 
+
+_FROM_SCRATCH = (
+    "This encoder was pretrained from scratch, to try out methods on a laptop's CPU in minutes. It has seen no other\n"
+    "text than named below, so no conclusion about real languages can be drawn from it."
+)
+_FURTHER = "This encoder was pretrained further from `{start}`."
 
 _CARD = """---
 language:
@@ -251,19 +279,19 @@ license: apache-2.0
 library_name: transformers
 ---
 
-# A mini BERT for {languages}
+# A small encoder for {languages}
 
-{s.num_layers} layers of {s.hidden_size}, pretrained {start} on the text of the task `{s.task.name}` and on nothing
-else. It exists to try out methods on a laptop's CPU in minutes. It has seen no other text, so no conclusion about real
-languages can be drawn from it. (The text of `minireviews` is synthetic: a program generated it.)
+{origin}
+It was trained on the text of the task `{s.task.name}`. (The text of `minireviews` is synthetic: a program wrote it.)
+It has {architecture.num_layers} layers of width {architecture.hidden_size}.
 
 - **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`, with seed {s.seed}. Batches have
   {s.rows} packed rows of {s.row_length} tokens with {s.masks} masks each, for {s.steps:,} steps. If the text has
-  translations, {s.pair_fraction:.0%} of the draws are translation pairs. Half of all texts and pairs are split into two
-  examples, and the pooler learns to find the other half in the batch. The next-sentence head is not trained.
-- **Log**: `pretraining.jsonl`. At the end of training, on the training batches,
-  the loss is {masked:.3f} nats per masked token, and {partner_accuracy:.1%} of the other halves are found.
+  translations, {s.pair_fraction:.0%} of the draws are translation pairs. {s.split_texts:.0%} of the texts and
+  {s.split_pairs:.0%} of the pairs are split into two examples, each of which must find the other in the batch.
+- **Log**: `pretraining.jsonl`. At the end of training, on the training batches, the loss is {masked:.3f} nats per
+  masked token, and {partner_accuracy:.1%} of the other halves are found.
 - **Weights**: float16, converted to float32 when loaded. Tokenizer and weights belong together, because training a
   tokenizer is not deterministic.
-- **Licence**: Apache 2.0, text and weights.
+- **Licence**: Apache 2.0, text and weights, unless the checkpoint that it starts from says otherwise.
 """

@@ -1,5 +1,6 @@
 """Checkpoints: parity of the pretraining heads with PyTorch, saving, labels, names, and fingerprints."""
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -19,6 +20,7 @@ from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf.families import FAMILIES
 from xtransfer.parity import activations, reference
 from xtransfer.runtime.sharding import make_mesh, param_shardings
 
@@ -27,41 +29,48 @@ LABELS = ("negative", "neutral", "positive")
 
 
 def check_pretraining(directory: Path) -> None:
-    """Compare the encoder, the pooler, and both pretraining heads with the reference beside the checkpoint."""
+    """Compare the encoder and all of its pretraining heads with the reference beside the checkpoint."""
     recorded = reference.load(directory / reference.FILE, directory)
     batch = activations.batch_of(recorded.inputs, hf_config.read_config(directory))
     rows, length = batch["input_ids"].shape
     batch["mlm_positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     graphdef, params = hf_checkpoint.load_masked_lm(directory, seed=0)
-    mlm_logits, next_sentence_logits = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))(params, batch)
+    mlm_logits = jax.jit(lambda params, batch: nnx.merge(graphdef, params)(batch))(params, batch)
     ours = activations.activations(directory, recorded.inputs)
     ours["prediction_logits"] = np.asarray(mlm_logits)[batch["segment_ids"] == 1]
-    ours["seq_relationship_logits"] = np.asarray(next_sentence_logits)[:, 0]
+    heads = ["prediction_logits"]
+    if "seq_relationship_logits" in recorded.activations:
+        model = nnx.merge(graphdef, params)
+        ours["seq_relationship_logits"] = np.asarray(model.next_sentence_logits(jax.tree.map(jnp.asarray, batch)))[:, 0]
+        heads = ["pooled", "prediction_logits", "seq_relationship_logits"]
     comparison = activations.compare(ours, recorded.activations)
-    assert [row.name for row in comparison][-3:] == ["pooled", "prediction_logits", "seq_relationship_logits"]
+    assert [row.name for row in comparison][-len(heads) :] == heads
     assert max(row.maximum for row in comparison) <= activations.TOLERANCE, comparison
 
 
-def test_pretraining_heads_match_recorded_outputs() -> None:
-    check_pretraining(FIXTURES / "bert_pretraining")
+@pytest.mark.parametrize("name", [name for name in RECORDED if CASES[name].has_language_model])
+def test_pretraining_heads_match_recorded_outputs(name: str) -> None:
+    check_pretraining(FIXTURES / name)
 
 
-@pytest.mark.parametrize("name", ["bert_pretraining", "bert_pretraining_one_head"])
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].has_language_model])
 def test_pretraining_heads_match_live_outputs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     record(CASES[name], tmp_path / "model", seed=1)
     check_pretraining(tmp_path / "model")
 
 
-def test_transformers_loads_saved_pretraining_heads_unchanged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in RECORDED if CASES[name].has_language_model])
+def test_transformers_loads_saved_pretraining_heads_unchanged(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from transformers import BertForPreTraining
+    import transformers
 
-    directory = FIXTURES / "bert_pretraining"
+    architecture = getattr(transformers, CASES[name].architecture)
+    directory = FIXTURES / name
     hf_checkpoint.save(
         tmp_path / "saved", hf_config.read_config(directory), hf_checkpoint.load_masked_lm(directory, seed=0)[1]
     )
-    original, saved = (BertForPreTraining.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
+    original, saved = (architecture.from_pretrained(path).eval() for path in (directory, tmp_path / "saved"))
     assert original.config.architectures == saved.config.architectures
     for (key, tensor), (saved_key, saved_tensor) in zip(
         original.state_dict().items(), saved.state_dict().items(), strict=True
@@ -237,11 +246,23 @@ def test_embedded_checkpoints_resolve_by_name_without_the_hub() -> None:
         assert hf_checkpoint.resolve(name) == hf_checkpoint.EMBEDDED / name
 
 
-@pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith("bert")])
-def test_only_bert_checkpoints_continue_pretraining(name: str) -> None:
-    family = name.partition("_")[0]
-    with pytest.raises(UserError, match=rf"config\.json: model_type is {family}: only bert checkpoints can be pretra"):
-        hf_checkpoint.load_masked_lm(FIXTURES / name, seed=0)
+@pytest.mark.parametrize("name", [name for name in RECORDED if CASES[name].is_classifier])
+def test_a_language_models_head_is_new_if_the_file_lacks_it(name: str) -> None:
+    """As for sentence encoders, which are published without it. The classification head is left behind."""
+    graphdef, params = hf_checkpoint.load_masked_lm(FIXTURES / name, seed=3)
+    model = nnx.merge(graphdef, params)
+    assert not hasattr(model, "head") and hasattr(model, "pooler") == name.startswith("bert")
+    assert 0.01 < float(np.std(model.transform.kernel[...])) < 0.03
+    assert not np.any(model.decoder_bias[...]) and np.all(model.transform_norm.scale[...] == 1)
+
+
+def test_a_family_without_a_language_models_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES["electra"]
+    rules = tuple(rule for rule in family.rules if rule.target != "decoder_bias")
+    monkeypatch.setitem(FAMILIES, "electra", dataclasses.replace(family, rules=rules))
+    expected = r"config\.json: model_type is electra: only bert, .* checkpoints can be pretrained further"
+    with pytest.raises(UserError, match=expected):
+        hf_checkpoint.load_masked_lm(FIXTURES / "electra_classifier", seed=0)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])

@@ -26,6 +26,7 @@ CONFIG = EncoderConfig(
 MODELS: dict[str, Callable[[EncoderConfig], Any]] = {
     "classifier": lambda config: Classifier(config, 2, rngs=nnx.Rngs(0)),
     "masked_lm": lambda config: MaskedLM(config, rngs=nnx.Rngs(0)),
+    "pretraining": lambda config: MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=True),
 }
 
 
@@ -36,7 +37,10 @@ def targets(model: str, family: str = "bert") -> list[str]:
     return [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
 
 
-@pytest.mark.parametrize(("family", "model"), [*((name, "classifier") for name in FAMILIES), ("bert", "masked_lm")])
+@pytest.mark.parametrize(
+    ("family", "model"),
+    [*((name, model) for name in FAMILIES for model in ("classifier", "masked_lm")), ("bert", "pretraining")],
+)
 def test_leaves_and_names_map_one_to_one(family: str, model: str) -> None:
     check_names(FAMILIES[family], targets(model, family))
 
@@ -107,29 +111,16 @@ IGNORABLE = {
         "roberta.embeddings.position_ids",
         "roberta.pooler.dense.weight",
         "pooler.dense.bias",
-        "lm_head.bias",
-        "lm_head.dense.weight",
-        "lm_head.layer_norm.weight",
-        "lm_head.layer_norm.gamma",
-        "lm_head.decoder.weight",
     ],
     "distilbert": [
         "distilbert.embeddings.position_ids",
         "embeddings.position_ids",
-        "vocab_transform.weight",
-        "vocab_layer_norm.bias",
-        "vocab_projector.weight",
     ],
     "electra": [
         "electra.embeddings.position_ids",
         "embeddings.token_type_ids",
         "discriminator_predictions.dense.weight",
         "discriminator_predictions.dense_prediction.bias",
-        "generator_predictions.LayerNorm.weight",
-        "generator_predictions.LayerNorm.beta",
-        "generator_predictions.dense.bias",
-        "generator_lm_head.bias",
-        "generator_lm_head.weight",
     ],
 }
 IGNORABLE |= dict.fromkeys(("xlm-roberta", "camembert"), IGNORABLE["roberta"])
@@ -148,6 +139,15 @@ def test_other_heads_and_buffers_are_ignorable(family: str) -> None:
     ("family", "name", "target"),
     [
         ("roberta", "classifier.dense.weight", "pooler.dense.kernel"),
+        ("roberta", "lm_head.dense.weight", "transform.kernel"),
+        ("camembert", "lm_head.layer_norm.gamma", "transform_norm.scale"),
+        ("xlm-roberta", "lm_head.bias", "decoder_bias"),
+        ("distilbert", "vocab_transform.weight", "transform.kernel"),
+        ("distilbert", "vocab_layer_norm.bias", "transform_norm.bias"),
+        ("distilbert", "vocab_projector.bias", "decoder_bias"),
+        ("electra", "generator_predictions.dense.bias", "transform.bias"),
+        ("electra", "generator_predictions.LayerNorm.beta", "transform_norm.bias"),
+        ("electra", "generator_lm_head.bias", "decoder_bias"),
         ("camembert", "classifier.out_proj.bias", "head.bias"),
         ("xlm-roberta", "encoder.layer.7.attention.self.key.bias", "encoder.layers.7.attention.key.bias"),
         ("xlm-roberta", "roberta.embeddings.LayerNorm.gamma", "encoder.embeddings.norm.scale"),
@@ -190,15 +190,35 @@ def test_tied_copies_and_ignorable_names() -> None:
     assert not BERT.is_ignorable("bert.embeddings.position_embeddings.weight")
 
 
+@pytest.mark.parametrize(
+    ("family", "copy", "original"),
+    [
+        ("roberta", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+        ("xlm-roberta", "lm_head.decoder.bias", "lm_head.bias"),
+        ("distilbert", "vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
+        ("electra", "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),
+    ],
+)
+def test_the_decoder_of_a_language_model_is_a_copy(family: str, copy: str, original: str) -> None:
+    assert FAMILIES[family].copy_of(copy) == (original, "decoder_bias")
+    assert FAMILIES[family].target(original) is not None
+
+
 def test_every_leaf_outside_the_encoder_belongs_to_a_head() -> None:
-    for family, model in [*((name, "classifier") for name in FAMILIES), ("bert", "masked_lm")]:
+    pairs = [(name, model) for name in FAMILIES for model in ("classifier", "masked_lm")]
+    for family, model in [*pairs, ("bert", "pretraining")]:
         assert [path for path in targets(model, family) if not FAMILIES[family].is_head(path)] == [
             path for path in targets(model, family) if path.startswith("encoder.")
         ]
 
 
 @pytest.mark.parametrize(
-    ("model", "architecture"), [("classifier", "BertForSequenceClassification"), ("masked_lm", "BertForPreTraining")]
+    ("model", "architecture"),
+    [
+        ("classifier", "BertForSequenceClassification"),
+        ("masked_lm", "BertForMaskedLM"),
+        ("pretraining", "BertForPreTraining"),
+    ],
 )
 def test_architecture_follows_from_the_leaves(model: str, architecture: str) -> None:
     assert BERT.architecture(frozenset(targets(model))) == architecture

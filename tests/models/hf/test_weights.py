@@ -49,7 +49,7 @@ def edit(directory: Path, change: Callable[[Tensors], Any]) -> None:
 def abstract_params(config: EncoderConfig, masked_lm: bool, classes: int) -> nnx.State:
     """Return the abstract parameters of a model."""
     if masked_lm:
-        return nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0))))[1]
+        return nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=True)))[1]
     return hf_checkpoint.abstract_classifier(config, classes)[1]
 
 

@@ -127,17 +127,44 @@ def load_classifier(
 
 
 def load_masked_lm(
-    directory: str | Path, *, seed: int, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+    directory: str | Path,
+    *,
+    seed: int,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    config: EncoderConfig | None = None,
 ) -> tuple[Any, nnx.State]:
     """Return the graphdef and the parameters of a `MaskedLM` with a checkpoint's weights; see `load_classifier`.
 
+    The model has a pooler and a next-sentence head if the file has them. A language model's head that the file lacks is
+    new. A classification head stays in the file.
+
+    Args:
+      directory: a Hugging Face directory.
+      seed: the seed of a new head.
+      dtype: the compute dtype.
+      mesh: where the parameters go.
+      config: the checkpoint's architecture with other dropout rates; None reads it.
+
     Raises:
-      UserError: the family's pretraining heads are not supported, or the files do not fit.
+      UserError: the family has no rules for a language model's head, its decoder is not tied to the word embeddings,
+        or the files do not fit.
     """
     check_pretraining(directory)
-    config = read_config(directory)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: MaskedLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
-    source = WeightSource.open(directory, FAMILIES[config.family])
+    architecture = config or read_config(directory)
+    family = FAMILIES[architecture.family]
+    source = WeightSource.open(directory, family)
+
+    def make() -> MaskedLM:
+        return MaskedLM(
+            architecture,
+            rngs=nnx.Rngs(0),
+            dtype=dtype,
+            with_pooler=family.pools_in_encoder and "pooler.dense.kernel" in source.targets,
+            with_next_sentence="next_sentence.kernel" in source.targets,
+        )
+
+    graphdef, state = nnx.split(nnx.eval_shape(make))
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state))
 
 

@@ -145,6 +145,11 @@ def norm(source: str, target: str) -> tuple[Rule, Rule]:
     return Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")
 
 
+def masked_lm(dense_name: str, norm_name: str, bias: str) -> tuple[Rule, ...]:
+    """Return the rules of a masked language model's head."""
+    return (*dense(dense_name, "transform"), *norm(norm_name, "transform_norm"), Rule(bias, "decoder_bias"))
+
+
 def embeddings(prefix: str, *names: str) -> tuple[Rule, ...]:
     """Return the rules of embedding tables, and of the LayerNorm over their sum."""
     tables = (Rule(f"{prefix}.{name}.weight", f"encoder.embeddings.{name}.embedding") for name in names)
@@ -165,6 +170,9 @@ def bert_layers(prefix: str) -> tuple[Rule, ...]:
         *norm(f"{source}.output.LayerNorm", f"{target}.output_norm"),
     )
 
+
+MASKED_LM = r"(transform\..*|transform_norm\..*|decoder_bias)"  # the targets of `masked_lm`
+TIED = (("tie_word_embeddings", (True,)),)
 
 # Keys of config.json that BERT, RoBERTa, and ELECTRA share.
 BERT_KEYS = (

@@ -1,10 +1,19 @@
 """DistilBERT: no token types, no dropout after attention, a head of dense, ReLU, and output, and a fixed LayerNorm eps.
 
-Position embeddings come from the file, whether they were learned or are sinusoids. The language model's head is not
-read.
+Position embeddings come from the file, whether they were learned or are sinusoids.
 """
 
-from xtransfer.models.hf.weight_map import OLD_NORM, Family, NewLeaves, dense, embeddings, norm
+from xtransfer.models.hf.weight_map import (
+    MASKED_LM,
+    OLD_NORM,
+    TIED,
+    Family,
+    NewLeaves,
+    dense,
+    embeddings,
+    masked_lm,
+    norm,
+)
 
 _SOURCE = "distilbert.transformer.layer.{n}"
 _TARGET = "encoder.layers.{n}"
@@ -23,15 +32,13 @@ DISTILBERT = Family(
         *norm(f"{_SOURCE}.output_layer_norm", f"{_TARGET}.output_norm"),
         *dense("pre_classifier", "pooler.dense"),
         *dense("classifier", "head"),
+        *masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
     ),
     aliases=((r"^(?=embeddings\.|transformer\.)", "distilbert."), *OLD_NORM),
-    copies=(),
-    ignorable=(
-        r"distilbert\.embeddings\.position_ids",
-        r"vocab_(transform|layer_norm|projector)\.(weight|bias)",
-    ),
-    heads=(r"pooler\..*", r"head\..*"),
-    new=(NewLeaves(r"(pooler|head)\..*"),),
+    copies=((r"vocab_projector\.weight", "distilbert.embeddings.word_embeddings.weight", "decoder_bias"),),
+    ignorable=(r"distilbert\.embeddings\.position_ids",),
+    heads=(r"pooler\..*", r"head\..*", MASKED_LM),
+    new=(NewLeaves(r"(pooler|head)\..*"), NewLeaves(MASKED_LM)),
     defaults=(
         ("type_vocab_size", 0),
         ("layer_norm_eps", 1e-12),
@@ -54,8 +61,10 @@ DISTILBERT = Family(
     ),
     required=("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings"),
     fixed=(),
+    fixed_in_pretraining=TIED,
     architectures=(
         ("head.kernel", "DistilBertForSequenceClassification"),
+        ("decoder_bias", "DistilBertForMaskedLM"),
         ("", "DistilBertModel"),
     ),
 )

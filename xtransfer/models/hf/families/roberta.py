@@ -1,8 +1,8 @@
 """RoBERTa, XLM-RoBERTa, and CamemBERT: one architecture, three model types.
 
 They differ from BERT in two ways. Positions start after the pad id. The head has no pooler before it: it is a dense
-layer, tanh, and the output, with dropout on its input too. The pooler in an encoder-only file and the language model's
-head are not read.
+layer, tanh, and the output, with dropout on its input too. The pooler in an encoder-only file is not read. The
+language model's head has the exact GELU, whatever `hidden_act` is.
 """
 
 from xtransfer.models.hf.weight_map import (
@@ -10,12 +10,15 @@ from xtransfer.models.hf.weight_map import (
     BERT_KEYS,
     BERT_NULLABLE,
     BERT_REQUIRED,
+    MASKED_LM,
     OLD_NORM,
+    TIED,
     Family,
     NewLeaves,
     bert_layers,
     dense,
     embeddings,
+    masked_lm,
 )
 
 
@@ -27,24 +30,29 @@ def _family(model_type: str, class_prefix: str) -> Family:
             *bert_layers("roberta.encoder.layer"),
             *dense("classifier.dense", "pooler.dense"),
             *dense("classifier.out_proj", "head"),
+            *masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
         ),
         aliases=((r"^(?=embeddings\.|encoder\.|pooler\.)", "roberta."), *OLD_NORM),
-        copies=(),
+        copies=(
+            (r"lm_head\.decoder\.weight", "roberta.embeddings.word_embeddings.weight", "decoder_bias"),
+            (r"lm_head\.decoder\.bias", "lm_head.bias", "decoder_bias"),
+        ),
         ignorable=(
             r"roberta\.embeddings\.(position_ids|token_type_ids)",
             r"roberta\.pooler\.dense\.(weight|bias)",
-            r"lm_head\.(bias|(dense|layer_norm|decoder)\.(weight|bias))",
         ),
-        heads=(r"pooler\..*", r"head\..*"),
-        new=(NewLeaves(r"(pooler|head)\..*"),),
-        defaults=(("pad_id", 1), ("head_input_dropout", True)),
+        heads=(r"pooler\..*", r"head\..*", MASKED_LM),
+        new=(NewLeaves(r"(pooler|head)\..*"), NewLeaves(MASKED_LM)),
+        defaults=(("pad_id", 1), ("head_input_dropout", True), ("masked_lm_act", "gelu")),
         config_keys=BERT_KEYS,
         required=BERT_REQUIRED,
         nullable=BERT_NULLABLE,
         fixed=BERT_FIXED,
+        fixed_in_pretraining=TIED,
         positions_after_pad=True,
         architectures=(
             ("head.kernel", f"{class_prefix}ForSequenceClassification"),
+            ("decoder_bias", f"{class_prefix}ForMaskedLM"),
             ("", f"{class_prefix}Model"),
         ),
     )
