@@ -26,8 +26,19 @@ def main(argv: list[str]) -> None:
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.parse_flags(args))
-    experiment.run(config.load(args.config, overrides), args.workdir)
-    processes.on_first(lambda: report(Workdir(args.workdir)))
+    settings = config.load(args.config, overrides)
+    experiment.run(settings, args.workdir)
+    processes.on_first(lambda: _finish(Workdir(args.workdir), settings))
+
+
+def _finish(workdir: Workdir, settings: config.ExperimentConfig) -> None:
+    """Report the results, and say what to do with the models."""
+    report(workdir)
+    objective = "monox_kd" if "monox_kd" in settings.objectives else settings.objectives[-1]
+    run = workdir.student(objective, settings.seeds[0])
+    terminal.log(f"classify text: python -m xtransfer.predict --model {run} --input FILE --output FILE")
+    if settings.task.name == "minireviews":
+        terminal.log("your own text and encoders: see README.md, 'Your own data' and 'Your own checkpoints'")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.helpers import tiny
@@ -10,7 +11,7 @@ from xtransfer.data.registry import load_task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import evaluator
 from xtransfer.runs.workdir import Workdir, read_config
-from xtransfer.train.finetuning import Models
+from xtransfer.train.finetuning import Finetuner, Models
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,19 @@ def test_a_truncated_results_file_is_refused(workdir):
             evaluate(workdir)
     finally:
         workdir.results.write_bytes(original)
+
+
+def test_constant_predictions_are_one_line_at_the_end(workdir, capsys, monkeypatch):
+    workdir.results.unlink()
+
+    def always_first(self, params, dataset, on_batch=None):
+        return np.eye(self.num_classes, dtype=np.float32)[np.zeros(len(dataset), int)]
+
+    monkeypatch.setattr(Finetuner, "predict", always_first)
+    evaluate(workdir)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "one class for every example" in line]
+    (line,) = lines
+    assert "teacher step" in line and "vanilla seed 0 step" in line and "on test de (bad)" in line
+    workdir.results.unlink()
+    monkeypatch.undo()
+    evaluate(workdir)

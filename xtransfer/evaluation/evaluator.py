@@ -21,6 +21,8 @@ from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 
+_SHOWN = 5  # the most places that a warning names
+
 
 @dataclass(frozen=True)
 class Run:
@@ -29,6 +31,11 @@ class Run:
     objective: str
     seed: int
     directory: Path
+
+    @property
+    def name(self) -> str:
+        """The run as people call it."""
+        return self.objective if self.objective == TEACHER else f"{self.objective} seed {self.seed}"
 
 
 def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
@@ -50,6 +57,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
     all_runs = runs(workdir, config)
+    constants: list[str] = []
 
     @functools.cache
     def dataset(model: Finetuner, split: str, language: str) -> Dataset:
@@ -67,9 +75,12 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
         if jobs:
             model = models.teacher if is_teacher else models.student
-            rows += _score(workdir, task, model, run, jobs, dataset)
+            rows += _score(workdir, task, model, run, jobs, dataset, constants)
             # All rows of a run are written at once, so that it has all of them or none.
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
+    if constants:
+        more = f"; and {len(constants) - _SHOWN} more" if len(constants) > _SHOWN else ""
+        terminal.log(f"warning: one class for every example: {'; '.join(constants[:_SHOWN])}{more}")
     run_keys = {(run.objective, run.seed) for run in all_runs}
     return [row for row in rows if (row["objective"], row["seed"]) in run_keys]
 
@@ -118,6 +129,7 @@ def _score(
     run: Run,
     jobs: Sequence[_Job],
     dataset: Callable[[Finetuner, str, str], Dataset],
+    constants: list[str],
 ) -> Iterator[dict[str, Any]]:
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
@@ -131,7 +143,7 @@ def _score(
                 examples = task.load(job.split, job.language)
                 logits = model.predict(params, dataset(model, job.split, job.language), progress.advance)
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
-                for score in _scores(run, job, examples, logits, task.labels):
+                for score in _scores(run, job, examples, logits, task.labels, constants):
                     for protocol in job.protocols:
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
@@ -141,14 +153,19 @@ def _score(
 
 
 def _scores(
-    run: Run, job: _Job, examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]
+    run: Run,
+    job: _Job,
+    examples: Sequence[Example],
+    logits: np.ndarray,
+    labels: Sequence[str],
+    constants: list[str],
 ) -> list[metrics.Score]:
+    """Score one job, and add it to `constants` if the model gave every example the same class."""
     gold, guesses = np.array([example.label for example in examples]), logits.argmax(-1)
-    scores = metrics.scores(guesses, gold, len(labels))
-    warning = metrics.degenerate_warning(guesses, gold, len(labels))
-    if warning:
-        terminal.log(f"warning: {run.directory} step {job.step} on {job.split} {job.language}: {warning}")
-    return scores
+    constant = metrics.constant_prediction(guesses, gold)
+    if constant is not None:
+        constants.append(f"{run.name} step {job.step} on {job.split} {job.language} ({labels[constant]})")
+    return metrics.scores(guesses, gold, len(labels))
 
 
 def _predictions(examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -96,20 +96,13 @@ def at_chance(accuracy: float, count: int, majority: float) -> bool:
     return bool(test.pvalue >= SIGNIFICANCE)
 
 
-def degenerate_warning(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> str | None:
-    """Return a one-line warning about suspicious predictions, or None.
+def constant_prediction(predictions: np.ndarray, labels: np.ndarray) -> int | None:
+    """Return the class that every example was given, or None if predictions differ or all labels are that class.
 
-    An accuracy `at_chance` is suspicious; predicting one class for every example is a case of that. See
-    `confusion_matrix` for arguments and errors.
+    Args:
+      predictions: integers [n].
+      labels: integers [n].
     """
-    confusion = confusion_matrix(predictions, labels, num_classes)
-    count, majority = int(confusion.sum()), majority_share(confusion)
-    if not at_chance(accuracy(confusion), count, majority):
+    if len(predictions) == 0 or np.any(predictions != predictions[0]) or np.all(labels == predictions[0]):
         return None
-    used = np.flatnonzero(confusion.sum(axis=0))
-    if len(used) == 1:
-        return f"constant prediction: class {used[0]} for all {count:,} examples"
-    return (
-        f"accuracy {accuracy(confusion):.1%} over {count:,} examples is no better than the majority class "
-        f"({majority:.1%})"
-    )
+    return int(predictions[0])

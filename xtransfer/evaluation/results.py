@@ -1,6 +1,7 @@
 """A results table from result rows: means over seeds, averages over languages, and gains over the baseline."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ BASELINE = "vanilla"
 
 @dataclasses.dataclass(frozen=True)
 class SeedSummary:
-    """A quantity over seeds: its value for each seed, their mean, and their sample standard deviation."""
+    """A quantity over seeds: its value for each seed, their mean, its confidence interval, and their spread."""
 
     by_seed: Mapping[int, float]
 
@@ -50,6 +51,17 @@ class SeedSummary:
     def sd(self) -> float | None:
         """The sample standard deviation (n − 1), or None for a single value."""
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean, by Student's t, or None for a single value."""
+        if self.sd is None:
+            return None
+        from scipy.stats import t
+
+        n = len(self.by_seed)
+        half = float(t.ppf(0.975, n - 1)) * self.sd / math.sqrt(n)
+        return self.mean - half, self.mean + half
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,32 +2,51 @@
 
 from collections.abc import Iterable
 
+from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import at_chance
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
 from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TaskRecord
 
+_MARKDOWN_WIDTH = 120  # characters of a Markdown table's row, beyond which languages go into rows
+
 
 def show(results: ResultsTable, console: table_writer.Console, task: TaskRecord) -> None:
-    """Print the results table, its caption, and warnings about results at chance."""
-    table_writer.show(_grid(results, task), console, wrap=False)
-    for text in caption(results, task):
-        console.print(text, markup=False)
-    for text in warnings(results):
-        console.print(text, markup=False, style="bold red")
+    """Print the table, one sentence that says what it shows, and one line of caveats."""
+    table_writer.show(grid(results, task, width=console.width), console, wrap=False)
+    for text in (headline(results), caveats(results, task)):
+        if text:
+            console.print(text, markup=False)
 
 
 def markdown(results: ResultsTable, task: TaskRecord) -> str:
-    """Return the results table, its caption, and its warnings as a Markdown page."""
+    """Return the table, its headline, its caption, and its warnings as a Markdown page."""
+    table = table_writer.markdown(grid(results, task, width=_MARKDOWN_WIDTH))
+    sentence = headline(results)
     notes = [*caption(results, task), *(f"**{text}**" for text in warnings(results))]
-    grid = table_writer.markdown(_grid(results, task))
-    return "\n".join([f"# {title_of(results, task)}", "", *grid, "", *(f"- {text}" for text in notes), ""])
+    return "\n".join(
+        [
+            f"# {title_of(results, task)}",
+            "",
+            *([sentence, ""] if sentence else []),
+            *table,
+            "",
+            *(f"- {text}" for text in notes),
+            "",
+        ]
+    )
 
 
-def _grid(results: ResultsTable, task: TaskRecord) -> table_writer.Table:
+def grid(results: ResultsTable, task: TaskRecord, *, width: int) -> table_writer.Table:
+    """Return the table with objectives in rows, or in columns if the rows would be wider than `width` characters."""
     header, rows = cells(results)
-    return table_writer.Table(tuple(header), tuple(map(tuple, rows)), title=title_of(results, task))
+    title = title_of(results, task)
+    wide = table_writer.Table(tuple(header), tuple(map(tuple, rows)), title=title)
+    if table_writer.width(wide) <= width:
+        return wide
+    columns = list(zip(header, *rows, strict=True))
+    return table_writer.Table(("language", *columns[0][1:]), tuple(columns[1:]), title=title)
 
 
 def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
@@ -44,6 +63,40 @@ def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
             row.append(_text(line.gain, "+.1f"))
         lines.append(row)
     return header, lines
+
+
+def headline(results: ResultsTable) -> str | None:
+    """Return one sentence about the gain of the first objective with a monolingual teacher, or None without one."""
+    for line in results.lines:
+        objective = OBJECTIVES.get(line.objective)
+        if line.gain is not None and objective is not None and objective.teacher == "monolingual":
+            return _gain_sentence(results, line.objective, line.gain)
+    return None
+
+
+def _gain_sentence(results: ResultsTable, objective: str, gain: SeedSummary) -> str:
+    points = gain.mean * 100
+    verb = "raises" if points > 0 else "lowers"
+    seeds = f"{len(gain.by_seed)} seed" + ("s" if len(gain.by_seed) > 1 else "")
+    spread = f"{seeds}, spread unknown"
+    if gain.interval is not None:
+        low, high = (bound * 100 * (1 if points > 0 else -1) for bound in gain.interval)
+        spread = f"95 % interval {min(low, high):.1f} to {max(low, high):.1f} over {seeds}"
+    return (
+        f"{objective} {verb} zero-shot {results.metric} by {abs(points):.1f} points over direct fine-tuning "
+        f"({BASELINE}): {spread}."
+    )
+
+
+def caveats(results: ResultsTable, task: TaskRecord) -> str:
+    """Return one line that says how far the numbers can be trusted, or "" if there is nothing to say."""
+    texts = []
+    if task.synthetic:
+        texts.append("the text is synthetic, so the numbers say nothing about real languages")
+    if any(len(line.seeds) > 1 for line in results.lines):
+        texts.append("all seeds share one labelled sample and one teacher")
+    texts += [text.removesuffix(".").removeprefix("Warning: ") for text in warnings(results)]
+    return f"Caveats: {'; '.join(texts)}." if texts else ""
 
 
 def columns(results: ResultsTable) -> tuple[str, ...]:
@@ -109,20 +162,22 @@ def _seed_lines(lines: Iterable[ObjectiveResults]) -> list[str]:
 
 
 def warnings(results: ResultsTable) -> list[str]:
-    """Name the runs whose accuracy is at chance (`metrics.at_chance`), as the evaluation's log does.
+    """Return one line that names everything whose accuracy is at chance (`metrics.at_chance`), if there is any.
 
     Other metrics get no warning, and neither do languages whose majority share is not in the rows.
     """
     if results.metric != "accuracy":
         return []
-    at_majority = [
-        f"{line.objective} seed {seed} in {language} ({value:.1%}, majority class {results.majority[language]:.1%})"
-        for line in results.lines
-        for language, summary in line.languages.items()
-        if language in results.majority
-        for seed, value in sorted(summary.by_seed.items())
-        if at_chance(value, results.counts[language], results.majority[language])
-    ]
-    if not at_majority:
-        return []
-    return [f"Warning: no better than the majority class: {'; '.join(at_majority)}."]
+    texts = []
+    for line in results.lines:
+        languages = []
+        for language, summary in line.languages.items():
+            if language not in results.majority:
+                continue
+            values = summary.by_seed.values()
+            poor = sum(at_chance(value, results.counts[language], results.majority[language]) for value in values)
+            if poor:
+                languages.append(f"{language} ({poor} of {len(values)} seeds)" if len(values) > 1 else language)
+        if languages:
+            texts.append(f"{line.objective} in {', '.join(languages)}")
+    return [f"Warning: no better than the majority class: {'; '.join(texts)}."] if texts else []

@@ -5,11 +5,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.segment import Segments
 from rich.table import Table as RichTable
+
+_GAP = 2  # characters between two columns
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,32 @@ def show(table: Table, console: Console, *, wrap: bool = True, highlight: Collec
       wrap: break cells in a narrow terminal. Otherwise rows run past its edge, which keeps every number on one line.
       highlight: indices of the rows to print in bold red.
     """
-    rich = RichTable(box=box.SIMPLE_HEAD, title=escape(table.title) or None, title_justify="left", pad_edge=not wrap)
-    for column, name in enumerate(table.header):
-        justify = "left" if column < table.text_columns else "right"
-        rich.add_column(escape(name), justify=justify, overflow="fold", no_wrap=not wrap)  # type: ignore[arg-type]
+    if table.title:
+        console.print(table.title, style="italic", markup=False)
+    rich = _grid(table, wrap)
     for index, row in enumerate(table.rows):
         rich.add_row(*map(escape, row), style="bold red" if index in highlight else None)
     if wrap:
         console.print(rich, soft_wrap=False)
-        return
-    needed = Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
-    segments = console.render(rich, console.options.update(width=needed, max_width=needed))
-    console.print(Segments(segments), crop=False, no_wrap=True, overflow="ignore", end="")
+    else:
+        options = console.options.update(width=width(table), max_width=width(table))
+        console.print(Segments(console.render(rich, options)), crop=False, no_wrap=True, overflow="ignore", end="")
+    console.print()
+
+
+def width(table: Table) -> int:
+    """Return the characters of the widest line that `show` prints without wrapping, the title aside."""
+    columns = zip(table.header, *table.rows, strict=True)
+    return sum(max(map(cell_len, column)) for column in columns) + _GAP * (len(table.header) - 1)
+
+
+def _grid(table: Table, wrap: bool) -> RichTable:
+    """Return the header of a table without its rows."""
+    rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column, name in enumerate(table.header):
+        justify = "left" if column < table.text_columns else "right"
+        rich.add_column(escape(name), justify=justify, overflow="fold", no_wrap=not wrap)  # type: ignore[arg-type]
+    return rich
 
 
 def show_fields(fields: Sequence[tuple[str, str]], console: Console) -> None:
