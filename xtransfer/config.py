@@ -151,7 +151,7 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
-    evaluation_batch_size: int = setting(256, at_least=1)
+    evaluation_batch_size: int = setting(0, at_least=0)  # rows; 0 = what suits the devices
     mesh: MeshConfig = MeshConfig()
     platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on another platform; "" = any
 
@@ -172,11 +172,14 @@ class PretrainConfig:
     max_positions: int = setting(128, at_least=8)
     dropout: float = setting(0.1, at_least=0, at_most=0.9)  # written into the checkpoint, for fine-tuning
     pretraining_dropout: float = setting(0.0, at_least=0, at_most=0.9)
-    row_length: int = setting(96, at_least=8)
-    rows: int = setting(20, at_least=1)  # rows per batch
-    masks: int = setting(15, at_least=1)  # masked tokens per row
+    row_length: int = setting(64, at_least=8)  # tokens per row
+    rows: int = setting(32, at_least=1)  # rows per batch
+    masks: int = setting(10, at_least=1)  # masked tokens per row
     pair_fraction: float = setting(0.5, at_least=0, at_most=1)  # share of draws that are translation pairs
-    partner_weight: float = setting(1.0, at_least=0)  # weight of the translation-ranking loss; masked tokens have 1
+    # shares of texts and of translation pairs whose halves become two examples that must find each other
+    split_texts: float = setting(0.0, at_least=0, at_most=1)
+    split_pairs: float = setting(0.0, at_least=0, at_most=1)
+    partner_weight: float = setting(1.0, at_least=0)  # weight of finding the other half; masked tokens have 1
     learning_rate: float = setting(1e-3, at_least=0)
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
     weight_decay: float = setting(0.01, at_least=0)
@@ -190,7 +193,7 @@ class PretrainConfig:
             raise UserError(f"config key num_heads is {self.num_heads}: it must divide hidden_size {self.hidden_size}")
         if self.masks > self.row_length:
             raise UserError(f"config key masks is {self.masks}: a row has only {self.row_length} tokens (row_length)")
-        if self.row_length > self.max_positions:
+        if self.row_length > self.max_positions and not self.start_from:
             raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.registry import load_task
-from xtransfer.data.task import Example
+from xtransfer.data.task import Example, Task
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
@@ -23,6 +23,7 @@ from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import UserError
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.runs import plan
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
@@ -67,6 +68,8 @@ def run(config: ExperimentConfig, root: Path) -> None:
             f"{task.name}: {len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {_devices()}"
         )
+        for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
+            terminal.log(line)
         stages = Stages(workdir, config, models, examples)
         stages.train_teacher()
         for seed in config.seeds:
@@ -146,6 +149,52 @@ class Stages:
     @functools.cached_property
     def _dev(self) -> Dataset:
         return self.models.student.dataset(self.examples.dev)
+
+
+def _planned_stages(
+    workdir: Workdir, config: ExperimentConfig, task: Task, models: Models, examples: TransferSet
+) -> list[plan.Stage]:
+    """Return the stages of an experiment with their estimated times, before anything is computed."""
+    machine = plan.measure()
+    teacher, student = (
+        plan.Work(model.compiled_steps.matmul_parameters, model.inputs.mean_tokens(examples.labelled))
+        for model in (models.teacher, models.student)
+    )
+    runs = [(OBJECTIVES[name], seed) for seed in config.seeds for name in config.objectives]
+    missing = [
+        (objective, seed)
+        for objective, seed in runs
+        if not models.student.is_trained(workdir.student(objective.name, seed))
+    ]
+    seconds: float | None = None
+    if not models.teacher.is_trained(workdir.teacher):
+        seconds = teacher.training_seconds(machine, config.teacher.steps, config.teacher.batch_size)
+        seconds += machine.compile_seconds
+    size = f"{config.teacher.steps:,} steps of {config.teacher.batch_size} examples"
+    stages = [plan.Stage("teacher", size, seconds)]
+
+    # The monolingual teacher labels once for all seeds, and each seed's vanilla student for itself.
+    labellers = {0: teacher} if any(o.teacher == "monolingual" for o, _ in missing) else {}
+    labellers |= {1 + seed: student for o, seed in missing if o.teacher == "vanilla"}
+    if labellers:
+        count = len(examples.everything)
+        seconds = sum(model.inference_seconds(machine, count) for model in labellers.values())
+        stages.append(plan.Stage("labelling", f"{len(labellers)} × {count:,} examples", seconds))
+
+    seconds = len(missing) * student.training_seconds(machine, config.student.steps, config.student.batch_size)
+    seconds += len({objective.loss_settings() for objective, _ in missing}) * machine.compile_seconds
+    size = f"{len(runs)} × {config.student.steps:,} steps of {config.student.batch_size} examples"
+    stages.append(plan.Stage("students", size, seconds if missing else None))
+
+    scored = sum(
+        len(task.load(split, language))
+        for split in config.evaluation_splits
+        for language in (task.source_language, *task.target_languages)
+    )
+    seconds = 2 * len(missing) * student.inference_seconds(machine, scored)
+    size = f"{len(runs)} × 2 checkpoints, {scored:,} examples each"
+    stages.append(plan.Stage("evaluation", size, seconds if missing else None))
+    return stages
 
 
 def _devices() -> str:

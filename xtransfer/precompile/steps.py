@@ -17,8 +17,8 @@ from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.errors import UserError
 from xtransfer.models.hf import config as hf_config
-from xtransfer.models.inference import INPUTS
-from xtransfer.runtime.sharding import batch_sharding, data_shards, path_name
+from xtransfer.models.inference import INPUTS, default_rows
+from xtransfer.runtime.sharding import batch_sharding, data_shards
 from xtransfer.train.compiled_steps import CompiledSteps
 from xtransfer.train.inputs import ModelInputs, check_length, checkpoint_of, plan_of
 
@@ -89,7 +89,7 @@ class Role:
 
     def infer(self, name: str) -> Step:
         """Return the step that labelling and evaluation run."""
-        plan = self._plan(self.config.evaluation_batch_size, 1)
+        plan = self._plan(self.config.evaluation_batch_size or default_rows(self.mesh), 1)
         full, short = eval_row_sizes(plan)
         sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
         batch = self._batch(plan, sizes[-1])
@@ -108,13 +108,15 @@ class Role:
         microbatches: int = 1,
     ) -> Step:
         tokens = sizes[-1] * plan.row_length
-        return Step(name, function, arguments, sizes, plan.row_length, microbatches, flops * tokens * self._parameters)
-
-    @functools.cached_property
-    def _parameters(self) -> int:
-        """The number of parameters that multiply every token, without the look-up tables."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.compiled_steps.shapes)
-        return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
+        return Step(
+            name,
+            function,
+            arguments,
+            sizes,
+            plan.row_length,
+            microbatches,
+            flops * tokens * self.compiled_steps.matmul_parameters,
+        )
 
     def _plan(self, batch_size: int, microbatches: int) -> BatchPlan:
         """Return the layout of a batch. It does not depend on the tokenizer."""

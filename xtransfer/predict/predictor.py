@@ -1,6 +1,5 @@
 """Inference over a file: rows in, logits out, one window at a time."""
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,10 +21,6 @@ from xtransfer.runtime.sharding import data_shards
 _WINDOW_ROWS = 4096  # rows that are tokenized and packed together
 _WINDOW_CHARACTERS = 1 << 24  # a window ends early once its texts are this long together
 _PREFETCHED_BATCHES = 4
-# Rows of 128 tokens per CPU core and per accelerator. More rows per core are slower: buffers over 32 MB go back to the
-# system after every batch, and it clears their pages before it hands them out again.
-_ROWS_PER_CORE = 2
-_ROWS_PER_ACCELERATOR = 256
 
 
 @dataclass(eq=False)
@@ -109,12 +104,8 @@ def _plans(
 ) -> tuple[BatchPlan, ...]:
     """Return batch layouts for a few text lengths, with rows that fill the device."""
     shards = data_shards(mesh)
-    if mesh.devices.flat[0].platform == "cpu":
-        default_size = _ROWS_PER_CORE * (os.cpu_count() or 1)
-    else:
-        default_size = _ROWS_PER_ACCELERATOR * shards
     return make_plans(
-        batch_size or default_size,
+        batch_size or inference.default_rows(mesh),
         max_length,
         pad_id=classifier.architecture.pad_id,
         position_offset=classifier.architecture.position_offset,

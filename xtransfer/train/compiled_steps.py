@@ -4,6 +4,7 @@ They are built from settings and shapes alone. So the very same steps compile wi
 machine does not have.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from xtransfer.distillation.objectives import Objective, loss_terms
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
-from xtransfer.runtime.sharding import param_shardings
+from xtransfer.runtime.sharding import param_shardings, path_name
 from xtransfer.train import optimizer, state, steps
 from xtransfer.train.microbatches import num_microbatches
 
@@ -48,6 +49,12 @@ class CompiledSteps:
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
         self._train_steps: dict[Objective, steps.TrainStep] = {}
+
+    @functools.cached_property
+    def matmul_parameters(self) -> int:
+        """The number of parameters that multiply every token, without the look-up tables."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.shapes)
+        return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
 
     def abstract_params(self) -> Any:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""

@@ -17,7 +17,7 @@ from xtransfer.data.task import Example, Task
 from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.models.inference import predict
+from xtransfer.models.inference import default_rows, predict
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
 from xtransfer.train import loop, state
@@ -171,6 +171,6 @@ class Models:
             settings,
             self._task.labels,
             self.mesh,
-            eval_batch_size=self._config.evaluation_batch_size,
+            eval_batch_size=self._config.evaluation_batch_size or default_rows(self.mesh),
             token_cache=cache_dir(self._config.task) / "tokens",
         )

@@ -12,7 +12,7 @@ from xtransfer.config import ModelConfig
 from xtransfer.data.batches.batches import BatchPlan, Dataset, make_plan
 from xtransfer.data.task import Example
 from xtransfer.data.tokens.cache import TokenCache
-from xtransfer.data.tokens.tokenizer import Tokens, concatenate, load_tokenizer
+from xtransfer.data.tokens.tokenizer import Tokens, concatenate, load_tokenizer, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -21,6 +21,7 @@ from xtransfer.models.hf.tokenizer import check_pairs, check_tokenizer
 from xtransfer.runtime import terminal
 
 _MANY_STEPS = 500  # from here on, compiling for more batch sizes pays off, since they need less padding
+_SAMPLE = 64  # examples whose lengths stand for all of them in an estimate
 _MANY_EXAMPLES = 20_000  # tokenizing this many takes long enough for a progress bar
 
 
@@ -75,6 +76,11 @@ class ModelInputs:
         splits = {number: self._tokenize(drawn_from[number]) for number in sorted({number for number, _ in positions})}
         groups = itertools.groupby(positions, operator.itemgetter(0))
         return concatenate([splits[number].take(np.array([i for _, i in group], np.int64)) for number, group in groups])
+
+    def mean_tokens(self, examples: Sequence[Example]) -> float:
+        """Return the mean number of tokens per example, of the first few examples."""
+        texts, pairs = sides(examples[:_SAMPLE])
+        return float(tokenize(self.tokenizer, texts, pairs, self.cache.max_length).lengths.mean())
 
     def dataset(
         self, examples: Sequence[Example], num_classes: int, drawn_from: Sequence[Sequence[Example]] = ()
