@@ -11,7 +11,7 @@ from tests.test_layering import COMMANDS
 from xtransfer.__main__ import commands, main
 
 ROOT = Path(__file__).parents[1]
-ALL = sorted((*COMMANDS, "report"))
+ALL = sorted((*COMMANDS, "report", "pretrain"))
 
 
 def test_every_command_has_a_one_sentence_summary() -> None:

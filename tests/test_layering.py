@@ -28,8 +28,9 @@ LAYERS = (
     ("evaluation",),
     ("experiment",),
     ("report",),  # also a command: the other commands print with its table writer
+    ("pretrain",),  # also a command: a study pretrains encoders
 )
-COMMANDS = ("main", "evaluate", "predict", "export", "describe", "precompile", "parity", "pretrain")
+COMMANDS = ("main", "evaluate", "predict", "export", "describe", "precompile", "parity", "study")
 TOP_LEVEL = {
     ".ci",
     ".gitignore",

@@ -1,0 +1,51 @@
+"""The claim on the embedded task: repetitions, ablations, and intervals, as one command.
+
+    python -m xtransfer.study --config configs/studies/claim.py:dev --workdir runs/claim-dev
+    python -m xtransfer.study --config configs/studies/claim.py --workdir runs/claim
+
+The first command, for developing a recipe, scores the dev split, which another random stream wrote than the test split.
+The second scores the test split, once for each final recipe. `main` repeats the
+quickstart over three pretraining seeds and five labelled samples. The ablations repeat it over five samples. It takes
+some hours on two CPU cores; `--variants main` runs a part.
+"""
+
+from xtransfer.study.design import Study
+
+QUICKSTART = "configs/quickstart.py"
+PRETRAINING = "configs/pretrain_mini.py"
+SAMPLES = range(5)
+# Seed 0 is embedded.
+SEEDS = (("mini-bert-en", "mini-bert-multilingual"), ("{en_1}", "{multi_1}"), ("{en_2}", "{multi_2}"))
+
+
+def get_study(arg: str = "") -> Study:
+    """Return the study. `arg` is "" for the test split, or "dev"."""
+    fixed = ("seeds=(0,)", f"evaluation_splits=('{arg or 'test'}',)")
+
+    def samples(*changes: str) -> list[tuple[str, ...]]:
+        return [(*fixed, f"task.labelled_seed={sample}", *changes) for sample in SAMPLES]
+
+    main = [
+        repetition
+        for teacher, student in SEEDS
+        for repetition in samples(f"teacher.checkpoint={teacher}", f"student.checkpoint={student}")
+    ]
+    variants = {
+        "main": main,
+        "no pretraining": samples("student.checkpoint={untrained}", "student.frozen=()"),
+        "no translations": samples("student.checkpoint={monolingual_text}"),
+        "teacher like student": samples("teacher.checkpoint=mini-bert-multilingual", "teacher.pooling=mean"),
+        "no unlabelled text": samples("task.unlabelled_from=none", "task.unlabelled=0"),
+    }
+    variants |= {f"T = {value}": samples(f"transfer.temperature={value}") for value in ("0.1", "2.0")}
+    variants |= {f"{count} labels": samples(f"task.labelled={count}") for count in (64, 256, 512, 2000)}
+    return Study(
+        base=QUICKSTART,
+        variants=variants,
+        pretrained={
+            **{f"en_{seed}": (f"{PRETRAINING}:english", (f"seed={seed}",)) for seed in (1, 2)},
+            **{f"multi_{seed}": (f"{PRETRAINING}:multilingual", (f"seed={seed}",)) for seed in (1, 2)},
+            "untrained": (f"{PRETRAINING}:multilingual", ("steps=1", "learning_rate=0.0")),
+            "monolingual_text": (f"{PRETRAINING}:multilingual", ("pair_fraction=0.0",)),
+        },
+    )

@@ -1,0 +1,134 @@
+"""Studies: loading, the comparison by hand, and a run of two variants on tiny files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import tiny
+from xtransfer.errors import UserError
+from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, SeedSummary
+from xtransfer.study import comparison, design
+from xtransfer.study.__main__ import main
+
+
+def results(teacher, vanilla, kd):
+    """Return a table with one target language: the teacher's source score, and (source, target) of the students."""
+
+    def line(name, source, target, gain):
+        languages = {"en": SeedSummary({0: source})} | ({} if target is None else {"de": SeedSummary({0: target})})
+        average = None if target is None else SeedSummary({0: target})
+        return ObjectiveResults(name, languages, average, None if gain is None else SeedSummary({0: gain}))
+
+    lines = (
+        line("teacher", teacher, None, None),
+        line("vanilla", *vanilla, None),
+        line("monox_kd", *kd, kd[1] - vanilla[1]),
+    )
+    return ResultsTable("t", "accuracy", "test", "source_dev", "en", ("de",), {"en": 9, "de": 9}, {}, lines)
+
+
+def test_comparison_by_hand():
+    # Gains 0.10, 0.06 and 0.08: mean 0.08, sd 0.02. With two degrees of freedom t = 4.3027, so the half width is
+    # 4.3027 · 0.02 / √3 = 0.0497.
+    repetitions = [
+        results(0.9, (0.7, 0.60), (0.8, 0.70)),
+        results(0.8, (0.6, 0.50), (0.8, 0.56)),
+        results(0.7, (0.5, 0.52), (0.8, 0.60)),
+    ]
+    table = comparison.table([comparison.compare("main", repetitions)])
+    assert table.header == ("variant", "n", "teacher", "vanilla, source", "vanilla, targets", "monox_kd")
+    assert table.rows == (("main", "3", "80.0 ± 10.0", "60.0 ± 10.0", "54.0 ± 5.3", "+8.0 [+3.0, +13.0]"),)
+    (row,) = comparison.table([comparison.compare("one", repetitions[:1])]).rows
+    assert row == ("one", "1", "90.0", "70.0", "60.0", "+10.0")
+
+
+def test_a_variant_without_an_objective_has_no_value():
+    with_kd = results(0.9, (0.7, 0.60), (0.8, 0.70))
+    without = ResultsTable("t", "accuracy", "test", "source_dev", "en", ("de",), {}, {}, with_kd.lines[:2])
+    table = comparison.table([comparison.compare("a", [with_kd]), comparison.compare("b", [without])])
+    assert [row[-1] for row in table.rows] == ["+10.0", "–"]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    """Return a study of one-step experiments in two variants, one of which pretrains its student first."""
+    root = tmp_path_factory.mktemp("study")
+    encoder = tiny.checkpoint(root / "encoder")
+    data = tiny.write_task(root / "data", train=40)
+    for language in ("en", "de"):
+        (data / language / "unlabelled.tsv").write_text("text\nthe film is good\nder Film ist gut\n")
+    base = tiny.config_file(root / "base.py", data, encoder, encoder, steps=2)
+    (root / "pretraining.py").write_text(
+        "from xtransfer import config as settings\n"
+        "def get_config(arg=''):\n"
+        "    config = settings.default(settings.PretrainConfig)\n"
+        f"    config.task.name, config.task.data_dir = 'files', {str(data)!r}\n"
+        f"    config.start_from, config.steps, config.row_length = {str(encoder)!r}, 1, 8\n"
+        "    config.rows, config.masks = 8, 1\n"
+        "    return config\n"
+    )
+    (root / "study.py").write_text(
+        "from xtransfer.study.design import Study\n"
+        "def get_study(arg=''):\n"
+        "    fixed = (\"objectives=('vanilla','monox_kd')\", 'seeds=(0,)', 'teacher.steps=2')\n"
+        f"    return Study(base={str(base)!r}, variants={{\n"
+        "        'plain': [(*fixed, f'task.labelled_seed={i}') for i in range(2)],\n"
+        "        'more': [(*fixed, 'student.checkpoint={pretrained}')],\n"
+        f"    }}, pretrained={{'pretrained': ({str(root / 'pretraining.py')!r}, ('seed=1',))}})\n"
+    )
+    return root / "study.py"
+
+
+def test_a_study_runs_and_resumes(config_file, tmp_path, capsys):
+    flags = ["--config", str(config_file), "--workdir", str(tmp_path / "runs"), "--variants", "plain"]
+    subprocess.run([sys.executable, "-m", "xtransfer.study", *flags], check=True, timeout=240)
+    assert not (tmp_path / "runs" / "pretrained").exists()
+    main(["--config", str(config_file), "--workdir", str(tmp_path / "runs")])
+    text = (tmp_path / "runs" / "study.md").read_text()
+    assert "| plain | 2 |" in text and "| more | 1 |" in text
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "study.jsonl").read_text().splitlines()]
+    # Source scores of teacher and two students, targets of two students, and one gain.
+    assert sum(row["variant"] == "plain" for row in rows) == 2 * (3 + 2 + 1)
+    config = json.loads((tmp_path / "runs" / "more" / "0" / "config.json").read_text())
+    assert config["student"]["checkpoint"] == str(tmp_path / "runs" / "pretrained" / "pretrained")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("metrics.jsonl")}
+    capsys.readouterr()
+    main(["--config", str(config_file), "--workdir", str(tmp_path / "runs")])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("metrics.jsonl")}
+    assert "Variants of the experiment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "KeyError: 'get_study'"),
+        ("def get_study(arg): return 3", "get_study returned int, not a Study"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_config_is_a_one_line_error(content, message, tmp_path):
+    (tmp_path / "study.py").write_text(content)
+    with pytest.raises(UserError, match=message):
+        design.load(str(tmp_path / "study.py"))
+
+
+def test_unknown_names_are_refused(config_file, tmp_path):
+    with pytest.raises(UserError, match="no such config file"):
+        design.load(str(tmp_path / "none.py"))
+    with pytest.raises(UserError, match="--variants plane: not one of plain, more; did you mean 'plain'"):
+        main(["--config", str(config_file), "--workdir", str(tmp_path), "--variants", "plane"])
+
+
+def test_the_shipped_study_loads_with_all_of_its_experiments():
+    from xtransfer import config
+
+    shipped = design.load("configs/studies/claim.py:dev")
+    names = {name: f"/nowhere/{name}" for name in shipped.pretrained}
+    for repetitions in shipped.variants.values():
+        for flags in repetitions:
+            config.load(shipped.base, [f"--config.{flag.format(**names)}" for flag in flags])
+    for source, flags in shipped.pretrained.values():
+        config.load(source, [f"--config.{flag}" for flag in flags], config.PretrainConfig)
+    assert len(shipped.variants["main"]) == 15

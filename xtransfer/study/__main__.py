@@ -1,0 +1,35 @@
+"""Run an experiment in several variants, repeat each on several samples, and compare them.
+
+    python -m xtransfer.study --config configs/studies/claim.py --workdir runs/claim [--variants NAME …]
+
+The config names a base experiment, the variants' changes to it, and the encoders to pretrain first. Every repetition
+is an experiment with a directory of its own, `DIR/VARIANT/NUMBER`, and the same command resumes. The comparison is
+printed, and written to `DIR/study.md` and `DIR/study.jsonl`.
+"""
+
+import argparse
+from pathlib import Path
+
+from xtransfer.errors import UserError, nearest
+from xtransfer.runtime import terminal
+from xtransfer.study.design import load
+from xtransfer.study.runner import run
+
+
+def main(argv: list[str]) -> None:
+    """Parse the flags, run what is missing, and compare."""
+    parser = argparse.ArgumentParser(prog="python -m xtransfer.study", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the study; see configs/studies/claim.py")
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the directory of all repetitions")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="run only these variants")
+    args = parser.parse_args(argv)
+    study = load(args.config)
+    names = args.variants or list(study.variants)
+    for name in names:
+        if name not in study.variants:
+            raise UserError(f"--variants {name}: not one of {', '.join(study.variants)}{nearest(name, study.variants)}")
+    run(study, names, args.workdir)
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,105 @@
+"""Compare the variants of a study: results of repetitions to a table with intervals."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xtransfer.evaluation.results import BASELINE, ResultsTable, SeedSummary
+from xtransfer.report import table as table_writer
+from xtransfer.runs.workdir import TEACHER
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results of one variant over its repetitions; shares, not percent.
+
+    Attributes:
+      variant: its name.
+      teacher: the teacher's score in the source language.
+      source: the students' scores in the source language, by objective.
+      targets: their averages over the target languages, by objective.
+      gains: the differences of these averages from the baseline's in the same repetition, by objective.
+    """
+
+    variant: str
+    teacher: SeedSummary
+    source: Mapping[str, SeedSummary]
+    targets: Mapping[str, SeedSummary]
+    gains: Mapping[str, SeedSummary]
+
+
+def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
+    """Summarise the results of a variant's repetitions. A value of a repetition is its mean over seeds."""
+
+    def over_repetitions(value: Callable[[Any], SeedSummary | None]) -> dict[str, SeedSummary]:
+        by_objective: dict[str, dict[int, float]] = {}
+        for number, result in enumerate(results):
+            for line in result.lines:
+                summary = value(line)
+                if summary is not None:
+                    by_objective.setdefault(line.objective, {})[number] = summary.mean
+        return {objective: SeedSummary(values) for objective, values in by_objective.items()}
+
+    source = over_repetitions(lambda line: line.languages[results[0].source_language])
+    return Comparison(
+        variant=variant,
+        teacher=source.pop(TEACHER),
+        source=source,
+        targets=over_repetitions(lambda line: line.average),
+        gains=over_repetitions(lambda line: line.gain),
+    )
+
+
+def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
+    """Return a row for each variant, in percent and points, with the 95 % intervals of the gains."""
+    objectives = list(dict.fromkeys(name for comparison in comparisons for name in comparison.gains))
+    header = ("variant", "n", "teacher", f"{BASELINE}, source", f"{BASELINE}, targets", *objectives)
+    rows = tuple(
+        (
+            comparison.variant,
+            str(len(comparison.teacher.by_seed)),
+            _percent(comparison.teacher),
+            _percent(comparison.source[BASELINE]),
+            _percent(comparison.targets[BASELINE]),
+            *(_gain(comparison.gains.get(name)) for name in objectives),
+        )
+        for comparison in comparisons
+    )
+    notes = (
+        "Accuracy in %, mean ± sample standard deviation over the n repetitions of a variant.",
+        f"The last columns are gains over {BASELINE} in points, averaged over the target languages and paired within "
+        "each repetition, with 95 % intervals by Student's t.",
+    )
+    return table_writer.Table(header, rows, title="Variants of the experiment", notes=notes)
+
+
+def _percent(summary: SeedSummary) -> str:
+    text = f"{summary.mean * 100:.1f}"
+    return text if summary.sd is None else f"{text} ± {summary.sd * 100:.1f}"
+
+
+def _gain(summary: SeedSummary | None) -> str:
+    if summary is None:
+        return "–"
+    text = f"{summary.mean * 100:+.1f}"
+    if summary.interval is None:
+        return text
+    low, high = (bound * 100 for bound in summary.interval)
+    return f"{text} [{low:+.1f}, {high:+.1f}]"
+
+
+def rows(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
+    """Yield every value of every repetition, for programs."""
+    for comparison in comparisons:
+        source = {TEACHER: comparison.teacher, **comparison.source}
+        kinds = {"source": source, "targets": comparison.targets, "gain": comparison.gains}
+        for kind, by_objective in kinds.items():
+            for objective, summary in by_objective.items():
+                for number, value in summary.by_seed.items():
+                    yield {
+                        "variant": comparison.variant,
+                        "repetition": number,
+                        "objective": objective,
+                        "quantity": kind,
+                        "value": value,
+                    }
