@@ -16,9 +16,14 @@ from ml_collections import ConfigDict
 
 from xtransfer import config as settings
 
+SMALL_LANGUAGES = (
+    *("arb_Arab", "deu_Latn", "fra_Latn", "hin_Deva", "jpn_Jpan", "rus_Cyrl"),
+    *("spa_Latn", "swh_Latn", "tur_Latn", "vie_Latn", "zho_Hans"),
+)
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config for `arg`: "" for BERT base and XLM-R base, "mini" for the embedded encoders."""
+    """Return the config for `arg`: "" for base encoders, "small" for small ones, "mini" for the embedded ones."""
     config = settings.default()
     config.task.name = "sib200"
     config.task.source_language = "eng_Latn"
@@ -30,6 +35,15 @@ def get_config(arg: str = "") -> ConfigDict:
         model.batch_size = 32
     config.teacher.checkpoint, config.teacher.steps = "google-bert/bert-base-cased@main", 200
     config.student.checkpoint, config.student.steps = "FacebookAI/xlm-roberta-base@main", 600
+    if arg == "small":
+        config.task.labelled = 140
+        config.task.target_languages = SMALL_LANGUAGES
+        config.teacher.checkpoint = "sentence-transformers/all-MiniLM-L6-v2@main"
+        config.student.checkpoint = "intfloat/multilingual-e5-small@main"
+        config.student.frozen = (r"^encoder\.embeddings\.word_embeddings\.",)
+        for model in (config.teacher, config.student):
+            model.pooling = "mean"
+            model.learning_rate, model.steps, model.evaluations = 1e-4, 150, 3
     if arg == "mini":
         config.teacher.checkpoint, config.student.checkpoint = "mini-bert-en", "mini-bert-multilingual"
         for model in (config.teacher, config.student):
