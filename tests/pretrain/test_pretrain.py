@@ -198,6 +198,7 @@ def test_a_language_without_text_is_refused(settings, tmp_path):
     task = dataclasses.replace(settings.task, data_dir=str(data))
     with pytest.raises(UserError, match="de.*unlabelled"):
         pretraining.pretrain(dataclasses.replace(settings, task=task), tmp_path / "mini")
+    pretraining.pretrain(dataclasses.replace(settings, steps=1), tmp_path / "mini")
 
 
 def test_sinusoids_by_hand():

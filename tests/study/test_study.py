@@ -103,7 +103,7 @@ def test_a_study_runs_and_resumes(config_file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "KeyError: 'get_study'"),
+        ("", "study.py has no function get_study; pass a study such as configs/studies/claim.py"),
         ("def get_study(arg): return 3", "get_study returned int, not a Study"),
         ("1 / 0", "ZeroDivisionError"),
     ],

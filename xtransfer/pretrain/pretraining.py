@@ -46,14 +46,25 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
     """
     work = output.with_name(output.name + ".work")
     with directory_lock(work):
-        recipe = as_record(settings)
-        check_unchanged(work / "config.json", recipe)
-        record(work / "config.json", recipe)
+        check_unchanged(work / "config.json", as_record(settings))
         _pretrain(settings, output, work)
 
 
 def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     texts, pairs = text.texts(settings.task, settings.languages), text.pairs(settings.task, settings.languages)
+    empty = [name for name, group in texts.items() if not any(line.strip() for line in group)]
+    if empty or not texts:
+        raise UserError(
+            f"task {settings.task.name!r} has no text to pretrain on in {', '.join(empty or settings.languages)}; it "
+            "is read from the unlabelled split"
+        )
+    mesh = sharding.make_mesh()
+    if settings.rows % sharding.data_shards(mesh):
+        raise UserError(f"config key rows is {settings.rows}; choose a multiple of the {jax.device_count()} devices")
+    if settings.start_from:
+        _architecture(settings, _load_tokenizer(settings.start_from))
+    # Only now, so that a recipe that cannot work is not held against the corrected one.
+    record(work / "config.json", as_record(settings))
     tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
     architecture = _architecture(settings, tokenizer)
     batches = _batches(settings, architecture, tokenizer, texts, pairs)
@@ -61,9 +72,6 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
         f"{sum(map(len, texts.values())):,} texts, {sum(map(len, pairs.values())):,} pairs, {len(tokenizer):,} tokens"
     )
 
-    mesh = sharding.make_mesh()
-    if settings.rows % sharding.data_shards(mesh):
-        raise UserError(f"config key rows is {settings.rows}; choose a multiple of the {jax.device_count()} devices")
     graphdef, params = _model(settings, architecture, mesh)
     rate = optimizer.schedule(
         "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
@@ -166,6 +174,16 @@ def _sinusoids(length: int, size: int) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :size]
 
 
+def _load_tokenizer(start_from: str) -> Any:
+    """Return the tokenizer of a checkpoint, or refuse one that does not suit its model or masking."""
+    start = hf_checkpoint.resolve(start_from)
+    tokenizer = load_tokenizer(start)
+    check_tokenizer(start, tokenizer)
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{start_from}: its tokenizer has no mask token, so it cannot be pretrained further")
+    return tokenizer
+
+
 def _tokenizer(
     settings: PretrainConfig, texts: Mapping[str, list[str]], pairs: Mapping[str, Any], directory: Path
 ) -> Any:
@@ -174,10 +192,7 @@ def _tokenizer(
     It is a WordPiece tokenizer that lower-cases text and keeps accents.
     """
     if settings.start_from:
-        start = hf_checkpoint.resolve(settings.start_from)
-        tokenizer = load_tokenizer(start)
-        check_tokenizer(start, tokenizer)
-        return tokenizer
+        return _load_tokenizer(settings.start_from)
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # defined at run time
 
@@ -218,16 +233,8 @@ def _batches(
         ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         return list(zip(ids[::2], ids[1::2], strict=True))
 
-    if tokenizer.mask_token_id is None:
-        raise UserError(f"{settings.start_from}: its tokenizer has no mask token, so it cannot be pretrained further")
     halves = {name: encode([text.halves(line) for line in group]) for name, group in texts.items()}
     halves = {name: [(a, b) for a, b in group if len(a) + len(b)] for name, group in halves.items()}
-    empty = [name for name, group in halves.items() if not group]
-    if empty or not halves:
-        raise UserError(
-            f"task {settings.task.name!r} has no text to pretrain on in {', '.join(empty or settings.languages)}; it "
-            "is read from the unlabelled split"
-        )
     return masking.PretrainingBatches(
         halves,
         {name: [(a, b) for a, b in encode(group) if len(a) and len(b)] for name, group in pairs.items()},

@@ -40,9 +40,11 @@ def load(source: str) -> Study:
         raise UserError(f"{path}: no such config file; --config takes FILE or FILE:ARG")
     try:
         functions = runpy.run_path(path)
-        study = functions["get_study"](arg)
+        study = functions["get_study"](arg) if "get_study" in functions else None
     except Exception as error:  # the file is the user's program, so any exception is about the file
         raise UserError(f"{source}: {type(error).__name__}: {error}") from error
+    if "get_study" not in functions:
+        raise UserError(f"{path} has no function get_study; pass a study such as configs/studies/claim.py")
     if not isinstance(study, Study):
         raise UserError(f"{source}: get_study returned {type(study).__name__}, not a Study")
     return study
