@@ -4,9 +4,10 @@
       --config.start_from=intfloat/multilingual-e5-small@main \\
       --config.task.data_dir=DIR --config.languages="('deu_Latn','swh_Latn')"
 
-Each language's text is DIR/LANGUAGE/unlabelled.tsv, with a column `text`. Afterwards, train a student from the result:
-`--config.student.checkpoint=adapted`. This is zero-shot still, but it has used text of the target languages (Gururangan
-et al., "Don't Stop Pretraining", ACL 2020).
+Each language's text is DIR/LANGUAGE/unlabelled.tsv, with a column `text`; no other file is needed. Afterwards, train a
+student from the result: `--config.student.checkpoint=adapted`. This is still zero-shot, but it has used text of the
+target languages (Gururangan et al., "Don't Stop Pretraining", ACL 2020). Sentence encoders such as e5 come without a
+language model's head, so theirs starts anew.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,11 @@
 Without `task.data_dir`, the files of the named languages are downloaded (0.2 MB each). Base encoders need an
 accelerator. We have not run this config in full, so it states no expected result.
 
+    --config configs/sib200.py:small --config.task.data_dir=DIR
+
+trains on a laptop: multilingual-e5-small learns from all-MiniLM-L6-v2 and 140 labels, for eleven target languages. We
+have run it only on dev and for a part of its steps, so it states no expected result yet.
+
     --config configs/sib200.py:mini
 
 uses the embedded mini encoders, which have seen only synthetic reviews. It shows that the files can be read and that
@@ -24,6 +29,8 @@ SMALL_LANGUAGES = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config for `arg`: "" for base encoders, "small" for small ones, "mini" for the embedded ones."""
+    if arg not in ("", "small", "mini"):
+        raise ValueError(f"{arg!r} is not one of small, mini")
     config = settings.default()
     config.task.name = "sib200"
     config.task.source_language = "eng_Latn"

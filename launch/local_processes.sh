@@ -59,9 +59,14 @@ signal_all() { # signal
 }
 
 await() { # waits for all processes; sets $result to the status of the first that failed
-  local index status ended=0 deadline="" next=TERM all_exited=false
+  local index status ended=0 deadline="" next=TERM all_exited=false repeated=false started=$SECONDS
   while [[ $ended -lt $count ]]; do
     if ! read -r -t 1 index status <&3; then # nothing yet, or a signal
+      # A shell that was just starting its process ignores a signal, so an early one is sent twice.
+      if [[ -n "$signalled" ]] && ! $repeated && [[ $((SECONDS - started)) -lt 10 ]]; then
+        repeated=true
+        signal_all "$signalled"
+      fi
       if [[ -n "$deadline" && $SECONDS -ge $deadline ]]; then
         signal_all "$next"
         next=KILL deadline=$((SECONDS + grace))

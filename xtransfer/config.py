@@ -151,7 +151,7 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
-    evaluation_batch_size: int = setting(0, at_least=0)  # rows; 0 = what suits the devices
+    evaluation_batch_size: int = setting(0, at_least=0)  # rows; 0 = chosen for the devices
     mesh: MeshConfig = MeshConfig()
     platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on another platform; "" = any
 
@@ -191,6 +191,8 @@ class PretrainConfig:
         """Refuse settings that contradict each other."""
         if self.hidden_size % self.num_heads:
             raise UserError(f"config key num_heads is {self.num_heads}: it must divide hidden_size {self.hidden_size}")
+        if self.rows == 1 and (self.split_texts or self.split_pairs):
+            raise UserError("config key rows is 1: split texts and pairs need at least 2, one for each half")
         if self.masks > self.row_length:
             raise UserError(f"config key masks is {self.masks}: a row has only {self.row_length} tokens (row_length)")
         if self.row_length > self.max_positions and not self.start_from:

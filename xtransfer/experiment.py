@@ -21,6 +21,7 @@ from xtransfer.distillation.logits_store import LogitsStore, open_store
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import UserError
+from xtransfer.evaluation import results
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import plan
@@ -181,20 +182,30 @@ def _planned_stages(
         seconds = sum(model.inference_seconds(machine, count) for model in labellers.values())
         stages.append(plan.Stage("labelling", f"{len(labellers)} × {count:,} examples", seconds))
 
-    seconds = len(missing) * student.training_seconds(machine, config.student.steps, config.student.batch_size)
+    dev = config.student.evaluations * student.inference_seconds(machine, len(examples.dev))
+    seconds = student.training_seconds(machine, config.student.steps, config.student.batch_size) + dev
+    seconds *= len(missing)
     seconds += len({objective.loss_settings() for objective, _ in missing}) * machine.compile_seconds
     size = f"{len(runs)} × {config.student.steps:,} steps of {config.student.batch_size} examples"
     stages.append(plan.Stage("students", size, seconds if missing else None))
 
-    scored = sum(
+    scored = processes.on_first(lambda: _scored_runs(workdir))
+    unscored = sum((objective.name, seed) not in scored for objective, seed in runs)
+    count = sum(
         len(task.load(split, language))
         for split in config.evaluation_splits
         for language in (task.source_language, *task.target_languages)
     )
-    seconds = 2 * len(missing) * student.inference_seconds(machine, scored)
-    size = f"{len(runs)} × 2 checkpoints, {scored:,} examples each"
-    stages.append(plan.Stage("evaluation", size, seconds if missing else None))
+    seconds = 2 * unscored * student.inference_seconds(machine, count)
+    size = f"{len(runs)} × 2 checkpoints, {count:,} examples each"
+    stages.append(plan.Stage("evaluation", size, seconds if unscored else None))
     return stages
+
+
+def _scored_runs(workdir: Workdir) -> set[tuple[str, int]]:
+    """Return the objective and seed of every run that has results."""
+    rows = results.read_rows(workdir.results) if workdir.results.exists() else []
+    return {(row["objective"], row["seed"]) for row in rows}
 
 
 def _devices() -> str:

@@ -4,6 +4,7 @@ python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstar
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from xtransfer import config, experiment
@@ -36,7 +37,8 @@ def _finish(workdir: Workdir, settings: config.ExperimentConfig) -> None:
     report(workdir)
     objective = "monox_kd" if "monox_kd" in settings.objectives else settings.objectives[-1]
     run = workdir.student(objective, settings.seeds[0])
-    terminal.log(f"classify text: python -m xtransfer.predict --model {run} --input FILE --output FILE")
+    model = shlex.quote(str(run))
+    terminal.log(f"classify text: python -m xtransfer.predict --model {model} --input FILE --output FILE")
     if settings.task.name == "minireviews":
         terminal.log("your own text and encoders: see README.md, 'Your own data' and 'Your own checkpoints'")
 

@@ -71,7 +71,7 @@ def test_constant_predictions_are_one_line_at_the_end(workdir, capsys, monkeypat
 
     monkeypatch.setattr(Finetuner, "predict", always_first)
     evaluate(workdir)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "one class for every example" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "predict one class for every example" in line]
     (line,) = lines
     assert "teacher step" in line and "vanilla seed 0 step" in line and "on test de (bad)" in line
     workdir.results.unlink()

@@ -284,6 +284,7 @@ def test_a_second_run_is_refused_and_the_first_can_be_followed(launcher: Launche
     assert launcher.run("worker.sh", "running", HOME=str(home))[0] == 1
     last = launcher.start("worker.sh", "run", "d", "bash", "-c", "echo on; sleep 20", HOME=str(home))
     wait_until(lambda: "on" in read(home / ".xtransfer-runs/d/log"))
+    wait_until(lambda: read(home / ".xtransfer-runs/d/pid"))
     os.killpg(int(read(home / ".xtransfer-runs/d/pid")), signal.SIGTERM)  # as at a shutdown
     assert last.wait(timeout=10) == 143
 

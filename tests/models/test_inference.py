@@ -152,3 +152,14 @@ def test_missing_or_repeated_example_is_an_error(order: np.ndarray) -> None:
 
     with pytest.raises(ValueError, match="1 of 21 examples do not occur exactly once"):
         inference.predict(step, model()[1], mesh, batches(order), N, CLASSES)
+
+
+def test_default_rows_by_hand(monkeypatch):
+    """A CPU gets 1,024 tokens per core, and an accelerator 32,768, both up to a limit."""
+    mesh = make_mesh()
+    for cores, rows in ((2, 16), (8, 64), (96, 64)):
+        monkeypatch.setattr(inference, "_cores", lambda cores=cores: cores)
+        assert inference.default_rows(mesh, 128) == rows
+    monkeypatch.setattr(inference, "_cores", lambda: 2)
+    assert inference.default_rows(mesh, 512) == 4
+    assert inference.default_rows(mesh, 4096) == 1

@@ -19,6 +19,7 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf import tokenizer as hf_tokenizer
+from xtransfer.models.hf.families import FAMILIES
 from xtransfer.pretrain import __main__ as pretrain
 from xtransfer.pretrain import pretraining
 from xtransfer.runtime import terminal
@@ -81,7 +82,7 @@ def test_recipe_log_and_card_are_saved_with_the_weights(settings, checkpoint):
     assert recipe["task"]["data_dir"] == ""  # the recipe is published without local directories
     log = (checkpoint / "pretraining.jsonl").read_text().splitlines()
     card = (checkpoint / "README.md").read_text()
-    assert f"the loss is {json.loads(log[-1])['masked']:.3f} nats per\n  masked token" in card
+    assert f"the loss is {json.loads(log[-1])['masked']:.3f} nats per masked token" in " ".join(card.split())
     assert "seed 0" in card
 
 
@@ -115,7 +116,8 @@ def test_start_from_a_checkpoint(settings, checkpoint, tmp_path):
     assert (tmp_path / "more" / "tokenizer.json").read_text() == (checkpoint / "tokenizer.json").read_text()
     assert json.loads((tmp_path / "more" / "pretraining.json").read_text())["start_from"] == "mini"
     assert json.loads((tmp_path / "more" / "start-pretraining.json").read_text())["steps"] == 60
-    assert "pretrained further from `mini`" in (tmp_path / "more" / "README.md").read_text()
+    card = (tmp_path / "more" / "README.md").read_text()
+    assert "pretrained further from `mini`" in card and "license:" not in card and "other half" not in card
 
 
 def test_existing_output_is_an_error(tmp_path):
@@ -162,7 +164,7 @@ def test_partner_terms_by_hand():
 
 
 @pytest.mark.parametrize("name", ["roberta_masked", "distilbert_masked", "electra_masked", "electra_classifier"])
-def test_every_family_with_a_language_model_continues(name, settings, tmp_path):
+def test_every_family_with_a_language_model_continues(name, settings, tmp_path, capsys):
     """ELECTRA's discriminator and its classifiers have no such head, so they get a new one."""
     start = shutil.copytree(FIXTURES / name, tmp_path / "start")
     # RoBERTa's ids: the first token is 0, padding 1, and the separator 2.
@@ -173,6 +175,14 @@ def test_every_family_with_a_language_model_continues(name, settings, tmp_path):
     before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "more" / "model.safetensors")
     (words,) = [key for key in before if key.endswith("word_embeddings.weight")]
     assert np.abs(before[words] - after[words]).max() > 1e-3
+    family = FAMILIES[name.partition("_")[0]]
+    head = {family.source(path)[0] for path in ("transform.kernel", "transform_norm.scale", "decoder_bias")}
+    assert head <= set(after)
+    if name.endswith("_masked"):
+        assert all(0 < np.abs(before[key] - after[key]).max() < 0.2 for key in head)
+    (architecture,) = json.loads((tmp_path / "more" / "config.json").read_text())["architectures"]
+    assert architecture.endswith("ForMaskedLM")
+    assert ("has no language model's head" in capsys.readouterr().out) == (name == "electra_classifier")
     hf_checkpoint.load_masked_lm(tmp_path / "more", seed=0)
     assert hf_config.read_config(tmp_path / "more") == hf_config.read_config(start)
     hf_checkpoint.load_classifier(tmp_path / "more", 2, seed=0)
@@ -185,6 +195,15 @@ def test_a_tokenizer_without_a_mask_token_is_refused(settings, checkpoint, tmp_p
     (start / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="has no mask token, so it cannot be pretrained further"):
         pretraining.pretrain(dataclasses.replace(settings, start_from=str(start)), tmp_path / "more")
+
+
+def test_unlabelled_files_are_enough(settings, tmp_path):
+    for language in ("en", "de"):
+        (tmp_path / "data" / language).mkdir(parents=True)
+        (tmp_path / "data" / language / "unlabelled.tsv").write_text("text\nthe film is good\nder Film ist gut\n")
+    task = dataclasses.replace(settings.task, data_dir=str(tmp_path / "data"))
+    pretraining.pretrain(dataclasses.replace(settings, task=task, steps=1), tmp_path / "mini")
+    assert (tmp_path / "mini" / "model.safetensors").is_file()
 
 
 def test_rows_that_devices_cannot_share_are_refused(settings, tmp_path):

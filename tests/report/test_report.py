@@ -142,21 +142,42 @@ def test_a_constant_prediction_is_named_in_every_language():
 def test_headline_by_hand():
     # Gains 8 and 5: mean 6.5, sd 2.1213. With one degree of freedom t = 12.706, so the half width is 19.06.
     assert summary.headline(table()) == (
-        "monox_kd raises zero-shot accuracy by 6.5 points over direct fine-tuning (vanilla): "
+        "monox_kd makes no clear difference to zero-shot accuracy: +6.5 points over direct fine-tuning (vanilla), "
         "95 % interval -12.6 to 25.6 over 2 seeds."
     )
+    # Gains 8, 7 and 9: mean 8, sd 1. With two degrees of freedom t = 4.3027, so the half width is 2.48.
+    values = {
+        "vanilla": {seed: (0.7, 0.6, 0.6) for seed in range(3)},
+        "monox_kd": {0: (0.8, 0.68, 0.68), 1: (0.8, 0.67, 0.67), 2: (0.8, 0.69, 0.69)},
+    }
+    assert summary.headline(table(*make_rows(values))) == (
+        "monox_kd raises zero-shot accuracy by 8.0 points over direct fine-tuning (vanilla): "
+        "95 % interval 5.5 to 10.5 over 3 seeds."
+    )
+    # The same as a loss, with another metric, and selected by an oracle.
+    swapped = {"vanilla": values["monox_kd"], "monox_kd": values["vanilla"]}
+    rows = make_rows(swapped, metric="macro_f1", selection="target_dev_oracle")
+    assert summary.headline(table(*rows, metric="macro_f1", selection="target_dev_oracle")) == (
+        "monox_kd lowers oracle macro_f1 by 8.0 points over direct fine-tuning (vanilla): "
+        "95 % interval 5.5 to 10.5 over 3 seeds."
+    )
     alone = summary.headline(table(*make_rows(ONE_SEED)))
-    assert alone is not None and alone.endswith(
-        "by 8.0 points over direct fine-tuning (vanilla): 1 seed, spread unknown."
-    )
+    assert alone is not None
+    assert alone.endswith("by 8.0 points over direct fine-tuning (vanilla): 1 seed, spread unknown.")
+    same = summary.headline(table(*make_rows({name: {0: (0.7, 0.6, 0.6)} for name in ("vanilla", "monox_kd")})))
+    assert same is not None and "makes no clear difference to zero-shot accuracy: +0.0 points" in same
     assert summary.headline(table(*make_rows({"monox_kd": VALUES["monox_kd"]}))) is None
-    # A loss of 8 and 5 points is an interval of losses.
-    swapped = {"vanilla": VALUES["monox_kd"], "monox_kd": VALUES["vanilla"]}
-    assert "lowers zero-shot accuracy by 6.5 points" in summary.headline(table(*make_rows(swapped)))
-    assert "95 % interval -12.6 to 25.6" in summary.headline(table(*make_rows(swapped)))
-    assert (
-        summary.headline(table(*make_rows({"vanilla": VALUES["vanilla"], "self_training": VALUES["monox_kd"]}))) is None
+    rows = make_rows({"vanilla": VALUES["vanilla"], "self_training": VALUES["monox_kd"]})
+    assert summary.headline(table(*rows)) is None
+
+
+def test_the_legend_says_what_the_numbers_are():
+    assert summary.legend(table()) == (
+        "in %, mean ± sd over 2 seeds; 1,000 examples per language; checkpoint: best on the source language's dev split"
     )
+    rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows(ONE_SEED)]
+    assert summary.legend(table(*rows)).startswith("in %, one seed; 500 to 1,000 examples per language; ")
+    assert summary.legend(table()) in printed(make_rows())
 
 
 def test_caveats_are_one_line():

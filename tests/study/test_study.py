@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, SeedSummary
 from xtransfer.study import comparison, design
 from xtransfer.study.__main__ import main
+
+RESULT_FIELDS = ("t", "accuracy", "test", "source_dev", "en", ("de",), {"en": 9, "de": 9}, {})
 
 
 def results(teacher, vanilla, kd):
@@ -26,7 +29,7 @@ def results(teacher, vanilla, kd):
         line("vanilla", *vanilla, None),
         line("monox_kd", *kd, kd[1] - vanilla[1]),
     )
-    return ResultsTable("t", "accuracy", "test", "source_dev", "en", ("de",), {"en": 9, "de": 9}, {}, lines)
+    return ResultsTable(*RESULT_FIELDS, lines)
 
 
 def test_comparison_by_hand():
@@ -97,7 +100,20 @@ def test_a_study_runs_and_resumes(config_file, tmp_path, capsys):
     capsys.readouterr()
     main(["--config", str(config_file), "--workdir", str(tmp_path / "runs")])
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("metrics.jsonl")}
-    assert "Variants of the experiment" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Variants of the experiment" in printed and "gains over vanilla in points" in " ".join(printed.split())
+    # A part of the study keeps the other variants in the table, and another recipe is refused.
+    main([*flags])
+    assert "| more | 1 |" in (tmp_path / "runs" / "study.md").read_text()
+    changed = config_file.read_text().replace("('seed=1',)", "('seed=2',)")
+    (tmp_path / "changed.py").write_text(changed)
+    with pytest.raises(UserError, match="seed: 1 → 2"):
+        main(["--config", str(tmp_path / "changed.py"), "--workdir", str(tmp_path / "runs")])
+    # A repetition that fails is named, and the others are finished.
+    (tmp_path / "failing.py").write_text(config_file.read_text().replace("labelled_seed={i}'", "labelled={i * 1000}'"))
+    with pytest.raises(UserError, match="1 repetitions failed; the first is plain 1: task.labelled 1000"):
+        main(["--config", str(tmp_path / "failing.py"), "--workdir", str(tmp_path / "other")])
+    assert "| more | 1 |" in (tmp_path / "other" / "study.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -125,10 +141,54 @@ def test_the_shipped_study_loads_with_all_of_its_experiments():
     from xtransfer import config
 
     shipped = design.load("configs/studies/claim.py:dev")
-    names = {name: f"/nowhere/{name}" for name in shipped.pretrained}
+    directories = {name: Path("/nowhere") / name for name in shipped.pretrained}
     for repetitions in shipped.variants.values():
         for flags in repetitions:
-            config.load(shipped.base, [f"--config.{flag.format(**names)}" for flag in flags])
+            config.load(shipped.base, design.with_directories(flags, directories))
     for source, flags in shipped.pretrained.values():
-        config.load(source, [f"--config.{flag}" for flag in flags], config.PretrainConfig)
+        config.load(source, design.with_directories(flags, directories), config.PretrainConfig)
+    assert len(design.encoders_of(shipped, ["main"])) == 4
     assert len(shipped.variants["main"]) == 15
+
+
+def test_only_names_of_encoders_are_replaced():
+    flags = ("task.path={language}/{split}.tsv", "student.checkpoint={a}")
+    assert design.with_directories(flags, {"a": Path("/x")}) == [
+        "--config.task.path={language}/{split}.tsv",
+        "--config.student.checkpoint=/x",
+    ]
+
+
+def test_an_encoder_that_another_recipe_starts_from_is_pretrained_too():
+    study = design.Study(
+        base="b.py",
+        variants={"v": [("student.checkpoint={b}",)], "w": [()]},
+        pretrained={"a": ("p.py", ()), "b": ("p.py", ("start_from={a}",)), "c": ("p.py", ())},
+    )
+    assert design.encoders_of(study, ["v"]) == ["a", "b"]
+    assert design.encoders_of(study, ["w"]) == []
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("{'../x': [()]}", r"'../x' cannot be the name"),
+        ("{'pretrained': [()]}", "'pretrained' cannot be the name"),
+        ("{'x.work': [()]}", "'x.work' cannot be the name"),
+        ("{'x': []}", "variant 'x' has no repetition"),
+    ],
+)
+def test_impossible_variants_are_refused(variants, message, tmp_path):
+    (tmp_path / "study.py").write_text(
+        "from xtransfer.study.design import Study\n"
+        f"def get_study(arg): return Study(base='configs/quickstart.py', variants={variants})\n"
+    )
+    with pytest.raises(UserError, match=message):
+        design.load(str(tmp_path / "study.py"))
+
+
+def test_a_comparison_without_the_baseline_has_no_value():
+    lines = results(0.9, (0.7, 0.60), (0.8, 0.70)).lines
+    only_kd = (lines[0], ObjectiveResults("monox_kd", lines[2].languages, lines[2].average, None))
+    table = comparison.table([comparison.compare("a", [ResultsTable(*RESULT_FIELDS, only_kd)])])
+    assert table.rows == (("a", "1", "90.0", "–", "–"),)

@@ -23,6 +23,22 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
 }
 
 
+# Tasks whose text can be read without their labelled splits.
+TEXTS: dict[str, Callable[[TaskConfig, str], dict[str, list[str]]]] = {"files": user_files.texts}
+
+
+def load_texts(config: TaskConfig, language: str) -> dict[str, list[str]]:
+    """Return a language's texts to pretrain on, by group; see `Task.pretraining`. Labelled splits need not exist."""
+    if config.name in TEXTS:
+        return TEXTS[config.name](config, language)
+    return load_task(config).pretraining(language)
+
+
+def load_pairs(config: TaskConfig, first: str, second: str) -> list[tuple[str, str]]:
+    """Return the translation pairs of two languages; see `Task.parallel`."""
+    return [] if config.name in TEXTS else load_task(config).parallel(first, second)
+
+
 def load_task(config: TaskConfig) -> Task:
     """Return the task that a config names.
 

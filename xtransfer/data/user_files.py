@@ -84,9 +84,21 @@ def task(config: TaskConfig) -> Task:
         load=load,
         fingerprint=lambda: _hash_files(config, labels, (source, *targets), held_out),
         synthetic=False,
-        pretraining=lambda language: {language: [example.text for example in load(UNLABELLED, language)]},
+        pretraining=lambda language: texts(config, language),
         parallel=lambda first, second: [],
     )
+
+
+def texts(config: TaskConfig, language: str) -> dict[str, list[str]]:
+    """Return the texts of a language's unlabelled split, without any other file.
+
+    Raises:
+      UserError: the file is missing or malformed, or a setting does not fit.
+    """
+    _check_pattern(config)
+    records = _reader(config)(UNLABELLED, language)
+    examples = _examples(config, records, _file(config, UNLABELLED, language), (), UNLABELLED, language)
+    return {language: [text for example in examples for text in (example.text, example.text_pair) if text]}
 
 
 def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:

@@ -80,7 +80,9 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
     if constants:
         more = f"; and {len(constants) - _SHOWN} more" if len(constants) > _SHOWN else ""
-        terminal.log(f"warning: one class for every example: {'; '.join(constants[:_SHOWN])}{more}")
+        terminal.log(
+            f"warning: these checkpoints predict one class for every example: {'; '.join(constants[:_SHOWN])}{more}"
+        )
     run_keys = {(run.objective, run.seed) for run in all_runs}
     return [row for row in rows if (row["objective"], row["seed"]) in run_keys]
 

@@ -38,7 +38,7 @@ BASELINE = "vanilla"
 
 @dataclasses.dataclass(frozen=True)
 class SeedSummary:
-    """A quantity over seeds: its value for each seed, their mean, its confidence interval, and their spread."""
+    """A quantity over seeds, or over the repetitions of a study: its values, their mean, interval, and spread."""
 
     by_seed: Mapping[int, float]
 

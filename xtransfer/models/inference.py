@@ -17,18 +17,30 @@ _IN_FLIGHT = 3  # batches on the device while the host packs the next and reads 
 
 # A CPU is fastest with small batches: buffers over 32 MB go back to the system after every batch, and it clears their
 # pages before it hands them out again. An accelerator needs large ones.
-_ROWS_PER_CORE = 8
-_ROWS_PER_ACCELERATOR = 256
+_TOKENS_PER_CORE, _MOST_CORES = 1024, 8
+_TOKENS_PER_ACCELERATOR, _MOST_ACCELERATORS = 256 * 128, 16
 
 T = TypeVar("T")
 EvalStep = Callable[[nnx.State, Mapping[str, jax.Array]], jax.Array]
 
 
-def default_rows(mesh: Mesh) -> int:
-    """Return a number of rows per batch, each of about 128 tokens, that suits the devices of a mesh."""
+def default_rows(mesh: Mesh, row_length: int) -> int:
+    """Return a number of rows per global batch that suits the devices of a mesh and the tokens of a row.
+
+    It depends on this machine's cores, so processes that share batches must take it from one of them.
+    """
     if mesh.devices.flat[0].platform == "cpu":
-        return _ROWS_PER_CORE * (os.cpu_count() or 1)
-    return _ROWS_PER_ACCELERATOR * data_shards(mesh)
+        tokens = _TOKENS_PER_CORE * min(_cores(), _MOST_CORES)
+    else:
+        tokens = _TOKENS_PER_ACCELERATOR * min(data_shards(mesh), _MOST_ACCELERATORS)
+    return max(1, tokens // row_length)
+
+
+def _cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:

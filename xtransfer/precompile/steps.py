@@ -89,7 +89,8 @@ class Role:
 
     def infer(self, name: str) -> Step:
         """Return the step that labelling and evaluation run."""
-        plan = self._plan(self.config.evaluation_batch_size or default_rows(self.mesh), 1)
+        row_length = self.settings.row_length or self.settings.max_length
+        plan = self._plan(self.config.evaluation_batch_size or default_rows(self.mesh, row_length), 1)
         full, short = eval_row_sizes(plan)
         sizes = tuple(sorted({short, full})) if self.rows is None else (full,)
         batch = self._batch(plan, sizes[-1])

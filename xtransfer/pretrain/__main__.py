@@ -2,9 +2,9 @@
 
     python -m xtransfer.pretrain --config configs/pretrain_mini.py:english --output DIR
 
-Train a masked language model from scratch, with translation pairs if the languages have parallel text, and write a
-Hugging Face checkpoint. The embedded checkpoints were made this way. An interrupted run resumes from `DIR.work/`, which
-is kept afterwards for its `metrics.jsonl`.
+Train a masked language model from scratch, or continue a checkpoint (`start_from`) on more text. Translation pairs are
+used if the languages have parallel text. The result is a Hugging Face checkpoint. The embedded ones were made this way.
+An interrupted run resumes from `DIR.work/`, which is kept afterwards for its `metrics.jsonl`.
 """
 
 import argparse

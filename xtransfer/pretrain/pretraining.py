@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from xtransfer.train import loop, optimizer, state, steps
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PARTNER_TEMPERATURE = 0.1  # divides the cosines
+_CARD_WIDTH = 120  # characters per line of a model card
 _POSITION_SCALE = 0.03  # gives the sinusoids the spread of BERT's normal(0.02)
 
 
@@ -160,6 +162,8 @@ def _model(settings: PretrainConfig, architecture: EncoderConfig, mesh: Mesh) ->
     architecture = dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate)
     if settings.start_from:
         directory = hf_checkpoint.resolve(settings.start_from)
+        if not hf_checkpoint.has_language_model(directory):
+            terminal.log(f"{settings.start_from} has no language model's head; starting with a new one")
         return hf_checkpoint.load_masked_lm(directory, seed=settings.seed, mesh=mesh, config=architecture)
     model = MaskedLM(architecture, rngs=nnx.Rngs(settings.seed))
     # If the learned positions start as sinusoids, the loss leaves its first plateau much sooner.
@@ -233,11 +237,14 @@ def _batches(
         ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
         return list(zip(ids[::2], ids[1::2], strict=True))
 
-    halves = {name: encode([text.halves(line) for line in group]) for name, group in texts.items()}
+    # Only split texts are tokenized in halves, because a tokenizer may treat the seam differently.
+    split = text.halves if settings.split_texts else lambda line: (line, "")
+    halves = {name: encode([split(line) for line in group]) for name, group in texts.items()}
     halves = {name: [(a, b) for a, b in group if len(a) + len(b)] for name, group in halves.items()}
+    translations = {name: [(a, b) for a, b in encode(group) if len(a) and len(b)] for name, group in pairs.items()}
     return masking.PretrainingBatches(
         halves,
-        {name: [(a, b) for a, b in encode(group) if len(a) and len(b)] for name, group in pairs.items()},
+        {name: group for name, group in translations.items() if group},
         masking.InputFormat(
             cls=tokenizer.cls_token_id,
             sep=tokenizer.sep_token_id,
@@ -246,7 +253,7 @@ def _batches(
             vocab_size=architecture.vocab_size,
             position_offset=architecture.position_offset,
         ),
-        masking.BatchShape(settings.rows, settings.row_length, settings.masks),
+        masking.BatchShape(settings.rows, settings.row_length, settings.masks, max(12, settings.row_length // 8)),
         pair_fraction=settings.pair_fraction,
         split_texts=settings.split_texts,
         split_pairs=settings.split_pairs,
@@ -257,48 +264,57 @@ def _batches(
 def _without_local_paths(settings: PretrainConfig) -> PretrainConfig:
     """Return the recipe without this machine's directories. Of `start_from`, keep only the name."""
     task = dataclasses.replace(settings.task, cache_dir="", data_dir="")
-    return dataclasses.replace(settings, task=task, start_from=Path(settings.start_from).name)
+    return dataclasses.replace(settings, task=task, start_from=_name(settings.start_from))
 
 
 def _card(settings: PretrainConfig, architecture: EncoderConfig, log: Sequence[Mapping[str, float]]) -> str:
     """Return the model card: what the model is, how and from what it was trained, and what it is not for."""
-    return _CARD.format(
-        s=settings,
-        architecture=architecture,
-        languages=", ".join(settings.languages),
-        origin=_FURTHER.format(start=Path(settings.start_from).name) if settings.start_from else _FROM_SCRATCH,
-        tags="\n".join(f"- {language}" for language in settings.languages),
-        masked=log[-1]["masked"],
-        partner_accuracy=log[-1].get("partner_accuracy", 0.0),
+    languages = "\n".join(f"- {language}" for language in settings.languages)
+    start, last = _name(settings.start_from), log[-1]
+    header = f"---\nlanguage:\n{languages}\n" + ("" if start else "license: apache-2.0\n")
+    origin = _FURTHER.format(start=start) if start else _FROM_SCRATCH
+    if settings.task.name == "minireviews":
+        origin += " The text is synthetic: a program wrote it."
+    recipe = (
+        f"Batches have {settings.rows} packed rows of {settings.row_length} tokens with {settings.masks} masks each, "
+        f"for {settings.steps:,} steps."
     )
+    found = ""
+    if settings.split_texts or settings.split_pairs:
+        recipe += (
+            f" If the text has translations, {settings.pair_fraction:.0%} of the draws are translation pairs. "
+            f"{settings.split_texts:.0%} of the texts and {settings.split_pairs:.0%} of the pairs are split into two "
+            "examples, each of which must find the other in the batch."
+        )
+        found = f", and {last['partner_accuracy']:.1%} of the other halves are found"
+    points = [
+        f"**Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`, with seed {settings.seed}. "
+        + recipe,
+        "**Log**: `pretraining.jsonl`. At the end of training, on the training batches, the loss is "
+        f"{last['masked']:.3f} nats per masked token{found}.",
+        "**Weights**: float16, converted to float32 when loaded. Tokenizer and weights belong together, because "
+        "training a tokenizer is not deterministic.",
+    ]
+    if start:
+        points.append(f"**Licence**: see `{start}`.")
+    else:
+        points.append("**Licence**: Apache 2.0, text and weights.")
+    size = f"It has {architecture.num_layers} layers of width {architecture.hidden_size}."
+    body = [
+        f"# A small encoder for {', '.join(settings.languages)}",
+        textwrap.fill(f"{origin} It was trained on the text of the task `{settings.task.name}`. {size}", _CARD_WIDTH),
+        "\n".join(textwrap.fill(f"- {point}", _CARD_WIDTH, subsequent_indent="  ") for point in points),
+    ]
+    return f"{header}library_name: transformers\n---\n\n" + "\n\n".join(body) + "\n"
+
+
+def _name(start_from: str) -> str:
+    """Return the name of a checkpoint without local directories; a hub id stays as it is."""
+    return Path(start_from).name if hf_checkpoint.user_path(start_from).exists() else start_from
 
 
 _FROM_SCRATCH = (
-    "This encoder was pretrained from scratch, to try out methods on a laptop's CPU in minutes. It has seen no other\n"
+    "This encoder was pretrained from scratch, to try out methods on a laptop's CPU in minutes. It has seen no other "
     "text than named below, so no conclusion about real languages can be drawn from it."
 )
 _FURTHER = "This encoder was pretrained further from `{start}`."
-
-_CARD = """---
-language:
-{tags}
-license: apache-2.0
-library_name: transformers
----
-
-# A small encoder for {languages}
-
-{origin}
-It was trained on the text of the task `{s.task.name}`. (The text of `minireviews` is synthetic: a program wrote it.)
-It has {architecture.num_layers} layers of width {architecture.hidden_size}.
-
-- **Recipe**: `pretraining.json`, the settings of `python -m xtransfer.pretrain`, with seed {s.seed}. Batches have
-  {s.rows} packed rows of {s.row_length} tokens with {s.masks} masks each, for {s.steps:,} steps. If the text has
-  translations, {s.pair_fraction:.0%} of the draws are translation pairs. {s.split_texts:.0%} of the texts and
-  {s.split_pairs:.0%} of the pairs are split into two examples, each of which must find the other in the batch.
-- **Log**: `pretraining.jsonl`. At the end of training, on the training batches, the loss is {masked:.3f} nats per
-  masked token, and {partner_accuracy:.1%} of the other halves are found.
-- **Weights**: float16, converted to float32 when loaded. Tokenizer and weights belong together, because training a
-  tokenizer is not deterministic.
-- **Licence**: Apache 2.0, text and weights, unless the checkpoint that it starts from says otherwise.
-"""

@@ -1,4 +1,4 @@
-"""A results table as text: its cells, its caption, and its warnings."""
+"""A results table as text: its cells, its headline, its caption, its caveats, and its warnings."""
 
 from collections.abc import Iterable
 
@@ -13,9 +13,9 @@ _MARKDOWN_WIDTH = 120  # characters of a Markdown table's row, beyond which lang
 
 
 def show(results: ResultsTable, console: table_writer.Console, task: TaskRecord) -> None:
-    """Print the table, one sentence that says what it shows, and one line of caveats."""
+    """Print the table, what its numbers are, one sentence that says what it shows, and one line of caveats."""
     table_writer.show(grid(results, task, width=console.width), console, wrap=False)
-    for text in (headline(results), caveats(results, task)):
+    for text in (legend(results), headline(results), caveats(results, task)):
         if text:
             console.print(text, markup=False)
 
@@ -39,14 +39,15 @@ def markdown(results: ResultsTable, task: TaskRecord) -> str:
 
 
 def grid(results: ResultsTable, task: TaskRecord, *, width: int) -> table_writer.Table:
-    """Return the table with objectives in rows, or in columns if the rows would be wider than `width` characters."""
+    """Return the table with objectives in rows, or in columns if that is narrower and rows exceed `width`."""
     header, rows = cells(results)
     title = title_of(results, task)
     wide = table_writer.Table(tuple(header), tuple(map(tuple, rows)), title=title)
     if table_writer.width(wide) <= width:
         return wide
     columns = list(zip(header, *rows, strict=True))
-    return table_writer.Table(("language", *columns[0][1:]), tuple(columns[1:]), title=title)
+    narrow = table_writer.Table(("language", *columns[0][1:]), tuple(columns[1:]), title=title)
+    return min(wide, narrow, key=table_writer.width)
 
 
 def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
@@ -75,17 +76,36 @@ def headline(results: ResultsTable) -> str | None:
 
 
 def _gain_sentence(results: ResultsTable, objective: str, gain: SeedSummary) -> str:
-    points = gain.mean * 100
-    verb = "raises" if points > 0 else "lowers"
+    kind = "zero-shot" if PROTOCOLS[results.selection].zero_shot else "oracle"
     seeds = f"{len(gain.by_seed)} seed" + ("s" if len(gain.by_seed) > 1 else "")
-    spread = f"{seeds}, spread unknown"
-    if gain.interval is not None:
-        low, high = (bound * 100 * (1 if points > 0 else -1) for bound in gain.interval)
-        spread = f"95 % interval {min(low, high):.1f} to {max(low, high):.1f} over {seeds}"
+    points = gain.mean * 100
+    if gain.interval is None:
+        spread, is_clear = f"{seeds}, spread unknown", abs(points) >= 0.05
+    else:
+        low, high = (bound * 100 for bound in gain.interval)
+        is_clear = low > 0 or high < 0
+        low, high = sorted((low, high)) if points > 0 or not is_clear else sorted((-low, -high))
+        spread = f"95 % interval {low:.1f} to {high:.1f} over {seeds}"
+    if not is_clear:
+        return (
+            f"{objective} makes no clear difference to {kind} {results.metric}: {points:+.1f} points over direct "
+            f"fine-tuning ({BASELINE}), {spread}."
+        )
+    verb = "raises" if points > 0 else "lowers"
     return (
-        f"{objective} {verb} zero-shot {results.metric} by {abs(points):.1f} points over direct fine-tuning "
+        f"{objective} {verb} {kind} {results.metric} by {abs(points):.1f} points over direct fine-tuning "
         f"({BASELINE}): {spread}."
     )
+
+
+def legend(results: ResultsTable) -> str:
+    """Return one line that says what the numbers of the table are."""
+    seeds = max(len(line.seeds) for line in results.lines)
+    spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+    counts = sorted(set(results.counts.values()))
+    examples = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    protocol = PROTOCOLS[results.selection].description
+    return f"in %, {spread}; {examples} examples per language; checkpoint: {protocol}"
 
 
 def caveats(results: ResultsTable, task: TaskRecord) -> str:

@@ -68,7 +68,7 @@ def width(table: Table) -> int:
 
 
 def _grid(table: Table, wrap: bool) -> RichTable:
-    """Return the header of a table without its rows."""
+    """Return an empty rich table with the header."""
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column, name in enumerate(table.header):
         justify = "left" if column < table.text_columns else "right"

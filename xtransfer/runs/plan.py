@@ -1,8 +1,7 @@
 """The plan of an experiment: its stages, their sizes, and roughly how long each will take.
 
-The estimates take the time of a matrix product on this machine, and what is known of the steps: a training step costs 6
-FLOPs per parameter and token, a forward pass 2 (Kaplan et al., "Scaling Laws for Neural Language Models", 2020). They
-are meant to tell minutes from hours.
+The estimates combine a measured matrix product with known costs: a training step takes 6 FLOPs per parameter and token,
+and a forward pass 2 (Kaplan et al., "Scaling Laws for Neural Language Models", 2020). They separate minutes from hours.
 """
 
 import time
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from xtransfer.runtime import processes
 
 _EFFICIENCY = 0.33  # share of a bare matrix product's speed that a step reaches
 _SIZE = 1024  # rows and columns of the matrices to measure
@@ -79,8 +80,8 @@ def measure() -> Machine:
         product(a).block_until_ready()
     seconds = max((time.perf_counter() - start) / repeats, 1e-6)
     is_cpu = jax.devices()[0].platform == "cpu"
-    # Virtual CPU devices share the cores, so that only accelerators multiply.
-    devices = 1 if is_cpu else jax.device_count()
+    # The virtual CPU devices of a process share its cores.
+    devices = processes.count() if is_cpu else jax.device_count()
     return Machine(
         flops=devices * 2 * _SIZE**3 / seconds,
         step_seconds=0.03 if is_cpu else 0.002,

@@ -17,7 +17,7 @@ from xtransfer.study.runner import run
 
 
 def main(argv: list[str]) -> None:
-    """Parse the flags, run what is missing, and compare."""
+    """Parse the flags, run the missing repetitions, and compare the variants."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.study", description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the study; see configs/studies/claim.py")
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the directory of all repetitions")

@@ -59,8 +59,8 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
             comparison.variant,
             str(len(comparison.teacher.by_seed)),
             _percent(comparison.teacher),
-            _percent(comparison.source[BASELINE]),
-            _percent(comparison.targets[BASELINE]),
+            _percent(comparison.source.get(BASELINE)),
+            _percent(comparison.targets.get(BASELINE)),
             *(_gain(comparison.gains.get(name)) for name in objectives),
         )
         for comparison in comparisons
@@ -69,11 +69,14 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
         "Accuracy in %, mean ± sample standard deviation over the n repetitions of a variant.",
         f"The last columns are gains over {BASELINE} in points, averaged over the target languages and paired within "
         "each repetition, with 95 % intervals by Student's t.",
+        "The intervals take repetitions for independent, although some share an encoder and all share the test text.",
     )
     return table_writer.Table(header, rows, title="Variants of the experiment", notes=notes)
 
 
-def _percent(summary: SeedSummary) -> str:
+def _percent(summary: SeedSummary | None) -> str:
+    if summary is None:
+        return "–"
     text = f"{summary.mean * 100:.1f}"
     return text if summary.sd is None else f"{text} ± {summary.sd * 100:.1f}"
 

@@ -1,11 +1,14 @@
 """The design of a study: a base experiment, its variants, and the encoders that they need."""
 
+import re
 import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from xtransfer.errors import UserError
+
+_NAME = re.compile(r"\w[\w .=,+-]{0,99}")  # becomes a directory
 
 Flags = tuple[str, ...]
 """Changes to a config, each as "KEY=VALUE". "{NAME}" stands for the directory of a pretrained encoder."""
@@ -47,4 +50,36 @@ def load(source: str) -> Study:
         raise UserError(f"{path} has no function get_study; pass a study such as configs/studies/claim.py")
     if not isinstance(study, Study):
         raise UserError(f"{source}: get_study returned {type(study).__name__}, not a Study")
+    _check(source, study)
     return study
+
+
+def _check(source: str, study: Study) -> None:
+    """Refuse names that cannot be directories, and variants without a repetition."""
+    for name in (*study.variants, *study.pretrained):
+        is_taken = name == "pretrained" and name in study.variants  # the folder of the encoders
+        if not _NAME.fullmatch(name) or is_taken or name.endswith(".work"):
+            raise UserError(f"{source}: {name!r} cannot be the name of a variant or an encoder; use letters and digits")
+    for name, repetitions in study.variants.items():
+        if not repetitions:
+            raise UserError(f"{source}: variant {name!r} has no repetition")
+
+
+def with_directories(flags: Flags, directories: Mapping[str, Path]) -> list[str]:
+    """Return flags of the command line, with the directory of each encoder in place of its name in braces."""
+    lines = []
+    for flag in flags:
+        for name, directory in directories.items():
+            flag = flag.replace(f"{{{name}}}", str(directory))
+        lines.append(f"--config.{flag}")
+    return lines
+
+
+def encoders_of(study: Study, names: Sequence[str]) -> list[str]:
+    """Return the encoders that some variants use, and those that their recipes use, in the order of the study."""
+    flags = [flag for name in names for repetition in study.variants[name] for flag in repetition]
+    used: set[str] = set()
+    while more := {name for name in study.pretrained if any(f"{{{name}}}" in flag for flag in flags)} - used:
+        used |= more
+        flags += [flag for name in more for flag in study.pretrained[name][1]]
+    return [name for name in study.pretrained if name in used]

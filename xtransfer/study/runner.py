@@ -1,76 +1,98 @@
 """Run the repetitions of a study, and write their comparison."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from xtransfer import config, experiment, storage
 from xtransfer.config import ExperimentConfig, PretrainConfig
+from xtransfer.errors import UserError
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
-from xtransfer.runs.workdir import Workdir, read_task
+from xtransfer.runs.workdir import TEACHER, Workdir, as_record, check_unchanged, read_task
 from xtransfer.runtime import terminal
 from xtransfer.study import comparison
-from xtransfer.study.design import Flags, Study
+from xtransfer.study.design import Study, encoders_of, with_directories
 
 
 def run(study: Study, names: Sequence[str], root: Path) -> list[comparison.Comparison]:
-    """Run the missing repetitions of some variants, and print and write their comparison.
+    """Run the missing repetitions of some variants, and print and write the comparison of all finished variants.
 
-    All configs are checked before anything is computed.
+    All configs are checked before anything is computed. A repetition that fails is named, and the others go on.
 
     Raises:
-      UserError: a config is wrong, or an experiment fails.
+      UserError: a config is wrong, an encoder was pretrained with another recipe, or repetitions failed.
     """
     directories = {name: root / "pretrained" / name for name in study.pretrained}
     recipes = {
-        name: config.load(source, _overrides(flags, directories), PretrainConfig)
+        name: config.load(source, with_directories(flags, directories), PretrainConfig)
         for name, (source, flags) in study.pretrained.items()
     }
     experiments = {
-        (name, number): config.load(study.base, _overrides(flags, directories))
-        for name in names
-        for number, flags in enumerate(study.variants[name])
+        name: [config.load(study.base, with_directories(flags, directories)) for flags in repetitions]
+        for name, repetitions in study.variants.items()
     }
-    for name in _used(study, names):
-        if not directories[name].exists():
+    for name in encoders_of(study, names):
+        if directories[name].exists():
+            work = directories[name].with_name(f"{name}.work")
+            check_unchanged(work / "config.json", as_record(recipes[name]))
+        else:
             terminal.log(f"pretraining {name}")
             pretrain(recipes[name], directories[name])
             jax.clear_caches()
-    results: dict[str, list[ResultsTable]] = {}
-    for done, ((name, number), settings) in enumerate(experiments.items()):
-        terminal.log(f"{name} {number}: experiment {done + 1} of {len(experiments)}")
-        results.setdefault(name, []).append(_results(settings, root / name / str(number)))
-    comparisons = [comparison.compare(name, of_variant) for name, of_variant in results.items()]
-    table = comparison.table(comparisons)
-    table_writer.show(table, terminal.console, wrap=False)
-    lines = [f"# {table.title}", "", *table_writer.markdown(table), "", *(f"- {note}" for note in table.notes), ""]
-    storage.write_atomically(root / "study.md", "\n".join(lines))
-    storage.write_jsonl(root / "study.jsonl", comparison.rows(comparisons))
+    failures = []
+    for name in names:
+        for number, settings in enumerate(experiments[name]):
+            terminal.log(f"{name}: repetition {number + 1} of {len(experiments[name])}")
+            try:
+                experiment.run(settings, root / name / str(number))
+            except UserError as error:
+                failures.append(f"{name} {number}: {error}")
+                terminal.log(f"error: {failures[-1]}")
+            jax.clear_caches()  # the next experiment compiles functions of its own
+        _write(root, _finished(experiments, root))
+    comparisons = _finished(experiments, root)
+    if comparisons:
+        table = comparison.table(comparisons)
+        table_writer.show(table, terminal.console, wrap=False)
+        for note in table.notes:
+            terminal.log(note)
+    if failures:
+        raise UserError(f"{len(failures)} repetitions failed; the first is {failures[0]}")
     return comparisons
 
 
-def _overrides(flags: Flags, directories: Mapping[str, Path]) -> list[str]:
-    return [f"--config.{flag.format(**directories)}" for flag in flags]
+def _finished(experiments: Mapping[str, Sequence[ExperimentConfig]], root: Path) -> list[comparison.Comparison]:
+    """Return the comparisons of the variants whose repetitions all have results."""
+    comparisons = []
+    for name, repetitions in experiments.items():
+        workdirs = [Workdir(root / name / str(number)) for number in range(len(repetitions))]
+        if all(workdir.results.exists() for workdir in workdirs):
+            tables = [_results(*pair) for pair in zip(repetitions, workdirs, strict=True)]
+            comparisons.append(comparison.compare(name, tables))
+    return comparisons
 
 
-def _used(study: Study, names: Sequence[str]) -> Iterator[str]:
-    """Yield the pretrained encoders that some variants use."""
-    flags = [flag for name in names for repetition in study.variants[name] for flag in repetition]
-    return (name for name in study.pretrained if any(f"{{{name}}}" in flag for flag in flags))
-
-
-def _results(settings: ExperimentConfig, directory: Path) -> ResultsTable:
-    """Run one experiment, or read it if it is finished."""
-    experiment.run(settings, directory)
-    jax.clear_caches()  # the next experiment compiles functions of its own
-    workdir = Workdir(directory)
+def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
+    """Return the results of an experiment's own runs, without those of seeds and objectives it had before."""
+    runs = {(objective, seed) for objective in settings.objectives for seed in settings.seeds}
+    runs.add((TEACHER, settings.teacher_seed))
     return aggregate(
-        read_rows(workdir.results),
+        [row for row in read_rows(workdir.results) if (row["objective"], row["seed"]) in runs],
         source_language=settings.task.source_language,
         target_languages=read_task(workdir).target_languages,
         split=default_split(settings.evaluation_splits),
     )
+
+
+def _write(root: Path, comparisons: Sequence[comparison.Comparison]) -> None:
+    """Write the comparison as Markdown for people and as JSON lines for programs."""
+    if not comparisons:
+        return
+    table = comparison.table(comparisons)
+    lines = [f"# {table.title}", "", *table_writer.markdown(table), "", *(f"- {note}" for note in table.notes), ""]
+    storage.write_atomically(root / "study.md", "\n".join(lines))
+    storage.write_jsonl(root / "study.jsonl", comparison.rows(comparisons))

@@ -18,7 +18,7 @@ from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import default_rows, predict
-from xtransfer.runtime import terminal
+from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
 from xtransfer.train import loop, state
 from xtransfer.train.compiled_steps import CompiledSteps
@@ -166,11 +166,15 @@ class Models:
 
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:
         terminal.log(f"{role}: {settings.checkpoint}")
+
+        def automatic_rows() -> int:
+            return default_rows(self.mesh, settings.row_length or settings.max_length)
+
         return Finetuner(
             role,
             settings,
             self._task.labels,
             self.mesh,
-            eval_batch_size=self._config.evaluation_batch_size or default_rows(self.mesh),
+            eval_batch_size=self._config.evaluation_batch_size or processes.on_first(automatic_rows),
             token_cache=cache_dir(self._config.task) / "tokens",
         )

@@ -56,7 +56,7 @@ def test_every_setting_is_read_from_the_file() -> None:
 
 
 SMALL = {"vocab_size": 40, "hidden_size": 15, "num_layers": 2, "num_heads": 3, "intermediate_size": 20}
-ROBERTA = {"type_vocab_size": 1, "head_input_dropout": True}
+ROBERTA = {"type_vocab_size": 1, "head_input_dropout": True, "masked_lm_act": "gelu"}
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "roberta": ROBERTA | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-6, "pad_id": 2, "position_offset": 3},
     "xlm-roberta": ROBERTA
@@ -74,6 +74,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "embedding_size": 11,
         "hidden_act": "relu",
         "head_act": "gelu",
+        "masked_lm_act": "gelu",
         "head_input_dropout": True,
         "layer_norm_eps": 1e-5,
     },

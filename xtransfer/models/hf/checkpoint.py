@@ -126,6 +126,11 @@ def load_classifier(
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
 
 
+def has_language_model(directory: str | Path) -> bool:
+    """Return whether a checkpoint's weights include the head of a masked language model."""
+    return "decoder_bias" in WeightSource.open(directory, FAMILIES[read_config(directory).family]).targets
+
+
 def load_masked_lm(
     directory: str | Path,
     *,
