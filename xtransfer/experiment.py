@@ -189,8 +189,7 @@ def _planned_stages(
     size = f"{len(runs)} × {config.student.steps:,} steps of {config.student.batch_size} examples"
     stages.append(plan.Stage("students", size, seconds if missing else None))
 
-    scored = processes.on_first(lambda: _scored_runs(workdir))
-    unscored = sum((objective.name, seed) not in scored for objective, seed in runs)
+    unscored = processes.on_first(lambda: _num_unscored(workdir, [(o.name, seed) for o, seed in runs]))
     count = sum(
         len(task.load(split, language))
         for split in config.evaluation_splits
@@ -202,10 +201,11 @@ def _planned_stages(
     return stages
 
 
-def _scored_runs(workdir: Workdir) -> set[tuple[str, int]]:
-    """Return the objective and seed of every run that has results."""
+def _num_unscored(workdir: Workdir, runs: Sequence[tuple[str, int]]) -> int:
+    """Return the number of runs, each an objective and a seed, that have no results yet."""
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
-    return {(row["objective"], row["seed"]) for row in rows}
+    scored = {(row["objective"], row["seed"]) for row in rows}
+    return sum(run not in scored for run in runs)
 
 
 def _devices() -> str:
