@@ -16,6 +16,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+# Steps in flight together on eight virtual devices can wait for each other's threads until XLA aborts.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 # The first example of a jitted function pays for its compilation, so a deadline would measure the compiler.
 hypothesis.settings.register_profile("xtransfer", deadline=None, derandomize=True)
