@@ -6,7 +6,7 @@
 The first command scores the dev split, which another random stream wrote than the test split. It is for developing a
 recipe. The second scores the test split, once for each final recipe. `main` repeats the quickstart over three
 pretraining seeds and five labelled samples. The ablations repeat it over five samples with the embedded encoders.
-Compare them with "as in the quickstart". The study takes some hours on two CPU cores.
+Compare them with "as in the quickstart". Expect hours on two CPU cores; we have not run it in full.
 `--variants main` runs a part.
 """
 
