@@ -11,7 +11,7 @@ from xtransfer.config import TaskConfig
 from xtransfer.data import user_files
 from xtransfer.data.corpora import loader, massive, paws_x, sib200, webis_cls, xnli
 from xtransfer.data.corpora.minireviews import task as minireviews
-from xtransfer.data.task import Task
+from xtransfer.data.task import Task, TextSource
 from xtransfer.errors import UserError, nearest
 
 CORPORA = (*xnli.CORPORA, *webis_cls.CORPORA, *paws_x.CORPORA, *sib200.CORPORA, *massive.CORPORA)
@@ -24,19 +24,19 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
 
 
 # Tasks whose text can be read without their labelled splits.
-TEXTS: dict[str, Callable[[TaskConfig, str], dict[str, list[str]]]] = {"files": user_files.texts}
+TEXTS: dict[str, Callable[[TaskConfig], TextSource]] = {"files": user_files.text_source}
 
 
-def load_texts(config: TaskConfig, language: str) -> dict[str, list[str]]:
-    """Return a language's texts to pretrain on, by group; see `Task.pretraining`. Labelled splits need not exist."""
+def load_text_source(config: TaskConfig) -> TextSource:
+    """Return a task's text to pretrain on. The labelled splits need not exist if the task can do without them.
+
+    Raises:
+      UserError: as `load_task`.
+    """
     if config.name in TEXTS:
-        return TEXTS[config.name](config, language)
-    return load_task(config).pretraining(language)
-
-
-def load_pairs(config: TaskConfig, first: str, second: str) -> list[tuple[str, str]]:
-    """Return the translation pairs of two languages; see `Task.parallel`."""
-    return [] if config.name in TEXTS else load_task(config).parallel(first, second)
+        return TEXTS[config.name](config)
+    task = load_task(config)
+    return TextSource(task.pretraining, task.parallel)
 
 
 def load_task(config: TaskConfig) -> Task:

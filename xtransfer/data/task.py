@@ -59,6 +59,14 @@ class Task:
     parallel: Callable[[str, str], list[tuple[str, str]]]
 
 
+@dataclass(frozen=True)
+class TextSource:
+    """A task's text to pretrain on; see `Task` for the two functions."""
+
+    pretraining: Callable[[str], dict[str, list[str]]]
+    parallel: Callable[[str, str], list[tuple[str, str]]]
+
+
 def example_id(task: str, split: str, language: str, number: str) -> str:
     """Return the id of an example: task/split/language/number."""
     return f"{task}/{split}/{language}/{number}"

@@ -24,6 +24,7 @@ from xtransfer.data.task import (
     UNLABELLED,
     Example,
     Task,
+    TextSource,
     check_request,
     example_id,
     label_index,
@@ -76,6 +77,7 @@ def task(config: TaskConfig) -> Task:
             _check_classes(loaded, labels, _file(config, split, language))
         return sampling.train_and_dev(loaded, config)[0] if split == "train" and language in held_out else loaded
 
+    text = _text_source(config, read)
     return Task(
         name=config.name,
         labels=labels,
@@ -84,21 +86,28 @@ def task(config: TaskConfig) -> Task:
         load=load,
         fingerprint=lambda: _hash_files(config, labels, (source, *targets), held_out),
         synthetic=False,
-        pretraining=lambda language: texts(config, language),
-        parallel=lambda first, second: [],
+        pretraining=text.pretraining,
+        parallel=text.parallel,
     )
 
 
-def texts(config: TaskConfig, language: str) -> dict[str, list[str]]:
-    """Return the texts of a language's unlabelled split, without any other file.
+def text_source(config: TaskConfig) -> TextSource:
+    """Return the text of the unlabelled split, without any other file. There are no translations.
 
     Raises:
-      UserError: the file is missing or malformed, or a setting does not fit.
+      UserError: a setting does not fit. On reading: the file is missing or malformed.
     """
     _check_pattern(config)
-    records = _reader(config)(UNLABELLED, language)
-    examples = _examples(config, records, _file(config, UNLABELLED, language), (), UNLABELLED, language)
-    return {language: [text for example in examples for text in (example.text, example.text_pair) if text]}
+    return _text_source(config, _reader(config))
+
+
+def _text_source(config: TaskConfig, read: Read) -> TextSource:
+    def pretraining(language: str) -> dict[str, list[str]]:
+        records = read(UNLABELLED, language)
+        examples = _examples(config, records, _file(config, UNLABELLED, language), (), UNLABELLED, language)
+        return {language: [text for example in examples for text in (example.text, example.text_pair) if text]}
+
+    return TextSource(pretraining, lambda first, second: [])
 
 
 def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from xtransfer.config import TaskConfig
-from xtransfer.data.registry import load_pairs, load_texts
+from xtransfer.data.registry import load_text_source
 
 # A sentence ends with its punctuation and any closing quotes or brackets. Japanese has no space after them.
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'»”」)]*\s*")
@@ -13,12 +13,14 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'»”」)]*\s*")
 
 def texts(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[str]]:
     """Return texts by group ("language/domain" or "language"), never from dev or test."""
-    return {group: members for language in languages for group, members in load_texts(task, language).items()}
+    pretraining = load_text_source(task).pretraining
+    return {group: members for language in languages for group, members in pretraining(language).items()}
 
 
 def pairs(task: TaskConfig, languages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Return the translations between each pair of languages "a-b", and leave out pairs that have none."""
-    translations = {f"{a}-{b}": load_pairs(task, a, b) for a, b in combinations(languages, 2)}
+    parallel = load_text_source(task).parallel
+    translations = {f"{a}-{b}": parallel(a, b) for a, b in combinations(languages, 2)}
     return {name: rows for name, rows in translations.items() if rows}
 
 
