@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xtransfer import storage
-from xtransfer.config import PretrainConfig
+from xtransfer.config import PretrainConfig, user_path
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
 from xtransfer.errors import UserError
@@ -63,12 +63,14 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     mesh = sharding.make_mesh()
     if settings.rows % sharding.data_shards(mesh):
         raise UserError(f"config key rows is {settings.rows}; choose a multiple of the {jax.device_count()} devices")
+    # Recorded only now, so that a recipe that cannot work is not held against the corrected one.
     if settings.start_from:
-        _architecture(settings, _load_tokenizer(settings.start_from))
-    # Only now, so that a recipe that cannot work is not held against the corrected one.
-    record(work / "config.json", as_record(settings))
-    tokenizer = _tokenizer(settings, texts, pairs, work / "tokenizer")
-    architecture = _architecture(settings, tokenizer)
+        tokenizer, architecture = _load_tokenizer(settings.start_from), _load_architecture(settings)
+        record(work / "config.json", as_record(settings))
+    else:
+        record(work / "config.json", as_record(settings))
+        tokenizer = _train_tokenizer(settings, texts, pairs, work / "tokenizer")
+        architecture = _new_architecture(settings, tokenizer)
     batches = _batches(settings, architecture, tokenizer, texts, pairs)
     terminal.log(
         f"{sum(map(len, texts.values())):,} texts, {sum(map(len, pairs.values())):,} pairs, {len(tokenizer):,} tokens"
@@ -135,14 +137,17 @@ def _partner_terms(vectors: jax.Array, partner: jax.Array) -> tuple[Pair, Pair]:
     return (jnp.sum(jnp.where(is_split, losses, 0.0)), count), (correct, count)
 
 
-def _architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
-    """Return the architecture of `start_from`, or build one from the recipe."""
-    if settings.start_from:
-        architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
-        positions = architecture.max_positions - architecture.position_offset
-        if settings.row_length > positions:
-            raise UserError(f"row_length is {settings.row_length}, but {settings.start_from} has {positions} positions")
-        return architecture
+def _load_architecture(settings: PretrainConfig) -> EncoderConfig:
+    """Return the architecture of `start_from`, or refuse one with fewer positions than a row has tokens."""
+    architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
+    positions = architecture.max_positions - architecture.position_offset
+    if settings.row_length > positions:
+        raise UserError(f"row_length is {settings.row_length}, but {settings.start_from} has {positions} positions")
+    return architecture
+
+
+def _new_architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig:
+    """Return the architecture of the recipe."""
     return EncoderConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -188,15 +193,10 @@ def _load_tokenizer(start_from: str) -> Any:
     return tokenizer
 
 
-def _tokenizer(
+def _train_tokenizer(
     settings: PretrainConfig, texts: Mapping[str, list[str]], pairs: Mapping[str, Any], directory: Path
 ) -> Any:
-    """Return the tokenizer of `start_from`, or train one, once per run.
-
-    It is a WordPiece tokenizer that lower-cases text and keeps accents.
-    """
-    if settings.start_from:
-        return _load_tokenizer(settings.start_from)
+    """Return a WordPiece tokenizer that lower-cases text and keeps accents. It is trained once per run."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # defined at run time
 
@@ -310,7 +310,7 @@ def _card(settings: PretrainConfig, architecture: EncoderConfig, log: Sequence[M
 
 def _name(start_from: str) -> str:
     """Return the name of a checkpoint without local directories; a hub id stays as it is."""
-    return Path(start_from).name if hf_checkpoint.user_path(start_from).exists() else start_from
+    return Path(start_from).name if user_path(start_from).exists() else start_from
 
 
 _FROM_SCRATCH = (
