@@ -225,9 +225,7 @@ def default(schema: type = ExperimentConfig) -> ConfigDict:
 
 def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentConfig) -> Any:
     """Read `FILE[:arg]` and `--config.key=value` overrides into a checked instance of `schema`."""
-    path = source if Path(source).exists() else source.partition(":")[0]
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such config file; --config takes FILE or FILE:arg")
+    path, _ = split_source(source)
     for override in overrides:
         if not override.startswith("--config.") or "=" not in override:
             raise UserError(f"unknown flag {override}: overrides are written --config.KEY=VALUE")
@@ -244,6 +242,14 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
     if not isinstance(holder.value, ConfigDict):
         raise UserError(f"{source}: get_config returned {holder.value!r}, not a ConfigDict")
     return parse(holder.value, schema)
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Return the path and the argument of `FILE[:arg]`; a UserError if there is no such file."""
+    path, arg = (source, "") if Path(source).exists() else (source.partition(":")[0], source.partition(":")[2])
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such config file; --config takes FILE or FILE:arg")
+    return path, arg
 
 
 def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, prefix: str = "") -> Any:

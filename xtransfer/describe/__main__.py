@@ -71,9 +71,7 @@ def markdown(description: Description) -> str:
     """Return a description as a Markdown page."""
     lines = [f"# {title(description)}", "", *(f"- {line}" for line in introduction(description)), ""]
     for table in tables(description):
-        lines += [f"## {table.title}", "", *table_writer.markdown(table), ""]
-        if table.notes:
-            lines += [*(f"- {note}" for note in table.notes), ""]
+        lines += table_writer.section(table, "##")
     lines += [f"## {_EXAMPLES}", ""]
     for example in description.examples:
         lines += [*(f"    {name:<9} {text}" for name, text in fields(example)), ""]

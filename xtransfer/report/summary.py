@@ -58,10 +58,10 @@ def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
         header.append(f"gain over {BASELINE}")
     lines = []
     for line in results.lines:
-        row = [line.objective, *(_text(line.languages.get(name)) for name in columns(results))]
-        row.append(_text(line.average))
+        row = [line.objective, *(value_text(line.languages.get(name)) for name in columns(results))]
+        row.append(value_text(line.average))
         if has_gain:
-            row.append(_text(line.gain, "+.1f"))
+            row.append(value_text(line.gain, "+.1f"))
         lines.append(row)
     return header, lines
 
@@ -84,7 +84,8 @@ def _gain_sentence(results: ResultsTable, objective: str, gain: SeedSummary) -> 
     else:
         low, high = (bound * 100 for bound in gain.interval)
         is_clear = low > 0 or high < 0
-        low, high = sorted((low, high)) if points > 0 or not is_clear else sorted((-low, -high))
+        if high < 0:  # a loss is stated without its sign
+            low, high = -high, -low
         spread = f"95 % interval {low:.1f} to {high:.1f} over {seeds}"
     if not is_clear:
         return (
@@ -115,7 +116,9 @@ def caveats(results: ResultsTable, task: TaskRecord) -> str:
         texts.append("the text is synthetic, so the numbers say nothing about real languages")
     if any(len(line.seeds) > 1 for line in results.lines):
         texts.append("all seeds share one labelled sample and one teacher")
-    texts += [text.removesuffix(".").removeprefix("Warning: ") for text in warnings(results)]
+    at_majority = _at_majority(results)
+    if at_majority:
+        texts.append(at_majority)
     return f"Caveats: {'; '.join(texts)}." if texts else ""
 
 
@@ -124,7 +127,8 @@ def columns(results: ResultsTable) -> tuple[str, ...]:
     return (results.source_language, *results.target_languages)
 
 
-def _text(summary: SeedSummary | None, form: str = ".1f") -> str:
+def value_text(summary: SeedSummary | None, form: str = ".1f") -> str:
+    """Return a mean in percent with its standard deviation, if there is one, or "–" for a missing value."""
     if summary is None:
         return "–"
     mean = f"{summary.mean * 100:{form}}"
@@ -182,12 +186,18 @@ def _seed_lines(lines: Iterable[ObjectiveResults]) -> list[str]:
 
 
 def warnings(results: ResultsTable) -> list[str]:
-    """Return one line that names everything whose accuracy is at chance (`metrics.at_chance`), if there is any.
+    """Return one line that names everything whose accuracy is at chance, if there is any."""
+    at_majority = _at_majority(results)
+    return [f"Warning: {at_majority}."] if at_majority else []
 
-    Other metrics get no warning, and neither do languages whose majority share is not in the rows.
+
+def _at_majority(results: ResultsTable) -> str:
+    """Name everything whose accuracy is at chance (`metrics.at_chance`), or return "".
+
+    Other metrics name nothing, and neither do languages whose majority share is not in the rows.
     """
     if results.metric != "accuracy":
-        return []
+        return ""
     texts = []
     for line in results.lines:
         languages = []
@@ -200,4 +210,4 @@ def warnings(results: ResultsTable) -> list[str]:
                 languages.append(f"{language} ({poor} of {len(values)} seeds)" if len(values) > 1 else language)
         if languages:
             texts.append(f"{line.objective} in {', '.join(languages)}")
-    return [f"Warning: no better than the majority class: {'; '.join(texts)}."] if texts else []
+    return f"no better than the majority class: {'; '.join(texts)}" if texts else ""

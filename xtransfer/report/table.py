@@ -39,6 +39,19 @@ def markdown(table: Table) -> list[str]:
     return [_markdown_row(row) for row in (table.header, rule, *table.rows)]
 
 
+def section(table: Table, heading: str) -> list[str]:
+    """Return the lines of a Markdown section, each part followed by a blank line: title, grid, and notes.
+
+    Args:
+      table: what to write.
+      heading: the number signs before the title, such as "##".
+    """
+    lines = [f"{heading} {table.title}", "", *markdown(table), ""]
+    if table.notes:
+        lines += [*(f"- {note}" for note in table.notes), ""]
+    return lines
+
+
 def show(table: Table, console: Console, *, wrap: bool = True, highlight: Collection[int] = ()) -> None:
     """Print the title and the grid, without the notes.
 

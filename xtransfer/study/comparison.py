@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xtransfer.evaluation.results import BASELINE, ResultsTable, SeedSummary
+from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
 from xtransfer.report import table as table_writer
+from xtransfer.report.summary import value_text
 from xtransfer.runs.workdir import TEACHER
 
 
@@ -31,7 +32,7 @@ class Comparison:
 def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
     """Summarise the results of a variant's repetitions. A value of a repetition is its mean over seeds."""
 
-    def over_repetitions(value: Callable[[Any], SeedSummary | None]) -> dict[str, SeedSummary]:
+    def over_repetitions(value: Callable[[ObjectiveResults], SeedSummary | None]) -> dict[str, SeedSummary]:
         by_objective: dict[str, dict[int, float]] = {}
         for number, result in enumerate(results):
             for line in result.lines:
@@ -58,9 +59,9 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
         (
             comparison.variant,
             str(len(comparison.teacher.by_seed)),
-            _percent(comparison.teacher),
-            _percent(comparison.source.get(BASELINE)),
-            _percent(comparison.targets.get(BASELINE)),
+            value_text(comparison.teacher),
+            value_text(comparison.source.get(BASELINE)),
+            value_text(comparison.targets.get(BASELINE)),
             *(_gain(comparison.gains.get(name)) for name in objectives),
         )
         for comparison in comparisons
@@ -74,21 +75,11 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
     return table_writer.Table(header, rows, title="Variants of the experiment", notes=notes)
 
 
-def _percent(summary: SeedSummary | None) -> str:
-    if summary is None:
-        return "–"
-    text = f"{summary.mean * 100:.1f}"
-    return text if summary.sd is None else f"{text} ± {summary.sd * 100:.1f}"
-
-
 def _gain(summary: SeedSummary | None) -> str:
-    if summary is None:
-        return "–"
-    text = f"{summary.mean * 100:+.1f}"
-    if summary.interval is None:
-        return text
+    if summary is None or summary.interval is None:
+        return value_text(summary, "+.1f")
     low, high = (bound * 100 for bound in summary.interval)
-    return f"{text} [{low:+.1f}, {high:+.1f}]"
+    return f"{summary.mean * 100:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def rows(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:

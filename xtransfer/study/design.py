@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xtransfer.config import split_source
 from xtransfer.errors import UserError
 
 _NAME = re.compile(r"\w[\w .=,+-]{0,99}")  # becomes a directory
@@ -38,9 +39,7 @@ def load(source: str) -> Study:
     Raises:
       UserError: there is no such file, or it does not return a study.
     """
-    path, _, arg = source.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such config file; --config takes FILE or FILE:ARG")
+    path, arg = split_source(source)
     try:
         functions = runpy.run_path(path)
         study = functions["get_study"](arg) if "get_study" in functions else None

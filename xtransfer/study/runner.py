@@ -8,11 +8,12 @@ import jax
 from xtransfer import config, experiment, storage
 from xtransfer.config import ExperimentConfig, PretrainConfig
 from xtransfer.errors import UserError
+from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
-from xtransfer.runs.workdir import TEACHER, Workdir, as_record, check_unchanged, read_task
+from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_task
 from xtransfer.runtime import terminal
 from xtransfer.study import comparison
 from xtransfer.study.design import Study, encoders_of, with_directories
@@ -43,7 +44,8 @@ def run(study: Study, names: Sequence[str], root: Path) -> list[comparison.Compa
             terminal.log(f"pretraining {name}")
             pretrain(recipes[name], directories[name])
             jax.clear_caches()
-    failures = []
+    failures: list[str] = []
+    comparisons: list[comparison.Comparison] = []
     for name in names:
         for number, settings in enumerate(experiments[name]):
             terminal.log(f"{name}: repetition {number + 1} of {len(experiments[name])}")
@@ -53,8 +55,8 @@ def run(study: Study, names: Sequence[str], root: Path) -> list[comparison.Compa
                 failures.append(f"{name} {number}: {error}")
                 terminal.log(f"error: {failures[-1]}")
             jax.clear_caches()  # the next experiment compiles functions of its own
-        _write(root, _finished(experiments, root))
-    comparisons = _finished(experiments, root)
+        comparisons = _finished(experiments, root)
+        _write(root, comparisons)
     if comparisons:
         table = comparison.table(comparisons)
         table_writer.show(table, terminal.console, wrap=False)
@@ -78,8 +80,7 @@ def _finished(experiments: Mapping[str, Sequence[ExperimentConfig]], root: Path)
 
 def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
     """Return the results of an experiment's own runs, without those of seeds and objectives it had before."""
-    runs = {(objective, seed) for objective in settings.objectives for seed in settings.seeds}
-    runs.add((TEACHER, settings.teacher_seed))
+    runs = {(run.objective, run.seed) for run in runs_of(workdir, settings)}
     return aggregate(
         [row for row in read_rows(workdir.results) if (row["objective"], row["seed"]) in runs],
         source_language=settings.task.source_language,
@@ -93,6 +94,5 @@ def _write(root: Path, comparisons: Sequence[comparison.Comparison]) -> None:
     if not comparisons:
         return
     table = comparison.table(comparisons)
-    lines = [f"# {table.title}", "", *table_writer.markdown(table), "", *(f"- {note}" for note in table.notes), ""]
-    storage.write_atomically(root / "study.md", "\n".join(lines))
+    storage.write_atomically(root / "study.md", "\n".join(table_writer.section(table, "#")))
     storage.write_jsonl(root / "study.jsonl", comparison.rows(comparisons))
