@@ -84,7 +84,7 @@ class ModelConfig:
 
     checkpoint: str = ""  # embedded name, directory, or hub id with an optional @revision
     max_length: int = setting(128, at_least=4)  # tokens, with special ones
-    pooling: str = setting("cls", choices=("cls", "mean"))
+    pooling: str = setting("cls", choices=("cls", "mean", "late"))
     frozen: tuple[str, ...] = ()  # regular expressions of parameter paths that keep their pretrained values
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))  # parameters stay float32
     learning_rate: float = setting(2e-5, at_least=0)

@@ -97,6 +97,33 @@ def test_bias_is_zero_within_a_segment_and_masks_other_segments() -> None:
     assert float(jnp.exp(bias[0, 0][~inside] + 1e4).max()) == 0
 
 
+def test_window_masks_tokens_that_are_too_far_apart() -> None:
+    bias = segment_bias(jnp.array([[1, 1, 1, 1, 2]]), window=1)
+    inside = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(bias[0, 0] == 0, inside)
+
+
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_relative_scores_and_their_gradient_match_softmax(with_dropout: bool) -> None:
+    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
+    relative = jnp.asarray(np.random.default_rng(9).standard_normal((R, N, S, S)), jnp.float32)  # keys before queries
+    q, k, v, weights = random_inputs()
+
+    def ours(q: jax.Array, relative: jax.Array) -> jax.Array:
+        return jnp.sum(weights * attend(q, k, v, bias, keep, RATE, relative))
+
+    def reference(q: jax.Array, relative: jax.Array) -> jax.Array:
+        return jnp.sum(weights * reference_attention(q, k, v, bias + jnp.swapaxes(relative, 2, 3), keep, RATE))
+
+    for actual, expected in zip(
+        jax.tree.leaves(jax.value_and_grad(ours, argnums=(0, 1))(q, relative)),
+        jax.tree.leaves(jax.value_and_grad(reference, argnums=(0, 1))(q, relative)),
+        strict=True,
+    ):
+        assert float(jnp.abs(expected).max()) > 0.1
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_huge_scores_select_one_key_and_keep_gradients_finite(dtype: Any) -> None:
     """Scores of about ±10,000 overflow in exp unless the largest is subtracted first."""

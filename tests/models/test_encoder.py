@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from tests.helpers.jaxprs import equations, float_types
-from xtransfer.models import dropout, encoder, heads
-from xtransfer.models.encoder import Encoder, EncoderConfig
+from xtransfer.models import dropout, heads, self_attention
+from xtransfer.models.architectures.bert import BertEncoder
+from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier, MaskedLM
 
 CONFIG = EncoderConfig(
@@ -104,7 +105,7 @@ def test_packed_and_padded_examples_have_equal_logits_and_gradients(pooling: str
 
 
 def test_tokens_do_not_attend_to_other_segments_or_padding() -> None:
-    graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, params = build(lambda: BertEncoder(CONFIG, rngs=nnx.Rngs(0)))
     batch = make_batch([[0, 1]], 2, examples())
 
     @quick_jit
@@ -119,7 +120,7 @@ def test_tokens_do_not_attend_to_other_segments_or_padding() -> None:
 
 
 def test_hidden_states_are_the_embeddings_and_the_output_of_each_layer() -> None:
-    graphdef, params = build(lambda: Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, params = build(lambda: BertEncoder(CONFIG, rngs=nnx.Rngs(0)))
     batch = make_batch([[0, 1]], 2, examples())
     inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]
 
@@ -142,7 +143,7 @@ def test_hidden_states_are_the_embeddings_and_the_output_of_each_layer() -> None
 def test_embeddings_are_projected_and_may_lack_token_types() -> None:
     """Computed by hand: word + position, LayerNorm at the embedding size, then the projection."""
     config = dataclasses.replace(CONFIG, embedding_size=10, type_vocab_size=0)
-    graphdef, params = build(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+    graphdef, params = build(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))
     table = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params["embeddings"])}
     assert set(table) == {
         "word_embeddings.embedding",
@@ -249,7 +250,7 @@ def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.
         return draw(key, rate, shape)
 
     monkeypatch.setattr(dropout, "keep_mask", spy)
-    monkeypatch.setattr(encoder, "kept_probabilities", spy)
+    monkeypatch.setattr(self_attention, "kept_probabilities", spy)
     changes, expected = SITES[kind]
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
     graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))
@@ -350,7 +351,7 @@ def test_state_has_only_parameters_with_berts_initial_values(model: Callable[[nn
 @pytest.mark.parametrize("change", [{"num_heads": 5}, {"hidden_act": "mish"}, {"head_act": "sine"}])
 def test_impossible_configs_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(change.values())))):
-        Encoder(dataclasses.replace(CONFIG, **change), rngs=nnx.Rngs(0))
+        BertEncoder(dataclasses.replace(CONFIG, **change), rngs=nnx.Rngs(0))
 
 
 def test_unknown_pooling_is_refused() -> None:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from xtransfer.errors import UserError
-from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state
@@ -68,13 +68,19 @@ def test_mesh_that_does_not_fit_the_devices_is_refused():
 def abstract_params(name, **changes):
     """Return the abstract parameters of a classifier and of the pretraining model, with an odd vocabulary size."""
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 128, "max_positions": 40}
-    config = EncoderConfig(vocab_size=1003, **sizes, family=name, **changes)
+    cls = ARCHITECTURES[changes.get("architecture", "bert")].config_class
+    config = cls(vocab_size=1003, **sizes, family=name, **changes)
     models = (Classifier(config, 3, rngs=nnx.Rngs(0)), MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=True))
     return nnx.eval_shape(lambda: tuple(nnx.state(model, nnx.Param) for model in models))
 
 
 FAMILY_CHANGES = {"bert": {}, "roberta": {"type_vocab_size": 1}, "distilbert": {"type_vocab_size": 0}}
 FAMILY_CHANGES["electra"] = {"embedding_size": 32}
+FAMILY_CHANGES["modernbert"] = {"architecture": "modernbert", "layer_types": ("full_attention",) * 2}
+FAMILY_CHANGES["deberta-v2"] = {"architecture": "deberta", "convolution_size": 3, "embedding_size": 32}
+FAMILY_CHANGES["eurobert"] = {"architecture": "eurobert", "kv_heads": 2}
+FAMILY_CHANGES["gte"] = {"architecture": "gte"}
+FAMILY_CHANGES["xlm-roberta-xl"] = {"architecture": "xlm_roberta_xl"}
 
 
 @pytest.mark.parametrize("name", FAMILY_CHANGES)
@@ -95,9 +101,12 @@ def test_kernels_of_a_layer_widen_over_tensor_and_narrow_back(name):
     )
     layout = {sharding.path_name(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
     layer = "encoder.layers.1."
-    for part in ("attention.query", "attention.key", "attention.value", "intermediate"):
+    gated = f"{layer}feed_forward.gate.kernel" in layout
+    widening = ("feed_forward.gate", "feed_forward.up") if gated else ("intermediate",)
+    for part in ("attention.query", "attention.key", "attention.value", *widening):
         assert layout[f"{layer}{part}.kernel"] == P("fsdp", "tensor")
-    assert layout[f"{layer}attention.output.kernel"] == layout[f"{layer}output.kernel"] == P("tensor", "fsdp")
+    for part in ("attention.output", "feed_forward.output" if gated else "output"):
+        assert layout[f"{layer}{part}.kernel"] == P("tensor", "fsdp")
 
 
 @pytest.mark.parametrize("frozen", [(), ("word_embeddings",)])

@@ -21,10 +21,18 @@ from xtransfer.models.dropout import DropoutKey, keep_mask
 MASKED = -1e9  # added to a float32 score: exp gives exactly 0, and a row that is masked entirely stays finite
 
 
-def segment_bias(segment_ids: jax.Array) -> jax.Array:
-    """Return the bias of the scores, [R, 1, S, S] float32: 0 within a segment, `MASKED` between two segments."""
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
-    return jnp.where(same, 0.0, MASKED).astype(jnp.float32)
+def segment_bias(segment_ids: jax.Array, window: int | None = None) -> jax.Array:
+    """Return the bias of the scores, [R, 1, S, S] float32: 0 between tokens that see each other, `MASKED` elsewhere.
+
+    Args:
+      segment_ids: [R, S] int32. Tokens of different segments do not see each other.
+      window: the largest distance over which tokens see each other, in tokens; None is unlimited.
+    """
+    seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]  # [R, 1, S, S]
+    if window is not None:
+        position = jnp.arange(segment_ids.shape[1])
+        seen &= jnp.abs(position[:, None] - position[None, :]) <= window  # [R, 1, S, S]
+    return jnp.where(seen, 0.0, MASKED).astype(jnp.float32)
 
 
 def kept_probabilities(key: DropoutKey | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
@@ -43,7 +51,13 @@ def kept_probabilities(key: DropoutKey | None, rate: float, shape: tuple[int, ..
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    keep: jax.Array | None,
+    rate: float,
+    relative: jax.Array | None = None,
 ) -> jax.Array:
     """Return softmax attention with dropout of its probabilities, [R, N, D, S].
 
@@ -54,16 +68,20 @@ def attend(
       bias: [R, 1, S, S] float32, added to the scores. It is symmetric in its last two axes and has no gradient.
       keep: [R, N, S (keys), S (queries)] bool, the probabilities that are kept; None keeps all.
       rate: the share of probabilities that is dropped; the kept ones are divided by 1 − rate.
+      relative: [R, N, S (keys), S (queries)], further scores, which have a gradient; None adds none.
     """
-    return _forward(query, key, value, bias, keep, rate)[0]
+    return _forward(query, key, value, bias, keep, rate, relative)[0]
 
 
-def _forward(q, k, v, bias, keep, rate):  # type: ignore[no-untyped-def]
-    return rowwise(partial(_forward_of_rows, rate))(q, k, v, bias, keep)
+def _forward(q, k, v, bias, keep, rate, relative=None):  # type: ignore[no-untyped-def]
+    out, saved = rowwise(partial(_forward_of_rows, rate))(q, k, v, bias, keep, relative)
+    return out, (saved, None if relative is None else jnp.zeros((0,), relative.dtype))
 
 
-def _forward_of_rows(rate, q, k, v, bias, keep):  # type: ignore[no-untyped-def]
+def _forward_of_rows(rate, q, k, v, bias, keep, relative):  # type: ignore[no-untyped-def]
     scores = jnp.einsum("rndq,rndk->rnkq", q, k, preferred_element_type=jnp.float32) + bias  # [R, N, S, S]
+    if relative is not None:
+        scores = scores + relative  # [R, N, S, S]
     exps = jnp.exp(scores - jnp.max(scores, axis=2, keepdims=True)).astype(q.dtype)  # [R, N, S, S]
     inverse = 1.0 / jnp.sum(exps, axis=2, dtype=jnp.float32)  # [R, N, S]
     mixed = jnp.einsum("rnkq,rndk->rndq", _kept(exps, keep), v, preferred_element_type=jnp.float32)  # [R, N, D, S]
@@ -72,8 +90,10 @@ def _forward_of_rows(rate, q, k, v, bias, keep):  # type: ignore[no-untyped-def]
     return out, (q, k, v, exps, inverse, out, keep)
 
 
-def _backward(rate, saved, dout):  # type: ignore[no-untyped-def]
-    return *rowwise(partial(_backward_of_rows, rate))(saved, dout), None, None
+def _backward(rate, residuals, dout):  # type: ignore[no-untyped-def]
+    saved, relative = residuals
+    dq, dk, dv, dscores = rowwise(partial(_backward_of_rows, rate))(saved, dout)
+    return dq, dk, dv, None, None, None if relative is None else dscores.astype(relative.dtype)
 
 
 def _backward_of_rows(rate, saved, dout):  # type: ignore[no-untyped-def]
@@ -88,7 +108,7 @@ def _backward_of_rows(rate, saved, dout):  # type: ignore[no-untyped-def]
     dq = jnp.einsum("rnkq,rndk->rndq", dscores, k)  # [R, N, D, S]
     dk = jnp.einsum("rnkq,rndq->rndk", dscores, q)  # [R, N, D, S]
     dv = jnp.einsum("rnkq,rndq->rndk", _kept(exps, keep), scaled)  # [R, N, D, S]
-    return dq, dk, dv
+    return dq, dk, dv, dscores
 
 
 attend.defvjp(_forward, _backward)

@@ -30,6 +30,11 @@ class DropoutKey(NamedTuple):
         return DropoutKey(jax.random.fold_in(self.key, site), self.rows)
 
 
+def at_site(key: DropoutKey | None, site: int) -> DropoutKey | None:
+    """Return the key for one of several sites that draw dropout masks, or None without dropout."""
+    return None if key is None else key.at(site)
+
+
 def dropout(x: jax.Array, rate: float, key: DropoutKey | None) -> jax.Array:
     """Zero x [..., S, D] with probability `rate`, else divide it by 1 − rate; return x itself without a key."""
     keep = keep_mask(key, rate, x.shape)

@@ -4,17 +4,17 @@ Shapes: R rows, S tokens per row, M examples per row, P masked positions per row
 E embedding size, K classes. Pooler and logits are float32 whatever the compute dtype is.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.dropout import DropoutKey, dropout
-from xtransfer.models.encoder import Encoder, EncoderConfig, at_site, layer_norm, linear
-from xtransfer.models.layers import ACTIVATIONS
+from xtransfer.models.architectures import ARCHITECTURES
+from xtransfer.models.dropout import DropoutKey, at_site, dropout
+from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
+from xtransfer.models.layers import ACTIVATIONS, linear
 
 Batch = Mapping[str, jax.Array]
 """A packed batch on the device. The model reads these keys:
@@ -28,22 +28,23 @@ Batch = Mapping[str, jax.Array]
     computed before.
 """
 
-ARCHITECTURES: Mapping[str, Callable[..., Any]] = {"bert": Encoder}
-"""`EncoderConfig.architecture` -> the encoder's module, with the methods of `Encoder`."""
-
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "late")
 
 
 class Pooler(nnx.Module):
-    """A dense layer and an activation (BERT's is tanh) over one vector per example."""
+    """A dense layer, an activation (BERT's is tanh), and ModernBERT's LayerNorm."""
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.dense = linear(config.hidden_size, config.hidden_size, rngs=rngs)
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        size = config.hidden_size
+        self.dense = linear(size, size, use_bias=config.pooler_bias, rngs=rngs, dtype=dtype)
+        if config.pooler_norm:
+            self.norm = layer_norm(config, rngs, dtype)
         self.act = config.head_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Transform the pooled vectors: [R, M, H] -> [R, M, H] float32."""
-        return ACTIVATIONS[self.act](self.dense(x))
+        """Transform vectors: [..., H] -> [..., H] in the compute dtype, by default float32."""
+        x = ACTIVATIONS[self.act](self.dense(x))
+        return self.norm(x) if hasattr(self, "norm") else x
 
 
 class Classifier(nnx.Module):
@@ -53,7 +54,8 @@ class Classifier(nnx.Module):
       config: the encoder's architecture.
       num_classes: K.
       rngs: initializes the parameters.
-      pooling: "cls" reads an example's first token, as the families' own heads do; "mean" the mean of its tokens.
+      pooling: "cls" reads an example's first token, as most families' own heads do; "mean" the mean of its tokens.
+        "late" takes the mean after the pooler, which equals the mean of the tokens' logits, as EuroBERT does.
       dtype: the compute dtype.
       remat: compute each layer again in the backward pass, which saves memory.
     """
@@ -75,16 +77,20 @@ class Classifier(nnx.Module):
         self.head = linear(config.hidden_size, num_classes, rngs=rngs)
         self.pooling = pooling
         self.rate = config.classifier_rate
-        self.input_rate = self.rate if config.head_input_dropout else 0.0
+        self.input_rate = config.head_input_rate
 
     def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the output of the pooler, [R, M, H] float32, which is finite in empty slots too."""
         key = _dropout_key(batch, dropout_key)
         hidden = _encode(self.encoder, batch, key)  # [R, S, H]
+        segment_ids, slots = batch["segment_ids"], batch["cls_index"].shape[1]
+        if self.pooling == "late":
+            tokens = self.pooler(dropout(hidden, self.input_rate, at_site(key, 2)))  # [R, S, H]
+            return segment_mean(tokens, segment_ids, slots)  # [R, M, H]
         if self.pooling == "cls":
             vectors = gather_tokens(hidden, batch["cls_index"])  # [R, M, H]
         else:
-            vectors = segment_mean(hidden, batch["segment_ids"], batch["cls_index"].shape[1])  # [R, M, H]
+            vectors = segment_mean(hidden, segment_ids, slots)  # [R, M, H]
         return self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H]
 
     def embed(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -121,11 +127,15 @@ class MaskedLM(nnx.Module):
     ):
         width = config.embedding_width
         self.encoder = ARCHITECTURES[config.architecture](config, rngs=rngs, dtype=dtype)
-        self.transform = linear(config.hidden_size, width, rngs=rngs, dtype=dtype)
-        self.transform_norm = layer_norm(config, rngs, dtype, width)
+        if config.predicts_with_pooler:
+            self.pooler = Pooler(config, rngs=rngs, dtype=dtype)
+        else:
+            self.transform = linear(config.hidden_size, width, rngs=rngs, dtype=dtype)
+            self.transform_norm = layer_norm(config, rngs, dtype, width)
+        self.predicts_with_pooler = config.predicts_with_pooler
         self.decoder_bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
         self.act = config.masked_lm_activation
-        if with_pooler or with_next_sentence:
+        if (with_pooler or with_next_sentence) and not config.predicts_with_pooler:
             self.pooler = Pooler(config, rngs=rngs)
         if with_next_sentence:
             self.next_sentence = linear(config.hidden_size, 2, rngs=rngs)
@@ -144,7 +154,10 @@ class MaskedLM(nnx.Module):
     def token_logits(self, hidden: jax.Array, batch: Batch) -> jax.Array:
         """Decode the masked tokens of an encoded batch: hidden [R, S, H] -> [R, P, V] float32."""
         masked = gather_tokens(hidden, batch["mlm_positions"])  # [R, P, H]
-        masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, E]
+        if self.predicts_with_pooler:
+            masked = self.pooler(masked)  # [R, P, E]
+        else:
+            masked = self.transform_norm(ACTIVATIONS[self.act](self.transform(masked)))  # [R, P, E]
         table = self.encoder.embeddings.word_embeddings.embedding[...].astype(masked.dtype)  # [V, E]
         logits = jnp.einsum("rpe,ve->rpv", masked, table, preferred_element_type=jnp.float32)  # [R, P, V]
         return logits + self.decoder_bias[...]  # [R, P, V]

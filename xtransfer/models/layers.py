@@ -1,4 +1,7 @@
-"""Layers that encoders are built from: activations, LayerNorm, embeddings, and linear layers."""
+"""Layers that encoders are built from: activations, norms, embeddings, linear layers, and a gated network.
+
+Shapes: R rows, S tokens per row, H hidden size, F feed-forward size, E embedding size.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,6 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+
+from xtransfer.models.dropout import DropoutKey, dropout
+from xtransfer.runtime.sharding import BATCH_SPEC, LOOKUP_COLUMNS, LOOKUP_IDS, constrain
 
 
 @jax.custom_vjp
@@ -54,8 +61,20 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Normalize [..., H] in the compute dtype; the statistics are float32."""
-        assert self.scale is not None and self.bias is not None
-        return _normalised(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
+        assert self.scale is not None
+        bias = jnp.zeros_like(self.scale[...]) if self.bias is None else self.bias[...]
+        return _normalised(x.astype(self.dtype), self.scale[...], bias, self.epsilon)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Divide by the root mean square of the last axis, computed in float32 (Zhang and Sennrich, NeurIPS 2019)."""
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Normalize [..., H] in the compute dtype."""
+        assert self.scale is not None
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (self.scale[...] * normal).astype(self.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -106,14 +125,69 @@ class Linear(nnx.Linear):
 
     def to_columns(self, inputs: jax.Array) -> jax.Array:
         """Map [R, S, in_features] -> [R, out_features, S]: tokens are columns, so that S fills a TPU's lanes."""
-        kernel, bias = self._cast()
-        return jnp.einsum("rsh,hk->rks", inputs, kernel) + bias[:, None]
+        columns = jnp.einsum("rsh,hk->rks", inputs, self.kernel[...].astype(self.dtype))
+        return columns if self.bias is None else columns + self.bias[...].astype(self.dtype)[:, None]
 
     def from_columns(self, inputs: jax.Array) -> jax.Array:
         """Map [R, in_features, S] -> [R, S, out_features]."""
-        kernel, bias = self._cast()
-        return jnp.einsum("rhs,hk->rsk", inputs, kernel) + bias
+        rows = jnp.einsum("rhs,hk->rsk", inputs, self.kernel[...].astype(self.dtype))
+        return rows if self.bias is None else rows + self.bias[...].astype(self.dtype)
 
-    def _cast(self) -> tuple[jax.Array, jax.Array]:
-        assert self.bias is not None
-        return self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+
+NORMAL = nnx.initializers.normal(0.02)
+
+
+def linear(
+    inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, use_bias: bool = True
+) -> Linear:
+    """Return a linear layer with BERT's initialization."""
+    return Linear(inputs, outputs, use_bias=use_bias, kernel_init=NORMAL, dtype=dtype, rngs=rngs)
+
+
+def embed(rows: int, features: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Embed:
+    """Return an embedding table with BERT's initialization."""
+    return Embed(rows, features, embedding_init=NORMAL, dtype=dtype, rngs=rngs)
+
+
+def look_up(*tables: tuple[Embed, jax.Array]) -> jax.Array:
+    """Return the sum of vectors [R, S, E] from pairs of a table and ids [R, S] int32, laid out by rows."""
+    ids = [constrain(ids, LOOKUP_IDS) for _, ids in tables]
+    vectors = [table(index) for (table, _), index in zip(tables, ids, strict=True)]
+    return constrain(sum(vectors[1:], vectors[0]), LOOKUP_COLUMNS, BATCH_SPEC)  # [R, S, E]
+
+
+class GatedFeedForward(nnx.Module):
+    """The gated feed-forward network act(gate(x)) · up(x), projected back (Shazeer, "GLU Variants", 2020).
+
+    Args:
+      size: H.
+      inner: F.
+      act: the activation, a key of ACTIVATIONS.
+      use_bias: whether `gate` and `up` have biases.
+      output_bias: whether `output` has one.
+      rate: the dropout rate before `output`.
+      rngs: initializes the parameters.
+      dtype: the compute dtype.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        inner: int,
+        *,
+        act: str,
+        use_bias: bool,
+        output_bias: bool,
+        rate: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.gate = linear(size, inner, use_bias=use_bias, rngs=rngs, dtype=dtype)
+        self.up = linear(size, inner, use_bias=use_bias, rngs=rngs, dtype=dtype)
+        self.output = linear(inner, size, use_bias=output_bias, rngs=rngs, dtype=dtype)
+        self.act, self.rate = act, rate
+
+    def __call__(self, x: jax.Array, key: DropoutKey | None) -> jax.Array:
+        """Transform every token: [R, S, H] -> [R, S, H]."""
+        wide = ACTIVATIONS[self.act](self.gate(x)) * self.up(x)  # [R, S, F]
+        return self.output(dropout(wide, self.rate, key))  # [R, S, H]

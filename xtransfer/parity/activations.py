@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from xtransfer.models.encoder import EncoderConfig
-from xtransfer.models.heads import gather_tokens
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
@@ -105,11 +104,12 @@ def batch_of(inputs: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[st
 def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return our encoder's activations for a checkpoint, with the names and shapes of `Reference.activations`.
 
-    `pooled` and `logits` are left out if the checkpoint lacks their weights. The head reads the first token even if the
-    classifier pools by the mean, because `transformers` has no such head.
+    `pooled` and `logits` are left out if the checkpoint lacks their weights. If `transformers` has no head that pools
+    as the classifier does, the head reads the first token.
     """
     config = hf_config.read_config(directory)
-    stored = WeightSource.open(directory, FAMILIES[config.family]).targets
+    family = FAMILIES[config.family]
+    stored = WeightSource.open(directory, family).targets
     classes = stored["head.kernel"].shape[0] if "head.kernel" in stored else 2
     pooling = hf_config.read_pooling(directory)
     graphdef, params = hf_checkpoint.load_classifier(directory, classes, seed=0, pooling=pooling)
@@ -117,17 +117,17 @@ def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict
     @jax.jit
     def forward(params: nnx.State, batch: Mapping[str, jax.Array]) -> tuple[list[jax.Array], jax.Array, jax.Array]:
         model = nnx.merge(graphdef, params)
-        model.pooling = "cls"
+        if not hf_config.transformers_pools(config.family, pooling):
+            model.pooling = "cls"
         keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
         hidden = model.encoder.hidden_states(*(batch[key] for key in keys))  # L + 1 of [N, S, H]
-        pooled = model.pooler(gather_tokens(hidden[-1], batch["cls_index"]))  # [N, 1, H]
-        return hidden, pooled[:, 0], model(batch)[:, 0]  # [N, H], [N, K]
+        return hidden, model.pooled(batch)[:, 0], model(batch)[:, 0]  # [N, H], [N, K]
 
     with jax.default_matmul_precision("highest"):
         hidden, pooled, logits = forward(params, batch_of(inputs, config))
     real = np.asarray(inputs["attention_mask"]) == 1
     outputs = {f"layer_{i}" if i else "embeddings": np.asarray(state)[real] for i, state in enumerate(hidden)}
-    if "pooler.dense.kernel" in stored:
+    if "pooler.dense.kernel" in stored and (family.pools_in_encoder or "head.kernel" in stored):
         outputs["pooled"] = np.asarray(pooled)
     if "head.kernel" in stored:
         outputs["logits"] = np.asarray(logits)

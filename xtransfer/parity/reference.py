@@ -242,7 +242,10 @@ def _activations(outputs: Any, pooled: list[Any], real: np.ndarray) -> dict[str,
     hidden = [_numpy(value)[real] for value in outputs.hidden_states]
     activations = {"embeddings": hidden[0]} | {f"layer_{i}": value for i, value in enumerate(hidden[1:], 1)}
     if pooled:
-        activations["pooled"] = _numpy(pooled[0])
+        vectors = _numpy(pooled[0])
+        if vectors.ndim == 3:  # this head reads every token, and takes the mean of their logits
+            vectors = np.stack([row[mask].mean(0) for row, mask in zip(vectors, real, strict=True)])
+        activations["pooled"] = vectors
     if "logits" in outputs:
         logits = _numpy(outputs.logits)
         if logits.ndim == 3:  # of a masked language model, for every token

@@ -30,9 +30,11 @@ UPDATE_GROUP = 8
 # The first match wins. The pattern is searched in a parameter's dotted path. Kernels that widen are split by output
 # over `tensor`, and kernels that narrow by input, so that a layer needs one reduction.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"\.(query|key|value|intermediate)\.kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"\.((position_)?(query|key)|value|intermediate|gate|up)\.kernel$", PartitionSpec("fsdp", "tensor")),
     (r"\.output\.kernel$", PartitionSpec("tensor", "fsdp")),
     (r"\.(word|position)_embeddings\.embedding$", PartitionSpec("tensor", "fsdp")),
+    (r"(^|\.)relative_embeddings\.embedding$", PartitionSpec(None, "fsdp")),
+    (r"\.convolution\.kernel$", PartitionSpec(None, "fsdp", None)),
     (r"(^|\.)(project|dense|transform|head|next_sentence)\.kernel$", PartitionSpec("fsdp", None)),
     (r"", PartitionSpec()),
 )

@@ -12,7 +12,6 @@ from tests.fixtures.record import FIXTURES
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
-from xtransfer.models.hf.weight_map import TRANSPOSE
 from xtransfer.models.hf.weights import leaves
 
 MEASURE = """
@@ -65,9 +64,9 @@ def sparse_checkpoint(directory: Path, dtype: str, **sizes: int) -> int:
     hf_config.write_config(directory / "config.json", config, frozenset(leaves(state)), tuple("abc"), "cls")
     header, end = {}, 0
     for path, variable in leaves(state).items():
-        name, transform = FAMILIES["bert"].source(path)
+        name, layout = FAMILIES["bert"].source(path)
         begin, end = end, end + variable.size * (4 if dtype == "F32" else 2)
-        shape = variable.shape[::-1] if transform == TRANSPOSE else variable.shape
+        shape = variable.shape[::-1] if layout.transposed else variable.shape
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     raw = json.dumps(header).encode()
     with (directory / "model.safetensors").open("wb") as file:

@@ -1,5 +1,6 @@
 """Strict reading and writing of a Hugging Face directory's `config.json`."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.errors import UserError
-from xtransfer.models.encoder import ACTIVATIONS, EncoderConfig
+from xtransfer.models.architectures import ARCHITECTURES
+from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weight_map import Family
+from xtransfer.models.layers import ACTIVATIONS
 
 CONFIG = "config.json"
 POOLING_KEY = "xtransfer_pooling"  # the key of config.json for a saved classifier's pooling, if it is not its family's
@@ -35,15 +38,21 @@ def read_config(directory: str | Path) -> EncoderConfig:
     missing = [key for key in family.required if key not in raw]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing")
+    try:
+        raw = family.read(raw)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    defaults = dict(family.defaults)
+    config_class = ARCHITECTURES[str(defaults.get("architecture", EncoderConfig.architecture))].config_class
     stated = {
-        field: _checked(path, key, field, raw[key], nullable=key in family.nullable)
+        field: _checked(path, key, _field(config_class, field), raw[key], nullable=key in family.nullable)
         for key, field in family.config_keys
         if key in raw
     }
-    values = {**dict(family.defaults), **stated}
+    values = {**defaults, **stated}
     if family.positions_after_pad:
         values["position_offset"] = values["pad_id"] + 1
-    config = EncoderConfig(**values, family=family.name)
+    config = config_class(**values, family=family.name)
     if config.pad_id >= config.vocab_size:
         raise UserError(f"{path}: pad_token_id is {config.pad_id}, beyond vocab_size {config.vocab_size}")
     if config.position_offset >= config.max_positions:
@@ -87,20 +96,35 @@ def check_pretraining(directory: str | Path) -> None:
     _check_values(path, read_raw(directory), family.fixed_in_pretraining)
 
 
-def _checked(path: Path, key: str, field: str, value: Any, *, nullable: bool) -> Any:
-    """Return a value for a field of EncoderConfig, or raise a UserError that names its key."""
-    if field == "hidden_act":
+def _field(config_class: type[EncoderConfig], name: str) -> dataclasses.Field[Any]:
+    return next(field for field in dataclasses.fields(config_class) if field.name == name)
+
+
+def _checked(path: Path, key: str, field: dataclasses.Field[Any], value: Any, *, nullable: bool) -> Any:
+    """Return a value for a field of EncoderConfig, or raise a UserError that names its key.
+
+    What is valid follows from the field's name or type. Values that `Family.read` made were checked there.
+    """
+    if field.name.endswith("_act"):
         valid = value in ACTIVATIONS if isinstance(value, str) else False
         expected = f"one of {', '.join(ACTIVATIONS)}"
-    elif field.endswith("dropout"):
+    elif field.name.endswith("dropout"):
         valid = _is_number(value) and 0 <= value < 1
         expected = "a number from 0 to below 1"
-    elif field == "layer_norm_eps":
+    elif field.name == "layer_norm_eps":
         valid, expected = _is_number(value) and 0 < value < 1, "a small positive number"
-    elif field == "pad_id":
+    elif field.name == "pad_id":
         valid, expected = type(value) is int and value >= 0, "a token id"
+    elif field.type is bool:
+        valid, expected = type(value) is bool, "true or false"
+    elif field.type is float:
+        valid, expected = _is_number(value) and value > 0, "a positive number"
+    elif field.type in (int, int | None):
+        may_be_zero = bool(field.metadata.get("may_be_zero"))
+        valid = type(value) is int and (value > 0 or (may_be_zero and value == 0))
+        expected = "0 or a positive integer" if may_be_zero else "a positive integer"
     else:
-        valid, expected = type(value) is int and value > 0, "a positive integer"
+        valid, expected = True, ""
     if not valid and not (value is None and nullable):
         raise UserError(f"{path}: {key} is {value!r}, expected {expected}")
     return value
@@ -141,8 +165,26 @@ def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
 
 
 def read_pooling(directory: str | Path) -> str:
-    """Return how a saved classifier pools: "cls" unless `config.json` says otherwise."""
-    return str(read_raw(directory).get(POOLING_KEY, "cls"))
+    """Return how a saved classifier pools: as its family's own head does, unless `config.json` says otherwise.
+
+    Raises:
+      UserError: the family has no such pooling.
+    """
+    path, raw = Path(directory) / CONFIG, read_raw(directory)
+    family = FAMILIES[read_config(directory).family]
+    if POOLING_KEY in raw or family.pooling_key is None:
+        return str(raw.get(POOLING_KEY, "cls"))
+    key, default = family.pooling_key
+    value = family.read(raw).get(key, default)
+    names = {theirs: ours for ours, theirs in family.poolings}
+    if value not in names:
+        raise UserError(f"{path}: {key} is {value!r}, expected one of {', '.join(names)}")
+    return names[value]
+
+
+def transformers_pools(family: str, pooling: str) -> bool:
+    """Return whether the sequence classifier of `transformers` has this pooling for a family."""
+    return pooling in dict(FAMILIES[family].poolings)
 
 
 def write_config(
@@ -166,7 +208,7 @@ def write_config(
     family = FAMILIES[config.family]
     values: dict[str, Any] = {
         "architectures": [family.architecture(leaves)],
-        "model_type": family.name,
+        "model_type": family.saved_as or family.name,
         "dtype": "float32",
     }
     for key, field in family.config_keys:
@@ -175,12 +217,15 @@ def write_config(
             value = {"embedding_size": config.embedding_width, "classifier_dropout": config.classifier_rate}[field]
         values[key] = value
     values.update({key: allowed[0] for key, allowed in (*family.fixed, *family.fixed_in_pretraining)})
+    values = family.write(values)
     values.update(special_ids)
     if labels is not None:
         values["problem_type"] = _SINGLE_LABEL
         values["id2label"] = {str(index): label for index, label in enumerate(labels)}
         values["label2id"] = {label: index for index, label in enumerate(labels)}
-    if pooling != "cls":
+    if family.pooling_key and pooling in dict(family.poolings):
+        values[family.pooling_key[0]] = dict(family.poolings)[pooling]
+    elif pooling != "cls":
         values[POOLING_KEY] = pooling
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

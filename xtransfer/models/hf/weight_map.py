@@ -5,20 +5,35 @@ tables themselves are in `families`. This module touches no arrays; `weights` do
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, NamedTuple
 
-NONE = "none"
-TRANSPOSE = "transpose"  # PyTorch's Linear stores [out, in], ours [in, out]
+
+class Layout(NamedTuple):
+    """How a parameter lies in its tensor.
+
+    Attributes:
+      transposed: whether the axes are reversed: PyTorch's Linear stores [out, in], ours [in, out].
+      part, parts: the parameter is this one of so many equal blocks of the tensor's rows, as in a fused projection.
+    """
+
+    transposed: bool = False
+    part: int = 0
+    parts: int = 1
+
+
+AS_IS, TRANSPOSED = Layout(), Layout(transposed=True)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Maps the tensor `source` in the file to the parameter `target`, through `transform`."""
+    """Maps the tensor `source` in the file, or a part of it, to the parameter `target`."""
 
     source: str
     target: str
-    transform: str = NONE
+    layout: Layout = AS_IS
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class Family:
 
     Attributes:
       name: the `model_type`.
-      rules: tensors to parameters.
+      rules: tensors to parameters. Several rules may share a tensor, if each takes another part of it.
       aliases: (pattern, replacement) pairs, applied in order to a tensor's name before the rules see it.
       copies: (pattern, source, leaf) for tensors that repeat another one, such as a tied decoder. They matter only to a
         model with that leaf.
@@ -50,6 +65,12 @@ class Family:
       nullable: keys of config.json that may be null.
       fixed_in_pretraining: as `fixed`, but only for the pretraining heads.
       positions_after_pad: whether position ids start at pad_id + 1, and not at 0.
+      read: turns config.json into one whose `config_keys` have the values of EncoderConfig or its subclass, if older
+        or nested keys say the same. Raises ValueError, with a text that names the key, for what is not supported.
+      write: the inverse: adds the keys that `transformers` needs.
+      saved_as: the `model_type` to write, if `transformers` has a class for another one; None is `name`.
+      pooling_key: the key of config.json for the pooling of the family's own head, and what that head reads without it.
+      poolings: pairs of our name of a pooling and the value of `pooling_key`. Without such a key, "cls" alone.
     """
 
     name: str
@@ -67,6 +88,11 @@ class Family:
     nullable: tuple[str, ...] = ()
     fixed_in_pretraining: tuple[tuple[str, tuple[object, ...]], ...] = ()
     positions_after_pad: bool = False
+    read: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    write: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    saved_as: str | None = None
+    pooling_key: tuple[str, str] | None = None
+    poolings: tuple[tuple[str, str], ...] = (("cls", ""),)
 
     def canonical(self, source: str) -> str:
         """Return the name by which the rules know a tensor."""
@@ -74,27 +100,28 @@ class Family:
             source = re.sub(pattern, replacement, source)
         return source
 
-    def target(self, source: str) -> tuple[str, str] | None:
-        """Return (target, transform) for a canonical tensor name, or None if no rule matches.
+    def targets(self, source: str) -> list[tuple[str, Layout]]:
+        """Return (target, layout) for each parameter in a tensor, by its canonical name; none if no rule matches.
 
         Raises:
-          ValueError: several rules match, which is a fault of the table.
+          ValueError: several rules match that do not divide the tensor among them, which is a fault of the table.
         """
         matches = []
         for rule in self.rules:
             match = _pattern(rule.source).fullmatch(source)
             if match:
-                matches.append((_fill(rule.target, match), rule.transform))
-        if len(matches) > 1:
+                matches.append((_fill(rule.target, match), rule.layout))
+        parts = sorted((layout.part, layout.parts) for _, layout in matches)
+        if parts != [(part, len(parts)) for part in range(len(parts))]:
             raise ValueError(f"{self.name}: {source} matches {len(matches)} rules")
-        return matches[0] if matches else None
+        return matches
 
-    def source(self, target: str) -> tuple[str, str]:
-        """Return (canonical tensor name, transform) for a target, the inverse of `target`; KeyError if it has none."""
+    def source(self, target: str) -> tuple[str, Layout]:
+        """Return (canonical tensor name, layout) for a target, the inverse of `targets`; KeyError if it has none."""
         for rule in self.rules:
             match = _pattern(rule.target).fullmatch(target)
             if match:
-                return _fill(rule.source, match), rule.transform
+                return _fill(rule.source, match), rule.layout
         raise KeyError(f"{self.name}: no name for {target}")
 
     def is_ignorable(self, source: str) -> bool:
@@ -119,7 +146,8 @@ class Family:
     @property
     def pools_in_encoder(self) -> bool:
         """Whether the file of a bare encoder has the dense layer that the head reads."""
-        return self.target(self.canonical("pooler.dense.weight")) is not None
+        name = self.canonical("pooler.dense.weight")
+        return name != "pooler.dense.weight" and bool(self.targets(name))
 
     def architecture(self, targets: frozenset[str]) -> str:
         """Return the class name in config.json for a model with these leaves."""
@@ -137,7 +165,20 @@ def _fill(template: str, match: re.Match[str]) -> str:
 
 def dense(source: str, target: str) -> tuple[Rule, Rule]:
     """Return the rules of a linear layer."""
-    return Rule(f"{source}.weight", f"{target}.kernel", TRANSPOSE), Rule(f"{source}.bias", f"{target}.bias")
+    return Rule(f"{source}.weight", f"{target}.kernel", TRANSPOSED), Rule(f"{source}.bias", f"{target}.bias")
+
+
+def fused(source: str, *targets: str) -> tuple[Rule, ...]:
+    """Return the rules of linear layers whose outputs one layer of the file computes, one after the other."""
+    places = [(part, len(targets)) for part in range(len(targets))]
+    return tuple(
+        rule
+        for target, (part, parts) in zip(targets, places, strict=True)
+        for rule in (
+            Rule(f"{source}.weight", f"{target}.kernel", Layout(True, part, parts)),
+            Rule(f"{source}.bias", f"{target}.bias", Layout(False, part, parts)),
+        )
+    )
 
 
 def norm(source: str, target: str) -> tuple[Rule, Rule]:

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from xtransfer import storage
 from xtransfer.errors import UserError
-from xtransfer.models.hf.weight_map import TRANSPOSE, Family
+from xtransfer.models.hf.weight_map import Family, Layout
 from xtransfer.runtime.sharding import path_name
 
 WEIGHTS = "model.safetensors"
@@ -64,7 +64,7 @@ class Tensor:
       name: as in the file.
       dtype: as in the file.
       shape: as in the file.
-      transform: turns it into the leaf, see `weight_map`.
+      layout: how the leaf lies in it.
       only_with: the leaf without which this tensor does not matter; None if it always does.
     """
 
@@ -72,12 +72,13 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    transform: str
+    layout: Layout
     only_with: str | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse this tensor for a leaf of `shape`; only the file's header is needed."""
-        expected = shape[::-1] if self.transform == TRANSPOSE else shape
+        rows, *others = shape[::-1] if self.layout.transposed else shape
+        expected = (rows * self.layout.parts, *others)
         if self.shape != expected:
             raise UserError(
                 f"{self.file}: tensor {self.name} has shape {list(self.shape)}, the model of its config.json needs "
@@ -92,10 +93,11 @@ class Tensor:
         Raises:
           UserError: it holds NaN or Inf, or the file cannot be read.
         """
-        transposed = self.transform == TRANSPOSE
         region = np.empty([axis.stop - axis.start for axis in index], np.float32)
-        as_in_file = region.T if transposed else region
-        for rows, piece in self.pieces(files, index[::-1] if transposed else index):
+        as_in_file = region.T if self.layout.transposed else region
+        first, *others = index[::-1] if self.layout.transposed else index
+        start = self.shape[0] // self.layout.parts * self.layout.part
+        for rows, piece in self.pieces(files, (slice(start + first.start, start + first.stop), *others)):
             if not np.isfinite(piece).all():
                 raise UserError(f"{self.file}: tensor {self.name} has NaN or Inf: the checkpoint is broken")
             as_in_file[rows] = piece
@@ -152,16 +154,16 @@ class WeightSource:
                 if family.is_ignorable(source):
                     continue
                 copy = family.copy_of(source)
-                match = family.target(copy[0] if copy else source)
-                if match is None:
+                matches = family.targets(copy[0] if copy else source)
+                if not matches:
                     raise UserError(
                         f"{file}: unknown tensor {name} {list(shape)}: not a plain {family.name} checkpoint"
                     )
-                target, transform = match
                 table = copies if copy else targets
-                if target in table:
-                    raise UserError(f"{file}: tensors {table[target].name} and {name} are the same parameter")
-                table[target] = Tensor(file, name, dtype, shape, transform, copy[1] if copy else None)
+                for target, layout in matches:
+                    if target in table:
+                        raise UserError(f"{file}: tensors {table[target].name} and {name} are the same parameter")
+                    table[target] = Tensor(file, name, dtype, shape, layout, copy[1] if copy else None)
         return cls(Path(directory), family, targets, copies)
 
     def fill(
@@ -245,7 +247,7 @@ class WeightSource:
                 allowed |= {path for path in missing if re.fullmatch(new.target, path)}
         not_allowed = sorted(missing - allowed)
         if not_allowed:
-            names = [self.family.source(path)[0] for path in not_allowed]
+            names = list(dict.fromkeys(self.family.source(path)[0] for path in not_allowed))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"{self.directory}: the weights lack tensor {', '.join(names[:3])}{more}")
 
@@ -330,11 +332,15 @@ def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "f
     Raises:
       UserError: a number that `dtype` cannot hold, NaN, or Inf.
     """
-    tensors: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for path, variable in leaves(params).items():
-        name, transform = family.source(path)
+        name, layout = family.source(path)
         array = np.asarray(variable[...]).astype(STORED[dtype])
         if not np.isfinite(array).all():
             raise UserError(f"{file}: tensor {name} has NaN or Inf, or numbers beyond {dtype}: not saved")
-        tensors[name] = np.ascontiguousarray(array.T) if transform == TRANSPOSE else array
+        parts.setdefault(name, {})[layout.part] = np.ascontiguousarray(array.T) if layout.transposed else array
+    tensors = {
+        name: np.concatenate([arrays[part] for part in sorted(arrays)]) if len(arrays) > 1 else arrays[0]
+        for name, arrays in parts.items()
+    }
     save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without this metadata

@@ -13,4 +13,4 @@ def test_activations_match_live_pytorch(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     differences = check(tmp_path, record(CASES[name], tmp_path, seed=1))
     print(name, {key: f"{value:.1e}" for key, value in sorted(differences.items())})
-    assert set(differences) - {"layer_2", "pooled"} == {"embeddings", "layer_1"}
+    assert set(differences) - {"layer_2", "layer_3", "pooled"} == {"embeddings", "layer_1"}

@@ -1,0 +1,146 @@
+"""DeBERTa v2 and v3, and mDeBERTa v3.
+
+The files of v3 hold the head of their generator (`lm_predictions`) and of their discriminator (`mask_predictions`),
+which are not read. The masked language model's head is that of DebertaV2ForMaskedLM, and new if a file lacks it.
+"""
+
+from typing import Any
+
+from xtransfer.models.hf.weight_map import (
+    MASKED_LM,
+    OLD_NORM,
+    TIED,
+    TRANSPOSED,
+    Family,
+    NewLeaves,
+    Rule,
+    dense,
+    embeddings,
+    masked_lm,
+    norm,
+)
+
+_SOURCE = "deberta.encoder.layer.{n}"
+_TARGET = "encoder.layers.{n}"
+_TERMS = ("c2p", "p2c")
+
+
+def _read(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json with derived values in place of -1 and lists in place of text with bars."""
+    if raw.get("relative_attention") is not True:  # the default of transformers is false
+        raise ValueError(f"relative_attention is {raw.get('relative_attention')!r}: only True is supported")
+    terms = raw.get("pos_att_type") or ()
+    names = terms.split("|") if isinstance(terms, str) else list(terms)
+    names = [str(name).strip().lower() for name in names]
+    if not set(names) <= set(_TERMS) or len(set(names)) != len(names):
+        raise ValueError(f"pos_att_type is {raw['pos_att_type']!r}: only c2p and p2c are supported")
+    buckets, distance = raw.get("position_buckets", -1), raw.get("max_relative_positions", -1)
+    for key, value in (("position_buckets", buckets), ("max_relative_positions", distance)):
+        if type(value) is not int:
+            raise ValueError(f"{key} is {value!r}, expected an integer")
+    normalizes = str(raw.get("norm_rel_ebd", "none")).lower().split("|")
+    pooler_size = raw.get("pooler_hidden_size", raw.get("hidden_size"))
+    if pooler_size != raw.get("hidden_size"):
+        raise ValueError(f"pooler_hidden_size is {pooler_size!r}: only hidden_size is supported")
+    width, groups, size = (raw.get(key, 1) for key in ("conv_kernel_size", "conv_groups", "hidden_size"))
+    if type(width) is int and width and width % 2 == 0:
+        raise ValueError(f"conv_kernel_size is {width}, expected an odd number")
+    if type(groups) is int and groups > 0 and type(size) is int and size % groups:
+        raise ValueError(f"conv_groups is {groups}, which does not divide hidden_size {size}")
+    return (
+        {"embedding_size": raw.get("hidden_size")}
+        | raw
+        | {
+            "pos_att_type": tuple(name for name in _TERMS if name in names),
+            "position_buckets": max(buckets, 0),
+            "max_relative_positions": distance if distance > 0 else raw.get("max_position_embeddings"),
+            "norm_rel_ebd": "layer_norm" in [name.strip() for name in normalizes],
+        }
+    )
+
+
+def _write(values: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json with the values that `transformers` has for the same settings."""
+    return values | {
+        "pos_att_type": list(values["pos_att_type"]),
+        "position_buckets": values["position_buckets"] or -1,
+        "norm_rel_ebd": "layer_norm" if values["norm_rel_ebd"] else "none",
+        "pooler_hidden_size": values["hidden_size"],
+        "relative_attention": True,
+    }
+
+
+DEBERTA_V2 = Family(
+    name="deberta-v2",
+    rules=(
+        *embeddings("deberta.embeddings", "word_embeddings", "position_embeddings", "token_type_embeddings"),
+        Rule("deberta.embeddings.embed_proj.weight", "encoder.embeddings.project.kernel", TRANSPOSED),
+        Rule("deberta.encoder.rel_embeddings.weight", "encoder.relative_embeddings.embedding"),
+        *norm("deberta.encoder.LayerNorm", "encoder.relative_norm"),
+        *dense(f"{_SOURCE}.attention.self.query_proj", f"{_TARGET}.attention.query"),
+        *dense(f"{_SOURCE}.attention.self.key_proj", f"{_TARGET}.attention.key"),
+        *dense(f"{_SOURCE}.attention.self.value_proj", f"{_TARGET}.attention.value"),
+        *dense(f"{_SOURCE}.attention.self.pos_key_proj", f"{_TARGET}.attention.position_key"),
+        *dense(f"{_SOURCE}.attention.self.pos_query_proj", f"{_TARGET}.attention.position_query"),
+        *dense(f"{_SOURCE}.attention.output.dense", f"{_TARGET}.attention.output"),
+        *norm(f"{_SOURCE}.attention.output.LayerNorm", f"{_TARGET}.attention_norm"),
+        *dense(f"{_SOURCE}.intermediate.dense", f"{_TARGET}.intermediate"),
+        *dense(f"{_SOURCE}.output.dense", f"{_TARGET}.output"),
+        *norm(f"{_SOURCE}.output.LayerNorm", f"{_TARGET}.output_norm"),
+        *dense("deberta.encoder.conv.conv", "encoder.layers.0.convolution"),
+        *norm("deberta.encoder.conv.LayerNorm", "encoder.layers.0.convolution.norm"),
+        *dense("pooler.dense", "pooler.dense"),
+        *dense("classifier", "head"),
+        *masked_lm("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+    ),
+    aliases=((r"^(?=embeddings\.|encoder\.)", "deberta."), *OLD_NORM),
+    copies=(
+        (r"cls\.predictions\.decoder\.weight", "deberta.embeddings.word_embeddings.weight", "decoder_bias"),
+        (r"cls\.predictions\.decoder\.bias", "cls.predictions.bias", "decoder_bias"),
+    ),
+    ignorable=(r"deberta\.embeddings\.position_ids", r"(lm_predictions|mask_predictions)\..*"),
+    heads=(r"pooler\..*", r"head\..*", MASKED_LM),
+    new=(NewLeaves(r"head\..*"), NewLeaves(r"pooler\..*", only_with=r"head\..*"), NewLeaves(MASKED_LM)),
+    defaults=(("architecture", "deberta"), ("type_vocab_size", 0), ("layer_norm_eps", 1e-7), ("head_act", "gelu")),
+    config_keys=(
+        ("vocab_size", "vocab_size"),
+        ("hidden_size", "hidden_size"),
+        ("embedding_size", "embedding_size"),
+        ("num_hidden_layers", "num_layers"),
+        ("num_attention_heads", "num_heads"),
+        ("intermediate_size", "intermediate_size"),
+        ("max_position_embeddings", "max_positions"),
+        ("type_vocab_size", "type_vocab_size"),
+        ("layer_norm_eps", "layer_norm_eps"),
+        ("hidden_act", "hidden_act"),
+        ("hidden_dropout_prob", "hidden_dropout"),
+        ("attention_probs_dropout_prob", "attention_dropout"),
+        ("max_relative_positions", "max_distance"),
+        ("position_buckets", "buckets"),
+        ("pos_att_type", "score_terms"),
+        ("share_att_key", "shares_projections"),
+        ("norm_rel_ebd", "normalizes_distances"),
+        ("position_biased_input", "adds_positions"),
+        ("conv_kernel_size", "convolution_size"),
+        ("conv_groups", "convolution_groups"),
+        ("conv_act", "convolution_act"),
+        ("pooler_dropout", "pooler_dropout"),
+        ("pooler_hidden_act", "head_act"),
+        ("cls_dropout", "classifier_dropout"),
+        ("pad_token_id", "pad_id"),
+    ),
+    required=(
+        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+        "max_position_embeddings",
+    ),
+    nullable=("cls_dropout",),
+    fixed=(),
+    fixed_in_pretraining=(*TIED, ("legacy", (True,))),
+    architectures=(
+        ("head.kernel", "DebertaV2ForSequenceClassification"),
+        ("decoder_bias", "DebertaV2ForMaskedLM"),
+        ("", "DebertaV2Model"),
+    ),
+    read=_read,
+    write=_write,
+)

@@ -1,0 +1,90 @@
+"""Multi-head self-attention as a module: projections, attention within segments, and dropout.
+
+Shapes: R rows, S tokens per row, H hidden size, N heads, G heads of keys and values, D the width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xtransfer.models.attention import attend, kept_probabilities
+from xtransfer.models.dropout import DropoutKey, at_site, dropout
+from xtransfer.models.layers import linear
+from xtransfer.models.rotary import Rotation
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with an additive bias, an output projection, and dropout; without the residual.
+
+    Args:
+      size: H.
+      num_heads: N.
+      kv_heads: G, which divides N: so many heads of keys and values, each shared by N / G heads of queries (Ainslie et
+        al., "GQA", EMNLP 2023). None is N.
+      head_size: D; None is H / N.
+      use_bias: whether the projections have biases.
+      attention_rate: the dropout rate of the probabilities.
+      output_rate: the dropout rate of the output.
+      rngs: initializes the parameters.
+      dtype: the compute dtype.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        num_heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_size: int | None = None,
+        use_bias: bool = True,
+        attention_rate: float = 0.0,
+        output_rate: float = 0.0,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.num_heads, self.kv_heads = num_heads, kv_heads or num_heads
+        self.head_size = head_size or size // num_heads
+        inner, shared = self.num_heads * self.head_size, self.kv_heads * self.head_size
+        self.query = linear(size, inner, use_bias=use_bias, rngs=rngs, dtype=dtype)
+        self.key = linear(size, shared, use_bias=use_bias, rngs=rngs, dtype=dtype)
+        self.value = linear(size, shared, use_bias=use_bias, rngs=rngs, dtype=dtype)
+        self.output = linear(inner, size, use_bias=use_bias, rngs=rngs, dtype=dtype)
+        self.attention_rate, self.output_rate = attention_rate, output_rate
+
+    def __call__(
+        self, x: jax.Array, bias: jax.Array, key: DropoutKey | None, *, rotation: Rotation | None = None
+    ) -> jax.Array:
+        """Mix the tokens of each segment: x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
+        q, k, v = self.project(x)  # [R, N, D, S]
+        if rotation is not None:
+            q, k = rotation(q), rotation(k)  # [R, N, D, S]
+        q = q * (self.head_size**-0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
+        return self.mix(q, k, v, bias, key)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys, and values of x [R, S, H], each [R, N, D, S]."""
+        rows, length, _ = x.shape
+        q = self.query.to_columns(x).reshape(rows, self.num_heads, self.head_size, length)  # [R, N, D, S]
+        k = self.key.to_columns(x).reshape(rows, self.kv_heads, self.head_size, length)  # [R, G, D, S]
+        v = self.value.to_columns(x).reshape(rows, self.kv_heads, self.head_size, length)  # [R, G, D, S]
+        if self.kv_heads != self.num_heads:
+            copies = self.num_heads // self.kv_heads
+            k, v = jnp.repeat(k, copies, axis=1), jnp.repeat(v, copies, axis=1)  # [R, N, D, S]
+        return q, k, v
+
+    def mix(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        bias: jax.Array,
+        key: DropoutKey | None,
+        relative: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attend and project back: q (scaled already), k, and v [R, N, D, S] -> [R, S, H]; see `attention.attend`."""
+        rows, heads, width, length = q.shape
+        keep = kept_probabilities(at_site(key, 0), self.attention_rate, (rows, heads, length, length))  # [R, N, S, S]
+        mixed = attend(q, k, v, bias, keep, self.attention_rate, relative)  # [R, N, D, S]
+        mixed = mixed.reshape(rows, heads * width, length)  # [R, N · D, S]
+        return dropout(self.output.from_columns(mixed), self.output_rate, at_site(key, 1))  # [R, S, H]
