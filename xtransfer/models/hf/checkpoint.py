@@ -30,7 +30,7 @@ from xtransfer.models.hf.config import (
 )
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.tokenizer import special_ids
-from xtransfer.models.hf.weights import INDEX, WEIGHTS, WeightSource, leaves, weight_files, write_weights
+from xtransfer.models.hf.weights import WEIGHTS, WeightSource, find_weights, leaves, weight_files, write_weights
 from xtransfer.runtime.sharding import on_host, param_shardings
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "pretrained"
@@ -258,8 +258,7 @@ def fingerprint_files(directory: str | Path) -> str:
     """Return the sha256 over the names and bytes of a checkpoint's config, weights, and tokenizer files."""
     directory = Path(directory)
     paths = {path for pattern in (CONFIG, *hub.TOKENIZER_FILES) for path in directory.glob(pattern)}
-    weights = weight_files(directory)
-    paths.update(weights if weights == [directory / WEIGHTS] else [*weights, directory / INDEX])
+    paths.update([find_weights(directory), *weight_files(directory)])
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.name} {storage.sha256(path)}\n".encode())

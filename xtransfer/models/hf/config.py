@@ -1,7 +1,9 @@
 """Strict reading and writing of a Hugging Face directory's `config.json`."""
 
 import dataclasses
+import functools
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,9 +23,14 @@ POOLING_KEY = "xtransfer_pooling"  # the key of config.json for a saved classifi
 _OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # may share our tensor names
 _SINGLE_LABEL = "single_label_classification"
 
+log = logging.getLogger(__name__)
+
 
 def read_config(directory: str | Path) -> EncoderConfig:
-    """Return the architecture in `config.json`; a UserError names the file and the missing, wrong, or unknown key."""
+    """Return the architecture in `config.json`; a UserError names the file and the missing, wrong, or unknown key.
+
+    `auto_map`, which names code in the checkpoint, is ignored, because a family here has its own code.
+    """
     path = Path(directory) / CONFIG
     raw = read_raw(directory)
     family = FAMILIES.get(str(raw.get("model_type")))
@@ -31,9 +38,7 @@ def read_config(directory: str | Path) -> EncoderConfig:
         supported = ", ".join(sorted(FAMILIES))
         raise UserError(f"{path}: model_type {raw.get('model_type')!r} is not supported: one of {supported}")
     if "auto_map" in raw:
-        raise UserError(
-            f"{path}: auto_map asks for remote code, which is never run: use a plain {family.name} checkpoint"
-        )
+        _log_ignored_code(path, family.name)
     _check_fixed(path, raw, family)
     missing = [key for key in family.required if key not in raw]
     if missing:
@@ -65,6 +70,13 @@ def read_config(directory: str | Path) -> EncoderConfig:
             f"{path}: hidden_size {config.hidden_size} is not a multiple of its {config.num_heads} attention heads"
         )
     return config
+
+
+@functools.cache  # the config of one model is read several times
+def _log_ignored_code(path: Path, model_type: str) -> None:
+    log.info(
+        "%s: auto_map names code of the checkpoint, which is never run: it is read as a plain %s", path, model_type
+    )
 
 
 def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:

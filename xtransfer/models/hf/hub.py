@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from xtransfer import storage
 from xtransfer.errors import UserError, one_line
 from xtransfer.models.hf.config import CONFIG, read_config
-from xtransfer.models.hf.weights import INDEX, NO_WEIGHTS, WEIGHTS, read_index
+from xtransfer.models.hf.weights import NO_WEIGHTS, PYTORCH, SAFETENSORS, read_index
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,6 +25,10 @@ TOKENIZER_FILES = (
 )
 
 _WAITS = (1, 2, 4, 8)  # seconds before each further attempt
+_CONVERTER = "SFconvertbot"  # the hub's account that opens pull requests with a repository's weights as safetensors
+_CONVERSIONS = "safetensors-of"  # the folder among the cache's refs that names a commit's conversion
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +39,32 @@ def is_id(repo: str) -> bool:
 
 
 def fetch(repo: str, revision: str | None = None) -> Path:
-    """Return the directory in the hub's cache with a repository's config, tokenizer, and safetensors.
+    """Return the directory in the hub's cache with a repository's config, tokenizer, and weights.
 
     Cached files are not fetched again, and they are used as they are if the hub cannot be reached. The architecture is
-    checked before the weights are fetched.
+    checked before the weights are fetched. If the revision has no safetensors, a pull request of the hub's converter
+    that adds them to this very revision takes its place. Without one, PyTorch files are fetched.
 
     Args:
       repo: the repository's name.
-      revision: a branch, tag, or commit; None is the main branch.
+      revision: a branch, tag, commit, or pull request (`refs/pr/N`); None is the main branch.
 
     Raises:
-      UserError: no such repository or revision, no access, no connection and nothing cached, no safetensors, or an
+      UserError: no such repository or revision, no access, no connection and nothing cached, no weights, or an
         unsupported model.
     """
-    from huggingface_hub import snapshot_download
-
     name = f"{repo}@{revision}" if revision else repo
     try:
         directory = _file(repo, CONFIG, revision).parent
-        commit = directory.name  # every file comes from this commit, even if the branch moves meanwhile
-        log.info("%s: commit %s", name, commit)
+        # Every file comes from this commit, even if the branch moves meanwhile.
+        log.info("%s: commit %s", name, directory.name)
         read_config(directory)
-        patterns: dict[str, Any] = {"allow_patterns": list(TOKENIZER_FILES), "ignore_patterns": "*/*"}
-        _retry(lambda: snapshot_download(repo, revision=commit, **patterns))
-        if not _fetch_weights(repo, commit, directory):
-            raise UserError(f"{name}: {NO_WEIGHTS}")
+        _fetch_tokenizer(repo, directory.name)
+        return _fetch_weights(repo, name, directory)
     except UserError:
         raise
     except Exception as error:  # the hub client raises from several libraries
         raise UserError(f"{name}: no such directory, and not available from the hub: {_reason(error, repo)}") from error
-    return directory
 
 
 def fetch_config(repo: str, revision: str | None = None) -> Path:
@@ -79,20 +80,100 @@ def fetch_config(repo: str, revision: str | None = None) -> Path:
         raise UserError(f"{name}: no such directory, and not available from the hub: {_reason(error, repo)}") from error
 
 
-def _fetch_weights(repo: str, commit: str, directory: Path) -> bool:
-    """Fetch model.safetensors or else the index and its shards; return False if the repository has neither."""
+def _fetch_tokenizer(repo: str, commit: str) -> None:
+    from huggingface_hub import snapshot_download
+
+    patterns: dict[str, Any] = {"allow_patterns": list(TOKENIZER_FILES), "ignore_patterns": "*/*"}
+    _retry(lambda: snapshot_download(repo, revision=commit, **patterns))
+
+
+def _fetch_weights(repo: str, name: str, directory: Path) -> Path:
+    """Fetch the weights of a commit, and return its directory, or the directory of the commit that converts them."""
+    pinned = directory.parents[1] / "refs" / _CONVERSIONS / directory.name
+    if not _has_any(directory, SAFETENSORS):
+        if pinned.is_file() and (converted := _fetch_converted(repo, pinned.read_text())):
+            log.info("%s: no safetensors; using its conversion, commit %s", name, converted.name)
+            return converted
+        if _has_any(directory, PYTORCH) and _fetch_files(repo, directory, PYTORCH):
+            return directory
+    if _fetch_files(repo, directory, SAFETENSORS):
+        return directory
+    number, commit = _find_conversion(repo, directory.name)
+    if commit and (converted := _fetch_converted(repo, commit)):
+        found = f"pull request {number} of {_CONVERTER}, which converts this commit"
+        log.info("%s: no safetensors; using %s: commit %s", name, found, commit)
+        with contextlib.suppress(UserError):  # in a cache that is read-only, the hub is asked again
+            storage.write_atomically(pinned, commit)
+        return converted
+    if _fetch_files(repo, directory, PYTORCH):
+        return directory
+    raise UserError(f"{name}: {NO_WEIGHTS}")
+
+
+def _fetch_converted(repo: str, commit: str) -> Path | None:
+    """Fetch everything from a commit of the converter; return its directory, or None if it has no safetensors."""
+    directory = _file(repo, CONFIG, commit).parent
+    read_config(directory)
+    if not _fetch_files(repo, directory, SAFETENSORS):
+        return None
+    _fetch_tokenizer(repo, commit)
+    return directory
+
+
+def _find_conversion(repo: str, commit: str) -> tuple[int, str]:
+    """Return the number and the commit of the converter's open pull request on a commit, or (0, "")."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+
+    def requests() -> list[Any]:
+        filters: dict[str, Any] = {"discussion_type": "pull_request", "discussion_status": "open"}
+        return list(api.get_repo_discussions(repo, author=_CONVERTER, **filters))
+
+    def commits(reference: str) -> list[str]:
+        """Return the commits of a pull request, the last one first."""
+        return [each.commit_id for each in _retry(lambda: api.list_repo_commits(repo, revision=reference))]
+
+    try:
+        for request in _retry(requests):
+            is_open = request.is_pull_request and request.status == "open"
+            # Anybody may open a pull request with this title, and its weights may be anything.
+            if is_open and request.author == _CONVERTER and "safetensors" in request.title:
+                head, *earlier = commits(f"refs/pr/{request.num}")
+                if earlier[:1] == [commit]:
+                    return request.num, head
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403, 404):  # the owner may turn pull requests off
+            raise
+    return 0, ""
+
+
+def _has_any(directory: Path, names: tuple[str, ...]) -> bool:
+    return any((directory / name).is_file() for name in names)
+
+
+def _fetch_files(repo: str, directory: Path, names: tuple[str, str]) -> bool:
+    """Fetch a file of weights, or else the index and its shards; return False if the commit has neither.
+
+    Args:
+      repo: the repository's name.
+      directory: the commit's directory in the cache.
+      names: the names of the single file and of the index.
+    """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    if (directory / WEIGHTS).is_file() or not (directory / INDEX).is_file():
+    single, index = names
+    if (directory / single).is_file() or not (directory / index).is_file():
         with contextlib.suppress(RemoteEntryNotFoundError):
-            _file(repo, WEIGHTS, commit)
+            _file(repo, single, directory.name)
             return True
     try:
-        index = _file(repo, INDEX, commit)
+        table = read_index(_file(repo, index, directory.name))
     except RemoteEntryNotFoundError:
         return False
-    for shard in sorted(set(read_index(index).values())):
-        _file(repo, shard, commit)
+    for shard in sorted(set(table.values())):
+        _file(repo, shard, directory.name)
     return True
 
 
@@ -103,19 +184,19 @@ def _file(repo: str, file: str, revision: str | None) -> Path:
     return Path(_retry(lambda: hf_hub_download(repo, file, revision=revision)))
 
 
-def _retry(download: Callable[[], str]) -> str:
-    """Download again while the hub answers 5xx, which the client itself does not retry."""
+def _retry(request: Callable[[], T]) -> T:
+    """Repeat a request while the hub answers 5xx, which the client itself does not retry."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in _WAITS:
         try:
-            return download()
+            return request()
         except HfHubHTTPError as error:
             if error.response.status_code < 500:
                 raise
             log.warning("the hub answers %d; trying again in %d s", error.response.status_code, wait)
             time.sleep(wait)
-    return download()
+    return request()
 
 
 def _reason(error: Exception, repo: str) -> str:

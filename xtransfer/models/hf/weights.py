@@ -1,9 +1,9 @@
 """Strict reading of a Hugging Face directory's tensors into a model's state, and writing them back.
 
 Every tensor of the file matches exactly one rule of the family's table, every leaf of the model is filled, and only
-declared heads may be new. Only safetensors are read, so nothing in a file is ever executed. A tensor is read when its
-turn comes, one device's shard at a time and in pieces. So beyond the parameters and the mapped files, memory holds
-about one tensor, or one device's shard of it.
+declared heads may be new. Safetensors are read, and PyTorch files through `pytorch_file`, so nothing in a file is ever
+executed. A tensor is read when its turn comes, one device's shard at a time and in pieces. So beyond the parameters and
+the mapped files, memory holds about one tensor, or one device's shard of it.
 """
 
 import logging
@@ -27,14 +27,16 @@ from safetensors.numpy import save_file
 
 from xtransfer import storage
 from xtransfer.errors import UserError
+from xtransfer.models.hf.pytorch_file import PytorchFile
 from xtransfer.models.hf.weight_map import Family, Layout
 from xtransfer.runtime.sharding import path_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SAFETENSORS = (WEIGHTS, INDEX)
+PYTORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 NO_WEIGHTS = (
-    f"no {WEIGHTS} (pickled weights such as pytorch_model.bin are never read: convert them to safetensors, or choose a "
-    "revision of the checkpoint that has them)"
+    f"no {WEIGHTS} and no {PYTORCH[0]}, in one file or with an index: choose a revision of the checkpoint that has one"
 )
 DTYPES = ("F32", "F16", "BF16")  # half precision is widened to float32
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
@@ -60,9 +62,9 @@ class Tensor:
     """One tensor of a file.
 
     Attributes:
-      file: the safetensors file.
+      file: the safetensors or PyTorch file.
       name: as in the file.
-      dtype: as in the file.
+      dtype: as safetensors names it.
       shape: as in the file.
       layout: how the leaf lies in it.
       only_with: the leaf without which this tensor does not matter; None if it always does.
@@ -144,7 +146,7 @@ class WeightSource:
         """Open a checkpoint and read its names.
 
         Raises:
-          UserError: no safetensors, a broken file, a tensor without a rule, or two tensors for one leaf.
+          UserError: no weights, a broken file, a tensor without a rule, or two tensors for one leaf.
         """
         targets: dict[str, Tensor] = {}
         copies: dict[str, Tensor] = {}
@@ -277,20 +279,29 @@ def _draw(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.full(shape, 1.0 if path.endswith("scale") else 0.0, np.float32)
 
 
-def weight_files(directory: str | Path) -> list[Path]:
-    """Return the files that hold a checkpoint's weights: model.safetensors or, without it, the shards of the index.
+def find_weights(directory: str | Path) -> Path:
+    """Return a checkpoint's single file of weights or else its index; safetensors come before PyTorch files.
 
     Raises:
-      UserError: neither exists, or the index does not match its shards.
+      UserError: there is none.
     """
-    directory = Path(directory)
-    if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
-    index = directory / INDEX
-    if not index.is_file():
-        raise UserError(f"{directory}: {NO_WEIGHTS}")
+    for name in (*SAFETENSORS, *PYTORCH):
+        if (Path(directory) / name).is_file():
+            return Path(directory) / name
+    raise UserError(f"{directory}: {NO_WEIGHTS}")
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """Return the files that hold a checkpoint's weights: the one of `find_weights`, or the shards of its index.
+
+    Raises:
+      UserError: there are no weights, or the index does not match its shards.
+    """
+    index = find_weights(directory)
+    if index.suffix != ".json":
+        return [index]
     table = read_index(index)
-    files = [directory / name for name in sorted(set(table.values()))]
+    files = [index.parent / name for name in sorted(set(table.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise UserError(f"{index}: {', '.join(absent)} missing")
@@ -308,8 +319,9 @@ def read_index(index: Path) -> dict[str, str]:
     """Return the file name of each tensor in an index; UserError unless the files are in its directory."""
     table = storage.read_object(index, "download it again").get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
-    if not names or not all(isinstance(n, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", n) for n in names):
-        raise UserError(f"{index}: weight_map must map tensors to .safetensors files of this directory")
+    suffix = ".safetensors" if index.name == INDEX else ".bin"
+    if not names or not all(isinstance(n, str) and re.fullmatch(rf"\w[\w.-]*\{suffix}", n) for n in names):
+        raise UserError(f"{index}: weight_map must map tensors to {suffix} files of this directory")
     return dict(table or {})
 
 
@@ -320,6 +332,8 @@ def _tensors(file: Path) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def _open(file: Path) -> Any:
+    if file.suffix == ".bin":
+        return PytorchFile(file)
     try:
         return safe_open(file, "np")
     except (SafetensorError, OSError, ValueError) as error:
