@@ -49,7 +49,7 @@ RANK = {name: rank for rank, layer in enumerate((*LAYERS, COMMANDS)) for name in
 # The package's version and its list of commands, which import no other module of the package.
 UNLAYERED = ("__init__", "__main__")
 
-# Weights are safetensors and the models are written here, so nothing may unpickle or import another framework.
+# Weights are read and the models are written here, so nothing may unpickle or import another framework.
 BANNED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
 ONLY_IN = {
     "orbax": {"xtransfer.train.checkpoints"},
@@ -218,6 +218,7 @@ def test_the_repository_top_level_holds_only_known_entries() -> None:
         ("xtransfer.report.summary", "def f():\n    import matplotlib.pyplot"),
         ("xtransfer.report.plot", "from matplotlib.figure import Figure"),
         ("xtransfer.models.hf.weights", "import pickle"),
+        ("xtransfer.models.hf.pytorch_file", "from pickle import Unpickler"),
         ("xtransfer.models.hf.weights", "def f():\n    import torch.nn"),
         ("xtransfer.parity.activations", "def f():\n    from torch import nn"),
         ("xtransfer.parity.__main__", "def f():\n    import importlib\n    importlib.import_module('torch')"),

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.fixtures.record import CASES, FIXTURES, RECORDED, record
+from tests.helpers import pytorch_files
 from xtransfer.errors import UserError
 from xtransfer.parity import reference
 
@@ -146,6 +147,19 @@ def test_compute_needs_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "available", lambda: False)
     with pytest.raises(UserError, match="PyTorch is not installed"):
         reference.compute(CLASSIFIER, load(CLASSIFIER).inputs)
+
+
+def test_reference_of_a_pytorch_file_is_the_same(directory: Path) -> None:
+    pytest.importorskip("torch")
+    inputs, tensors = load(directory).inputs, load_file(directory / "model.safetensors")
+    expected = reference.compute(directory, inputs).activations
+    (directory / "model.safetensors").unlink()
+    path = pytorch_files.write_tensors(directory / "pytorch_model.bin", tensors)
+    for name, value in reference.compute(directory, inputs).activations.items():
+        np.testing.assert_array_equal(value, expected[name])
+    pytorch_files.write(path, pytorch_files.program(pytorch_files.name("torch.Size") + b")R"))
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: its data\.pkl names 'torch\.Size'"):
+        reference.compute(directory, inputs)
 
 
 def test_incomplete_checkpoint_is_a_one_line_error(directory: Path) -> None:

@@ -25,7 +25,8 @@ from xtransfer import storage
 from xtransfer.errors import UserError, one_line
 from xtransfer.models.hf.config import read_config
 from xtransfer.models.hf.families import FAMILIES
-from xtransfer.models.hf.weights import weight_files
+from xtransfer.models.hf.pytorch_file import PytorchFile
+from xtransfer.models.hf.weights import SAFETENSORS, find_weights, weight_files
 
 FILE = "reference.safetensors"  # the name of a reference beside its checkpoint
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -63,7 +64,7 @@ def available() -> bool:
 
 
 def fingerprint(directory: str | Path) -> str:
-    """Return one sha256 for a checkpoint's safetensors files, taken in the order of their names."""
+    """Return one sha256 for a checkpoint's files of weights, taken in the order of their names."""
     digest = hashlib.sha256()
     for path in weight_files(Path(directory)):
         digest.update(bytes.fromhex(storage.sha256(path)))
@@ -80,7 +81,7 @@ def compute(
     """Run a checkpoint in `transformers`, in float32 and without dropout.
 
     Args:
-      directory: the checkpoint. Only its safetensors are read, and no code in it is run.
+      directory: the checkpoint. Its weights are read from the files of `weight_files`, and no code in it is run.
       inputs: see `Reference.inputs`. A model without token types does not get them.
       labels: [N] classes, to also compute gradients. The checkpoint then needs a classification head.
       architecture: a class of `transformers`. None is the sequence classifier if the checkpoint has its head, or else
@@ -94,7 +95,8 @@ def compute(
     import torch
     import transformers
 
-    weights = fingerprint(directory)  # first, because its error for missing safetensors is clearer
+    weights = fingerprint(directory)  # first, because its error for missing weights is clearer
+    _check_pytorch_files(directory)
     model, missing = _load(Path(directory), architecture)
     accepted = inspect.signature(model.forward).parameters
     arguments = {name: torch.from_numpy(inputs[name]).long() for name in INPUTS if name in accepted}
@@ -187,6 +189,14 @@ def is_reference(file: str | Path) -> bool:
         return False
 
 
+def _check_pytorch_files(directory: str | Path) -> None:
+    """Let PyTorch unpickle a file only if our own reader finds nothing but tensors in it."""
+    for path in weight_files(directory):
+        if path.suffix == ".bin":
+            with PytorchFile(path):
+                pass
+
+
 def _load(directory: Path, architecture: str | None) -> tuple[Any, frozenset[str]]:
     """Return a model without dropout, and the names of its parameters that the checkpoint lacks."""
     import transformers
@@ -214,7 +224,7 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
     try:
         model, info = cls.from_pretrained(
             os.fspath(directory.resolve()),
-            use_safetensors=True,
+            use_safetensors=find_weights(directory).name in SAFETENSORS,
             local_files_only=True,
             trust_remote_code=False,
             dtype="float32",

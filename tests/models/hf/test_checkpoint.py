@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from tests.fixtures.record import CASES, FIXTURES, RECORDED, record
-from tests.helpers import tiny
+from tests.helpers import pytorch_files, tiny
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -204,17 +204,14 @@ def test_full_disk_is_a_one_line_error_that_names_the_directory(file: str, tmp_p
     assert "\n" not in str(caught.value) and not list((tmp_path / "models").iterdir())
 
 
-def test_remote_code_is_refused_and_never_executed(tmp_path: Path) -> None:
+def test_code_of_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
     shutil.copytree(CLASSIFIER, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_own.Own"}}))
     (tmp_path / "model" / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    for load in (
-        lambda: hf_checkpoint.load_classifier(path.parent, 3, seed=0),
-        lambda: hf_checkpoint.load_masked_lm(path.parent, seed=0),
-    ):
-        with pytest.raises(UserError, match=r"config\.json: auto_map asks for remote code, which is never run"):
-            load()
+    _, params = hf_checkpoint.load_classifier(path.parent, 3, seed=0)
+    assert equal(params, hf_checkpoint.load_classifier(CLASSIFIER, 3, seed=0)[1])
+    hf_checkpoint.load_masked_lm(path.parent, seed=0)
     assert not (tmp_path / "ran").exists()
 
 
@@ -314,6 +311,22 @@ def test_fingerprint_of_a_directory_covers_only_the_files_that_are_read(tmp_path
         (directory / name).write_bytes((directory / name).read_bytes() + b" ")
         assert hf_checkpoint.fingerprint_files(directory) != before
         before = hf_checkpoint.fingerprint_files(directory)
+
+
+def test_fingerprint_covers_pytorch_files_and_their_index(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(CLASSIFIER, tmp_path / "model"))
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    pytorch_files.write_tensors(directory / "pytorch_model.bin", tensors)
+    prints = [hf_checkpoint.fingerprint_files(directory)]
+    pytorch_files.write_tensors(directory / "pytorch_model.bin", tensors | {"classifier.bias": np.ones(3, np.float32)})
+    prints.append(hf_checkpoint.fingerprint_files(directory))
+    (directory / "pytorch_model.bin").rename(directory / "part.bin")
+    for indent in (0, 1):
+        table = {"weight_map": dict.fromkeys(tensors, "part.bin")}
+        (directory / "pytorch_model.bin.index.json").write_text(json.dumps(table, indent=indent))
+        prints.append(hf_checkpoint.fingerprint_files(directory))
+    assert len(set(prints)) == 4
 
 
 def test_saved_config_has_the_special_ids_of_the_tokenizer(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,10 @@ def test_missing_keys_get_berts_defaults(directory: Path) -> None:
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported: one of bert, camembert, deberta-v2, "),
         ({"model_type": ["bert"]}, r"model_type \['bert'\] is not supported: one of bert"),
-        ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map asks for remote code, which is never run"),
+        (
+            {"model_type": "own", "auto_map": {"AutoModel": "evil.Model"}},
+            "model_type 'own' is not supported: one of bert",
+        ),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi': only 'absolute'"),
         ({"is_decoder": True}, "is_decoder is True: only False"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish', expected one of gelu, "),
@@ -156,6 +160,15 @@ def test_models_that_cannot_run_as_trained_are_refused(directory: Path, changes:
     with pytest.raises(UserError, match=message) as caught:
         hf_config.read_config(directory)
     assert str(caught.value).startswith(f"{directory}/config.json: ")
+
+
+def test_code_of_a_checkpoint_is_ignored_with_one_log_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(directory, auto_map={"AutoModel": "evil.Model"})
+    with caplog.at_level(logging.INFO):
+        assert hf_config.read_config(directory) == hf_config.read_config(CLASSIFIER)
+        hf_config.read_config(directory)
+    reason = "auto_map names code of the checkpoint, which is never run: it is read as a plain bert"
+    assert caplog.messages == [f"{directory}/config.json: {reason}"]
 
 
 def test_missing_setting_is_named(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -9,33 +10,49 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 import huggingface_hub
+import jax
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
-from tests.helpers import tiny
+from tests.helpers import pytorch_files, tiny
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.models.hf import hub
+from xtransfer.models.hf.weights import INDEX
 
 REPO = "someone/some-bert"
-MAIN, TAGGED = "a" * 40, "b" * 40
+MAIN, TAGGED, CONVERTED = "a" * 40, "b" * 40, "c" * 40
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Discussion:
+    """A discussion or a pull request; its commits are listed as the hub does, the last one first."""
+
+    number: int
+    commits: tuple[str, ...]
+    author: str = "SFconvertbot"
+    title: str = "Adding `safetensors` variant of this model"
+    status: str = "open"
+    is_pull_request: bool = True
 
 
 @dataclass
 class Hub:
     """The repository of the server, its faults, and a log of its requests.
 
-    `failing` maps (method, file) to the number of requests that are still answered with `status`.
+    Like a server that knows no filters, it lists all discussions, one to a page. `failing` maps (method, file) to the
+    number of requests that are still answered with `status`.
     """
 
     files: dict[str, Files]  # by commit
@@ -43,6 +60,8 @@ class Hub:
     gated: bool = False
     failing: Counter[tuple[str, str]] = field(default_factory=Counter)
     status: int = 503
+    discussions: list[Discussion] = field(default_factory=list)
+    discussions_status: int = 200
     cut: str = ""  # downloads of this file stop half-way
     requests: list[tuple[str, str]] = field(default_factory=list)
 
@@ -50,15 +69,49 @@ class Hub:
         """Return the files that were requested with GET, in order."""
         return [path for method, path in self.requests if method == "GET" and not path.startswith("api/")]
 
-    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+    def add(self, discussion: Discussion, files: Files | None = None) -> None:
+        """Add a discussion, and the files of its last commit."""
+        self.discussions.append(discussion)
+        self.revisions[f"refs/pr/{discussion.number}"] = discussion.commits[0]
+        if files is not None:
+            self.files[discussion.commits[0]] = files
+
+    def community(self, kind: str, rest: str, page: int) -> tuple[int, dict[str, str], bytes]:
+        """Return the answer to a request for discussions, or for the commits of a pull request."""
+        body: Any
+        if kind == "discussions":
+            rows = [
+                {
+                    "num": each.number,
+                    "author": {"name": each.author},
+                    "title": each.title,
+                    "status": each.status,
+                    "isPullRequest": each.is_pull_request,
+                    "createdAt": "2024-01-01T00:00:00.000Z",
+                    "repo": {"name": REPO, "type": "model"},
+                }
+                for each in self.discussions
+            ]
+            body = {"discussions": rows[page : page + 1], "start": page, "count": len(rows)}
+        else:
+            commits = next(each.commits for each in self.discussions if rest == f"refs/pr/{each.number}")
+            facts = {"title": "", "message": "", "date": "2024-01-01T00:00:00.000Z", "authors": [{"user": "someone"}]}
+            body = [{"id": commit, **facts} for commit in commits]
+        return self.discussions_status, {"Content-Type": "application/json"}, json.dumps(body).encode()
+
+    def answer(self, method: str, path: str, page: int = 0) -> tuple[int, dict[str, str], bytes]:
         """Return (status, headers, body) for a path below the root."""
         if path.startswith("api/"):
-            _, _, *repo, kind, revision = path.split("/")
+            _, _, owner, repo_name, kind, *rest = path.split("/")
+            repo, revision = f"{owner}/{repo_name}", unquote("/".join(rest))
         else:
-            repo_path, _, rest = path.partition("/resolve/")
-            repo, (revision, _, name) = repo_path.split("/"), rest.partition("/")
-        if "/".join(repo) != REPO:
+            repo, _, resolved = path.partition("/resolve/")
+            revision, _, name = resolved.partition("/")
+            revision = unquote(revision)
+        if repo != REPO:
             return 401, {"X-Error-Code": "RepoNotFound"}, b""
+        if path.startswith("api/") and kind in ("discussions", "commits"):
+            return self.community(kind, revision, page)
         commit = self.revisions.get(revision, revision)
         if commit not in self.files:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
@@ -87,10 +140,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         served: Hub = self.server.hub
-        path = self.path.partition("?")[0].strip("/")
+        path, _, query = self.path.strip("/").partition("?")
         name = path if path.startswith("api/") else path.split("/resolve/")[-1].partition("/")[2]
         served.requests.append((self.command, name))
-        status, headers, body = served.answer(self.command, path)
+        status, headers, body = served.answer(self.command, path, int(parse_qs(query).get("p", ["0"])[0]))
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
@@ -178,8 +231,8 @@ def shard(files: Files, tmp_path: Path) -> set[str]:
     for file in shards:
         save_file({name: value for name, value in tensors.items() if table[name] == file}, tmp_path / file)
         files[file] = (tmp_path / file).read_bytes()
-    files[hub.INDEX] = json.dumps({"metadata": {}, "weight_map": table}).encode()
-    return {*shards, hub.INDEX}
+    files[INDEX] = json.dumps({"metadata": {}, "weight_map": table}).encode()
+    return {*shards, INDEX}
 
 
 def assert_refused(message: str, name: str = REPO) -> str:
@@ -250,7 +303,7 @@ def test_missing_shard_is_named(online: Hub, tmp_path: Path) -> None:
 
 def test_index_cannot_point_outside_the_repository(online: Hub, tmp_path: Path) -> None:
     shard(online.files[MAIN], tmp_path)
-    online.files[MAIN][hub.INDEX] = json.dumps({"weight_map": {"x": "../../escape.safetensors"}}).encode()
+    online.files[MAIN][INDEX] = json.dumps({"weight_map": {"x": "../../escape.safetensors"}}).encode()
     with pytest.raises(UserError, match=r"must map tensors to \.safetensors files of this directory"):
         hf_checkpoint.resolve(REPO)
     assert not any("escape" in path for _, path in online.requests)
@@ -281,7 +334,10 @@ def test_gated_repository_says_where_to_request_access(online: Hub, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda files: files.pop("model.safetensors"), r"no model\.safetensors \(pickled weights .* never read: conv"),
+        (
+            lambda files: [files.pop("model.safetensors"), files.pop("pytorch_model.bin")],
+            r"no model\.safetensors and no pytorch_model\.bin, in one file or with an index: choose a revision",
+        ),
         (
             lambda files: files.pop("config.json"),
             r"the repository has no config\.json: not a complete transformers",
@@ -298,7 +354,10 @@ def test_incomplete_repository_is_refused(change: Any, message: str, online: Hub
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
-        ({"auto_map": {"AutoModel": "modeling_own.Own"}}, "auto_map asks for remote code, which is never run"),
+        (
+            {"model_type": "own", "auto_map": {"AutoModel": "modeling_own.Own"}},
+            "model_type 'own' is not supported: one of bert",
+        ),
     ],
 )
 def test_unusable_model_is_refused_before_its_weights_are_downloaded(
@@ -308,6 +367,140 @@ def test_unusable_model_is_refused_before_its_weights_are_downloaded(
     with pytest.raises(UserError, match=message):
         hf_checkpoint.resolve(REPO)
     assert online.downloads() == ["config.json"]
+
+
+def test_revision_may_be_a_pull_request(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    online.add(Discussion(7, (CONVERTED, MAIN)), online.files[MAIN] | {"tokenizer.json": b"{}"})
+    directory = hf_checkpoint.resolve(f"{REPO}@refs/pr/7")
+    assert directory.name == CONVERTED and (directory / "tokenizer.json").read_bytes() == b"{}"
+    assert hf_checkpoint.resolve(REPO, "refs/pr/7") == directory
+    assert hf_checkpoint.resolve(f"{REPO}@refs/pr/7", only_config=True) == directory
+    assert_refused("the repository has no such revision", f"{REPO}@refs/pr/8")
+    go_offline(online, monkeypatch)
+    assert hf_checkpoint.resolve(f"{REPO}@refs/pr/7") == directory and not online.requests
+
+
+@pytest.fixture
+def unconverted(online: Hub, checkpoint: Path, tmp_path: Path) -> Hub:
+    """Return the hub with a repository that has only a PyTorch file, whose numbers differ from the safetensors."""
+    tensors = {name: value + 1 for name, value in load_file(checkpoint / "model.safetensors").items()}
+    pytorch = pytorch_files.write_tensors(tmp_path / "pytorch_model.bin", tensors).read_bytes()
+    for files in online.files.values():
+        del files["model.safetensors"]
+        files["pytorch_model.bin"] = pytorch
+    return online
+
+
+def convert(unconverted: Hub, checkpoint: Path, discussion: Discussion) -> None:
+    """Add a pull request with the safetensors."""
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    unconverted.add(discussion, unconverted.files[MAIN] | {"model.safetensors": weights})
+
+
+def test_safetensors_of_the_converters_pull_request_are_used(
+    unconverted: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, status in ((3, "closed"), (4, "merged")):
+        unconverted.add(Discussion(number, ("d" * 40, MAIN), status=status))
+    convert(unconverted, checkpoint, Discussion(7, (CONVERTED, MAIN, TAGGED)))
+    with caplog.at_level(logging.INFO, "xtransfer"):
+        directory = hf_checkpoint.resolve(REPO)
+    assert directory.name == CONVERTED
+    assert (
+        f"{REPO}: no safetensors; using pull request 7 of SFconvertbot, which converts this commit: commit {CONVERTED}"
+        in caplog.messages
+    )
+    assert hf_checkpoint.fingerprint_files(directory) == hf_checkpoint.fingerprint_files(checkpoint)
+    assert "pytorch_model.bin" not in unconverted.downloads()
+    cached = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
+    assert not cached.warnings
+
+    # The pull request may disappear, and later starts ask for nothing but the branch.
+    unconverted.discussions.clear()
+    unconverted.requests.clear()
+    assert hf_checkpoint.resolve(REPO) == directory
+    assert unconverted.requests == [("HEAD", "config.json")]
+    go_offline(unconverted, monkeypatch)
+    for name in (REPO, f"{REPO}@{MAIN}"):
+        assert hf_checkpoint.resolve(name) == directory and not unconverted.requests
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"author": "someone"},
+        {"status": "closed"},
+        {"status": "merged"},
+        {"is_pull_request": False},
+        {"title": "Update README.md"},
+        {"commits": (CONVERTED, TAGGED, MAIN)},
+        {"commits": (CONVERTED, "e" * 40, MAIN)},
+        {"commits": (CONVERTED,)},
+    ],
+)
+def test_other_pull_requests_are_not_used(
+    change: dict[str, Any], unconverted: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(unconverted, checkpoint, replace(Discussion(7, (CONVERTED, MAIN)), **change))
+    assert_pytorch_file_is_used(unconverted, checkpoint, monkeypatch)
+
+
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_pytorch_file_is_used_without_a_pull_request(
+    status: int, unconverted: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unconverted.discussions_status = status
+    assert_pytorch_file_is_used(unconverted, checkpoint, monkeypatch)
+
+
+def test_pull_request_without_safetensors_is_not_used(
+    unconverted: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unconverted.add(Discussion(7, (CONVERTED, MAIN)), dict(unconverted.files[MAIN]))
+    assert_pytorch_file_is_used(unconverted, checkpoint, monkeypatch)
+
+
+def assert_pytorch_file_is_used(unconverted: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the parameters, one download, and the use of the cache, even after a pull request appears."""
+    directory = hf_checkpoint.resolve(REPO)
+    assert directory.name == MAIN and "model.safetensors" not in unconverted.downloads()
+    assert unconverted.downloads().count("pytorch_model.bin") == 1
+    params, original = (hf_checkpoint.load_classifier(path, 2, seed=0)[1] for path in (directory, checkpoint))
+    encoders = (jax.tree.leaves(state["encoder"]) for state in (params, original))
+    for ours, converted in zip(*encoders, strict=True):
+        np.testing.assert_array_equal(ours, converted + np.float32(1))
+    unconverted.discussions_status = 200
+    convert(unconverted, checkpoint, Discussion(9, (CONVERTED, MAIN)))
+    unconverted.requests.clear()
+    assert hf_checkpoint.resolve(REPO) == directory
+    assert unconverted.requests == [("HEAD", "config.json")]
+    go_offline(unconverted, monkeypatch)
+    assert hf_checkpoint.resolve(REPO) == directory and not unconverted.requests
+
+
+def test_sharded_pytorch_files_are_downloaded(unconverted: Hub, tmp_path: Path) -> None:
+    files = unconverted.files[MAIN]
+    whole = files.pop("pytorch_model.bin")
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    files |= {name: whole + name.encode() for name in names}
+    files["pytorch_model.bin.index.json"] = json.dumps({"weight_map": {"x": names[0], "y": names[1]}}).encode()
+    directory = hf_checkpoint.resolve(REPO)
+    weights = {*names, "pytorch_model.bin.index.json"}
+    assert sorted(unconverted.downloads()) == sorted({"config.json", *weights, *TOKENIZER})
+    assert {path.name for path in directory.iterdir()} == {"config.json", *weights, *TOKENIZER}
+
+
+def test_busy_hub_does_not_decide_between_the_formats(unconverted: Hub, waits: list[float]) -> None:
+    """A hub that answers 503 may have a conversion, and another format is another fingerprint."""
+    unconverted.discussions_status = 503
+    assert_refused("the hub answers 503: try again later")
+    assert "pytorch_model.bin" not in unconverted.downloads() and 0 < sum(waits) < 120
+
+
+def test_pull_requests_are_not_asked_for_if_there_are_safetensors(online: Hub, checkpoint: Path) -> None:
+    convert(online, checkpoint, Discussion(7, (CONVERTED, MAIN)))
+    assert hf_checkpoint.resolve(REPO).name == MAIN
+    assert not any("discussions" in path or "commits" in path for _, path in online.requests)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -1,6 +1,7 @@
 """Strict reading of tensors: each fault gives one error that names the tensor."""
 
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from tests.fixtures.record import CASES, FIXTURES, RECORDED
+from tests.helpers import pytorch_files
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import MaskedLM
@@ -249,19 +251,100 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_pickled_weights_are_refused_with_advice_and_never_executed(directory: Path) -> None:
+def test_pickled_objects_are_refused_and_never_executed(directory: Path) -> None:
     marker = directory / "executed"
     (directory / "model.safetensors").rename(directory / "kept")
-    for name in ("pytorch_model.bin", "model.pt"):
-        (directory / name).write_bytes(pickle.dumps(Payload(marker)))
+    (directory / "model.pt").write_bytes(pickle.dumps(Payload(marker)))
+    assert_refused(directory, r"no model\.safetensors and no pytorch_model\.bin, in one file or with an index: choose")
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(marker)))
+    assert_refused(directory, r"pytorch_model\.bin: it is not a zip file, as PyTorch 1\.6 and later write")
+    pytorch_files.write(directory / "pytorch_model.bin", pickle.dumps(Payload(marker)))
     assert_refused(
-        directory, r"no model\.safetensors \(pickled weights such as pytorch_model\.bin are never read: convert"
+        directory, r"pytorch_model\.bin: its data\.pkl (names|has the opcode) .*, or convert it to safetensors"
     )
-    (directory / "pytorch_model.bin").rename(directory / "model.safetensors")
+    (directory / "model.pt").rename(directory / "model.safetensors")
     assert_refused(directory, r"model\.safetensors: not a complete safetensors file")
     assert not marker.exists()
     pickle.loads((directory / "model.safetensors").read_bytes())
     assert marker.exists()
+
+
+def to_pytorch(directory: Path) -> Path:
+    """Replace the weights by a PyTorch file, and return it."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    return pytorch_files.write_tensors(directory / "pytorch_model.bin", tensors)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_pytorch_files_load_the_same_parameters(name: str, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(FIXTURES / name, tmp_path / "model"))
+    before = load(directory)
+    to_pytorch(directory)
+    assert equal(before, load(directory))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_pytorch_files_are_widened_to_float32(directory: Path, dtype: str) -> None:
+    tensors = {
+        key: value.astype(jax.numpy.dtype(dtype)) for key, value in load_file(directory / "model.safetensors").items()
+    }
+    before = load(directory)
+    pytorch_files.write_tensors(directory / "pytorch_model.bin", tensors)
+    (directory / "model.safetensors").unlink()
+    expected = {path: value.astype(jax.numpy.dtype(dtype)).astype(np.float32) for path, value in before.items()}
+    assert equal(load(directory), expected)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
+def test_files_that_pytorch_writes_load_the_same_parameters(directory: Path) -> None:
+    import torch
+    import transformers
+
+    before = load(directory)
+    model = transformers.BertForSequenceClassification.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    torch.save(model.state_dict(), directory / "pytorch_model.bin")
+    assert equal(before, load(directory))
+
+
+def test_safetensors_come_before_pytorch_files(directory: Path) -> None:
+    before = load(directory)
+    (directory / "pytorch_model.bin").write_bytes(b"never opened")
+    assert equal(before, load(directory))
+    shard(directory)
+    assert equal(before, load(directory))
+    assert hf_weights.find_weights(directory).name == "model.safetensors.index.json"
+
+
+def test_faults_of_pytorch_files_name_the_tensor(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    path = to_pytorch(directory)
+    for name, value, message in (
+        (NORM, np.full(15, np.nan, np.float32), "has NaN or Inf: the checkpoint is broken"),
+        (NORM, np.ones(14, np.float32), r"has shape \[14\], the model of its config\.json needs \[15\]"),
+        (NORM, np.ones(15, np.int64), "has dtype I64: one of F32, F16, BF16"),
+        ("extra", np.ones(2, np.float32), r"\[2\]: not a plain bert checkpoint"),
+    ):
+        pytorch_files.write_tensors(path, tensors | {name: value})
+        assert_refused(directory, rf"pytorch_model\.bin: (unknown )?tensor {re.escape(name)} {message}")
+
+
+def test_sharded_pytorch_files_load_the_same_parameters(directory: Path) -> None:
+    before, tensors = load(directory), load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    shards = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    table = {name: shards[i % 2] for i, name in enumerate(tensors)}
+    for file in shards:
+        part = {name: value for name, value in tensors.items() if table[name] == file}
+        pytorch_files.write_tensors(directory / file, part)
+    index = directory / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": table}))
+    assert equal(before, load(directory))
+    index.write_text(json.dumps({"weight_map": table | {NORM: "x.safetensors"}}))
+    assert_refused(directory, r"bin\.index\.json: weight_map must map tensors to \.bin files of this directory")
+    index.write_text(json.dumps({"weight_map": table | {NORM: "lost.bin"}}))
+    assert_refused(directory, r"bin\.index\.json: lost\.bin missing")
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -18,7 +18,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ class _BoundedFile(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY:
             raise ValueError(f"its list of members has {size} bytes, more than any model needs")
-        return super().read(_MAX_DIRECTORY if size is None or size < 0 else size)
+        return super().read(size)
 
 
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -274,12 +274,10 @@ class _Machine:
 
     def run(self, program: bytes) -> Any:
         """Return the value that a pickle describes."""
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        for count, (opcode, argument) in enumerate(_opcodes(program)):
             if count >= _MAX_OPCODES:
                 raise ValueError(f"its data.pkl has over {_MAX_OPCODES} opcodes, more than any model needs")
-            if opcode.name == "STOP":
-                break
-            self._step(opcode.name, argument)
+            self._step(opcode, argument)
         result = self._pop()
         if self._stack or self._below_marks:
             raise ValueError("its data.pkl ends with unused values")
@@ -287,7 +285,7 @@ class _Machine:
 
     def _step(self, opcode: str, argument: Any) -> None:
         match opcode:
-            case "PROTO" | "FRAME":
+            case "PROTO" | "FRAME" | "STOP":
                 pass
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
                 self._stack.append(argument)
@@ -361,6 +359,15 @@ class _Machine:
             if key in target:
                 raise ValueError(f"its data.pkl has the key {_quoted(key)} twice")
             target[key] = value
+
+
+def _opcodes(program: bytes) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the argument of each opcode, up to STOP."""
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            yield opcode.name, argument
+    except ValueError as error:
+        raise ValueError(f"its data.pkl is not a whole pickle ({error})") from error
 
 
 def _name(module: Any, name: Any) -> _Name:
