@@ -82,19 +82,21 @@ class Hub:
         if kind == "discussions":
             rows = [
                 {
-                    "num": each.number,
-                    "author": {"name": each.author},
-                    "title": each.title,
-                    "status": each.status,
-                    "isPullRequest": each.is_pull_request,
+                    "num": discussion.number,
+                    "author": {"name": discussion.author},
+                    "title": discussion.title,
+                    "status": discussion.status,
+                    "isPullRequest": discussion.is_pull_request,
                     "createdAt": "2024-01-01T00:00:00.000Z",
                     "repo": {"name": REPO, "type": "model"},
                 }
-                for each in self.discussions
+                for discussion in self.discussions
             ]
             body = {"discussions": rows[page : page + 1], "start": page, "count": len(rows)}
         else:
-            commits = next(each.commits for each in self.discussions if rest == f"refs/pr/{each.number}")
+            commits = next(
+                discussion.commits for discussion in self.discussions if rest == f"refs/pr/{discussion.number}"
+            )
             facts = {"title": "", "message": "", "date": "2024-01-01T00:00:00.000Z", "authors": [{"user": "someone"}]}
             body = [{"id": commit, **facts} for commit in commits]
         return self.discussions_status, {"Content-Type": "application/json"}, json.dumps(body).encode()

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from xtransfer import storage
 from xtransfer.errors import UserError, one_line
@@ -28,7 +28,7 @@ _WAITS = (1, 2, 4, 8)  # seconds before each further attempt
 _CONVERTER = "SFconvertbot"  # the hub's account that opens pull requests with a repository's weights as safetensors
 _CONVERSIONS = "safetensors-of"  # the folder among the cache's refs that names a commit's conversion
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +98,12 @@ def _fetch_weights(repo: str, name: str, directory: Path) -> Path:
             return directory
     if _fetch_files(repo, directory, SAFETENSORS):
         return directory
-    number, commit = _find_conversion(repo, directory.name)
-    if commit and (converted := _fetch_converted(repo, commit)):
-        found = f"pull request {number} of {_CONVERTER}, which converts this commit"
-        log.info("%s: no safetensors; using %s: commit %s", name, found, commit)
+    conversion = _find_conversion(repo, directory.name)
+    if conversion and (converted := _fetch_converted(repo, conversion.commit)):
+        origin = f"pull request {conversion.number} of {_CONVERTER}, which converts this commit"
+        log.info("%s: no safetensors; using %s: commit %s", name, origin, conversion.commit)
         with contextlib.suppress(UserError):  # in a cache that is read-only, the hub is asked again
-            storage.write_atomically(pinned, commit)
+            storage.write_atomically(pinned, conversion.commit)
         return converted
     if _fetch_files(repo, directory, PYTORCH):
         return directory
@@ -120,8 +120,15 @@ def _fetch_converted(repo: str, commit: str) -> Path | None:
     return directory
 
 
-def _find_conversion(repo: str, commit: str) -> tuple[int, str]:
-    """Return the number and the commit of the converter's open pull request on a commit, or (0, "")."""
+class _Conversion(NamedTuple):
+    """A pull request, and its last commit."""
+
+    number: int
+    commit: str
+
+
+def _find_conversion(repo: str, commit: str) -> _Conversion | None:
+    """Return the converter's open pull request whose only commit continues this one, or None."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -133,7 +140,7 @@ def _find_conversion(repo: str, commit: str) -> tuple[int, str]:
 
     def commits(reference: str) -> list[str]:
         """Return the commits of a pull request, the last one first."""
-        return [each.commit_id for each in _retry(lambda: api.list_repo_commits(repo, revision=reference))]
+        return [info.commit_id for info in _retry(lambda: api.list_repo_commits(repo, revision=reference))]
 
     try:
         for request in _retry(requests):
@@ -142,11 +149,11 @@ def _find_conversion(repo: str, commit: str) -> tuple[int, str]:
             if is_open and request.author == _CONVERTER and "safetensors" in request.title:
                 head, *earlier = commits(f"refs/pr/{request.num}")
                 if earlier[:1] == [commit]:
-                    return request.num, head
+                    return _Conversion(request.num, head)
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403, 404):  # the owner may turn pull requests off
             raise
-    return 0, ""
+    return None
 
 
 def _has_any(directory: Path, names: tuple[str, ...]) -> bool:
@@ -184,7 +191,7 @@ def _file(repo: str, file: str, revision: str | None) -> Path:
     return Path(_retry(lambda: hf_hub_download(repo, file, revision=revision)))
 
 
-def _retry(request: Callable[[], T]) -> T:
+def _retry(request: Callable[[], _T]) -> _T:
     """Repeat a request while the hub answers 5xx, which the client itself does not retry."""
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -113,14 +113,15 @@ class TensorSlice:
         """Return a copy of a region, in the tensor's dtype; only that region is read."""
         dtype, tensor = _DTYPES[self.get_dtype()], self._description
         # Read unsigned integers, because NumPy swaps the bytes of these and not those of bfloat16.
-        stored = np.ndarray(
+        stored: np.ndarray = np.ndarray(
             tensor.shape,
             f"{self._order}u{dtype.itemsize}",
             buffer=self._data,
             offset=self._start + tensor.offset * dtype.itemsize,
             strides=[stride * dtype.itemsize for stride in tensor.strides],
         )
-        return stored[(*index, ...)].astype(f"=u{dtype.itemsize}").view(dtype)
+        region: tuple[Any, ...] = (*index, ...)  # with the dots, a tensor without axes stays an array
+        return stored[region].astype(f"=u{dtype.itemsize}").view(dtype)
 
 
 class PytorchFile:
