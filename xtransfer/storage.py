@@ -13,6 +13,8 @@ from typing import Any
 
 from xtransfer.errors import UserError
 
+_LFS_POINTER = b"version https://git-lfs"
+
 
 class AtomicFile:
     """A file that takes its name when it is complete: `write`, then `commit`. Without `commit` it leaves nothing.
@@ -171,6 +173,13 @@ def read_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise a UserError if Git LFS has left a pointer in place of the file's content."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:

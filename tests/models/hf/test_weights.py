@@ -241,6 +241,12 @@ def test_truncated_or_corrupt_file_is_named(directory: Path) -> None:
     load(directory)
 
 
+def test_lfs_pointer_in_place_of_the_weights_is_named(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n")
+    assert_refused(directory, r"model\.safetensors: a Git LFS pointer, not the file itself: run `git lfs pull`")
+
+
 class Payload:
     """An object that creates a directory when it is unpickled."""
 

@@ -332,6 +332,7 @@ def _tensors(file: Path) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def _open(file: Path) -> Any:
+    storage.refuse_lfs_pointer(file)
     if file.suffix == ".bin":
         return PytorchFile(file)
     try:
