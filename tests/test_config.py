@@ -1,6 +1,7 @@
 """The config: defaults, files, overrides, and the error for each kind of mistake."""
 
 import dataclasses
+import pwd
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,20 @@ def test_differences_name_changed_keys_except_seeds_and_objectives():
 def test_every_config_in_the_repository_loads(path):
     schema = PretrainConfig if path.name.startswith("pretrain") else ExperimentConfig
     assert isinstance(config.load(str(path), [], schema), schema)
+
+
+def test_without_a_home_directory_the_cache_must_be_named(monkeypatch, tmp_path):
+    """As in a container whose user is a number without an entry in /etc/passwd."""
+
+    def unknown_user(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown_user)
+    with pytest.raises(
+        UserError, match=r"^no home directory for downloads: set HOME or --config\.task\.cache_dir=DIR$"
+    ):
+        config.cache_dir(config.TaskConfig(name="xnli"))
+    assert config.cache_dir(config.TaskConfig(name="xnli", cache_dir=str(tmp_path))) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.cache_dir(config.TaskConfig(name="xnli")) == tmp_path / ".cache" / "xtransfer"

@@ -323,8 +323,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def cache_dir(task: TaskConfig) -> Path:
-    """Return the directory of prepared datasets."""
-    return user_path(task.cache_dir) if task.cache_dir else Path.home() / ".cache" / "xtransfer"
+    """Return the directory of prepared datasets.
+
+    Raises:
+      UserError: the default is below the home directory, and there is none.
+    """
+    if task.cache_dir:
+        return user_path(task.cache_dir)
+    try:
+        return Path.home() / ".cache" / "xtransfer"
+    except RuntimeError:  # as in a container whose user has no entry in /etc/passwd
+        raise UserError("no home directory for downloads: set HOME or --config.task.cache_dir=DIR") from None
 
 
 def user_path(text: str) -> Path:
