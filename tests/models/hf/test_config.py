@@ -200,6 +200,17 @@ def test_directory_without_a_config_is_named(tmp_path: Path) -> None:
         hf_config.read_config(tmp_path)
 
 
+def test_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        UserError, match=f"^{tmp_path}: a PEFT adapter .*, not a whole model: merge it .* merge_and_unl"
+    ):
+        hf_config.read_config(tmp_path)
+    copy_config("bert", tmp_path)  # a merged model may lie beside the adapter
+    hf_config.read_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     "table",
     [

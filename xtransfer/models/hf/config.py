@@ -21,6 +21,7 @@ CONFIG = "config.json"
 POOLING_KEY = "xtransfer_pooling"  # the key of config.json for a saved classifier's pooling, if it is not its family's
 
 _OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # may share our tensor names
+_ADAPTER = "adapter_config.json"
 _SINGLE_LABEL = "single_label_classification"
 
 log = logging.getLogger(__name__)
@@ -242,12 +243,22 @@ def write_config(
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def refuse_adapter(directory: Path) -> None:
+    """Raise a UserError if a directory holds the weights of a PEFT adapter and no model."""
+    if (directory / _ADAPTER).is_file() and not (directory / CONFIG).is_file():
+        raise UserError(
+            f"{directory}: a PEFT adapter ({_ADAPTER} without {CONFIG}), not a whole model: merge it into its base "
+            "model with merge_and_unload(), and save the result with save_pretrained()"
+        )
+
+
 def read_raw(directory: str | Path) -> dict[str, Any]:
     """Return everything in `config.json`, or raise a UserError that names the file."""
     path = Path(directory) / CONFIG
     try:
         return storage.read_object(path, "download it again")
     except FileNotFoundError:
+        refuse_adapter(path.parent)
         raise UserError(f"{path}: no such file: not a Hugging Face model directory?") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
