@@ -60,7 +60,7 @@ ONLY_IN = {
 LAZY = {"torch", "matplotlib"}  # imported inside functions: torch is optional, and matplotlib is slow to import
 MAY_USE_TRANSFORMERS_MODELS = {"xtransfer.parity.reference"}
 MUST_BE_FALSE = {"allow_pickle", "trust_remote_code"}
-TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|BatchEncoding|logging|utils|__version__")
+TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|SLOW_TO_FAST_CONVERTERS|BatchEncoding|logging|utils|__version__")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -259,6 +259,10 @@ def test_each_fault_is_reported_once(module: str, source: str) -> None:
         ("xtransfer.parity.reference", "def f():\n    import torch\n    from transformers import AutoModel"),
         ("xtransfer.parity.reference", "def f():\n    import transformers\n    transformers.BertModel"),
         ("xtransfer.data.tokens.tokenizer", "from transformers import AutoTokenizer, PreTrainedTokenizerFast"),
+        (
+            "xtransfer.data.tokens.vocabularies",
+            "from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS",
+        ),
         ("xtransfer.models.hf.hub", "import transformers\ntransformers.utils.logging.set_verbosity_error()"),
         ("xtransfer.models.hf.hub", "load('x', allow_pickle=False, trust_remote_code=False)"),
     ],

@@ -298,7 +298,9 @@ def test_a_panic_in_the_tokenizer_becomes_a_user_error(directory, tokenizer, mon
         raise Panic("regex\nstack")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", panic)
-    with pytest.raises(UserError, match=f"^{directory}: the tokenizer cannot be loaded: regex stack$"):
+    with pytest.raises(
+        UserError, match=f"^{directory}: the tokenizer cannot be loaded: regex stack; download it again"
+    ):
         tokenization.load_tokenizer(directory)
     with pytest.raises(UserError, match="example 0: the tokenizer fails on 'a': regex stack"):
         tokenization.tokenize(FakeTokenizer(tokenizer, panic), ["a", "b"], None, 8)

@@ -262,6 +262,26 @@ def test_only_needed_files_are_downloaded_and_only_once(
     assert not online.requests
 
 
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {"spm.model"},
+        {"sentencepiece.bpe.model"},
+        {"spiece.model"},
+        {"tokenizer.model"},
+        {"vocab.txt"},
+        {"vocab.json", "merges.txt"},
+        {"vocab.txt", "added_tokens.json", "special_tokens_map.json"},
+    ],
+)
+def test_every_form_of_vocabulary_is_downloaded(vocabulary: set[str], online: Hub) -> None:
+    del online.files[MAIN]["tokenizer.json"]
+    online.files[MAIN].update({name: name.encode() for name in vocabulary})
+    hf_checkpoint.resolve(REPO)
+    expected = {"config.json", "model.safetensors", "tokenizer_config.json", *vocabulary}
+    assert sorted(online.downloads()) == sorted(expected)
+
+
 def test_revision_is_a_tag_or_a_commit(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     online.files[TAGGED]["config.json"] = online.files[MAIN]["config.json"].replace(b"{", b"{ ", 1)
     tagged = hf_checkpoint.resolve(f"{REPO}@v1")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xtransfer.data.tokens import vocabularies
 from xtransfer.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _CHUNK_CHARACTERS = 1 << 20
 _CHARACTERS_PER_TOKEN = 20  # far above any language's mean, yet a 20 MB line costs nothing
 _TAKEN = 1 << 16  # examples that `Tokens.take` copies at once: token positions take more memory than token ids
 _MAX_TYPE_ID = 255  # token types are kept as bytes
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,26 +89,42 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
 def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     """Return the fast tokenizer of a checkpoint directory. Runs no code from it, and downloads nothing.
 
+    tokenizer.json is used if there is one. Other vocabularies (a SentencePiece model, vocab.txt, or vocab.json with
+    merges.txt) are converted, and give the ids of transformers 4 (see `vocabularies`).
+
     Raises:
       UserError: there are no tokenizer files, they are broken, or the tokenizer has no fast form.
     """
     directory = Path(directory)
-    if not any(any(directory.glob(pattern)) for pattern in _VOCABULARY_FILES):
+    files = vocabularies.vocabulary_files(directory)
+    if not files:
         raise UserError(f"{directory}: no tokenizer files (tokenizer.json or a vocabulary) in this directory")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), trust_remote_code=False, local_files_only=True, use_fast=True
+            str(directory),
+            trust_remote_code=False,
+            local_files_only=True,
+            use_fast=True,
+            **vocabularies.conversion_options(directory, files),
         )
+    except UserError:
+        raise
     except BaseException as error:  # a bad regex in tokenizer.json is a PanicException, which is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise UserError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}") from error
+        remedy = vocabularies.remedy(files)
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}{remedy}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers accepts a missing vocabulary file
-        raise UserError(f"{directory}: the tokenizer has no words beside its special tokens; add its tokenizer.json")
+        raise UserError(
+            f"{directory}: the tokenizer has no words beside its special tokens{vocabularies.remedy(files)}"
+        )
+    vocabularies.correct_pipeline(tokenizer, files)
+    vocabularies.check_max_length(tokenizer, directory)
+    vocabularies.warn_of_lowercasing(tokenizer, directory)
     return tokenizer
 
 
