@@ -216,6 +216,22 @@ def test_a_head_with_one_output_is_refused(root, mesh, tmp_path):
         open_classifier(directory, mesh)
 
 
+def test_an_adapter_is_refused(mesh, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^{tmp_path}: a PEFT adapter"):
+        open_classifier(tmp_path, mesh)
+
+
+@pytest.mark.parametrize("value", [16.0, "16"])
+def test_the_max_length_of_a_tokenizer_may_be_a_float_or_text(root, mesh, tmp_path, value):
+    directory = write_classifier(tmp_path / "model", root / "student", labels=("bad", "good"))
+    assert open_classifier(directory, mesh).max_length > 16
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": value}))
+    max_length = open_classifier(directory, mesh).max_length
+    assert type(max_length) is int and max_length == 16
+
+
 def test_a_path_without_a_classifier_is_refused(mesh, tmp_path):
     with pytest.raises(UserError, match=r"neither a run of a workdir nor a Hugging Face directory"):
         open_classifier(tmp_path, mesh)

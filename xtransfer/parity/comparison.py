@@ -132,7 +132,7 @@ def _inputs(directory: Path) -> tuple[dict[str, np.ndarray], str]:
     config = hf_config.read_config(directory)
     try:
         tokenizer = load_tokenizer(directory)
-        check_tokenizer(directory, tokenizer)
+        check_tokenizer(directory, tokenizer, hf_config.read_pooling(directory))
         tokenized = [tokenize(tokenizer, SENTENCES, None, activations.limit(config))]
     except UserError as error:
         return activations.random_inputs(config), f"inputs are random token ids ({error})"

@@ -130,6 +130,7 @@ def _workdir_around(directory: Path) -> Workdir | None:
     for candidate in (path, *path.parents, *path.resolve().parents):
         if _is_workdir(candidate):
             return Workdir(candidate)
+    hf_config.refuse_adapter(path)
     raise UserError(f"{directory}: neither a run of a workdir nor a Hugging Face directory, which has a {CONFIG}")
 
 
@@ -142,8 +143,8 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassif
     architecture = hf_config.read_config(directory)
     outputs = _classes(directory, architecture)
     tokenizer = load_tokenizer(directory)
-    check_tokenizer(directory, tokenizer)
     pooling = hf_config.read_pooling(directory)
+    check_tokenizer(directory, tokenizer, pooling)
     graphdef, params = hf_checkpoint.load_classifier(directory, outputs, seed=0, pooling=pooling, mesh=mesh)
     positions = architecture.max_positions - architecture.position_offset
     return TrainedClassifier(

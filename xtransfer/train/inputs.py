@@ -43,7 +43,7 @@ class ModelInputs:
         self.directory = checkpoint_of(role, settings)
         self.architecture = hf_config.read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
-        check_tokenizer(self.directory, self.tokenizer)
+        check_tokenizer(self.directory, self.tokenizer, settings.pooling)
         check_length(role, settings, self.architecture)
         self.cache = TokenCache(token_cache, self.tokenizer, settings.max_length)
 

@@ -98,6 +98,84 @@ def test_tokenizer_without_a_leading_special_token_is_refused(directory: Path) -
             hf_tokenizer.check_tokenizer(directory, tokenizer)
 
 
+def llama_like(template: dict[str, Any], **names: str) -> Any:
+    """Return a byte-level tokenizer with 40 tokens and a post-processor of several steps, as EuroBERT's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*template["special"], *(f"w{i}" for i in range(39 - len(template["special"]))), "a"]
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = [(token, i) for i, token in enumerate(template["special"])]
+    steps = [processors.TemplateProcessing(single=template["single"], pair=template["pair"], special_tokens=special)]
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), *steps])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path="some-tokenizer", **names)
+
+
+LAYOUTS = {
+    "mmBERT: <bos> is not the cls_token": (
+        {"special": ["<pad>", "<eos>", "<bos>"], "single": "<bos> $A", "pair": "<bos> $A <bos>:1 $B:1"},
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "cls_token": "<eos>"},
+        [[2], [2, 39, 2, 39]],
+    ),
+    "mmBERT with <eos>": (
+        {"special": ["<pad>", "<eos>", "<bos>"], "single": "<bos> $A <eos>", "pair": "<bos> $A <eos> $B:1 <eos>:1"},
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
+        [[2, 1], [2, 39, 1, 39, 1]],
+    ),
+    "EuroBERT": (
+        {"special": ["<|begin_of_text|>", "<|end_of_text|>"], "single": "<|begin_of_text|> $A", "pair": "$A $B:1"},
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"},
+        [[0], [39, 39]],
+    ),
+    "EuroBERT with an end": (
+        {
+            "special": ["<|begin_of_text|>", "<|end_of_text|>"],
+            "single": "<|begin_of_text|> $A <|end_of_text|>",
+            "pair": "<|begin_of_text|> $A <|end_of_text|> $B:1 <|end_of_text|>:1",
+        },
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"},
+        [[0, 1], [0, 39, 1, 39, 1]],
+    ),
+    "ModernBERT, DeBERTa": (
+        {
+            "special": ["[PAD]", "[CLS]", "[SEP]"],
+            "single": "[CLS] $A [SEP]",
+            "pair": "[CLS] $A [SEP] $B:1 [SEP]:1",
+        },
+        {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+        [[1, 2], [1, 39, 2, 39, 2]],
+    ),
+    "XLM-R: two separators in pairs": (
+        {"special": ["<s>", "<pad>", "</s>"], "single": "<s> $A </s>", "pair": "<s> $A </s> </s> $B </s>"},
+        {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"},
+        [[0, 2], [0, 39, 2, 2, 39, 2]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_special_token_at_the_front_is_accepted(name: str, directory: Path) -> None:
+    """The first token of an example is pooled; its id and what follows the text do not matter."""
+    template, names, (empty, pair) = LAYOUTS[name]
+    edit(directory, type_vocab_size=2)
+    tokenizer = llama_like(template, **names)
+    hf_tokenizer.check_tokenizer(directory, tokenizer)
+    assert tokenization.tokenize(tokenizer, [""], None, 8).item(0)[0].tolist() == empty
+    assert tokenization.tokenize(tokenizer, ["a"], ["a"], 8).item(0)[0].tolist() == pair
+
+
+@pytest.mark.parametrize("single", ["$A", "$A <eos>", "$A <bos>"])
+def test_mean_pooling_needs_no_special_token_at_the_front(single: str, directory: Path) -> None:
+    special = ["<pad>", "<eos>", "<bos>"]
+    tokenizer = llama_like(
+        {"special": special, "single": single, "pair": "$A $B"}, pad_token="<pad>", eos_token="<eos>"
+    )
+    with pytest.raises(UserError, match="some-tokenizer: no special token at the front, but the model classifies by i"):
+        hf_tokenizer.check_tokenizer(directory, tokenizer)
+    hf_tokenizer.check_tokenizer(directory, tokenizer, pooling="mean")
+
+
 def test_another_familys_tokenizer_is_accepted_if_the_config_names_its_class(directory: Path) -> None:
     """Like multilingual-e5-small: BERT with XLM-R's tokenizer, whose special ids differ from its config.json."""
     edit(directory, bos_token_id=5, eos_token_id=6)

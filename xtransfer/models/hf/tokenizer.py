@@ -1,4 +1,4 @@
-"""Checks of a tokenizer against the model of a Hugging Face directory, and its special ids for `config.json`."""
+"""A tokenizer beside a model: whether it belongs to one, and its special ids for `config.json`."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _MINIMUM_SHARE, _USUAL_SHARE = 0.5, 0.9
 log = logging.getLogger(__name__)
 
 
-def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
+def check_tokenizer(directory: str | Path, tokenizer: Any, pooling: str = "cls") -> None:
     """Refuse a tokenizer that cannot belong to the model of `directory`, by its `config.json`.
 
     Refused are ids beyond the embedding, a vocabulary of less than half of it, a different begin or end id, a different
@@ -28,7 +28,15 @@ def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
     model does not have. Oddities that change no number are warnings. If config.json names a `tokenizer_class`, the
     model was trained with another family's tokenizer, so its begin and end ids may be leftovers and are not compared.
 
+    Any special token will do at the front: [CLS], <s>, or <bos>, whether or not it is the `cls_token`. Mean pooling
+    needs none.
+
     A tokenizer that passes may still be unfit for pairs of texts; see `check_pairs`.
+
+    Args:
+      directory: a Hugging Face directory.
+      tokenizer: a fast tokenizer.
+      pooling: "cls" or "mean".
 
     Raises:
       UserError: the tokenizer is refused.
@@ -43,7 +51,7 @@ def check_tokenizer(directory: str | Path, tokenizer: Any) -> None:
     elif len(vocabulary) < _MINIMUM_SHARE * config.vocab_size:
         problem = f"{len(vocabulary)} tokens, but the model embeds {config.vocab_size}"
     else:
-        problem = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer)
+        problem = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer, pooling)
     if problem:
         raise UserError(f"{name}: {problem} {config_file}: another model's tokenizer?")
     if len(vocabulary) < _USUAL_SHARE * config.vocab_size:
@@ -91,10 +99,10 @@ def _wrong_special_id(config: EncoderConfig, raw: Mapping[str, Any], tokenizer: 
     return ""
 
 
-def _wrong_layout(config: EncoderConfig, tokenizer: Any) -> str:
+def _wrong_layout(config: EncoderConfig, tokenizer: Any, pooling: str) -> str:
     """Return the flaw in the layout of a tokenized text, in words, if it does not suit the model, or ""."""
     single = tokenizer("a", return_special_tokens_mask=True)
-    if not single["special_tokens_mask"] or not single["special_tokens_mask"][0]:
+    if pooling == "cls" and not any(single["special_tokens_mask"][:1]):
         return "no special token at the front, but the model classifies by it"
     return _types_beyond(config, single)
 
