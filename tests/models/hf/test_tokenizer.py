@@ -266,3 +266,57 @@ def test_embedded_checkpoints_accept_their_tokenizers(name: str) -> None:
 
     directory = Path(hf_config.__file__).parents[2] / "pretrained" / name
     hf_tokenizer.check_tokenizer(directory, AutoTokenizer.from_pretrained(str(directory), local_files_only=True))
+
+
+def saved_settings(tokenizer: Any, directory: Path) -> dict[str, Any]:
+    directory.mkdir()
+    hf_tokenizer.save_tokenizer(tokenizer, directory)
+    return json.loads((directory / "tokenizer_config.json").read_text())
+
+
+def test_saved_tokenizer_names_what_transformers_4_and_5_know(tmp_path: Path) -> None:
+    """transformers 4 knows no TokenizersBackend, expects a table under extra_special_tokens, and has other defaults."""
+    from transformers import AutoTokenizer
+
+    tokenizer = bert_tokenizer(extra_special_tokens=["w1"], model_max_length=64)
+    expected = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "additional_special_tokens": ["w1"],
+        "model_max_length": 64,
+        "do_lower_case": True,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+    }
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    assert saved_settings(tokenizer, tmp_path / "saved") == expected | dict(zip(names, BERT_SPECIAL, strict=True))
+    for loaded in (
+        AutoTokenizer.from_pretrained(str(tmp_path / "saved"), local_files_only=True),
+        tokenization.load_tokenizer(tmp_path / "saved"),
+    ):
+        assert loaded("w1 W2", "w3")["input_ids"] == tokenizer("w1 W2", "w3")["input_ids"] == [2, 6, 7, 3, 8, 3]
+        assert loaded.model_max_length == 64 and "w1" in loaded.all_special_tokens
+        assert tokenization.tokenizer_fingerprint(loaded) == tokenization.tokenizer_fingerprint(tokenizer)
+
+
+def test_saved_model_inputs_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    """RoBERTa's class gives no token types, and the general class would."""
+    settings = saved_settings(roberta_tokenizer(), tmp_path / "saved")
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert "token_type_ids" not in tokenization.load_tokenizer(tmp_path / "saved")("w1", "w2")
+
+
+def test_saved_merges_have_the_form_that_old_versions_read_too(tmp_path: Path) -> None:
+    from transformers import RobertaTokenizer
+
+    vocab = {word: i for i, word in enumerate([*ROBERTA_SPECIAL, "a", "b", "ab", "aab", " ", " b"])}
+    merges = [("a", "b"), ("a", "ab")]
+    for name, pairs, saved in (
+        ("old", merges, ["a b", "a ab"]),
+        ("new", [*merges, (" ", "b")], [["a", "b"], ["a", "ab"], [" ", "b"]]),  # a space in a token needs the new form
+    ):
+        tokenizer = RobertaTokenizer(vocab=vocab, merges=pairs)
+        saved_settings(tokenizer, tmp_path / name)
+        content = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        assert content["model"]["merges"] == saved
+        assert tokenization.load_tokenizer(tmp_path / name)("aabb")["input_ids"] == [0, 8, 6, 2]

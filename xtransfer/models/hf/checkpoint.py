@@ -29,7 +29,7 @@ from xtransfer.models.hf.config import (
     write_config,
 )
 from xtransfer.models.hf.families import FAMILIES
-from xtransfer.models.hf.tokenizer import special_ids
+from xtransfer.models.hf.tokenizer import save_tokenizer, special_ids
 from xtransfer.models.hf.weights import WEIGHTS, WeightSource, find_weights, leaves, weight_files, write_weights
 from xtransfer.runtime.sharding import on_host, param_shardings
 
@@ -236,22 +236,13 @@ def save(
             write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
             write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
             if tokenizer is not None:
-                _save_tokenizer(tokenizer, partial)
+                save_tokenizer(tokenizer, partial)
             for name, text in notes.items():
                 (partial / name).write_text(text, encoding="utf-8")
             for file in partial.iterdir():
                 file.chmod(0o644)  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError) as error:
         raise UserError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
-    try:
-        tokenizer.save_pretrained(str(directory))
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(str(error)) from error  # tokenizers raises nothing narrower if a file cannot be written
 
 
 def fingerprint_files(directory: str | Path) -> str:

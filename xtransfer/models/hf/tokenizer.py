@@ -1,15 +1,21 @@
-"""A tokenizer beside a model: whether it belongs to one, and its special ids for `config.json`."""
+"""A tokenizer beside a model: whether it belongs to one, its special ids for `config.json`, and its files."""
 
+import json
 import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf.config import CONFIG, read_config, read_raw
 from xtransfer.models.hf.families import FAMILIES
+
+_SETTINGS, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+# Keys that transformers 5 writes and that say nothing about the tokenizer.
+_OF_THE_SESSION = ("backend", "is_local", "local_files_only", "trust_remote_code")
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
@@ -119,3 +125,45 @@ def special_ids(tokenizer: Any) -> dict[str, int]:
     """Return the special ids that a tokenizer has, under their keys in `config.json`."""
     ids = {key: getattr(tokenizer, key, None) for key in SPECIAL_IDS}
     return {key: value for key, value in ids.items() if value is not None}
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write a tokenizer that transformers from 4.40 on, and 5, load as it is.
+
+    tokenizer.json holds everything, so the class is the one that takes it unchanged, under the name that both know. The
+    classes of a family rebuild parts of it, and not in the same way (see `data.tokens.vocabularies`). Their defaults,
+    such as the model's inputs, are written out.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(str(directory))
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # tokenizers raises nothing narrower if a file cannot be written
+    settings = storage.read_object(directory / _SETTINGS, "")
+    settings = {key: value for key, value in settings.items() if key not in _OF_THE_SESSION}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = list(tokenizer.model_input_names)
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, list):  # a table of names in transformers 4, which fails on a list
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    _write(directory / _SETTINGS, settings)
+    content = json.loads((directory / _TOKENIZER).read_text(encoding="utf-8"))
+    if _with_old_merges(content["model"]):
+        _write(directory / _TOKENIZER, content)
+
+
+def _with_old_merges(model: dict[str, Any]) -> bool:
+    """Write a BPE's merges as "a b", as transformers before 4.45 reads them; False if a token has a space."""
+    merges = model.get("merges")
+    if not merges or any(isinstance(pair, str) or " " in pair[0] + pair[1] for pair in merges):
+        return False
+    model["merges"] = [" ".join(pair) for pair in merges]
+    return True
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
