@@ -61,6 +61,28 @@ def test_their_tokenizer_json_gives_the_same_ids(name: str, tmp_path: Path) -> N
     assert_recorded_ids(load_tokenizer(tmp_path), name)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("bert-cased", {"do_lower_case": True}, "bert"),
+        ("bert", {"do_lower_case": False}, "bert-cased"),
+        ("bert-cased", {}, "bert"),  # transformers lower-cases by default, and we warn
+        ("roberta", {"add_prefix_space": True}, "roberta-prefix"),
+        ("roberta-prefix", {"add_prefix_space": False}, "roberta"),
+    ],
+)
+def test_two_settings_win_over_tokenizer_json(
+    name: str, settings: dict[str, bool], expected: str, tmp_path: Path
+) -> None:
+    backend = load_tokenizer(write_case(tmp_path, name)).backend_tokenizer
+    for file in vocabularies.vocabulary_files(tmp_path):
+        file.unlink()
+    backend.no_truncation()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert_recorded_ids(load_tokenizer(tmp_path), expected)
+
+
 @pytest.mark.parametrize("name", ["xlm-roberta", "camembert", "deberta-v2"])
 @pytest.mark.parametrize("file", ["spiece.model", "tokenizer.model", "spm.model", "sentencepiece.bpe.model"])
 def test_name_of_a_sentencepiece_model_does_not_matter(name: str, file: str, tmp_path: Path) -> None:
