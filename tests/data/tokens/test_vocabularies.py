@@ -184,6 +184,12 @@ def test_lfs_pointer_is_named(file: str, tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_lfs_pointer_beside_tokenizer_json_does_not_matter(tmp_path: Path) -> None:
+    load_tokenizer(write_case(tmp_path, "xlm-roberta")).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "sentencepiece.bpe.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert_recorded_ids(load_tokenizer(tmp_path), "xlm-roberta")
+
+
 @pytest.mark.parametrize(("value", "expected"), [("32.0", 32), ('"32"', 32), ("1e30", int(1e30)), ("512", 512)])
 def test_max_length_becomes_an_integer(value: str, expected: int, tmp_path: Path) -> None:
     write_case(tmp_path, "bert-cased")
@@ -218,5 +224,10 @@ def test_lower_casing_by_default_warns_with_the_share_of_unused_pieces(
             load_tokenizer(tmp_path)
         (tmp_path / "tokenizer_config.json").unlink()
         (tmp_path / "vocab.txt").write_text("\n".join(word for word in words if word == word.lower() or "[" in word))
-        load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+        content = json.loads((tmp_path / "tokenizer.json").read_text())
+        content["model"]["vocab"] |= {"The": 10, "Book": 11}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        load_tokenizer(tmp_path)  # its author wrote the lower-casing into tokenizer.json
     assert len(caplog.messages) == 1

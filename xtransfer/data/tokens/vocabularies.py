@@ -28,10 +28,11 @@ def vocabulary_files(directory: Path) -> list[Path]:
     """Return the files of a directory that may hold a tokenizer's vocabulary, in order of preference.
 
     Raises:
-      UserError: a file is a Git LFS pointer.
+      UserError: a file that will be read is a Git LFS pointer.
     """
     files = [file for pattern in _VOCABULARY_FILES for file in sorted(directory.glob(pattern))]
-    for file in files:
+    read_alone = bool(files) and files[0].name == TOKENIZER
+    for file in files[:1] if read_alone else files:
         storage.refuse_lfs_pointer(file)
     return files
 
@@ -110,8 +111,11 @@ def warn_of_lowercasing(tokenizer: "PreTrainedTokenizerFast", directory: Path) -
     transformers lower-cases for BERT unless tokenizer_config.json says otherwise, whatever tokenizer.json says.
     """
     from tokenizers.normalizers import BertNormalizer
+    from transformers import PreTrainedTokenizerFast
 
     normalizer = tokenizer.backend_tokenizer.normalizer
+    if type(tokenizer) is PreTrainedTokenizerFast:  # tokenizer.json decides
+        return
     if not (isinstance(normalizer, BertNormalizer) and normalizer.lowercase):
         return
     if "do_lower_case" in _read(directory / SETTINGS):
