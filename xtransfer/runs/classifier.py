@@ -69,16 +69,26 @@ def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str 
     """
     check_selection(selection)
     directory = hf_checkpoint.resolve(str(directory))
+    run = selected_run(directory, selection)
+    return _open_classifier(directory, mesh) if run is None else load_run(run, mesh)
+
+
+def selected_run(directory: Path, selection: str) -> SelectedRun | None:
+    """Return the finished run that a directory holds, with its selected step; None for a Hugging Face directory.
+
+    Raises:
+      UserError: neither kind, a workdir without a run, or a run that is not finished.
+    """
     workdir = _workdir_around(directory)
     if workdir is None:
-        return _open_classifier(directory, mesh)
+        return None
     run = identify_run(workdir, directory)
     if run is None:
         is_root = directory.resolve() == workdir.root.resolve()
         problem = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
         raise UserError(f"{directory}: {problem}: name the directory of a run; runs: {list_runs(workdir)}")
     objective, seed = run
-    return open_run(workdir, objective, seed, selection, mesh)
+    return find_run(workdir, objective, seed, selection)
 
 
 def open_run(

@@ -30,7 +30,7 @@ from xtransfer.models.hf.config import (
 )
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.tokenizer import save_tokenizer, special_ids
-from xtransfer.models.hf.weights import WEIGHTS, WeightSource, find_weights, leaves, weight_files, write_weights
+from xtransfer.models.hf.weights import WEIGHTS, WeightSource, dotted, find_weights, leaves, weight_files, write_weights
 from xtransfer.runtime.sharding import on_host, param_shardings
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "pretrained"
@@ -171,6 +171,39 @@ def load_masked_lm(
 
     graphdef, state = nnx.split(nnx.eval_shape(make))
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state))
+
+
+def load_parameters(directory: str | Path, *, mesh: Mesh | None = None) -> tuple[nnx.State, str]:
+    """Return all parameters in a checkpoint, the encoder and whatever heads it has, and the dtype of its files.
+
+    Args:
+      directory: a Hugging Face directory.
+      mesh: where the parameters go, see `load_classifier`.
+
+    Returns:
+      The parameters, float32, under the paths of `Classifier` and `MaskedLM`; and a key of `weights.STORED`, which is
+      "float32" if the files mix dtypes.
+
+    Raises:
+      UserError: the files do not fit, or the decoder of a language model is not tied to the word embeddings.
+    """
+    config = read_config(directory)
+    source = WeightSource.open(directory, FAMILIES[config.family])
+    if "decoder_bias" in source.targets:
+        check_pretraining(directory)
+    outputs = source.targets["head.kernel"].shape[0] if "head.kernel" in source.targets else 1
+
+    def make() -> tuple[Classifier, MaskedLM]:
+        language_model = MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence="next_sentence.kernel" in source.targets)
+        return Classifier(config, outputs, rngs=nnx.Rngs(0)), language_model
+
+    states = (nnx.split(model)[1] for model in nnx.eval_shape(make))
+    abstract = nnx.merge_state(*states)
+    filled = source.fill(abstract, seed=0, shardings=_layout(mesh, abstract))
+    present = [(path, leaf) for path, leaf in nnx.to_flat_state(filled) if dotted(path) in source.targets]
+    dtypes = {source.targets[dotted(path)].dtype for path, _ in present}
+    stored = {"F16": "float16", "BF16": "bfloat16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
+    return nnx.from_flat_state(present), stored
 
 
 def _layout(mesh: Mesh | None, state: nnx.State) -> Any:

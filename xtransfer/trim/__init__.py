@@ -1,0 +1,1 @@
+"""The trim command: keep only the pieces of a vocabulary that given text needs."""

@@ -1,0 +1,165 @@
+"""The texts that decide what to keep: reading them, and counting what they use of a vocabulary."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xtransfer.data.formats import lines, tables
+from xtransfer.data.tokens.tokenizer import Tokens, tokenize
+from xtransfer.errors import UserError
+from xtransfer.trim.vocabulary import Usage, dead_end
+
+PLAIN = ".txt"
+_CHUNK = 1000  # texts that are tokenized together
+_WHOLE = 1 << 24  # tokens, beyond any text: every piece of a text counts, also behind the model's last position
+
+
+@dataclass(frozen=True)
+class Line:
+    """A text, and its place as file:line."""
+
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two tokenizers split the same texts.
+
+    Attributes:
+      texts: the number of texts.
+      same: the number of texts with the same pieces.
+      tokens: the number of tokens before and after, without special ones.
+      unknown: the number of unknown tokens before and after.
+      first: the place of the first text with other pieces, or "".
+    """
+
+    texts: int
+    same: int
+    tokens: tuple[int, int]
+    unknown: tuple[int, int]
+    first: str
+
+
+def read(paths: Iterable[Path], column: str) -> Iterator[Line]:
+    """Yield the texts of files one by one; texts that are empty are left out.
+
+    Args:
+      paths: .txt with one text per line, or .tsv, .csv, .jsonl, or .parquet.
+      column: the column with the texts in the other formats. A column `text_pair` is read too.
+
+    Raises:
+      UserError: a file is missing, malformed, or without text; the message names the file, or file:line.
+    """
+    for path in paths:
+        any_text = False
+        for line in _plain(path) if path.suffix.lower() == PLAIN else _table(path, column):
+            if line.text.strip():
+                any_text = True
+                yield line
+        if not any_text:
+            raise UserError(f"{path}: no rows with text")
+
+
+def _plain(path: Path) -> Iterator[Line]:
+    try:
+        with path.open("rb") as file:
+            for number, text in lines.lines(file, str(path)):
+                yield Line(f"{path}:{number}", text.rstrip("\r\n"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _table(path: Path, column: str) -> Iterator[Line]:
+    for row in tables.read_texts(tables.inspect(path, column, None, "", skip_empty=True)):
+        for text in (row.text, row.text_pair or ""):
+            yield Line(f"{path}:{row.line}", text)
+
+
+def count(tokenizer: Any, model: Mapping[str, Any], texts: Iterable[Line]) -> Usage:
+    """Return what texts use of a tokenizer's vocabulary.
+
+    Args:
+      tokenizer: a fast tokenizer.
+      model: the part `model` of its state.
+      texts: from `read`.
+
+    Raises:
+      UserError: the tokenizer fails on a text, which is named by file:line.
+    """
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
+    characters: set[str] = set()
+    prefixes: set[str] = set()
+    for chunk, tokens in _tokenized(tokenizer, texts):
+        counts += np.bincount(tokens.input_ids, minlength=len(counts))
+        for line in chunk:
+            for word in words(tokenizer, line.text):
+                characters.update(word)
+                if model["type"] == "WordPiece":
+                    prefixes.update(dead_end(model, word))
+    return Usage(counts, frozenset(characters), frozenset(prefixes))
+
+
+def words(tokenizer: Any, text: str) -> list[str]:
+    """Return the words of a text as the tokenizer's model sees them, normalized."""
+    normalizer, pre_tokenizer = tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer
+    normalized = text if normalizer is None else normalizer.normalize_str(text)
+    return [normalized] if pre_tokenizer is None else [word for word, _ in pre_tokenizer.pre_tokenize_str(normalized)]
+
+
+def compare(before: Any, after: Any, kept: Sequence[int], texts: Iterable[Line]) -> Agreement:
+    """Compare how two tokenizers split texts.
+
+    Args:
+      before: the original tokenizer.
+      after: the trimmed tokenizer.
+      kept: [n], the original id of every new id.
+      texts: from `read`.
+
+    Raises:
+      UserError: see `count`.
+    """
+    original = np.asarray(kept, np.int64)
+    number = same = 0
+    lengths, unknown, first = [0, 0], [0, 0], ""
+    special = before.num_special_tokens_to_add()
+    first_copy, second_copy = itertools.tee(texts)
+    pairs = zip(_tokenized(before, first_copy), _tokenized(after, second_copy), strict=True)
+    for (chunk, old), (_, new) in pairs:
+        for side, (tokenizer, tokens) in enumerate(((before, old), (after, new))):
+            lengths[side] += len(tokens.input_ids) - special * len(chunk)
+            unknown[side] += int((tokens.input_ids == _unknown(tokenizer)).sum())
+        for i, line in enumerate(chunk):
+            if np.array_equal(old.item(i)[0], original[new.item(i)[0]]):
+                same += 1
+            elif not first:
+                first = line.place
+        number += len(chunk)
+    return Agreement(number, same, (lengths[0], lengths[1]), (unknown[0], unknown[1]), first)
+
+
+def _unknown(tokenizer: Any) -> int:
+    return -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+
+
+def _tokenized(tokenizer: Any, texts: Iterable[Line]) -> Iterator[tuple[list[Line], Tokens]]:
+    remaining = iter(texts)
+    while chunk := list(itertools.islice(remaining, _CHUNK)):
+        yield chunk, _tokenize(tokenizer, chunk)
+
+
+def _tokenize(tokenizer: Any, chunk: Sequence[Line]) -> Tokens:
+    try:
+        return tokenize(tokenizer, [line.text for line in chunk], None, _WHOLE)
+    except UserError as error:
+        if len(chunk) == 1:
+            raise UserError(f"{chunk[0].place}: {error}") from error
+    for line in chunk:
+        _tokenize(tokenizer, [line])
+    raise AssertionError("a chunk fails, but none of its texts does")
