@@ -12,7 +12,7 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation.results import read_rows
 from xtransfer.export.model_card import model_card
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs.classifier import load_run
+from xtransfer.runs.classifier import load_run, warn_of_pooling
 from xtransfer.runs.find import SELECTIONS, SelectedRun, find_run
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
@@ -49,11 +49,7 @@ def export(run: SelectedRun, output: Path) -> None:
     results = run.workdir.results
     card = model_card(run, read_rows(results) if results.exists() else [])
     classifier = load_run(run, make_mesh())
-    if classifier.pooling != "cls":
-        terminal.log(
-            f"warning: this classifier pools by {classifier.pooling}, which transformers does not support: it would "
-            f"load {output} without an error and compute other logits; use python -m xtransfer.predict instead"
-        )
+    warn_of_pooling(classifier.pooling, output)
     classifier.tokenizer.model_max_length = classifier.max_length  # so that others truncate texts as in training
     with terminal.deferred_stop(message=""):  # so that SIGTERM leaves no half-written hidden directory
         hf_checkpoint.save(

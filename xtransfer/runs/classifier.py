@@ -19,6 +19,7 @@ from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import WeightSource
 from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
 from xtransfer.runs.workdir import Workdir
+from xtransfer.runtime import terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.compiled_steps import abstract_params
@@ -129,6 +130,15 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
         max_length=settings.max_length,
         dtype=settings.compute_dtype,
     )
+
+
+def warn_of_pooling(pooling: str, output: Path) -> None:
+    """Warn that `transformers` has no class for a classifier that is written to `output`, if it has none."""
+    if pooling != "cls":
+        terminal.log(
+            f"warning: this classifier pools by {pooling}, which transformers does not support: it would "
+            f"load {output} without an error and compute other logits; use python -m xtransfer.predict instead"
+        )
 
 
 def _workdir_around(directory: Path) -> Workdir | None:

@@ -107,9 +107,7 @@ def _number(key: str, value: int) -> str:
 
 
 def _cells(agreement: Agreement) -> tuple[str, ...]:
-    unknown = (
-        f"{count / max(1, total):.2%}" for count, total in zip(agreement.unknown, agreement.tokens, strict=True)
-    )
+    unknown = (f"{count / max(1, total):.2%}" for count, total in zip(agreement.unknown, agreement.tokens, strict=True))
     return (
         f"{agreement.texts:,}",
         f"{agreement.same / agreement.texts:.1%}",

@@ -13,7 +13,8 @@ from xtransfer.data.tokens.tokenizer import Tokens, tokenize
 from xtransfer.errors import UserError
 from xtransfer.trim.vocabulary import Usage, dead_end
 
-PLAIN = ".txt"
+_PLAIN = ".txt"
+ENDINGS = (_PLAIN, *tables.ENDINGS)
 _CHUNK = 1000  # texts that are tokenized together
 _WHOLE = 1 << 24  # tokens, beyond any text: every piece of a text counts, also behind the model's last position
 
@@ -56,8 +57,10 @@ def read(paths: Iterable[Path], column: str) -> Iterator[Line]:
       UserError: a file is missing, malformed, or without text; the message names the file, or file:line.
     """
     for path in paths:
+        if path.suffix.lower() not in ENDINGS:
+            raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
         any_text = False
-        for line in _plain(path) if path.suffix.lower() == PLAIN else _table(path, column):
+        for line in _plain(path) if path.suffix.lower() == _PLAIN else _table(path, column):
             if line.text.strip():
                 any_text = True
                 yield line
@@ -78,8 +81,8 @@ def _plain(path: Path) -> Iterator[Line]:
 
 def _table(path: Path, column: str) -> Iterator[Line]:
     for row in tables.read_texts(tables.inspect(path, column, None, "", skip_empty=True)):
-        for text in (row.text, row.text_pair or ""):
-            yield Line(f"{path}:{row.line}", text)
+        yield Line(f"{path}:{row.line}", row.text)
+        yield Line(f"{path}:{row.line}", row.text_pair or "")
 
 
 def count(tokenizer: Any, model: Mapping[str, Any], texts: Iterable[Line]) -> Usage:

@@ -19,7 +19,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import STORED, leaves
-from xtransfer.runs.classifier import load_run, selected_run
+from xtransfer.runs.classifier import load_run, selected_run, warn_of_pooling
 from xtransfer.runs.find import check_selection
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import make_mesh, on_host, path_name
@@ -128,7 +128,9 @@ def open_source(model: str, selection: str) -> Source:
     )
 
 
-def trim(source: Source, texts: Sequence[Path], column: str, limits: Limits, check: Path | None, output: Path) -> Report:
+def trim(
+    source: Source, texts: Sequence[Path], column: str, limits: Limits, check: Path | None, output: Path
+) -> Report:
     """Write the model with only the pieces that texts need, as a Hugging Face directory.
 
     The directory appears complete or not at all. If all pieces of the texts are kept, their tokens are the same as
@@ -149,9 +151,6 @@ def trim(source: Source, texts: Sequence[Path], column: str, limits: Limits, che
     def read(*paths: Path) -> Iterator[Line]:
         return text.read(paths, column)
 
-    if check is not None:  # read it once first, so that a bad row fails before anything is written
-        for _ in read(check):
-            pass
     state = read_state(source.tokenizer)  # before anything else uses the tokenizer and sets its truncation
     usage = text.count(source.tokenizer, state["model"], read(*texts))
     kept, complete = select(state, usage, _always(source, state), limits)
@@ -160,13 +159,18 @@ def trim(source: Source, texts: Sequence[Path], column: str, limits: Limits, che
         tokenizer = _load_trimmed(source, trimmed(state, kept), Path(temporary))
     _check_ids(source, state, kept, tokenizer)
     agreement = text.compare(source.tokenizer, tokenizer, kept, read(*texts))
+    agreement_on_check = None if check is None else text.compare(source.tokenizer, tokenizer, kept, read(check))
     if complete and agreement.first:
-        raise UserError(f"{agreement.first}: the trimmed tokenizer of {source.name} splits this text otherwise: give up")
+        raise UserError(
+            f"{agreement.first}: the tokenizer of {source.name} would split this text into other pieces: it cannot be "
+            "trimmed"
+        )
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: on_host(leaf)[np.asarray(kept)] if path_name(path) in _PER_PIECE else leaf, source.params
     )
     pad_id = kept.index(_pad_id(source))
     architecture = dataclasses.replace(source.architecture, vocab_size=len(kept), pad_id=pad_id)
+    warn_of_pooling(source.pooling, output)
     with terminal.deferred_stop(message=""):  # so that SIGTERM leaves no half-written hidden directory
         hf_checkpoint.save(
             output,
@@ -183,7 +187,7 @@ def trim(source: Source, texts: Sequence[Path], column: str, limits: Limits, che
         after=_size(params, source, (output / TOKENIZER).stat().st_size),
         complete=complete,
         text=agreement,
-        check=None if check is None else text.compare(source.tokenizer, tokenizer, kept, read(check)),
+        check=agreement_on_check,
     )
 
 
@@ -201,7 +205,9 @@ def _pad_id(source: Source) -> int:
     if pad_id is None:
         pad_id = source.architecture.pad_id
     if pad_id not in source.tokenizer.get_vocab().values():
-        raise UserError(f"{source.name}: its tokenizer has no token with the id {pad_id}, the pad_token_id in config.json")
+        raise UserError(
+            f"{source.name}: pad_token_id is {pad_id} in its config.json, but its tokenizer has no such token"
+        )
     return pad_id
 
 

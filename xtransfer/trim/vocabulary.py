@@ -23,9 +23,9 @@ from xtransfer.errors import UserError
 
 State = Mapping[str, Any]  # a tokenizer as its tokenizer.json describes it, or the part `model` of it
 
-_PARTS = (
-    "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model".split()
-)  # the keys of tokenizer.json
+# The keys of tokenizer.json.
+_STEPS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
+_PARTS = ("version", "truncation", "padding", "added_tokens", *_STEPS)
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 

@@ -21,6 +21,7 @@ from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
+from xtransfer.models.hf.weights import leaves
 from xtransfer.parity import activations, reference
 from xtransfer.runtime.sharding import make_mesh, param_shardings
 
@@ -337,3 +338,26 @@ def test_saved_config_has_the_special_ids_of_the_tokenizer(tmp_path: Path) -> No
         "cls_token_id": 2,
         "sep_token_id": 3,
     }
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_every_parameter_of_every_family_is_loaded(name: str) -> None:
+    directory = FIXTURES / name
+    params, dtype = hf_checkpoint.load_parameters(directory)
+    if CASES[name].has_language_model:
+        expected = hf_checkpoint.load_masked_lm(directory, seed=0)[1]
+    else:
+        expected = hf_checkpoint.load_classifier(directory, 3, seed=0)[1]
+    ours, theirs = leaves(params), leaves(expected)
+    assert ours.keys() == theirs.keys() and dtype == "float32"
+    for path, leaf in theirs.items():
+        np.testing.assert_array_equal(np.asarray(ours[path][...]), np.asarray(leaf[...]), err_msg=path)
+
+
+def test_half_of_a_head_is_refused(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["cls.predictions.bias"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="the weights lack tensor cls.predictions.bias"):
+        hf_checkpoint.load_parameters(base)
