@@ -30,7 +30,7 @@ LAYERS = (
     ("report",),  # also a command: the other commands print with its table writer
     ("pretrain",),  # also a command: a study pretrains encoders
 )
-COMMANDS = ("main", "evaluate", "predict", "export", "describe", "precompile", "parity", "study")
+COMMANDS = ("main", "evaluate", "predict", "export", "trim", "describe", "precompile", "parity", "study")
 TOP_LEVEL = {
     ".ci",
     ".gitignore",

@@ -57,6 +57,14 @@ def test_counts_by_hand() -> None:
     assert usage.characters == set("abcq") and usage.prefixes == set()
 
 
+def test_pieces_of_unknown_words_by_hand() -> None:
+    tokenizer = wordpiece(["ab", "##c", "a", "d"])
+    lines = [Line("x:1", "abc a"), Line("x:2", "abcd dd")]
+    model = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    usage = text.count(tokenizer, model | {"vocab": tokenizer.get_vocab()}, lines)
+    assert usage.prefixes == {"ab", "##c", "d"}
+
+
 def test_agreement_by_hand() -> None:
     """The second tokenizer lacks "good", whose letters g and o are pieces, but d is not."""
     before = wordpiece(["good", "go", "##o", "bad"])

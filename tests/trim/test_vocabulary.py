@@ -139,6 +139,17 @@ def test_bytes_stay_so_that_no_text_is_unknown(kind: str, text: str) -> None:
         assert "".join(pieces) == "".join(split(tokenizer, text))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_tokens_behind_the_vocabulary_are_kept(kind: str) -> None:
+    tokenizer = tokenizers_of_each_kind.trained(kind)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["@user", "@link"])
+    assert tokenizer.convert_tokens_to_ids(["@user", "@link"]) == [size, size + 1]
+    names, _, result = trim(tokenizer, ["good"])
+    assert names[-2:] == ["@user", "@link"]
+    assert "@link" in split(result, "good @link")
+
+
 def test_pair_processors_and_padding_are_renumbered() -> None:
     from tokenizers import processors
 

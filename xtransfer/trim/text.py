@@ -101,11 +101,11 @@ def count(tokenizer: Any, model: Mapping[str, Any], texts: Iterable[Line]) -> Us
     prefixes: set[str] = set()
     for chunk, tokens in _tokenized(tokenizer, texts):
         counts += np.bincount(tokens.input_ids, minlength=len(counts))
-        for line in chunk:
-            for word in words(tokenizer, line.text):
-                characters.update(word)
-                if model["type"] == "WordPiece":
-                    prefixes.update(dead_end(model, word))
+        for i, line in enumerate(chunk):
+            text_words = words(tokenizer, line.text)
+            characters.update(*text_words)
+            if model["type"] == "WordPiece" and _unknown(tokenizer) in tokens.item(i)[0]:
+                prefixes.update(*(dead_end(model, word) for word in text_words))
     return Usage(counts, frozenset(characters), frozenset(prefixes))
 
 
