@@ -130,12 +130,12 @@ def test_loading_an_unknown_language_or_split_is_an_error(config: Config):
 
 
 def test_skipped_rows_are_counted(config: Config, tmp_path: Path, caplog):
-    write_split(tmp_path, "de", "test", "gut\tgood", " \tbad", "\tbad")
+    write_split(tmp_path, "de", "test", "gut\tgood", " \tbad", "\tbad", "\ufeff\u2060\tbad")
     with pytest.raises(UserError, match=r"de/test\.tsv:3: column 'text' is empty"):
         user_files.task(config()).load("test", "de")
     with caplog.at_level(logging.WARNING):
         assert len(user_files.task(config(empty_text="skip")).load("test", "de")) == 1
-    assert "2 rows without text were skipped" in caplog.text and "test.tsv" in caplog.text
+    assert "3 rows without text were skipped" in caplog.text and "test.tsv" in caplog.text
 
 
 def test_the_fingerprint_covers_the_files_and_the_settings(config: Config, tmp_path: Path):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from xtransfer import storage
 from xtransfer.config import PretrainConfig, user_path
+from xtransfer.data import blank
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
 from xtransfer.errors import UserError
@@ -54,7 +55,7 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
 
 def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     texts, pairs = text.texts(settings.task, settings.languages), text.pairs(settings.task, settings.languages)
-    empty = [name for name, group in texts.items() if not any(line.strip() for line in group)]
+    empty = [name for name, group in texts.items() if all(map(blank.is_empty, group))]
     if empty or not texts:
         raise UserError(
             f"task {settings.task.name!r} has no text to pretrain on in {', '.join(empty or settings.languages)}; it "

@@ -166,11 +166,13 @@ def test_errors_for_malformed_rows_name_the_line(config, data: Path, tmp_path: P
 
 
 def test_empty_text_is_skipped_and_counted_on_request(config, data: Path, caplog):
-    archive_writers.write_zip(data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n"})
+    archive_writers.write_zip(
+        data / "one.zip", ONE | {"top/de/test.tsv": "text\tlabel\nok\tgood\n \tgood\n\u200b\tgood\n"}
+    )
     with caplog.at_level(logging.WARNING):
         examples = loader.task(CORPUS, config(empty_text="skip")).load("test", "de")
     assert len(examples) == 1
-    assert "1 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
+    assert "2 rows of test left out (without text), the first at top/de/test.tsv:3" in caplog.text
 
 
 def corpus_with_row(row: CorpusRow) -> Corpus:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
+from xtransfer.data import blank
 from xtransfer.data.corpora import loader, webis_cls
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
 from xtransfer.errors import UserError
@@ -104,6 +105,7 @@ def test_ratings_become_labels(rating, label):
         (german("５.0", "x"), "<rating> is not a number from 1 to 5"),
         (german("", "x"), "empty <rating>"),
         (german("5.0", " \n\u3000"), "empty <text>"),
+        (german("5.0", "\u200b\ufeff"), "empty <text>"),
         ("<item><rating>5.0</rating><text /></item>", "empty <text>"),
         ("<item><rating>5.0</rating></item>", "no <text>"),
         ("<item><text>x</text></item>", "no <rating>"),
@@ -206,7 +208,7 @@ xml_text = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff") | st.sampled_from("\t\n&<>]\"'"),
     min_size=1,
     max_size=12,
-).filter(str.strip)
+).filter(lambda text: not blank.is_empty(text))
 malformed_items = st.sampled_from(
     ["<item></item>", "<item>", german("3.0", "x"), german("5.0", "a & b"), "</item>", "junk"]
 )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import archive_writers
 from xtransfer.config import TaskConfig
+from xtransfer.data import blank
 from xtransfer.data.corpora import loader, xnli
 from xtransfer.data.corpora.corpus import CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.tfds_builder import checked_rows
@@ -89,7 +90,7 @@ def error_message(data: bytes, language: str = "", member: str = "a.tsv") -> str
 
 # A cell cannot contain the characters that end it.
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=10)
-sentences = cells.filter(str.strip)
+sentences = cells.filter(lambda text: not blank.is_empty(text))
 labels = st.sampled_from(["entailment", "neutral", "contradiction", "-"])
 pairs = st.lists(st.tuples(st.sampled_from(["en", "sw", "zh"]), labels, sentences, sentences), min_size=1, max_size=8)
 

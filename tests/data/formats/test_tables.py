@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from xtransfer.data import blank
 from xtransfer.data.formats import lines, tables
 from xtransfer.data.formats.tables import Columns, Record
 from xtransfer.errors import UserError
@@ -20,6 +21,7 @@ PLAIN = Columns("text", label="label")
 
 reuses_tmp_path = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+not_empty = any_text.filter(lambda text: not blank.is_empty(text))
 # A TSV cell cannot contain the characters that end it.
 tsv_cells = any_text.filter(lambda t: not set(t) & set("\t\n\r"))
 labels = any_text.filter(bool)
@@ -45,7 +47,7 @@ def error_message(path: Path, content: str | bytes, columns: Columns = PLAIN, **
 
 @reuses_tmp_path
 @given(
-    st.lists(st.tuples(tsv_cells.filter(str.strip), tsv_cells.filter(bool)), min_size=1),
+    st.lists(st.tuples(tsv_cells.filter(lambda text: not blank.is_empty(text)), tsv_cells.filter(bool)), min_size=1),
     st.booleans(),
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
@@ -60,7 +62,7 @@ def test_tsv_round_trip(tmp_path, rows, bom, newline, final_newline):
 
 
 @reuses_tmp_path
-@given(st.lists(st.tuples(any_text.filter(str.strip), any_text.filter(str.strip), labels), min_size=1), st.booleans())
+@given(st.lists(st.tuples(not_empty, not_empty, labels), min_size=1), st.booleans())
 def test_csv_round_trip(tmp_path, rows, quote_all):
     # Quote every cell if one contains "\r", because csv.writer may leave it unquoted.
     quoting = csv.QUOTE_ALL if quote_all or any("\r" in cell for row in rows for cell in row) else csv.QUOTE_MINIMAL
@@ -73,9 +75,7 @@ def test_csv_round_trip(tmp_path, rows, quote_all):
 
 
 @reuses_tmp_path
-@given(
-    st.lists(st.tuples(any_text.filter(str.strip), labels | st.integers()), min_size=1), st.booleans(), st.booleans()
-)
+@given(st.lists(st.tuples(not_empty, labels | st.integers()), min_size=1), st.booleans(), st.booleans())
 def test_jsonl_round_trip(tmp_path, rows, ascii_only, bom):
     lines = [json.dumps({"text": t, "label": x, "extra": [1.5]}, ensure_ascii=ascii_only) for t, x in rows]
     content = ("\ufeff" if bom else "") + "\n".join(lines) + "\n"
@@ -184,7 +184,9 @@ def test_malformed_csv_is_refused(tmp_path, content, message):
         ("", "malformed JSON: Expecting value at column 1"),
         ('{"label": "x"}', "no column 'text' among 'label'"),
         ('{"text": 3, "label": "x"}', "column 'text' is a number, expected text"),
-        ('{"text": null, "label": "x"}', "column 'text' is null, expected text"),
+        ('{"text": null, "label": "x"}', "column 'text' is empty; fill it in, or set task.empty_text to 'skip'"),
+        ('{"text": "\\u200b\\ufeff", "label": "x"}', "column 'text' is empty; fill it in, or set task.empty_text to"),
+        ('{"text": "a", "label": null}', "column 'label' is null, expected text or an integer"),
         ('{"text": "a", "label": true}', "column 'label' is true or false, expected text or an integer"),
         ('{"text": "a", "label": 0.5}', "column 'label' is a number, expected text or an integer"),
         ('{"text": "a\\ud800", "label": "x"}', "column 'text' has half of a surrogate pair"),
@@ -216,6 +218,9 @@ def test_empty_text_is_skipped_and_counted_on_request(tmp_path):
     assert [(r.id, r.line, r.text) for r in records] == [("2", 4, "c")] and skipped == 2
     message = error_message(tmp_path / "b.tsv", "text\tother\na\t \n", Columns("text", pair="other"))
     assert message.startswith("b.tsv:2: column 'other' is empty")
+    path = write(tmp_path / "c.jsonl", '{"text": null}\n{"text": "\\u200b \\u00ad"}\n{"text": "a"}\n')
+    records, skipped = tables.read_records(path, Columns("text"), empty_text="skip")
+    assert [(r.id, r.text) for r in records] == [("2", "a")] and skipped == 2
     only_empty = error_message(tmp_path / "c.tsv", "text\tlabel\n \tx\n", empty_text="skip")
     assert only_empty == "c.tsv: no rows with text"
 
@@ -289,9 +294,7 @@ def parquet(path: Path, **columns) -> Path:
 
 
 @reuses_tmp_path
-@given(
-    st.lists(st.tuples(any_text.filter(str.strip), any_text.filter(str.strip), labels, st.integers(0, 9)), min_size=1)
-)
+@given(st.lists(st.tuples(not_empty, not_empty, labels, st.integers(0, 9)), min_size=1))
 def test_parquet_round_trip(tmp_path, rows):
     texts, others, names, numbers = map(list, zip(*rows, strict=True))
     path = parquet(tmp_path / "a.parquet", text=texts, other=others, label=names, unread=[[n] for n in numbers])
@@ -308,8 +311,8 @@ def test_parquet_errors_name_the_row(tmp_path):
         return str(caught.value).removeprefix(f"{tmp_path}/")
 
     valid = {"text": ["a", "b"], "label": [0, 1]}
-    assert message(**valid | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
-    assert message("skip", **valid | {"text": ["a", None]}) == "a.parquet:2: column 'text' is null, expected text"
+    assert message(**valid | {"text": ["a", None]}).startswith("a.parquet:2: column 'text' is empty; fill it in, or")
+    assert message("skip", **valid | {"text": pa.array([None, None])}) == "a.parquet: no rows with text"
     assert message(**valid | {"text": [1, 2]}) == "a.parquet:1: column 'text' is a number, expected text"
     assert message(**valid | {"label": [0, None]}).startswith("a.parquet:2: column 'label' is null, expected text or")
     assert message(**valid | {"label": [0.5, 1.0]}).startswith("a.parquet:1: column 'label' is a number, expected")
@@ -344,3 +347,14 @@ def test_an_id_is_unique_within_each_language(tmp_path):
     assert message == "b.tsv:4: id '1' of 'en' already occurs in line 2"
     assert error_message(tmp_path / "c.tsv", "id\ttext\tlang\n1\ta\t\n", columns) == "c.tsv:2: column 'lang' is empty"
     assert list(tables.column_values(path, "lang")) == ["en", "de", "de"]
+
+
+def test_a_null_text_or_second_text_is_empty(tmp_path):
+    rows = [{"text": "a", "text_pair": "b"}, {"text": None, "text_pair": "b"}, {"text": "a", "text_pair": None}]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    source = tables.inspect(path, "text", None, None, skip_empty=True)
+    assert [row.empty for row in tables.read_texts(source)] == [False, True, True]
+    for i, column in ((1, "text"), (2, "text_pair")):
+        path = write(tmp_path / "b.jsonl", json.dumps(rows[i]) + "\n")
+        with pytest.raises(UserError, match=f"b.jsonl:1: column '{column}' is empty; fill it in, or pass --empty-text"):
+            list(tables.read_texts(tables.inspect(path, "text", None, None, skip_empty=False)))

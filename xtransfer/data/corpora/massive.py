@@ -60,13 +60,14 @@ def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> I
     """
     for line, values in lines.rows(stream, name, ".jsonl"):
         where = f"{name}:{line}"
-        partition = tables.text_of(values, "partition", where)
+        partition = tables.string_of(values, "partition", where)
         if partition not in SPLITS:
             raise UserError(f"{where}: partition {partition!r} is not one of {', '.join(SPLITS)}")
-        actual = tables.text_of(values, "locale", where)
+        actual = tables.string_of(values, "locale", where)
         if actual != locale:
             raise UserError(f"{where}: locale {actual!r} in the file of {locale}")
-        id_, text, class_name = (tables.text_of(values, key, where) for key in ("id", "utt", label))
+        id_, class_name = (tables.string_of(values, key, where) for key in ("id", label))
+        text = tables.text_of(values, "utt", where)
         if partition == split:
             yield CorpusRow(id=id_, text=text, text_pair=None, label=class_name, where=where)
 

@@ -41,9 +41,8 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
     """
     for line, values in lines.rows(stream, name, ".tsv"):
         where = f"{name}:{line}"
-        number, first, second, label = (
-            tables.text_of(values, key, where) for key in ("id", "sentence1", "sentence2", "label")
-        )
+        number, label = (tables.string_of(values, key, where) for key in ("id", "label"))
+        first, second = (tables.text_of(values, key, where) for key in ("sentence1", "sentence2"))
         if _PLACEHOLDER in (first.strip(), second.strip()):
             yield Skipped(where, _UNTRANSLATED)
         elif label not in _NAMES:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from xtransfer.data import blank
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.tfds_prepare import quiet
@@ -157,7 +158,7 @@ def _checked(
         texts = [row.text] if row.text_pair is None else [row.text, row.text_pair]
         for text in (row.id, *texts):
             _check_encodable(text, row.where)
-        if not all(map(str.strip, texts)):
+        if any(map(blank.is_empty, texts)):
             if empty_text != "skip":
                 raise UserError(f"{row.where}: a text is empty; fill it in, or set task.empty_text to 'skip'")
             yield Skipped(row.where, _EMPTY)

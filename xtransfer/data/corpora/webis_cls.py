@@ -12,6 +12,7 @@ from typing import BinaryIO
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from xtransfer.data import blank
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.errors import UserError
@@ -105,7 +106,7 @@ def _child(item: ElementTree.Element, tag: str) -> str:
     if len(children[0]):
         raise _MalformedError(f"tags in <{tag}>")
     text = (children[0].text or "").strip()
-    if not text:
+    if blank.is_empty(text):
         raise _MalformedError(f"empty <{tag}>")
     return text
 

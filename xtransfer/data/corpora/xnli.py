@@ -53,7 +53,7 @@ def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusR
     """
     for line, values in _records(stream, member):
         where = f"{member}:{line}"
-        row_language = tables.text_of(values, "language", where)
+        row_language = tables.string_of(values, "language", where)
         if row_language == language:
             yield _row(values, str(tables.value_of(values, "pairID", where)), where)
         elif row_language not in LANGUAGES:
@@ -70,7 +70,7 @@ def parse_multinli(stream: BinaryIO, member: str) -> Iterator[CorpusRow | Skippe
 
 
 def _row(values: dict[str, Any], number: str, where: str) -> CorpusRow | Skipped:
-    label = tables.text_of(values, "gold_label", where)
+    label = tables.string_of(values, "gold_label", where)
     if label == _UNDECIDED:
         return Skipped(where, f"label {_UNDECIDED!r}, because the annotators disagree")
     return CorpusRow(

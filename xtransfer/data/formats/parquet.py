@@ -89,8 +89,8 @@ def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[
     return [name for name in schema.names if name in requested]
 
 
-# Other types have no counterpart in the other formats. A column of type null has no value, which is an error in its
-# first row.
+# Other types have no counterpart in the other formats. A column of type null has no value, and its texts are
+# empty.
 _READABLE = (
     types.is_string,
     types.is_large_string,

@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from xtransfer.data import blank
 from xtransfer.data.formats import lines, parquet
 from xtransfer.data.formats.lines import READERS, Row, kind_of
 from xtransfer.errors import UserError, nearest
@@ -38,7 +39,7 @@ class Record:
     Attributes:
       line: the line it starts on, from 1; in Parquet the row's number, from 1.
       id: from the id column, or else the number of the data row, from 0.
-      text: not empty.
+      text: not empty, see `blank.is_empty`.
       text_pair: not empty, or None without a pair column.
       label: the name of the class, or None without a label column.
       language: "" without a language column.
@@ -81,7 +82,7 @@ class Text:
     @property
     def empty(self) -> bool:
         """Whether the text, or the second text of a pair, is missing."""
-        return not self.text.strip() or (self.text_pair is not None and not self.text_pair.strip())
+        return blank.is_empty(self.text) or (self.text_pair is not None and blank.is_empty(self.text_pair))
 
 
 def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> tuple[list[Record], int]:
@@ -120,12 +121,12 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
         if first is not None:  # in CSV perhaps on the same line
             scope = f" of {record.language!r}" if columns.language else ""
             raise UserError(f"{where}: id {record.id!r}{scope} already occurs in {_unit(path)} {first}")
-        if record.text.strip() and (record.text_pair is None or record.text_pair.strip()):
+        column = _empty_column(record, columns)
+        if column is None:
             records.append(record)
         elif empty_text == "skip":
             skipped += 1
         else:
-            column = columns.pair if record.text.strip() else columns.text
             raise UserError(f"{where}: column {column!r} is empty; fill it in, or set task.empty_text to 'skip'")
     if not records:
         raise UserError(f"{path}: no rows with text")
@@ -191,10 +192,17 @@ def read_texts(source: TextTable) -> Iterator[Text]:
             text=text_of(values, columns.text, where),
             text_pair=text_of(values, columns.pair, where) if columns.pair else None,
         )
-        if row.empty and not source.skip_empty:
-            column = columns.pair if row.text.strip() else columns.text
+        column = _empty_column(row, columns)
+        if column is not None and not source.skip_empty:
             raise UserError(f"{where}: column {column!r} is empty; fill it in, or pass --empty-text skip")
         yield row
+
+
+def _empty_column(row: Record | Text, columns: Columns) -> str | None:
+    """Return the first column without text in a row, or None."""
+    if blank.is_empty(row.text):
+        return columns.text
+    return columns.pair if row.text_pair is not None and blank.is_empty(row.text_pair) else None
 
 
 def _id(values: dict[str, Any], column: str, where: str) -> Any:
@@ -252,7 +260,12 @@ def value_of(values: dict[str, Any], column: str, where: str) -> Any:
 
 
 def text_of(values: dict[str, Any], column: str, where: str) -> str:
-    """Return a column's text, which may be empty; UserError as in `value_of`, or if it is not text."""
+    """Return a text to classify, which may be empty, as a null is; UserError as in `string_of`."""
+    return "" if value_of(values, column, where) is None else string_of(values, column, where)
+
+
+def string_of(values: dict[str, Any], column: str, where: str) -> str:
+    """Return a column's string, which may be empty; UserError as in `value_of`, or if it is not a string."""
     value = value_of(values, column, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text")
