@@ -30,6 +30,7 @@ def packed(ref: Reference, offset: int, pad_id: int) -> Batch:
         input_ids=ref.inputs["input_ids"][real],
         token_type_ids=ref.inputs["token_type_ids"][real],
         offsets=np.concatenate([[0], np.cumsum(real.sum(1))]),
+        truncated=np.zeros(len(real), bool),
     )
     batch = pack(
         tokens, range(len(tokens)), row_length=ROW_LENGTH, rows=3, slots=4, pad_id=pad_id, position_offset=offset

@@ -141,7 +141,7 @@ def test_long_texts_are_truncated_and_huge_ones_are_clipped_and_counted(
     check(model, outputs[1], huge[:1000])
     check(model, outputs[2], "the film")
     log = capsys.readouterr().out
-    assert "3 rows" in log and "clipped very long texts: 2" in log
+    assert "3 rows" in log and "\nwarning: 2 of 3 texts are longer than 32 tokens and were truncated\n" in log
     check(model, run(model, source, "--max-length", "4")[2], "the film")
     assert run(model, source, "--max-length", "4")[0] != outputs[0]
 

@@ -68,3 +68,27 @@ def test_microbatches_too_small_for_the_devices_are_padded_with_a_warning(
     output = train_output(24, steps=steps, accumulation=2)
     assert "teacher: batches of 16 rows of 24 tokens, 50% of them real" in output
     assert "change teacher.batch_size or teacher.row_length or teacher.accumulation to save time" in output
+
+
+def test_truncated_texts_are_reported_once_for_each_data_set(checkpoint: str, capsys: pytest.CaptureFixture) -> None:
+    model = Finetuner(
+        "student", ModelConfig(checkpoint=checkpoint, max_length=5), ("bad", "good"), make_mesh(), eval_batch_size=8
+    )
+
+    def split(name: str, language: str, *texts: str) -> list[Example]:
+        return [Example(f"a/task/{name}/{language}/{i}", text, None, i % 2, language) for i, text in enumerate(texts)]
+
+    def output() -> str:
+        return " ".join(capsys.readouterr().out.split())
+
+    train, unlabelled = split("train", "en", "the film is good", "the film is", "the film " * 9), split("u", "en", "a")
+    rest = "are longer than student.max_length, 5 tokens, and are truncated"
+    model.dataset(split("test", "de", "der Film", "der Film ist"))
+    assert output() == ""
+    for expected in (f"warning: 2 of 3 texts of a/task/train/en {rest}", ""):
+        model.dataset(train)
+        assert output() == expected
+    model.dataset(split("test", "de", "der Film ist gut", "gut"))
+    assert output() == f"warning: 1 of 2 texts of a/task/test/de {rest}"
+    model.dataset([train[2], train[1], *unlabelled], [train, unlabelled])  # a sample, of which one text is truncated
+    assert output() == f"warning: 1 of 3 texts of a/task/train/en and a/task/u/en {rest}"

@@ -41,7 +41,12 @@ def dataset() -> Dataset:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 12, EXAMPLES)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tokens = Tokens(rng.integers(1, 61, offsets[-1]).astype(np.int32), np.zeros(offsets[-1], np.uint8), offsets)
+    tokens = Tokens(
+        rng.integers(1, 61, offsets[-1]).astype(np.int32),
+        np.zeros(offsets[-1], np.uint8),
+        offsets,
+        np.zeros(len(offsets) - 1, bool),
+    )
     labels = np.where(np.arange(EXAMPLES) % 3, rng.integers(0, CLASSES, EXAMPLES), -1).astype(np.int32)
     logits = rng.normal(size=(EXAMPLES, CLASSES)).astype(np.float32)
     return Dataset(tokens, labels, logits, tuple(map(str, range(EXAMPLES))), CLASSES)

@@ -72,6 +72,11 @@ def example_id(task: str, split: str, language: str, number: str) -> str:
     return f"{task}/{split}/{language}/{number}"
 
 
+def data_set(example: Example) -> str:
+    """Return the task/split/language of an example, from its id."""
+    return f"{example.id.partition(f'/{example.language}/')[0]}/{example.language}"
+
+
 def label_index(name: str, labels: Sequence[str], where: str) -> int:
     """Return the index of a label's name; the UserError for an unknown one starts with `where` and lists the names."""
     if name not in labels:

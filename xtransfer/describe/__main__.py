@@ -9,7 +9,6 @@ trains nothing and reads no weights. The output is tables on a terminal and Mark
 import argparse
 import dataclasses
 import json
-import logging
 from pathlib import Path
 
 from xtransfer import config, storage
@@ -33,8 +32,6 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
         raise UserError(f"--batches is {args.batches}; expected 1 or more")
-    # The tokenizer warns about clipped texts, which the table of lengths counts anyway.
-    logging.getLogger("xtransfer.data.tokens.tokenizer").setLevel(logging.ERROR)
     description = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
         storage.write_atomically(

@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     )
     with closing(Output(args.output, source.path, overwrite=args.overwrite)) as output:
         # Read the file once first, so that a bad last row fails now and not after hours.
-        with_text = skipped = written = clipped = 0
+        with_text = skipped = written = truncated = 0
         for row in tables.read_texts(source):
             if row.empty:
                 skipped += 1
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
                 for window in windows:
                     output.write(_lines(window, classifier.labels))
                     written += len(window.lines)
-                    clipped += window.clipped
+                    truncated += window.truncated
         if written != with_text:
             raise UserError(
                 f"{source.path} changed while it was read: it had {with_text} rows with text, then {written}"
@@ -149,9 +149,11 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     notes = [f"{args.output}: {written:,} rows, {rate:,.0f} rows/s"]
     if skipped:
         notes.append(f"skipped rows without text: {skipped:,}")
-    if clipped:
-        notes.append(f"warning: clipped very long texts: {clipped:,}")
     terminal.log(" · ".join(notes))
+    if truncated:
+        terminal.log(
+            f"warning: {truncated:,} of {written:,} texts are longer than {max_length} tokens and were truncated"
+        )
 
 
 def _max_length(classifier: TrainedClassifier, requested: int | None, *, pairs: bool) -> int:

@@ -31,14 +31,14 @@ class Window:
     Attributes:
       lines: the line numbers of the n rows in the file.
       ids: the ids of the n rows.
-      clipped: the number of rows whose text was clipped before tokenizing, because it is very long.
+      truncated: the number of rows whose text was truncated.
       logits: [n, K] float32, NaN until they are computed.
       missing: the number of rows without logits so far.
     """
 
     lines: list[int]
     ids: list[Any]
-    clipped: int
+    truncated: int
     logits: np.ndarray
     missing: int = field(init=False)
 
@@ -80,7 +80,7 @@ def predict(
             window = Window(
                 lines=[row.line for row in rows],
                 ids=[row.id for row in rows],
-                clipped=tokens.clipped,
+                truncated=int(np.count_nonzero(tokens.truncated)),
                 logits=np.full((len(rows), classes), np.nan, np.float32),
             )
             for indices, batch in batches_by_length(tokens, classes, plans):

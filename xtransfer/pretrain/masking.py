@@ -156,7 +156,8 @@ class PretrainingBatches:
         shape = self._shape
         lengths = _lengths(examples)
         ids = np.concatenate([example.ids for example in examples]).astype(np.int32)
-        tokens = Tokens(ids, np.zeros(len(ids), np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = Tokens(ids, np.zeros(len(ids), np.int32), offsets, np.zeros(len(examples), bool))
         batch = pack(
             tokens,
             range(len(examples)),

@@ -13,7 +13,7 @@ import numpy as np
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
-from xtransfer.data.task import Example, Task
+from xtransfer.data.task import Example, Task, data_set
 from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -48,6 +48,7 @@ class Finetuner:
         self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache)
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.eval_batch_size = eval_batch_size
+        self._reported: set[str] = set()
         self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
         self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
 
@@ -73,8 +74,19 @@ class Finetuner:
         return self.compiled_steps.abstract_params()
 
     def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
-        """Return a dataset of the examples without teacher logits; see `ModelInputs.tokens`."""
-        return self.inputs.dataset(examples, self.num_classes, drawn_from)
+        """Return a dataset of the examples without teacher logits; see `ModelInputs.tokens`.
+
+        If texts are truncated, log how many, once for each set of examples.
+        """
+        dataset = self.inputs.dataset(examples, self.num_classes, drawn_from)
+        truncated = int(np.count_nonzero(dataset.tokens.truncated))
+        if truncated:
+            names = " and ".join(dict.fromkeys(map(data_set, examples)))
+            self._report(
+                f"warning: {truncated:,} of {len(examples):,} texts of {names} are longer than {self.role}.max_length, "
+                f"{self.settings.max_length} tokens, and are truncated"
+            )
+        return dataset
 
     def predict(self, params: Any, dataset: Dataset, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the logits [n, K] float32 in the dataset's order; call `on_batch` with the size of each batch.
@@ -127,6 +139,12 @@ class Finetuner:
             score,
             self.mesh,
         )
+
+    def _report(self, line: str) -> None:
+        """Log a line unless it has been logged: dev is read for the selection of a checkpoint, and to score it."""
+        if line not in self._reported:
+            self._reported.add(line)
+            terminal.log(line)
 
     def is_trained(self, directory: Path) -> bool:
         """Return whether the run in `directory` is finished."""

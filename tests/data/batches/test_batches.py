@@ -31,7 +31,7 @@ def make_dataset(n: int, *, classes: int = 3, teacher: bool = True, longest: int
     ids = np.repeat(np.arange(1, n + 1), lengths).astype(np.int32)
     logits = (np.arange(n)[:, None] + 0.5 * np.arange(classes)).astype(np.float32) if teacher else None
     return Dataset(
-        tokens=Tokens(ids, np.zeros_like(ids), np.concatenate([[0], np.cumsum(lengths)])),
+        tokens=Tokens(ids, np.zeros_like(ids), np.concatenate([[0], np.cumsum(lengths)]), np.zeros(len(lengths), bool)),
         labels=(np.arange(n) % classes).astype(np.int32),
         teacher_logits=logits,
         ids=tuple(f"id-{i}" for i in range(n)),

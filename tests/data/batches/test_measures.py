@@ -127,7 +127,8 @@ def test_a_tokenizer_without_an_unknown_token_has_no_unknown_tokens(tokenizer: S
 
 def make_tokens(*lengths: int) -> Tokens:
     total = sum(lengths)
-    return Tokens(np.ones(total, np.int32), np.zeros(total, np.uint8), np.cumsum([0, *lengths]))
+    offsets = np.cumsum([0, *lengths])
+    return Tokens(np.ones(total, np.int32), np.zeros(total, np.uint8), offsets, np.zeros(len(lengths), bool))
 
 
 PLAN = make_plan(4, 8, pad_id=0, position_offset=0, multiple_of=1)

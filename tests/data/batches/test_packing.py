@@ -27,7 +27,10 @@ def make_tokens(lengths: list[int]) -> Tokens:
     ids = [i * 100 + t for i, length in enumerate(lengths) for t in range(length)]
     types = [t % 2 for length in lengths for t in range(length)]
     return Tokens(
-        np.asarray(ids, np.int32), np.asarray(types, np.int32), np.cumsum([0, *lengths], dtype=np.int64), clipped=0
+        np.asarray(ids, np.int32),
+        np.asarray(types, np.int32),
+        np.cumsum([0, *lengths], dtype=np.int64),
+        np.zeros(len(lengths), bool),
     )
 
 
@@ -245,6 +248,7 @@ def test_a_pad_token_in_a_text_gets_the_position_that_roberta_gives_it(pad_id: i
         np.asarray(sum(examples, []), np.int32),
         np.zeros(sum(map(len, examples)), np.uint8),
         np.cumsum([0, *map(len, examples)], dtype=np.int64),
+        np.zeros(len(examples), bool),
     )
     sizes = {"row_length": ROW_LENGTH, "rows": 6, "slots": 4, "pad_id": pad_id}
     roberta = packing.pack(tokens, range(len(examples)), **sizes, position_offset=pad_id + 1)
@@ -283,6 +287,7 @@ def make_pairs(rules: str) -> Dataset:
         np.asarray(sum(ids, []), np.int32),
         np.asarray(sum(types, []), np.uint8),
         np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        np.zeros(len(ids), bool),
     )
     labels = random.integers(-1, CLASSES, 40).astype(np.int32)
     logits = random.standard_normal((40, CLASSES)).astype(np.float32)

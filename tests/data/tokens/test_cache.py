@@ -1,6 +1,5 @@
 """The token cache tokenises the same texts once, and its memory does not grow with them."""
 
-import logging
 import tracemalloc
 from types import SimpleNamespace
 
@@ -58,7 +57,7 @@ def test_a_second_run_does_not_tokenise(tokenizer, tmp_path, monkeypatch):
     def fail(*arguments):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(tokenization, "_encode", fail)
+    monkeypatch.setattr(tokenization, "encode_each", fail)
     reopened = TokenCache(tmp_path / "deep" / "cache", make_tokenizer(), MAX_LENGTH).tokens(TEXTS, PAIRS)
     assert_same(reopened, expected)
     with pytest.raises(AssertionError, match="tokenised again"):
@@ -134,14 +133,11 @@ def test_fingerprints_depend_on_where_texts_end():
     assert len(fingerprints) == 8
 
 
-def test_clipped_texts_are_reported_in_every_run(tokenizer, tmp_path, caplog):
+def test_truncated_texts_are_known_in_every_run(tokenizer, tmp_path):
     cache = TokenCache(tmp_path, tokenizer, MAX_LENGTH)
     for expected_count in (7, 0):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            tokens, newly_tokenised = tokenised(cache, ["a"] * 5 + ["good " * 100] * 2)
-        assert tokens.clipped == 2 and newly_tokenised == expected_count
-        assert "2 of 7 examples had texts of over 160 characters" in caplog.text
+        tokens, newly_tokenised = tokenised(cache, ["good " * 7, *["a"] * 4, "good " * 6, "good " * 100])
+        assert tokens.truncated.tolist() == [True, *[False] * 5, True] and newly_tokenised == expected_count
 
 
 def test_short_inputs_and_caches_without_a_directory_write_nothing(tokenizer, tmp_path, monkeypatch):

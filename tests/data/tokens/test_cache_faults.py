@@ -48,8 +48,8 @@ def start_process(directory: Path, body: str) -> subprocess.Popen:
     "kill",
     [
         "cache.tokens(TEXTS, PAIRS, on_batch=lambda b: os.kill(os.getpid(), signal.SIGKILL))",
-        "encode = tokenization._encode\n"
-        "tokenization._encode = lambda *a: encode(*a) if a[2] < 30 else os.kill(os.getpid(), signal.SIGKILL)",
+        "encode = tokenization.encode_each\n"
+        "tokenization.encode_each = lambda *a: encode(*a) if a[2] < 30 else os.kill(os.getpid(), signal.SIGKILL)",
         "token_cache.storage.write_atomically = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
         "token_cache.storage.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
     ],

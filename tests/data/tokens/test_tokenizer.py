@@ -51,8 +51,9 @@ class FakeTokenizer:
         self.num_special_tokens_to_add = tokenizer.num_special_tokens_to_add
         self.no_padding = tokenizer.backend_tokenizer.no_padding
         self.enable_truncation = tokenizer.backend_tokenizer.enable_truncation
+        self.no_truncation = tokenizer.backend_tokenizer.no_truncation
         self.backend_tokenizer = self
-        self.encode_batch_fast = encode
+        self.encode_batch_fast = lambda batch, add_special_tokens: encode(batch)
 
 
 def copy_tokenizer(directory: Path, target: Path, **changes) -> Path:
@@ -67,7 +68,7 @@ def copy_tokenizer(directory: Path, target: Path, **changes) -> Path:
 def test_single_texts_are_tokenised(tokenizer):
     tokens = tokenization.tokenize(tokenizer, ["good books", "", "本 x"], None, 8)
     assert [tokens.item(i)[0].tolist() for i in range(3)] == [[2, 5, 7, 8, 3], [2, 3], [2, 11, 1, 3]]
-    assert len(tokens) == 3 and tokens.lengths.tolist() == [5, 2, 4] and tokens.clipped == 0
+    assert len(tokens) == 3 and tokens.lengths.tolist() == [5, 2, 4] and tokens.truncated.tolist() == [False] * 3
     assert tokens.offsets.tolist() == [0, 5, 7, 11] and not tokens.token_type_ids.any()
     assert (tokens.input_ids.dtype, tokens.token_type_ids.dtype, tokens.offsets.dtype) == (np.int32, np.uint8, np.int64)
 
@@ -160,12 +161,14 @@ def test_take_returns_examples_in_any_order_and_repeatedly(lengths: list[int], d
     """Take three examples at a time, so that several chunks are joined."""
     total = sum(lengths)
     ids, types = np.arange(total, dtype=np.int32), (np.arange(total) % 2).astype(np.uint8)
-    tokens = tokenization.Tokens(ids, types, np.cumsum([0, *lengths]), clipped=1)
+    truncated = np.arange(len(lengths)) % 3 == 0
+    tokens = tokenization.Tokens(ids, types, np.cumsum([0, *lengths]), truncated)
     chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=12))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenization, "_TAKEN", 3)
         taken = tokens.take(np.array(chosen, np.int64))
-    assert (len(taken), taken.clipped, taken.offsets.dtype) == (len(chosen), 0, np.int64)
+    assert (len(taken), taken.offsets.dtype) == (len(chosen), np.int64)
+    assert taken.truncated.tolist() == [i % 3 == 0 for i in chosen]
     assert (taken.input_ids.dtype, taken.token_type_ids.dtype) == (np.int32, np.uint8)
     for position, index in enumerate(chosen):
         for actual, expected in zip(taken.item(position), tokens.item(index), strict=True):
@@ -182,7 +185,8 @@ def test_take_reads_many_examples_without_a_python_loop() -> None:
             return super().__getitem__(key)
 
     ids, n = np.arange(3000, dtype=np.int32), 1000
-    tokens = tokenization.Tokens(ids.view(Counted), ids.astype(np.uint8).view(Counted), 3 * np.arange(n + 1))
+    types, truncated = ids.astype(np.uint8).view(Counted), np.zeros(n, bool)
+    tokens = tokenization.Tokens(ids.view(Counted), types, 3 * np.arange(n + 1), truncated)
     taken = tokens.take(np.arange(n)[::-1])
     np.testing.assert_array_equal(np.asarray(taken.input_ids).reshape(n, 3), ids.reshape(n, 3)[::-1])
     assert Counted.reads == 2
@@ -191,17 +195,17 @@ def test_take_reads_many_examples_without_a_python_loop() -> None:
 def test_concatenate_joins_parts() -> None:
     parts = [
         tokenization.Tokens(
-            np.array([1, 2, 3], np.int32), np.array([0, 0, 1], np.uint8), np.array([0, 2, 3]), clipped=1
+            np.array([1, 2, 3], np.int32), np.array([0, 0, 1], np.uint8), np.array([0, 2, 3]), np.array([True, False])
         ),
-        tokenization.Tokens(np.array([4], np.int32), np.array([1], np.uint8), np.array([0, 1]), clipped=2),
+        tokenization.Tokens(np.array([4], np.int32), np.array([1], np.uint8), np.array([0, 1]), np.array([True])),
     ]
     joined = tokenization.concatenate(parts)
     assert (joined.input_ids.tolist(), joined.token_type_ids.tolist()) == ([1, 2, 3, 4], [0, 0, 1, 1])
-    assert (joined.offsets.tolist(), joined.clipped) == ([0, 2, 3, 4], 3)
+    assert (joined.offsets.tolist(), joined.truncated.tolist()) == ([0, 2, 3, 4], [True, False, True])
     assert tokenization.concatenate(parts[:1]) is parts[0] and len(tokenization.concatenate([])) == 0
 
 
-def test_a_huge_text_is_clipped_before_tokenisation_and_counted(tokenizer):
+def test_a_huge_text_is_clipped_before_tokenisation(tokenizer):
     text_lengths: list[int] = []
 
     def spy(batch):
@@ -211,8 +215,36 @@ def test_a_huge_text_is_clipped_before_tokenisation_and_counted(tokenizer):
 
     huge = "good " * 4_000_000
     tokens = tokenization.tokenize(FakeTokenizer(tokenizer, spy), ["a", huge, "b"], ["b", "a", huge], 8)
-    assert text_lengths.count(160) == 2 and tokens.clipped == 2
+    assert text_lengths.count(160) == 2 and tokens.truncated.tolist() == [False, True, True]
     assert tokens.item(1)[0].tolist() == [2, 5, 5, 5, 5, 3, 9, 3]
+
+
+@pytest.mark.parametrize("blanks", [" " * 4000, "\u200b" * 4000, " \ufeff\n" * 2000])
+def test_blanks_around_a_text_do_not_count_towards_its_clipping(tokenizer, blanks):
+    tokens = tokenization.tokenize(tokenizer, [f"{blanks}good books{blanks}", "a"], ["a", f"{blanks}b"], 12)
+    assert tokens.item(0)[0].tolist() == [2, 5, 7, 8, 3, 9, 3] and tokens.item(1)[0].tolist() == [2, 9, 3, 10, 3]
+    assert not tokens.truncated.any()
+
+
+def test_a_text_of_more_than_max_length_tokens_is_truncated(tokenizer):
+    """Six tokens of text are eight with the special ones; a pair has three of these."""
+    texts, pairs = ["a " * 6, "a " * 7, "a" + " " * 200 + "b", "a" + " " * 200], ["a a", "a", "a a a a", "a " * 5]
+    assert tokenization.tokenize(tokenizer, texts, None, 8).truncated.tolist() == [False, True, True, False]
+    assert tokenization.tokenize(tokenizer, texts[:1] * 2, pairs[:2], 10).truncated.tolist() == [True, False]
+    assert tokenization.tokenize(tokenizer, ["a"] * 2, [pairs[2], pairs[3] + "a"], 8).truncated.tolist() == [
+        False,
+        True,
+    ]
+    tokenizer.truncation_side = "left"
+    assert tokenization.tokenize(tokenizer, texts, None, 8).truncated.tolist() == [False, True, True, False]
+    tokenizer.truncation_side = "right"
+
+
+@given(st.lists(st.text(st.sampled_from("ab 本god"), max_size=30), min_size=1, max_size=8), st.integers(3, 12))
+def test_truncated_texts_are_those_with_more_tokens(tokenizer, texts, max_length):
+    truncated = tokenization.tokenize(tokenizer, texts, None, max_length).truncated
+    assert truncated.dtype == bool
+    assert truncated.tolist() == [len(ids) > max_length for ids in tokenizer(texts, truncation=False)["input_ids"]]
 
 
 def test_a_tokenizer_error_names_the_example(tokenizer, monkeypatch):

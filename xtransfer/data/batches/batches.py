@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xtransfer.data.batches import packing
-from xtransfer.data.tokens.tokenizer import Tokens
+from xtransfer.data.tokens.tokenizer import Tokens, concatenate
 
 if TYPE_CHECKING:
     import grain
@@ -191,7 +191,7 @@ def eval_row_sizes(plan: BatchPlan) -> tuple[int, int]:
 
 def empty_batch(plan: BatchPlan, rows: int, num_classes: int) -> Batch:
     """Return a batch of the plan without an example: the shapes and dtypes of every batch with `rows` rows."""
-    nothing = Tokens(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int64))
+    nothing = concatenate([])
     dataset = Dataset(nothing, np.zeros(0, np.int32), None, (), num_classes)
     return _assemble(dataset, plan, np.zeros(0, np.int64), np.zeros((0, 2), np.int32), rows)[1]
 

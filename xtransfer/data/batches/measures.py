@@ -12,7 +12,7 @@ import numpy as np
 
 from xtransfer.data.batches.batches import BatchPlan, Dataset, TrainBatches
 from xtransfer.data.tokens.cache import TokenCache
-from xtransfer.data.tokens.tokenizer import Tokens, character_limit, tokenize_batches
+from xtransfer.data.tokens.tokenizer import Tokens, sides_of, tokenize_batches
 
 PERCENTILES = (50, 90, 99, 100)
 LONGEST = 1 << 16  # tokens after which a text is measured no further
@@ -92,17 +92,15 @@ def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling
 def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None, tokens: Tokens) -> Lengths:
     """Measure texts, or pairs of texts, whose tokens from `cache` are `tokens`.
 
-    Only examples that may have been cut are tokenized again, up to 65,536 tokens.
+    Only examples that were truncated are tokenized again, up to 65,536 tokens.
 
     Raises:
       ValueError: there are no texts.
     """
     if not len(texts):
         raise ValueError("no texts to measure")
-    sides = [texts] if pairs is None else [texts, pairs]
-    limit, lengths = character_limit(cache.max_length), tokens.lengths
-    clipped = np.array([any(len(text) > limit for text in example) for example in zip(*sides, strict=True)])
-    long = np.flatnonzero((lengths >= cache.max_length) | clipped)
+    sides, lengths = sides_of(texts, pairs), tokens.lengths
+    long = np.flatnonzero(tokens.truncated)
     whole = [[side[int(i)] for i in long] for side in sides]
     parts = tokenize_batches(cache.tokenizer, whole[0], whole[1] if len(whole) > 1 else None, LONGEST)
     lengths[long] = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
@@ -112,7 +110,7 @@ def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None
     return Lengths(
         examples=len(texts),
         percentiles=tuple(int(x) for x in np.percentile(lengths, PERCENTILES, method="inverted_cdf")),
-        truncated=int(((lengths > cache.max_length) | clipped).sum()),
+        truncated=len(long),
         tokens=int(lengths.sum()) - special,
         units=units,
         unit=unit,

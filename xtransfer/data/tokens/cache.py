@@ -4,6 +4,7 @@
                       input_ids.npy        [total] int32
                       token_type_ids.npy   [total] uint8
                       offsets.npy          [n + 1] int64
+                      truncated.npy        [n] bool
 
 The key hashes everything that decides the tokens, so an entry is never stale, and any entry may be deleted. An entry
 exists completely or not at all, and a damaged one is replaced.
@@ -33,11 +34,12 @@ from xtransfer.runtime.locks import directory_lock
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT = 1
+FORMAT = 2  # 1 had no truncated.npy, and clipped texts with the blanks at their ends
 ARRAYS: dict[str, np.dtype[Any]] = {
     "input_ids": np.dtype("<i4"),
     "token_type_ids": np.dtype("u1"),
     "offsets": np.dtype("<i8"),
+    "truncated": np.dtype("?"),
 }
 
 _log = logging.getLogger(__name__)
@@ -80,11 +82,8 @@ class TokenCache:
         """
         characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
         if self.directory is None or characters < _WORTH_KEEPING:
-            tokens = tokenization.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
-        else:
-            tokens = self._cached(self.directory, texts, pairs, on_batch)
-        tokenization.warn_of_clipped(tokens.clipped, len(tokens), self.max_length)
-        return tokens
+            return tokenization.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
+        return self._cached(self.directory, texts, pairs, on_batch)
 
     def _cached(
         self,
@@ -133,7 +132,6 @@ class TokenCache:
           The size of each batch. The caller reports progress outside this function, so that an error there is not
           taken for a failure of the disk.
         """
-        clipped = 0
         with _disk_errors(entry), storage.atomic_directory(entry, locked=True) as temporary:
             with contextlib.ExitStack() as files:
                 arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
@@ -142,11 +140,11 @@ class TokenCache:
                     arrays["offsets"].append(batch.offsets[1:] + arrays["input_ids"].length)
                     arrays["input_ids"].append(batch.input_ids)
                     arrays["token_type_ids"].append(batch.token_type_ids)
-                    clipped += batch.clipped
+                    arrays["truncated"].append(batch.truncated)
                     yield len(batch)
                 for array in arrays.values():
                     array.finish()
-            manifest = {"key": key, "clipped": clipped, "files": {name: _facts(temporary, name) for name in ARRAYS}}
+            manifest = {"key": key, "files": {name: _facts(temporary, name) for name in ARRAYS}}
             storage.write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
             if entry.exists():  # it is damaged, or it would have been read
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -214,7 +212,7 @@ def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | N
         arrays = {
             name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in ARRAYS
         }
-        return Tokens(**arrays, clipped=manifest["clipped"])
+        return Tokens(**arrays)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if warn:
             _log.warning("%s: damaged, so tokenizing the texts again: %s", entry, error)

@@ -3,14 +3,14 @@
 import hashlib
 import itertools
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from xtransfer.data import blank
 from xtransfer.data.tokens import vocabularies
 from xtransfer.errors import UserError, one_line
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-_log = logging.getLogger(__name__)
+T = TypeVar("T")
+Texts = tuple[str, ...]  # the text of an example, or the two of a pair
 
 # A call of the tokenizer takes this many examples or characters, whichever is less. That is work for every core, and
 # the memory depends neither on the number of examples nor on their length.
@@ -37,13 +38,13 @@ class Tokens:
       input_ids: [total] int32, with special tokens.
       token_type_ids: [total], uint8 from `tokenize`.
       offsets: [n + 1] int64; example i is input_ids[offsets[i]:offsets[i + 1]].
-      clipped: the number of examples whose characters were cut off before tokenizing.
+      truncated: [n] bool, whether an example is longer than its tokens.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     offsets: np.ndarray
-    clipped: int = 0
+    truncated: np.ndarray
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -60,7 +61,7 @@ class Tokens:
         return self.input_ids[span], self.token_type_ids[span]
 
     def take(self, indices: np.ndarray) -> "Tokens":
-        """Return the examples `indices` [m] in that order, in memory; none of them counts as clipped."""
+        """Return the examples `indices` [m] in that order, in memory."""
         starts, lengths = self.offsets[indices], self.lengths[indices]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         input_ids = np.empty(offsets[-1], self.input_ids.dtype)
@@ -71,7 +72,7 @@ class Tokens:
             shift = np.repeat(starts[chunk] - offsets[:-1][chunk], lengths[chunk])
             source = np.arange(target.start, target.stop) + shift
             input_ids[target], token_type_ids[target] = self.input_ids[source], self.token_type_ids[source]
-        return Tokens(input_ids, token_type_ids, offsets)
+        return Tokens(input_ids, token_type_ids, offsets, self.truncated[indices])
 
 
 def concatenate(parts: Sequence[Tokens]) -> Tokens:
@@ -82,7 +83,7 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
         input_ids=np.concatenate([np.zeros(0, np.int32), *(part.input_ids for part in parts)]),
         token_type_ids=np.concatenate([np.zeros(0, np.uint8), *(part.token_type_ids for part in parts)]),
         offsets=np.cumsum(np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)])),
-        clipped=sum(part.clipped for part in parts),
+        truncated=np.concatenate([np.zeros(0, bool), *(part.truncated for part in parts)]),
     )
 
 
@@ -132,7 +133,7 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return the sha256 of everything that decides token ids and types; `tokenize` and max_length do not change it."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
-    state["sides"] = [tokenizer.truncation_side, tokenizer.split_special_tokens, _has_types(tokenizer)]
+    state["sides"] = [tokenizer.truncation_side, tokenizer.split_special_tokens, has_types(tokenizer)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -159,9 +160,11 @@ def tokenize_batches(
     """Tokenize texts, or pairs of texts, with special tokens, truncated to max_length and without padding.
 
     The examples come in order, up to 1000 at a time, and all cores tokenize. A tokenizer reads a whole text before it
-    truncates, so a text longer than 20 characters per token of max_length is clipped first, and counted. In a pair the
-    longer side is truncated first. Token types are zeros if the tokenizer's `model_input_names` lack them: the model
-    was trained without token types, and `transformers` gives it none.
+    truncates, so a text of more than 20 characters per token of max_length loses the blanks at its ends, and then what
+    is over that limit. In a pair the longer side is truncated first.
+
+    Token types are zeros if the tokenizer's `model_input_names` lack them: the model was trained without token types,
+    and `transformers` gives it none.
 
     Args:
       tokenizer: from `load_tokenizer`; its truncation and padding are changed.
@@ -173,12 +176,23 @@ def tokenize_batches(
       UserError: max_length leaves no room for text, or the tokenizer fails on an example (named by its index).
       ValueError: texts and pairs differ in number.
     """
+    check_room(tokenizer, max_length, pairs=pairs is not None)
+    return _batches(tokenizer, sides_of(texts, pairs), max_length)
+
+
+def sides_of(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Sequence[str]]:
+    """Return the texts and, for pairs, the second texts; raise a ValueError if they differ in number."""
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts but {len(pairs)} second texts")
-    special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+    return [texts] if pairs is None else [texts, pairs]
+
+
+def check_room(tokenizer: "PreTrainedTokenizerFast", max_length: int, *, pairs: bool) -> int:
+    """Return the number of tokens of text in an example of max_length tokens; UserError if there is room for none."""
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if max_length <= special:
         raise UserError(f"max_length {max_length} leaves no room for text beside {special} special tokens; raise it")
-    return _batches(tokenizer, [texts] if pairs is None else [texts, pairs], max_length)
+    return max_length - special
 
 
 def character_limit(max_length: int) -> int:
@@ -186,41 +200,60 @@ def character_limit(max_length: int) -> int:
     return max_length * _CHARACTERS_PER_TOKEN
 
 
-def warn_of_clipped(clipped: int, total: int, max_length: int) -> None:
-    """Log that texts were clipped, if any were."""
-    if clipped:
-        limit = character_limit(max_length)
-        _log.warning("%d of %d examples had texts of over %d characters, which were clipped", clipped, total, limit)
+def without_margins(text: str, limit: int) -> str:
+    """Return the text, without the blanks at its ends if it has more than `limit` characters."""
+    return text if len(text) <= limit else blank.strip(text)
 
 
-def _has_types(tokenizer: "PreTrainedTokenizerFast") -> bool:
+def has_types(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return whether the model takes the token types of its tokenizer."""
     return "token_type_ids" in tokenizer.model_input_names
 
 
 def _batches(tokenizer: "PreTrainedTokenizerFast", sides: list[Sequence[str]], max_length: int) -> Iterator[Tokens]:
     backend, limit = tokenizer.backend_tokenizer, character_limit(max_length)
-    for start, stop in _chunks(sides, limit):
+
+    def encode(examples: list[Texts]) -> list[tuple[list[int], list[int], bool]]:
+        return [_checked(encoding, max_length) for encoding in encode_batch(backend, examples)]
+
+    for start, stop in call_spans(sides, limit):
         # Set each time, because callers may use the tokenizer in between and change it.
         backend.no_padding()
         backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
         backend.encode_special_tokens = tokenizer.split_special_tokens
-        texts = [side[start:stop] for side in sides]
-        ids, types = _encode(backend, [[text[:limit] for text in side] for side in texts], start)
+        examples = [
+            tuple(without_margins(text, limit) for text in example)
+            for example in zip(*(side[start:stop] for side in sides), strict=True)
+        ]
+        ids, types, overflows = zip(
+            *encode_each(encode, [tuple(text[:limit] for text in example) for example in examples], start), strict=True
+        )
         input_ids = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
-        if _has_types(tokenizer):
+        if has_types(tokenizer):
             type_ids = np.fromiter(itertools.chain.from_iterable(types), np.uint8)
         else:
             type_ids = np.zeros(len(input_ids), np.uint8)
+        clipped = [any(len(text) > limit for text in example) for example in examples]
         yield Tokens(
             input_ids=input_ids,
             token_type_ids=type_ids,
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            clipped=sum(any(len(text) > limit for text in example) for example in zip(*texts, strict=True)),
+            truncated=np.array(overflows, bool) | np.array(clipped, bool),
         )
 
 
-def _chunks(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the examples that go to the tokenizer together."""
+def _checked(encoding: "tokenizers.Encoding", max_length: int) -> tuple[list[int], list[int], bool]:
+    """Return the ids and type ids of an encoding, and whether it was truncated."""
+    ids, types = encoding.ids, encoding.type_ids
+    if not ids:
+        raise ValueError("it gives no tokens")
+    if max(types) > _MAX_TYPE_ID:
+        raise ValueError(f"its token type ids go beyond {_MAX_TYPE_ID}")
+    return ids, types, len(ids) >= max_length and bool(encoding.overflowing)  # copied, so do not ask in vain
+
+
+def call_spans(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the examples that go to the tokenizer together; it sees `limit` characters of a text."""
     start, characters, total = 0, 0, len(sides[0])
     for i in range(total):
         characters += sum(min(len(side[i]), limit) for side in sides)
@@ -229,26 +262,31 @@ def _chunks(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]
             start, characters = i + 1, 0
 
 
-def _encode(
-    backend: "tokenizers.Tokenizer", sides: list[list[str]], start: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Return ids and type ids of a chunk of texts (and second texts); if it fails, find the example that fails."""
+def encode_batch(
+    backend: "tokenizers.Tokenizer", examples: Sequence[Texts], *, special_tokens: bool = True
+) -> "list[tokenizers.Encoding]":
+    """Return the encodings of texts, or of pairs of texts, straight from the Rust code.
+
+    It gives the same ids as the tokenizer's own call in two thirds of the time.
+    """
+    inputs = [example if len(example) > 1 else example[0] for example in examples]
+    return backend.encode_batch_fast(inputs, add_special_tokens=special_tokens)
+
+
+def encode_each(encode: Callable[[list[Texts]], list[T]], examples: list[Texts], start: int) -> list[T]:
+    """Return `encode(examples)`, one result per example; if it fails, name the example that it fails on.
+
+    Args:
+      encode: a call of the tokenizer.
+      examples: the texts of each example.
+      start: the index of the first example, for errors.
+    """
     try:
-        # Straight to the Rust code, which gives the same ids as the tokenizer's own call in two thirds of the time.
-        encodings = backend.encode_batch_fast(sides[0] if len(sides) == 1 else list(zip(*sides, strict=True)))
-        ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
-        if not all(ids):
-            raise ValueError("it gives no tokens")
-        if max(map(max, types)) > _MAX_TYPE_ID:
-            raise ValueError(f"its token type ids go beyond {_MAX_TYPE_ID}")
-        return ids, types
+        return encode(examples)
     except BaseException as error:  # the tokenizer's PanicException is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        if len(sides[0]) == 1:
-            text = " + ".join(repr(side[0][:40]) for side in sides)
+        if len(examples) == 1:
+            text = " + ".join(repr(text[:40]) for text in examples[0])
             raise UserError(f"example {start}: the tokenizer fails on {text}: {one_line(error)}") from error
-    parts = [
-        _encode(backend, [[text] for text in example], start + i) for i, example in enumerate(zip(*sides, strict=True))
-    ]
-    return [ids for part, _ in parts for ids in part], [types for _, part in parts for types in part]
+    return [result for i, example in enumerate(examples, start) for result in encode_each(encode, [example], i)]
