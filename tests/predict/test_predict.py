@@ -16,9 +16,11 @@ from flax import nnx
 from tests.helpers import predicting, tiny
 from tests.helpers.predicting import error_of, run, write
 from xtransfer.data.formats import tables
+from xtransfer.data.tokens import chunks
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
+from xtransfer.predict import __main__ as predict_main
 from xtransfer.predict import predictor
 
 LENGTH = 32  # the positions of the model
@@ -141,7 +143,9 @@ def test_long_texts_are_truncated_and_huge_ones_are_clipped_and_counted(
     check(model, outputs[1], huge[:1000])
     check(model, outputs[2], "the film")
     log = capsys.readouterr().out
-    assert "3 rows" in log and "\nwarning: 2 of 3 texts are longer than 32 tokens and were truncated\n" in log
+    assert (
+        "3 rows" in log and "\nwarning: 2 of 3 texts are longer than 32 tokens and were truncated; --long mean" in log
+    )
     check(model, run(model, source, "--max-length", "4")[2], "the film")
     assert run(model, source, "--max-length", "4")[0] != outputs[0]
 
@@ -154,6 +158,106 @@ def test_empty_text_is_an_error_or_is_skipped_and_counted(
     assert error_of(model, source) == message
     assert [row["id"] for row in run(model, source, "--empty-text", "skip")] == [0, 2]
     assert "skipped rows without text: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("empty", [None, "", "\u200b\ufeff", " \n\u2060", "\u200e" * 4000])
+def test_null_and_invisible_text_is_empty(model: Path, tmp_path: Path, empty: str | None) -> None:
+    rows = [{"text": "the film"}, {"text": empty}, {"text": "der Film"}]
+    source = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert error_of(model, source).startswith("a.jsonl:2: column 'text' is empty; fill it in, or pass --empty-text")
+    assert [row["id"] for row in run(model, source, "--empty-text", "skip")] == [0, 2]
+
+
+@pytest.mark.parametrize("long", predictor.LONG)
+@pytest.mark.parametrize("blank", [" ", "\u3000", "\u200b", "\ufeff"])
+def test_blanks_before_and_after_a_text_change_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], blank: str, long: str
+) -> None:
+    source = write(tmp_path / "a.tsv", f"text\n{blank * 4000}good film{blank * 4000}\n")
+    check(model, run(model, source, "--long", long)[0], "good film")
+    assert "longer than" not in capsys.readouterr().out
+
+
+def test_short_texts_have_the_same_output_with_mean_and_no_notes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "a.tsv", "text\n" + "\n".join(texts(200)) + "\n")
+    assert run(model, source, "--long", "mean") == run(model, source)
+    assert "longer than" not in capsys.readouterr().out
+
+
+def test_a_long_text_gets_the_mean_logits_of_its_chunks(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model reads 30 words at a time, and neighbouring chunks share 7."""
+    words = random.Random(5).choices(WORDS, k=70)
+    parts = [" ".join(words[start : start + 30]) for start in (0, 23, 46)]
+    inputs = ["the film", " ".join(words), "der Film", *texts(40)]
+    source = write(tmp_path / "a.tsv", "text\n" + "\n".join(inputs) + "\n")
+    rows = run(model, source, "--long", "mean", "--batch-size", "3")
+    assert [row["id"] for row in rows] == list(range(43))
+    for i in (0, 2, 3, 42):
+        check(model, rows[i], inputs[i])
+    # Up to a constant, which softmax ignores, logits are the logarithms of probabilities.
+    odds = np.exp(np.mean([np.log(probabilities(model, part)) for part in parts], axis=0))
+    np.testing.assert_allclose(list(rows[1]["probabilities"].values()), odds / odds.sum(), atol=1e-5)
+    assert abs(probabilities(model, inputs[1]) - odds / odds.sum()).max() > 0.01  # truncation gives something else
+    log = capsys.readouterr().out
+    assert "longer than 32 tokens and read in chunks: 1 of 43" in log and "warning" not in log
+
+
+def test_windows_and_groups_of_chunks_do_not_change_the_means(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.tsv", "text\n" + "\n".join(texts(30, longest=150)) + "\n")
+    expected = run(model, source, "--long", "mean")
+    monkeypatch.setattr(predictor, "_WINDOW_ROWS", 7)
+    monkeypatch.setattr(chunks, "_GROUP", 5)
+    for row, other in zip(expected, run(model, source, "--long", "mean"), strict=True):
+        assert row["id"] == other["id"]
+        np.testing.assert_allclose(
+            list(row["probabilities"].values()), list(other["probabilities"].values()), atol=1e-5
+        )
+
+
+def test_pairs_are_divided_and_a_pair_without_room_names_its_line(model: Path, tmp_path: Path) -> None:
+    """Three special tokens and the two words of the other text leave room for 27 words, of which six are shared."""
+    words = random.Random(6).choices(WORDS, k=40)
+    source = write(tmp_path / "a.tsv", f"text\ttext_pair\nder Film\tgut\nthe film\t{' '.join(words)}\n")
+    rows = run(model, source, "--long", "mean")
+    check(model, rows[0], "der Film", "gut")
+    parts = [" ".join(words[start : start + 27]) for start in (0, 21)]
+    odds = np.exp(np.mean([np.log(probabilities(model, "the film", part)) for part in parts], axis=0))
+    np.testing.assert_allclose(list(rows[1]["probabilities"].values()), odds / odds.sum(), atol=1e-5)
+    both = " ".join(words)
+    source = write(tmp_path / "b" / "b.tsv", f"text\ttext_pair\nder Film\tgut\n{both}\t{both}\n")
+    message = error_of(model, source, "--long", "mean")
+    assert message.startswith(
+        "b.tsv:3: example 0: even the shorter text of the pair has 40 tokens, which leave no room"
+    )
+    assert len(run(model, source)) == 2
+
+
+def test_a_text_beyond_the_limit_of_mean_is_reported(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chunks, "CHARACTER_LIMIT", 1000)
+    monkeypatch.setattr(predict_main, "CHARACTER_LIMIT", 1000)
+    source = write(tmp_path / "a.tsv", f"text\n{'good ' * 5000}\nthe film\n")
+    rows = run(model, source, "--long", "mean")
+    # A thousand characters are 200 words: eight chunks of 30, which share 7, and the last of 16.
+    parts = [np.log(probabilities(model, "good " * count)) for count in [30] * 8 + [16]]
+    odds = np.exp(np.mean(parts, axis=0))
+    np.testing.assert_allclose(list(rows[0]["probabilities"].values()), odds / odds.sum(), atol=1e-5)
+    log = capsys.readouterr().out
+    assert "\nwarning: 1 of 2 texts were read only up to 1,000 characters" in log
+    assert "read in chunks: 1 of 2" in log
+
+
+def test_progress_counts_each_row_once(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "a.tsv", "text\n" + "\n".join(texts(20, longest=1500)) + "\n")
+    run(model, source, "--long", "mean", "--batch-size", "1")
+    assert capsys.readouterr().out.count("predict: 20/20") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 
 DIR is a finished run (WORKDIR/students/<objective>/seed-<n> or WORKDIR/teacher) or a Hugging Face classifier. The input
 is a .tsv, .csv, .jsonl, or .parquet file with a `text` column, and optionally `text_pair` and `id` columns. The output
-has one JSON line per row, in the order of the input: {"id", "label", "probabilities": {name: p}}.
+has one JSON line per row, in the order of the input: {"id", "label", "probabilities": {name: p}}. A text with more
+tokens than the model reads at once is truncated, or with `--long mean` read whole, in chunks.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from xtransfer.data.formats import tables
+from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import tokenize
 from xtransfer.errors import UserError
 from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.predict.output import Output
-from xtransfer.predict.predictor import Window, predict
+from xtransfer.predict.predictor import LONG, Window, predict
 from xtransfer.runs.classifier import TrainedClassifier, open_classifier
 from xtransfer.runs.find import SELECTIONS
 from xtransfer.runtime import terminal
@@ -92,7 +94,16 @@ def _parser() -> argparse.ArgumentParser:
         "--empty-text", choices=("error", "skip"), default="error", help="what to do with rows without text"
     )
     parser.add_argument(
-        "--max-length", type=_positive, metavar="N", help="the most tokens per text (default: the classifier's own)"
+        "--max-length",
+        type=_positive,
+        metavar="N",
+        help="the most tokens of a text that the model reads at once (default: the classifier's own)",
+    )
+    parser.add_argument(
+        "--long",
+        choices=LONG,
+        default="truncate",
+        help="truncate texts of more tokens, or take the mean of the logits of overlapping chunks (default: truncate)",
     )
     parser.add_argument(
         "--batch-size", type=_positive, metavar="N", help="the number of 128-token texts per batch (default: automatic)"
@@ -116,7 +127,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     )
     with closing(Output(args.output, source.path, overwrite=args.overwrite)) as output:
         # Read the file once first, so that a bad last row fails now and not after hours.
-        with_text = skipped = written = truncated = 0
+        with_text = skipped = written = truncated = in_chunks = 0
         for row in tables.read_texts(source):
             if row.empty:
                 skipped += 1
@@ -132,14 +143,17 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
         with terminal.progress_bar("predict", with_text, unit="rows") as progress:
 
             def on_batch(rows: int) -> None:
-                progress.advance(rows)
+                if rows:  # not for the later chunks of a text
+                    progress.advance(rows)
                 check()
 
-            with closing(predict(classifier, mesh, source, max_length, args.batch_size, on_batch)) as windows:
+            predictions = predict(classifier, mesh, source, max_length, args.batch_size, on_batch, long=args.long)
+            with closing(predictions) as windows:
                 for window in windows:
                     output.write(_lines(window, classifier.labels))
                     written += len(window.lines)
-                    truncated += window.truncated
+                    truncated += int(np.count_nonzero(window.truncated))
+                    in_chunks += int(np.count_nonzero(window.chunks > 1))
         if written != with_text:
             raise UserError(
                 f"{source.path} changed while it was read: it had {with_text} rows with text, then {written}"
@@ -149,10 +163,15 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     notes = [f"{args.output}: {written:,} rows, {rate:,.0f} rows/s"]
     if skipped:
         notes.append(f"skipped rows without text: {skipped:,}")
+    if in_chunks:
+        notes.append(f"longer than {max_length} tokens and read in chunks: {in_chunks:,} of {written:,}")
     terminal.log(" · ".join(notes))
-    if truncated:
+    if truncated and args.long == "mean":
+        terminal.log(f"warning: {truncated:,} of {written:,} texts were read only up to {CHARACTER_LIMIT:,} characters")
+    elif truncated:
         terminal.log(
-            f"warning: {truncated:,} of {written:,} texts are longer than {max_length} tokens and were truncated"
+            f"warning: {truncated:,} of {written:,} texts are longer than {max_length} tokens and were truncated; "
+            "--long mean reads them whole"
         )
 
 

@@ -1,8 +1,9 @@
 """Inference over a file: rows in, logits out, one window at a time."""
 
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from xtransfer.data.batches.batches import Batch, BatchPlan, batches_by_length, 
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.formats import tables
 from xtransfer.data.formats.tables import Text, TextTable
+from xtransfer.data.tokens.chunks import tokenize_chunks
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
 from xtransfer.errors import UserError
 from xtransfer.models import inference
@@ -23,6 +25,10 @@ _WINDOW_ROWS = 4096  # rows that are tokenized and packed together
 _WINDOW_CHARACTERS = 1 << 24  # a window ends early once its texts are this long together
 _PREFETCHED_BATCHES = 4
 
+LONG = ("truncate", "mean")  # what to do with texts that are longer than max_length
+
+Encode = Callable[[Sequence[Text]], Iterator[tuple[Tokens, np.ndarray]]]  # rows -> chunks, and the row of each chunk
+
 
 @dataclass(eq=False)
 class Window:
@@ -31,20 +37,28 @@ class Window:
     Attributes:
       lines: the line numbers of the n rows in the file.
       ids: the ids of the n rows.
-      truncated: the number of rows whose text was truncated.
-      logits: [n, K] float32, NaN until they are computed.
-      missing: the number of rows without logits so far.
+      truncated: [n] bool, whether the end of a text was not read.
+      sums: [n, K] float64, the sum of the logits of a row's chunks so far.
+      chunks: [n] int64, the number of chunks in it.
     """
 
     lines: list[int]
     ids: list[Any]
-    truncated: int
-    logits: np.ndarray
-    missing: int = field(init=False)
+    truncated: np.ndarray
+    sums: np.ndarray
+    chunks: np.ndarray
 
-    def __post_init__(self) -> None:
-        """Count every row as missing."""
-        self.missing = len(self.lines)
+    @property
+    def logits(self) -> np.ndarray:
+        """The mean logits of each row's chunks, [n, K] float64."""
+        return self.sums / self.chunks[:, None]
+
+    def add(self, rows: np.ndarray, logits: np.ndarray) -> int:
+        """Add the logits [b, K] of chunks of these rows [b], and return the number of rows that had none before."""
+        before = np.count_nonzero(self.chunks)
+        np.add.at(self.sums, rows, logits)
+        np.add.at(self.chunks, rows, 1)
+        return int(np.count_nonzero(self.chunks) - before)
 
 
 def predict(
@@ -54,11 +68,13 @@ def predict(
     max_length: int,
     batch_size: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
+    *,
+    long: str = "truncate",
 ) -> Generator[Window, None, None]:
     """Yield the rows of a file in order, in windows with their logits. Rows without text are skipped.
 
     A thread reads, tokenizes, and packs a few batches ahead of the device. At most a few windows of 4096 rows are in
-    memory at a time.
+    memory at a time, and of their chunks at most a few groups of 4096.
 
     Args:
       classifier: the classifier, with its parameters on `mesh`.
@@ -66,38 +82,43 @@ def predict(
       source: the input file.
       max_length: the most tokens per text.
       batch_size: the number of 128-token texts per batch; None chooses one for the device.
-      on_batch: called with the number of rows after each batch.
+      on_batch: called after each batch with the number of rows whose first chunk was in it.
+      long: one of `LONG`: truncate texts that are longer than max_length, or average the logits of their chunks; see
+        `tokenize_chunks`.
 
     Raises:
-      UserError: `read_texts` fails, the tokenizer fails on a text, or logits are not finite. All name the line.
+      UserError: `read_texts` fails, the tokenizer fails on a text, a pair cannot be divided into chunks, or logits are
+        not finite. All name the line.
     """
     plans = _plans(classifier, mesh, max_length, batch_size)
     classes = len(classifier.labels)
+    encode = _encoder(classifier, max_length, pairs=bool(source.columns.pair), long=long)
 
     def batches() -> Iterator[tuple[tuple[Window, np.ndarray], Batch]]:
-        for rows in _windows(row for row in tables.read_texts(source) if not row.empty):
-            tokens = _tokens(classifier, source, rows, max_length)
+        for texts in _windows(row for row in tables.read_texts(source) if not row.empty):
             window = Window(
-                lines=[row.line for row in rows],
-                ids=[row.id for row in rows],
-                truncated=int(np.count_nonzero(tokens.truncated)),
-                logits=np.full((len(rows), classes), np.nan, np.float32),
+                lines=[text.line for text in texts],
+                ids=[text.id for text in texts],
+                truncated=np.zeros(len(texts), bool),
+                sums=np.zeros((len(texts), classes)),
+                chunks=np.zeros(len(texts), np.int64),
             )
-            for indices, batch in batches_by_length(tokens, classes, plans):
-                yield (window, indices), batch
+            for tokens, rows in _encoded(encode, source, texts):
+                window.truncated[rows[tokens.truncated]] = True
+                for indices, batch in batches_by_length(tokens, classes, plans):
+                    yield (window, rows[indices]), batch
 
     step = inference.make_eval_step(classifier.graphdef, mesh)
     with closing(prefetch(batches(), _PREFETCHED_BATCHES)) as prefetched:
-        for (window, indices), logits in inference.forward(step, classifier.params, mesh, prefetched):
-            window.logits[indices] = logits
-            window.missing -= len(indices)
-            on_batch(len(indices))
-            if not window.missing:
-                not_finite = np.flatnonzero(~np.isfinite(window.logits).all(axis=1))
-                if len(not_finite):
-                    line = window.lines[not_finite[0]]
-                    raise UserError(f"{source.path}:{line}: the logits are not finite: {classifier.source} is damaged")
-                yield window
+        results = inference.forward(step, classifier.params, mesh, prefetched)
+        for window, chunks in itertools.groupby(results, lambda result: result[0][0]):
+            for (_, rows), logits in chunks:
+                on_batch(window.add(rows, logits))
+            not_finite = np.flatnonzero(~np.isfinite(window.logits).all(axis=1))
+            if len(not_finite):
+                line = window.lines[not_finite[0]]
+                raise UserError(f"{source.path}:{line}: the logits are not finite: {classifier.source} is damaged")
+            yield window
 
 
 def _plans(
@@ -128,19 +149,29 @@ def _windows(rows: Iterator[Text]) -> Iterator[list[Text]]:
         yield window
 
 
-def _tokens(classifier: TrainedClassifier, source: TextTable, rows: Sequence[Text], max_length: int) -> Tokens:
+def _encoder(classifier: TrainedClassifier, max_length: int, *, pairs: bool, long: str) -> Encode:
+    """Return the function that tokenizes rows and, if `long` is "mean", divides long ones into chunks."""
+
+    def encode(rows: Sequence[Text]) -> Iterator[tuple[Tokens, np.ndarray]]:
+        texts = [row.text for row in rows]
+        seconds = [row.text_pair or "" for row in rows] if pairs else None
+        if long == "mean":
+            yield from tokenize_chunks(classifier.tokenizer, texts, seconds, max_length)
+        else:
+            yield tokenize(classifier.tokenizer, texts, seconds, max_length), np.arange(len(rows))
+
+    return encode
+
+
+def _encoded(encode: Encode, source: TextTable, rows: Sequence[Text]) -> Iterator[tuple[Tokens, np.ndarray]]:
     """Tokenize a window of rows. If the tokenizer fails, name the line of the first text that it fails on."""
-
-    def encode(rows: Sequence[Text]) -> Tokens:
-        pairs = [row.text_pair or "" for row in rows] if source.columns.pair else None
-        return tokenize(classifier.tokenizer, [row.text for row in rows], pairs, max_length)
-
     try:
-        return encode(rows)
+        yield from encode(rows)
     except UserError:
         for row in rows:
             try:
-                encode([row])
+                for _ in encode([row]):
+                    pass
             except UserError as error:
                 raise UserError(f"{source.path}:{row.line}: {error}") from error
         raise
