@@ -47,9 +47,9 @@ def export(run: SelectedRun, output: Path) -> None:
       UserError: `output` is not empty or cannot be written, or the checkpoint cannot be read.
     """
     results = run.workdir.results
-    card = model_card(run, read_rows(results) if results.exists() else [])
     classifier = load_run(run, make_mesh())
-    warn_of_pooling(classifier.pooling, output)
+    card = model_card(run, read_rows(results) if results.exists() else [], family=classifier.architecture.family)
+    warn_of_pooling(classifier.architecture.family, classifier.pooling, output)
     classifier.tokenizer.model_max_length = classifier.max_length  # so that others truncate texts as in training
     with terminal.deferred_stop(message=""):  # so that SIGTERM leaves no half-written hidden directory
         hf_checkpoint.save(

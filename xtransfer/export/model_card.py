@@ -15,6 +15,7 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import CHANCE, METRICS, at_chance
 from xtransfer.evaluation.results import Row
 from xtransfer.export.provenance import as_code, as_line, origin
+from xtransfer.models.hf.config import transformers_pools
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runs.find import SelectedRun
@@ -42,25 +43,27 @@ class Scores:
     count: int
 
 
-def model_card(run: SelectedRun, rows: Sequence[Row]) -> str:
+def model_card(run: SelectedRun, rows: Sequence[Row], *, family: str = "bert") -> str:
     """Return README.md of an exported checkpoint: YAML front matter, then Markdown. It names no local directory.
 
     Args:
       run: the checkpoint.
       rows: all result rows of the experiment; the card uses the rows of this checkpoint and protocol.
+      family: the checkpoint's family, which decides how `transformers` can pool.
     """
     scores = scores_of(run, rows)
+    by_transformers = transformers_pools(family, run.settings.pooling)
     sections = (
         f"# {_title(run)}",
-        *_notices(run, scores),
+        *_notices(run, scores, by_transformers),
         _what_it_does(run),
-        _how_to_use(run),
+        _how_to_use(run, by_transformers),
         _how_it_was_made(run),
         _results(run, scores),
         _limits(run),
         _licence(run),
     )
-    return f"---\n{_front_matter(run, scores)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_front_matter(run, scores, by_transformers)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def scores_of(run: SelectedRun, rows: Sequence[Row]) -> list[Scores]:
@@ -84,7 +87,7 @@ def _title(run: SelectedRun) -> str:
     return f"{as_line(run.task.name)}{synthetic}: {role} from {origin(run.settings.checkpoint).name}"
 
 
-def _notices(run: SelectedRun, scores: Sequence[Scores]) -> list[str]:
+def _notices(run: SelectedRun, scores: Sequence[Scores], by_transformers: bool) -> list[str]:
     """Return the notices to read first, as one block quote, or nothing."""
     notices = []
     if run.task.synthetic:
@@ -92,10 +95,10 @@ def _notices(run: SelectedRun, scores: Sequence[Scores]) -> list[str]:
             "**Synthetic data.** A generator wrote the text of this task. The model shows that the method runs. It is "
             "useless on real text, and its numbers say nothing about real languages."
         )
-    if run.settings.pooling == "mean":
+    if not by_transformers:
         notices.append(
-            "**Not for `transformers`.** This classifier reads the mean of all tokens, for which `transformers` has no "
-            "class. It would load the files without an error and compute other, wrong logits. Use "
+            f"**Not for `transformers`.** This classifier pools by `{run.settings.pooling}`, for which `transformers` "
+            "has no class. It would load the files without an error and compute other, wrong logits. Use "
             "`python -m xtransfer.predict`."
         )
     if no_better := [f"{entry.language} ({entry.split})" for entry in scores if _is_at_chance(entry)]:
@@ -127,12 +130,12 @@ def _what_it_does(run: SelectedRun) -> str:
     )
 
 
-def _how_to_use(run: SelectedRun) -> str:
+def _how_to_use(run: SelectedRun, by_transformers: bool) -> str:
     ours = (
         "With `xtransfer`, for a file with the column `text`, and `text_pair` for pairs:\n\n```sh\n"
         "python -m xtransfer.predict --model DIRECTORY --input texts.jsonl --output classes.jsonl\n```"
     )
-    if run.settings.pooling == "mean":
+    if not by_transformers:
         return f"## How to use it\n\n{ours}"
     code = (
         "from transformers import pipeline\n\n"
@@ -267,10 +270,10 @@ def _licence(run: SelectedRun) -> str:
     )
 
 
-def _front_matter(run: SelectedRun, scores: Sequence[Scores]) -> str:
+def _front_matter(run: SelectedRun, scores: Sequence[Scores], by_transformers: bool) -> str:
     from huggingface_hub import ModelCardData
 
-    base, task, by_transformers = origin(run.settings.checkpoint), run.task, run.settings.pooling == "cls"
+    base, task = origin(run.settings.checkpoint), run.task
     tags = ["text-classification", "xtransfer", f"task:{task.name}"]
     if not run.is_teacher:
         tags += ["cross-lingual", "zero-shot-transfer", f"objective:{run.objective}"]

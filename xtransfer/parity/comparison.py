@@ -84,8 +84,9 @@ def check(directory: Path, recorded: Path | None = None, record: Path | None = N
     """
     config = hf_config.read_config(directory)
     notes = [f"{config.family}, {config.num_layers} layers of {config.hidden_size}"]
-    if hf_config.read_pooling(directory) != "cls":
-        notes.append("the classifier pools by the mean; pooled and logits use the first token, as in transformers")
+    pooling = hf_config.read_pooling(directory)
+    if not hf_config.transformers_pools(config.family, pooling):
+        notes.append(f"the classifier pools by {pooling}; pooled and logits use the first token, as in transformers")
     expected, source = _reference(directory, recorded, record, notes)
     if record is not None:
         reference.save(record, expected)

@@ -39,7 +39,7 @@ class TrainedClassifier:
       graphdef: the graphdef of a `Classifier` with compute dtype `dtype`.
       params: its float32 parameters, on the mesh.
       labels: the class names, in the order of the logits.
-      pooling: "cls" or "mean".
+      pooling: how it pools, one of `heads.POOLINGS`.
       max_length: the most tokens of an example, with special ones.
       dtype: the compute dtype, "float32" or "bfloat16".
     """
@@ -132,9 +132,9 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     )
 
 
-def warn_of_pooling(pooling: str, output: Path) -> None:
+def warn_of_pooling(family: str, pooling: str, output: Path) -> None:
     """Warn that `transformers` has no class for a classifier that is written to `output`, if it has none."""
-    if pooling != "cls":
+    if not hf_config.transformers_pools(family, pooling):
         terminal.log(
             f"warning: this classifier pools by {pooling}, which transformers does not support: it would "
             f"load {output} without an error and compute other logits; use python -m xtransfer.predict instead"

@@ -42,7 +42,7 @@ class Source:
       params: all parameters, float32: the encoder and whatever heads it has.
       tokenizer: a fast tokenizer.
       labels: the class names, in the order of the logits; None without a classification head.
-      pooling: "cls" or "mean".
+      pooling: how the classifier pools, one of `heads.POOLINGS`.
       dtype: a key of `weights.STORED`, the dtype of the file to write.
       notes: further files of the directory to write, by name.
     """
@@ -170,7 +170,7 @@ def trim(
     )
     pad_id = kept.index(_pad_id(source))
     architecture = dataclasses.replace(source.architecture, vocab_size=len(kept), pad_id=pad_id)
-    warn_of_pooling(source.pooling, output)
+    warn_of_pooling(source.architecture.family, source.pooling, output)
     with terminal.deferred_stop(message=""):  # so that SIGTERM leaves no half-written hidden directory
         hf_checkpoint.save(
             output,
