@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.student.frozen = (r"^encoder\.embeddings\.word_embeddings\.",)
         for model in (config.teacher, config.student):
             model.pooling = "mean"
-            model.learning_rate, model.steps, model.evaluations = 1e-4, 150, 3
+            model.learning_rate, model.steps, model.evaluations = 1e-4, 100, 2
     if arg == "mini":
         config.teacher.checkpoint, config.student.checkpoint = "mini-bert-en", "mini-bert-multilingual"
         for model in (config.teacher, config.student):
