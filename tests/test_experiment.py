@@ -177,6 +177,34 @@ def test_a_killed_run_resumes_to_identical_weights(config_file, uninterrupted, t
     assert rows(uninterrupted) == rows(killed)
 
 
+def test_a_killed_run_stops_early_at_the_same_step(config_file, tmp_path):
+    """Train with patience until the score, the F1 of a class, has been 1 for long; kill the run before that."""
+    flags = ["--config.objectives=('vanilla',)", "--config.selection_metric=class_f1/bad", "--config.student.steps=400"]
+    flags += ["--config.student.evaluations=40", "--config.student.patience=20"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(config_file, whole, *flags).wait(300) == 0, (tmp_path / "whole.log").read_text()
+    run = Path("students", "vanilla", "seed-0", "metrics.jsonl")
+    process = start(config_file, killed, *flags)
+    wait_for(lambda: (killed / run).exists() and len((killed / run).read_text().splitlines()) >= 3, process)
+    process.kill()
+    assert process.wait(60) == -9
+    assert start(config_file, killed, *flags).wait(300) == 0, (tmp_path / "killed.log").read_text()
+    assert "resuming from step" in (tmp_path / "killed.log").read_text()
+
+    stopped, resumed = (
+        [json.loads(line) for line in (root / run).read_text().splitlines()] for root in (whole, killed)
+    )
+    scores = [row["dev_class_f1/bad"] for row in stopped]
+    assert stopped[-1]["stopped_early"] and stopped[-1]["step"] == 10 * len(stopped) < 400
+    assert scores.index(max(scores)) == len(scores) - 1 - 20
+    assert resumed == stopped
+    expected, weights = final_weights(whole, "vanilla"), final_weights(killed, "vanilla")
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], weights[name], err_msg=name)
+    selected = {row["step"] for row in rows(whole) if (row["objective"], row["selection"]) == ("vanilla", "source_dev")}
+    assert selected == {stopped[scores.index(max(scores))]["step"]} and rows(whole) == rows(killed)
+
+
 def load_config(config_file, *flags):
     return config.load(str(config_file), flags)
 
@@ -188,6 +216,12 @@ def load_config(config_file, *flags):
         (["--config.task.source_language=xx"], r"no data in 'xx'"),
         (["--config.task.target_languages=('de','tlh')"], r"no data in 'tlh'"),
         (["--config.task.label_column=lable"], r"lable"),
+        (
+            ["--config.metrics=('accuracy','log_los')"],
+            r"config key metrics: no metric 'log_los'; did you mean 'log_loss'",
+        ),
+        (["--config.metrics=('macro_f1',)"], r"config key metrics is \('macro_f1',\): add 'accuracy'"),
+        (["--config.selection_metric=class_f1"], r"selection_metric: class_f1 .* name one, such as class_f1/bad"),
         (["--config.task.labels=('bad','superb')"], r"'good' is not one of bad, superb"),
         (["--config.task.name=nothing"], r"task\.name 'nothing' is not one of"),
         (["--config.teacher.checkpoint="], r"teacher\.checkpoint is empty"),

@@ -96,6 +96,7 @@ class ModelConfig:
     row_length: int = setting(0, at_least=0)  # tokens of a packed row; 0 = max_length
     packed: bool = True
     evaluations: int = setting(5, at_least=1)  # evenly spaced checkpoints, each scored on the source dev split
+    patience: int = setting(0, at_least=0)  # evaluations without a better score after which training stops; 0 = off
     accumulation: int = setting(0, at_least=0)  # microbatches per batch; 0 = automatic
     remat: bool = False  # compute each layer again in the backward pass, which saves memory
 
@@ -150,10 +151,19 @@ class ExperimentConfig:
     objectives: tuple[str, ...] = setting(("vanilla", "monox_kd", "monox_pl", "self_training"), distinct=True)
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+    selection_metric: str = "accuracy"  # scores checkpoints on the source dev split; one of `evaluation/metrics.py`
+    metrics: tuple[str, ...] = setting(("accuracy", "macro_f1"), distinct=True)  # what `evaluate` scores, of the same
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
     evaluation_batch_size: int = setting(0, at_least=0)  # rows; 0 = chosen for the devices
     mesh: MeshConfig = MeshConfig()
     platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on another platform; "" = any
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse settings that contradict each other."""
+        if "accuracy" not in self.metrics:
+            raise UserError(
+                f"config key {prefix}metrics is {self.metrics!r}: add 'accuracy', which other commands report"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,13 +209,14 @@ class PretrainConfig:
             raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# Settings that may differ between two starts in one workdir: the stages, the location of the data, the rows to predict
-# at a time, the devices, and the number of microbatches.
+# Settings that may differ between two starts in one workdir: the stages, the location of the data, what is scored, the
+# rows to predict at a time, the devices, and the number of microbatches.
 CHANGEABLE = (
     "objectives",
     "seeds",
     "task.cache_dir",
     "task.data_dir",
+    "metrics",
     "evaluation_batch_size",
     "mesh.data",
     "mesh.fsdp",

@@ -21,8 +21,8 @@ from xtransfer.distillation.logits_store import LogitsStore, open_store
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import UserError
-from xtransfer.evaluation import results
-from xtransfer.evaluation.evaluator import evaluate
+from xtransfer.evaluation import metrics, results
+from xtransfer.evaluation.evaluator import dev_scores, evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import plan
 from xtransfer.runs import workdir as workdirs
@@ -52,14 +52,17 @@ def run(config: ExperimentConfig, root: Path) -> None:
         keys = ", ".join(key for key in config_record if first_record[key] != config_record[key])
         raise UserError(f"config keys {keys} differ from process 0: start all processes with the same settings")
     with locks.group_lock(root):
-        workdirs.check_unchanged(workdir.config, config_record)
+        workdirs.check_config_unchanged(workdir, config)
         objectives = [configured_objective(config, name) for name in config.objectives]
         task = load_task(config.task)
         task = replace(task, load=functools.cache(task.load))
+        metrics.check_names("metrics", config.metrics, task.labels)
+        metrics.check_single("selection_metric", config.selection_metric, task.labels)
         examples = transfer_set.gather(config, task)
+        metrics.check_defined((config.selection_metric,), _labels(examples.dev), f"{task.source_language} dev")
         for language in (task.source_language, *task.target_languages):
             for split in config.evaluation_splits:
-                task.load(split, language)
+                metrics.check_defined(config.metrics, _labels(task.load(split, language)), f"{language} {split}")
         models = Models(config, task)
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
@@ -92,7 +95,8 @@ class Stages:
         teacher = self.models.teacher
         if not teacher.is_trained(self.workdir.teacher):
             dataset, dev = self._dataset(teacher, self.examples.labelled), teacher.dataset(self.examples.dev)
-            teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, self.config.teacher_seed)
+            seed = self.config.teacher_seed
+            teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, seed, self._dev_scores)
 
     def train_student(self, objective: Objective, seed: int) -> None:
         """Run stages 2 and 3: label the text with the objective's teacher, then train the student."""
@@ -106,7 +110,10 @@ class Stages:
             store = self._label(model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher)
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
             dataset = replace(dataset, teacher_logits=logits)
-        student.train(directory, objective, dataset, self._dev, seed)
+        student.train(directory, objective, dataset, self._dev, seed, self._dev_scores)
+
+    def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)
 
     def _label(self, model: Finetuner, directory: Path) -> LogitsStore:
         """Run stage 2: store the logits of the model trained in `directory` for L ∪ U, unless they are stored."""
@@ -211,6 +218,10 @@ def _num_unscored(workdir: Workdir, runs: Sequence[tuple[str, int]]) -> int:
 def _devices() -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     return f"{devices} of {processes.count()} processes" if processes.count() > 1 else devices
+
+
+def _labels(examples: Sequence[Example]) -> list[int]:
+    return [example.label for example in examples]
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

@@ -1,5 +1,6 @@
 """The evaluator: which runs it scores, and whether its rows are complete."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -25,9 +26,9 @@ def workdir(tmp_path_factory):
     return Workdir(root / "run")
 
 
-def evaluate(workdir):
-    """Score the runs as the evaluate command does."""
-    settings = read_config(workdir)
+def evaluate(workdir, **changes):
+    """Score the runs as the evaluate command does, with changes to the config."""
+    settings = dataclasses.replace(read_config(workdir), **changes)
     task = load_task(settings.task)
     return evaluator.evaluate(workdir, settings, task, Models(settings, task))
 
@@ -77,3 +78,39 @@ def test_constant_predictions_are_one_line_at_the_end(workdir, capsys, monkeypat
     workdir.results.unlink()
     monkeypatch.undo()
     evaluate(workdir)
+
+
+def test_more_metrics_are_added_to_the_rows_that_exist(workdir):
+    before = workdir.results.read_bytes()
+    try:
+        names = ("accuracy", "macro_f1", "log_loss", "class_f1", "auroc")
+        rows = evaluate(workdir, metrics=names)
+        after = workdir.results.read_bytes()
+        assert after.startswith(before)
+        assert [row["metric"] for row in rows[: before.count(b"\n")]].count("log_loss") == 0
+        for protocol in ("source_dev", "last"):
+            scored = [
+                row["metric"]
+                for row in rows
+                if (row["objective"], row["selection"], row["language"]) == ("vanilla", protocol, "de")
+            ]
+            new = ["log_loss", "class_f1/bad", "class_f1/good", "auroc"]
+            assert scored == ["accuracy", "macro_f1", "majority_share", *new]
+        assert evaluate(workdir, metrics=names) == rows and workdir.results.read_bytes() == after
+    finally:
+        workdir.results.write_bytes(before)
+
+
+def test_the_score_on_dev_is_larger_for_the_better_checkpoint():
+    labels = np.array([0, 1])
+    assert evaluator.dev_scores(np.eye(2), labels, ("a", "b"), "accuracy") == {"dev_accuracy": 1}
+    sure, unsure = (evaluator.dev_scores(x * np.eye(2), labels, ("a", "b"), "log_loss") for x in (9.0, 1.0))
+    # −log of e/(e + 1)
+    assert unsure == {
+        "dev_accuracy": 1,
+        "dev_log_loss": pytest.approx(np.log1p(np.exp(-1))),
+        "dev_score": pytest.approx(-np.log1p(np.exp(-1))),
+    }
+    assert sure["dev_score"] > unsure["dev_score"]
+    row = evaluator.dev_scores(np.eye(2), labels, ("a", "b"), "class_f1/b")
+    assert row == {"dev_accuracy": 1, "dev_class_f1/b": 1, "dev_score": 1}

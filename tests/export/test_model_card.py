@@ -60,6 +60,25 @@ def read(text):
     return card
 
 
+def test_a_metric_beyond_1_is_in_the_front_matter_and_not_in_the_table_in_percent():
+    more = [ROWS[0] | {"metric": name, "value": value} for name, value in (("log_loss", 1.25), ("class_f1/a", 0.5))]
+    text = model_card(selected_run(), [*ROWS, *more])
+    assert read(text).data.metrics == ["accuracy", "f1", "log_loss"]
+    assert [r.metric_value for r in read(text).data.eval_results if r.metric_type == "log_loss"] == [1.25]
+    assert "125" not in text and "| language | split | accuracy | macro f1 | majority class | examples |" in text
+
+
+def test_another_way_to_select_and_to_stop_is_named():
+    config = dataclasses.replace(
+        CONFIG, selection_metric="log_loss", student=dataclasses.replace(CONFIG.student, patience=3)
+    )
+    text = model_card(selected_run(config=config), ROWS)
+    assert "split (`source_dev`, by `log_loss`)." in text
+    assert "; stops early after 3 evaluations without a better score." in text
+    usual = model_card(selected_run(), ROWS)
+    assert "by `" not in usual and "stops early" not in usual
+
+
 def test_the_front_matter_has_the_hubs_fields():
     data = read(model_card(selected_run(), ROWS)).data
     assert data.language == ["eng", "deu", "nob"]

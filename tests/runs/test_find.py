@@ -91,6 +91,14 @@ def test_each_protocol_selects_its_step(copy):
     assert find_run(Workdir(copy), "vanilla", 0, "last").step == 6
 
 
+def test_a_score_selects_where_there_is_one(copy):
+    losses = {2: 0.4, 4: 0.3, 6: 0.3}
+    rows = [{"step": step, "dev_accuracy": loss, "dev_score": -loss} for step, loss in losses.items()]
+    path = copy / "students" / "vanilla" / "seed-0" / "metrics.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert find_run(Workdir(copy), "vanilla", 0, "source_dev").step == 4
+
+
 @pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
 def test_an_unknown_protocol_is_refused(run, selection):
     with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):

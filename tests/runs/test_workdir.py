@@ -6,7 +6,7 @@ import pytest
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import UserError
-from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_config, record
+from xtransfer.runs.workdir import Workdir, as_record, check_config_unchanged, check_unchanged, read_config, record
 
 
 def begin(path, config):
@@ -34,6 +34,21 @@ def test_seeds_and_objectives_may_change(tmp_path):
     wider = dataclasses.replace(ExperimentConfig(), seeds=(0, 1, 2), objectives=("vanilla",))
     begin(Workdir(tmp_path).config, wider)
     assert read_config(Workdir(tmp_path)) == wider
+
+
+def test_a_setting_that_is_newer_than_the_record_counts_as_its_default(tmp_path):
+    old = as_record(ExperimentConfig())
+    del old["selection_metric"], old["student"]["patience"]
+    record(Workdir(tmp_path).config, old)
+    check_config_unchanged(Workdir(tmp_path), ExperimentConfig())
+    with pytest.raises(UserError, match=r"student\.patience: 0 → 3"):
+        check_config_unchanged(Workdir(tmp_path), ExperimentConfig(student=ModelConfig(patience=3)))
+    with pytest.raises(UserError, match="selection_metric: 'accuracy' → 'ece'"):
+        check_config_unchanged(Workdir(tmp_path), ExperimentConfig(selection_metric="ece"))
+    check_config_unchanged(Workdir(tmp_path), ExperimentConfig(metrics=("accuracy", "ece")))  # changeable
+    record(Workdir(tmp_path).config, old | {"old_key": 1})
+    with pytest.raises(UserError, match="old_key: 1 → None"):
+        check_config_unchanged(Workdir(tmp_path), ExperimentConfig())
 
 
 def test_a_missing_or_broken_record_is_refused(tmp_path):

@@ -108,6 +108,86 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path):
     assert rows[0] == rows[1]
 
 
+def test_patience_stops_a_run_after_evaluations_without_a_better_score(tmp_path, capsys):
+    plan = Plan("test", steps=40, evaluations=8, seed=5, patience=2)
+    # 0.7 at step 15 is the best. An equal score is no better, so the second evaluation in vain is at step 25.
+    run = TinyRun(scores=[0.5, 0.4, 0.7, 0.7, 0.6, 0.9])
+    run.fit(tmp_path, plan)
+    rows = loop.read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25] and run.scores == [0.9]
+    assert ["stopped_early" in row for row in rows] == [False] * 4 + [True]
+    assert steps_on_disk(tmp_path) == [15, 25]
+    assert loop.finished(tmp_path, 40)
+    assert "test: stopped at step 25: 2 evaluations without a better score" in " ".join(capsys.readouterr().out.split())
+    TinyRun(scores=[]).fit(tmp_path, plan)  # a second start trains nothing
+    assert loop.read_metrics(tmp_path) == rows
+
+
+def test_a_run_that_ends_by_itself_was_not_stopped(tmp_path):
+    TinyRun(scores=[0.5, 0.4, 0.3, 0.2]).fit(tmp_path, Plan("test", 20, 4, 5, patience=3))
+    assert [row["step"] for row in loop.read_metrics(tmp_path)] == [5, 10, 15, 20]
+    assert "stopped_early" not in loop.read_metrics(tmp_path)[-1]
+    assert loop.finished(tmp_path, 20)
+
+
+@pytest.mark.parametrize("batch", [7, 17, 24])
+def test_an_interrupted_run_runs_out_of_patience_at_the_same_step(tmp_path, batch):
+    """The interruptions are before the best score, just after it, and in the last section."""
+    plan = Plan("test", steps=40, evaluations=8, seed=5, patience=2)
+    scores = {5: 0.5, 10: 0.4, 15: 0.7, 20: 0.7, 25: 0.6}
+
+    def fit(directory, fails_at=None):
+        def batch_at_or_fail(i):
+            if i == fails_at:
+                raise KeyboardInterrupt
+            return batch_at(i)
+
+        saved = steps_on_disk(directory) if (directory / "checkpoints").exists() else []
+        run = TinyRun(scores=[score for step, score in scores.items() if step > max(saved, default=0)])
+        run.batch_at = batch_at_or_fail
+        return run.fit(directory, plan)
+
+    uninterrupted = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", batch)
+    np.testing.assert_array_equal(fit(tmp_path / "cut"), uninterrupted)
+    assert steps_on_disk(tmp_path / "cut") == steps_on_disk(tmp_path / "whole") == [15, 25]
+    assert loop.read_metrics(tmp_path / "cut") == loop.read_metrics(tmp_path / "whole")
+
+
+def test_patience_counts_a_row_only_with_its_checkpoint(tmp_path):
+    """After a kill between the last row and its checkpoint, the run is not finished and stops at that step again."""
+    plan = Plan("test", steps=20, evaluations=4, seed=5, patience=1)
+    TinyRun(scores=[0.9]).fit(tmp_path, Plan("test", 5, 1, 5))
+    storage.append_jsonl(
+        tmp_path / loop.METRICS_FILE, {"step": 10, "loss": 0.0, "dev_accuracy": 0.1, "stopped_early": True}
+    )
+    assert not loop.finished(tmp_path, 20)
+    TinyRun(scores=[0.2]).fit(tmp_path, plan)
+    assert [row["dev_accuracy"] for row in loop.read_metrics(tmp_path)] == [0.9, 0.2]
+    assert loop.finished(tmp_path, 20)
+
+
+def test_a_lost_score_that_patience_counts_is_named(tmp_path):
+    TinyRun().fit(tmp_path, Plan("test", 10, 2, 5))
+    (tmp_path / loop.METRICS_FILE).write_text('{"step": 10, "loss": 1.0, "dev_accuracy": 0.5}\n')
+    with pytest.raises(UserError, match="the score of step 5 is lost, and patience counts it: remove the directory"):
+        TinyRun().fit(tmp_path, Plan("test", 20, 4, 5, patience=2))
+
+
+def test_the_score_ranks_and_not_the_accuracy(tmp_path):
+    run = TinyRun()
+    losses = iter([0.5, 0.2, 0.2, 0.4])
+
+    def score(params):
+        loss = next(losses)
+        return {"dev_accuracy": loss, "dev_log_loss": loss, "dev_score": -loss}
+
+    run.score = score
+    run.fit(tmp_path, PLAN)
+    assert steps_on_disk(tmp_path) == [10, 20]  # the earlier of two equal losses
+
+
 def test_best_checkpoint_survives_a_resume(tmp_path):
     def fail_at_13(i):
         if i == 13:

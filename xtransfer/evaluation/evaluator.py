@@ -70,12 +70,13 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
             continue
         source, targets = task.source_language, task.target_languages
         languages = (source,) if is_teacher else (source, *targets)
-        jobs = list(_jobs(run, config.evaluation_splits, languages))
+        jobs = list(_jobs(run, config.evaluation_splits, languages, metrics.score_names(config.metrics, task.labels)))
         due = processes.on_first(functools.partial(_due, jobs, scored))
         jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
         if jobs:
             model = models.teacher if is_teacher else models.student
-            rows += _score(workdir, task, model, run, jobs, dataset, constants)
+            new = _score(workdir, task, model, run, jobs, dataset, config.metrics, constants)
+            rows += (row for row in new if _key(row) not in scored)
             # All rows of a run are written at once, so that it has all of them or none.
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
     if constants:
@@ -85,6 +86,25 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         )
     run_keys = {(run.objective, run.seed) for run in all_runs}
     return [row for row in rows if (row["objective"], row["seed"]) in run_keys]
+
+
+def dev_scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], name: str) -> dict[str, float]:
+    """Return a checkpoint's metrics on dev for a row of `metrics.jsonl`, among them the score that ranks it.
+
+    Accuracy ranks by itself. Any other metric is added under its own name, and as a score of which more is better.
+
+    Args:
+      logits: [n, K].
+      labels: integers [n] in 0 .. K − 1.
+      classes: the names of the K classes.
+      name: the metric to rank by, see `metrics.check_single`.
+    """
+    accuracy = {loop.DEV_ACCURACY: metrics.score(logits, labels, classes, "accuracy")}
+    if name == "accuracy":
+        return accuracy
+    value = metrics.score(logits, labels, classes, name)
+    rank = value if metrics.metric_of(name).higher_is_better else -value
+    return {**accuracy, f"dev_{name}": value, loop.DEV_SCORE: rank}
 
 
 @dataclass(frozen=True)
@@ -107,20 +127,24 @@ class _Job:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language"))
+    return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language", "metric"))
 
 
 def _due(jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
     return [not job.keys <= scored for job in jobs]
 
 
-def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str]) -> Iterator[_Job]:
+def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str], names: Sequence[str]) -> Iterator[_Job]:
     step_by_protocol = selected_steps(run.directory)
     for step in sorted(set(step_by_protocol.values())):
         protocols = tuple(name for name, selected in step_by_protocol.items() if selected == step)
         for split in splits:
             for language in languages:
-                keys = frozenset((run.objective, run.seed, step, protocol, split, language) for protocol in protocols)
+                keys = frozenset(
+                    (run.objective, run.seed, step, protocol, split, language, name)
+                    for protocol in protocols
+                    for name in names
+                )
                 yield _Job(step, protocols, split, language, keys)
 
 
@@ -131,6 +155,7 @@ def _score(
     run: Run,
     jobs: Sequence[_Job],
     dataset: Callable[[Finetuner, str, str], Dataset],
+    names: Sequence[str],
     constants: list[str],
 ) -> Iterator[dict[str, Any]]:
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
@@ -145,7 +170,7 @@ def _score(
                 examples = task.load(job.split, job.language)
                 logits = model.predict(params, dataset(model, job.split, job.language), progress.advance)
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
-                for score in _scores(run, job, examples, logits, task.labels, constants):
+                for score in _scores(run, job, examples, logits, task.labels, names, constants):
                     for protocol in job.protocols:
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
@@ -160,14 +185,15 @@ def _scores(
     examples: Sequence[Example],
     logits: np.ndarray,
     labels: Sequence[str],
+    names: Sequence[str],
     constants: list[str],
 ) -> list[metrics.Score]:
-    """Score one job, and add it to `constants` if the model gave every example the same class."""
+    """Score one job by the named metrics, and add it to `constants` if the model gave every example the same class."""
     gold, guesses = np.array([example.label for example in examples]), logits.argmax(-1)
     constant = metrics.constant_prediction(guesses, gold)
     if constant is not None:
         constants.append(f"{run.name} step {job.step} on {job.split} {job.language} ({labels[constant]})")
-    return metrics.scores(guesses, gold, len(labels))
+    return metrics.scores(logits, gold, labels, names)
 
 
 def _predictions(examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,19 @@
-"""Metrics of a complete set of predictions. A new metric is a new entry in `METRICS`."""
+"""Metrics of a complete set of predictions: functions of logits and labels. A new metric is a new entry in `METRICS`.
 
-from collections.abc import Callable, Mapping
+A metric of each class has one value per class. "class_f1" names all of them, and "class_f1/LABEL" names one.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, nearest
+from xtransfer.evaluation import calibration
 
 SIGNIFICANCE = 0.05
 """The level at which a result is better than chance, by a one-sided exact binomial test."""
@@ -18,6 +25,33 @@ class Score(NamedTuple):
     metric: str
     value: float
     count: int  # type: ignore[assignment]  # hides tuple.count: these are the keys of a row of results
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, its range, and its direction.
+
+    Attributes:
+      function: returns the value, a float, for logits [n, K] and labels [n] in 0 .. K − 1; for a metric of each class,
+        the values [K].
+      low: the smallest possible value.
+      high: the largest possible value.
+      higher_is_better: the direction.
+      binary: whether it exists for two classes only. The second class is the positive one, and both must occur.
+      per_class: whether it has a value for each class.
+    """
+
+    function: Callable[[np.ndarray, np.ndarray], Any]
+    low: float = 0.0
+    high: float = 1.0
+    higher_is_better: bool = True
+    binary: bool = False
+    per_class: bool = False
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values go from 0 to 1, so that they can be written in percent."""
+        return (self.low, self.high) == (0, 1)
 
 
 def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -48,38 +82,204 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
     return count(labels, predictions, labels=np.arange(num_classes)).astype(np.int64)
 
 
-def accuracy(confusion: np.ndarray) -> float:
-    """Return the share of examples on the diagonal of a confusion matrix [K, K]."""
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of examples whose largest logit is their label's."""
+    confusion = _confusion(logits, labels)
     return float(np.trace(confusion) / confusion.sum())
 
 
-def macro_f1(confusion: np.ndarray) -> float:
-    """Return the mean F1 of the classes that occur as gold or prediction, from a confusion matrix [K, K].
+def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean F1 of the classes that occur as gold or prediction.
 
     This is scikit-learn's `f1_score(average="macro")`: a class that occurs on one side only has F1 = 0.
     """
+    confusion = _confusion(logits, labels)
     correct = np.diag(confusion)
     total = confusion.sum(axis=0) + confusion.sum(axis=1)
     return float(np.mean(2 * correct[total > 0] / total[total > 0]))
 
 
-def majority_share(confusion: np.ndarray) -> float:
-    """Return the accuracy of always predicting the most frequent gold class, from a confusion matrix [K, K]."""
-    return float(confusion.sum(axis=1).max() / confusion.sum())
+def weighted_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean F1 of the classes, weighted by their numbers of gold examples."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, logits.argmax(1), average="weighted", zero_division=0))
 
 
-METRICS: Mapping[str, Callable[[np.ndarray], float]] = MappingProxyType({"accuracy": accuracy, "macro_f1": macro_f1})
-"""The metrics by name: functions of the confusion matrix with values from 0 to 1. Higher is better."""
+def class_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the share of each class's predictions that are right [K]; 0 for a class that is never predicted."""
+    return _per_class(logits, labels)[0]
+
+
+def class_recall(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the share of each class's gold examples that are found [K]; 0 for a class without any."""
+    return _per_class(logits, labels)[1]
+
+
+def class_f1(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return each class's F1 [K]; 0 for a class without a correct prediction."""
+    return _per_class(logits, labels)[2]
+
+
+def matthews_correlation(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return Matthews' correlation of predictions and labels, Gorodkin's for K > 2; 0 if either is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, logits.argmax(1)))
+
+
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of −log p(label), in nats."""
+    from scipy.special import log_softmax
+
+    # scikit-learn's takes probabilities, which round to 0 and are then clipped.
+    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def brier_score(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean squared distance of the probabilities [K] from the label's one-hot vector, from 0 to 2.
+
+    This is Brier's original sum over classes, also for two classes, where other software may report half of it.
+    """
+    from sklearn.metrics import brier_score_loss
+
+    classes = np.arange(logits.shape[1])
+    return float(brier_score_loss(labels, calibration.probabilities(logits), labels=classes, scale_by_half=False))
+
+
+def ece(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error over `calibration.BINS` bins of equal width."""
+    return calibration.expected_error(calibration.equal_width_bins(logits, labels))
+
+
+def adaptive_ece(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error over `calibration.BINS` bins with equal numbers of predictions."""
+    return calibration.expected_error(calibration.equal_mass_bins(logits, labels))
+
+
+def auroc(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the probability that a positive example ranks above a negative one, and half of it for ties."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, _positive_margin(logits)))
+
+
+def recall_at_fpr(rate: float, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the largest share of positive examples above a threshold that at most `rate` of the negative ones pass."""
+    from sklearn.metrics import roc_curve
+
+    false_positive_rate, recall, _ = roc_curve(labels, _positive_margin(logits), drop_intermediate=False)
+    return float(recall[false_positive_rate <= rate].max())
+
+
+def majority_share(labels: np.ndarray) -> float:
+    """Return the accuracy of always predicting the most frequent gold class."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": Metric(accuracy),
+        "macro_f1": Metric(macro_f1),
+        "weighted_f1": Metric(weighted_f1),
+        "class_precision": Metric(class_precision, per_class=True),
+        "class_recall": Metric(class_recall, per_class=True),
+        "class_f1": Metric(class_f1, per_class=True),
+        "matthews_correlation": Metric(matthews_correlation, low=-1.0),
+        "log_loss": Metric(log_loss, high=math.inf, higher_is_better=False),
+        "brier_score": Metric(brier_score, high=2.0, higher_is_better=False),
+        "ece": Metric(ece, higher_is_better=False),
+        "adaptive_ece": Metric(adaptive_ece, higher_is_better=False),
+        "auroc": Metric(auroc, binary=True),
+        "recall_at_fpr_0.01": Metric(functools.partial(recall_at_fpr, 0.01), binary=True),
+        "recall_at_fpr_0.05": Metric(functools.partial(recall_at_fpr, 0.05), binary=True),
+    }
+)
+"""The metrics by name."""
 
 CHANCE = "majority_share"
 """The name of the row beside the metrics that holds `majority_share`, the accuracy that needs no model."""
 
 
-def scores(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> list[Score]:
-    """Return every metric of integer arrays [n], and `CHANCE`; see `confusion_matrix` for errors."""
-    confusion = confusion_matrix(predictions, labels, num_classes)
-    functions = {**METRICS, CHANCE: majority_share}
-    return [Score(name, function(confusion), len(labels)) for name, function in functions.items()]
+def scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> list[Score]:
+    """Return the named metrics, and `CHANCE`.
+
+    Args:
+      logits: finite floats [n, K].
+      labels: integers [n] in 0 .. K − 1.
+      classes: the names of the K classes.
+      names: names that `check_names` accepts.
+
+    Raises:
+      UserError: see `confusion_matrix`; or a binary metric, and one of the classes does not occur.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    _confusion(logits, labels)  # checks them
+    check_defined(names, labels, f"{len(labels):,} examples")
+    values = [item for name in names for item in _values(name, logits, labels, classes)]
+    return [Score(name, value, len(labels)) for name, value in [*values, (CHANCE, majority_share(labels))]]
+
+
+def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], name: str) -> float:
+    """Return one metric that `check_single` accepts; see `scores`."""
+    return scores(logits, labels, classes, (name,))[0].value
+
+
+def score_names(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the names of the scores that `scores` returns."""
+    return [full for name in names for full, _ in _cases(name, classes)] + [CHANCE]
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric that a score's name belongs to, such as the one of "class_f1/positive".
+
+    Raises:
+      UserError: there is no such metric; the message names the nearest one.
+    """
+    kind = name.partition("/")[0]
+    if kind not in METRICS:
+        hint = nearest(kind, METRICS) or f"; the metrics are {', '.join(METRICS)}"
+        raise UserError(f"no metric {name!r}{hint}")
+    return METRICS[kind]
+
+
+def value_range(name: str) -> tuple[float, float]:
+    """Return the smallest and the largest value of a score; an unknown one is a share."""
+    kind = name.partition("/")[0]
+    return (METRICS[kind].low, METRICS[kind].high) if kind in METRICS else (0.0, 1.0)
+
+
+def check_names(key: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse metrics that do not exist for a task with these classes; `key` is the config key, for the message."""
+    for name in names:
+        try:
+            metric = metric_of(name)
+        except UserError as error:
+            raise UserError(f"config key {key}: {error}") from error
+        kind, has_class, label = name.partition("/")
+        if metric.binary and len(classes) != 2:
+            raise UserError(f"config key {key}: {kind} needs a task with 2 classes, and this one has {len(classes)}")
+        if has_class and not metric.per_class:
+            raise UserError(f"config key {key}: {kind} has one value for all classes: write {kind!r}, not {name!r}")
+        if has_class and label not in classes:
+            raise UserError(
+                f"config key {key}: {name!r} names no class; the classes are {', '.join(classes)}"
+                f"{nearest(label, classes)}"
+            )
+
+
+def check_single(key: str, name: str, classes: Sequence[str]) -> None:
+    """Refuse a metric that does not have exactly one value for a task with these classes; see `check_names`."""
+    check_names(key, (name,), classes)
+    if metric_of(name).per_class and "/" not in name:
+        raise UserError(f"config key {key}: {name} has a value for each class: name one, such as {name}/{classes[0]}")
+
+
+def check_defined(names: Sequence[str], labels: Sequence[int] | np.ndarray, where: str) -> None:
+    """Refuse binary metrics for labels of a single class; `where` names the examples."""
+    binary = [name for name in names if metric_of(name).binary]
+    if binary and len(np.unique(labels)) < 2:
+        raise UserError(f"{where}: all have the same label, so {binary[0]} is not defined: choose another metric")
 
 
 def at_chance(accuracy: float, count: int, majority: float) -> bool:
@@ -106,3 +306,34 @@ def constant_prediction(predictions: np.ndarray, labels: np.ndarray) -> int | No
     if len(predictions) == 0 or np.any(predictions != predictions[0]) or np.all(labels == predictions[0]):
         return None
     return int(predictions[0])
+
+
+def _cases(name: str, classes: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Return the scores of a metric: their names, and the index of the class, or None for all classes together."""
+    kind, has_class, label = name.partition("/")
+    if not METRICS[kind].per_class:
+        return [(name, None)]
+    labels = [label] if has_class else classes
+    return [(f"{kind}/{label}", list(classes).index(label)) for label in labels]
+
+
+def _values(name: str, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
+    result = metric_of(name).function(logits, labels)
+    return [(full, float(result if index is None else result[index])) for full, index in _cases(name, classes)]
+
+
+def _confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return confusion_matrix(logits.argmax(axis=-1), labels, logits.shape[-1])
+
+
+def _per_class(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return precision, recall, F1, and the number of gold examples of each class, all [K]."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = np.arange(logits.shape[1])
+    return precision_recall_fscore_support(labels, logits.argmax(1), labels=classes, average=None, zero_division=0)
+
+
+def _positive_margin(logits: np.ndarray) -> np.ndarray:
+    """Return how far the logit of the positive class is above the other one [n]."""
+    return logits[:, 1] - logits[:, 0]

@@ -10,7 +10,7 @@ from typing import Any
 from xtransfer import storage
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
-from xtransfer.evaluation.metrics import CHANCE
+from xtransfer.evaluation.metrics import CHANCE, value_range
 from xtransfer.runs.workdir import TEACHER
 
 ROW: Mapping[str, type] = {
@@ -126,8 +126,9 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):
             raise UserError(f"{where}: {key} = {row[key]!r}, expected {kind.__name__}")
-    if not 0 <= row["value"] <= 1:
-        raise UserError(f"{where}: value = {row['value']!r}, expected 0 to 1")
+    low, high = value_range(row["metric"])
+    if not low <= row["value"] <= high:
+        raise UserError(f"{where}: value = {row['value']!r}, expected {low:g} to {high:g}")
     return row
 
 

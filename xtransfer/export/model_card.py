@@ -24,7 +24,7 @@ from xtransfer.runs.selection import PROTOCOLS
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-_HUB_METRICS = {"macro_f1": "f1"}  # the hub's names of our metrics, if they differ
+_HUB_METRICS = {"macro_f1": "f1", "auroc": "roc_auc"}  # the hub's names of our metrics, if they differ
 
 _UNLABELLED = {
     "split": "the unlabelled split",
@@ -158,8 +158,9 @@ def _how_it_was_made(run: SelectedRun) -> str:
         f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_data(run)}",
         f"**Training**: {settings.steps:,} steps of {settings.batch_size} examples of at most {settings.max_length} "
         f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}; compute in {settings.compute_dtype}; "
-        f"pooling: {settings.pooling}{_frozen(run)}; seed {run.seed}.",
-        f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`).",
+        f"pooling: {settings.pooling}{_frozen(run)}; seed {run.seed}{_patience(run)}.",
+        f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
+        f"{_selected_by(run)}).",
         f"**Software**: xtransfer {__version__}.",
     ]
     return "## How it was trained\n\n" + "\n".join(f"- {fact}" for fact in facts)
@@ -208,6 +209,16 @@ def _data(run: SelectedRun) -> str:
     return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
 
 
+def _patience(run: SelectedRun) -> str:
+    patience = run.settings.patience
+    return f"; stops early after {patience} evaluations without a better score" if patience else ""
+
+
+def _selected_by(run: SelectedRun) -> str:
+    metric = run.config.selection_metric
+    return "" if metric == "accuracy" else f", by {as_code(metric)}"
+
+
 def _frozen(run: SelectedRun) -> str:
     patterns = run.settings.frozen
     return f"; frozen: {', '.join(map(as_code, patterns))}" if patterns else ""
@@ -220,7 +231,7 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
             f"{head}None: this checkpoint had not been evaluated when it was exported. Run `python -m "
             "xtransfer.evaluate`, and export it again."
         )
-    names = [name for name in METRICS if any(name in entry.values for entry in scores)]
+    names = [name for name in _scored(scores) if METRICS[name].is_share]  # the table is in percent
     lines: list[tuple[str, ...]] = []
     for split in dict.fromkeys(entry.split for entry in scores):
         by_language = {entry.language: entry for entry in scores if entry.split == split}
@@ -241,6 +252,11 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
         f"{PROTOCOLS[run.selection].description} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
         '"Majority class" is the accuracy of always predicting that class.'
     )
+
+
+def _scored(scores: Sequence[Scores]) -> list[str]:
+    """Return the metrics that the scores have, without those of single classes."""
+    return [name for name in METRICS if any(name in entry.values for entry in scores)]
 
 
 def _zero_shot(run: SelectedRun) -> str:
@@ -285,7 +301,7 @@ def _front_matter(run: SelectedRun, scores: Sequence[Scores], by_transformers: b
         pipeline_tag="text-classification" if by_transformers else None,
         tags=tags,
         base_model=base.hub_id,
-        metrics=[_HUB_METRICS.get(name, name) for name in METRICS] if scores else None,
+        metrics=[_HUB_METRICS.get(name, name) for name in _scored(scores)] or None,
         model_name=f"{task.name}-{run.objective}-seed-{run.seed}" if scores else None,
         eval_results=[result for entry in scores for result in _eval_results(run, entry)] or None,
     )

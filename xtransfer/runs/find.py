@@ -99,7 +99,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
 
 def selected_steps(run: Path) -> dict[str, int]:
     """Return the step that each protocol selects, from the dev scores in a run's metrics.jsonl."""
-    return choose({int(row["step"]): row["dev_accuracy"] for row in loop.read_metrics(run)})
+    return choose({int(row["step"]): loop.dev_score(row) for row in loop.read_metrics(run)})
 
 
 def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:

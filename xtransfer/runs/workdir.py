@@ -108,14 +108,33 @@ def as_record(config: Any) -> dict[str, Any]:
 
 def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to continue if the facts differ from those recorded at `path`; the error names the differences."""
-    if not path.exists():
-        return
-    changed = differences(_read(path), facts)
+    if path.exists():
+        _refuse_differences(path, _read(path), facts)
+
+
+def _refuse_differences(path: Path, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    changed = differences(recorded, facts)
     if changed:
         raise UserError(
             f"{path.parent} was made with other settings or data ({'; '.join(changed)}): choose another directory, "
             "or go back to the recorded settings and data"
         )
+
+
+def check_config_unchanged(workdir: Workdir, config: ExperimentConfig) -> None:
+    """Refuse to continue with other settings than the recorded ones; the error names the differences.
+
+    A setting that did not exist when the record was written counts as its default.
+    """
+    if workdir.config.exists():
+        recorded = _filled_in(as_record(ExperimentConfig()), _read(workdir.config))
+        _refuse_differences(workdir.config, recorded, as_record(config))
+
+
+def _filled_in(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values, with defaults for those that are missing."""
+    nested = {key for key in values if isinstance(values[key], Mapping) and isinstance(defaults.get(key), Mapping)}
+    return {**defaults, **values, **{key: _filled_in(defaults[key], values[key]) for key in nested}}
 
 
 def record(path: Path, facts: Mapping[str, Any]) -> None:

@@ -27,6 +27,9 @@ from xtransfer.train.inputs import ModelInputs
 _SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
 _MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is real
 
+DevScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+"""From logits [n, K] and labels [n] of the dev split to the metrics by which `loop.dev_score` ranks a checkpoint."""
+
 
 class Finetuner:
     """An encoder with its tokenizer on a mesh: tokenizes, trains, and predicts with the settings of one role.
@@ -106,14 +109,15 @@ class Finetuner:
             )
         return logits
 
-    def train(self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int) -> None:
-        """Train by `objective`, scoring checkpoints by accuracy on `dev`, or resume; do nothing if it is finished."""
+    def train(
+        self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int, dev_scores: DevScores
+    ) -> None:
+        """Train by `objective`, scoring checkpoints on `dev`, or resume; do nothing if it is finished."""
         if self.is_trained(directory):
             return
 
         def score(params: Any) -> dict[str, float]:
-            correct = self.predict(params, dev).argmax(-1) == dev.labels
-            return {"dev_accuracy": float(correct.mean())}
+            return dev_scores(self.predict(params, dev), dev.labels)
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
         plan = dataclasses.replace(self.inputs.training_plan, process_slice=process_slice(self.mesh))
@@ -129,7 +133,7 @@ class Finetuner:
             terminal.log(f"warning: {title}: more than a quarter of each batch is padding; change {keys} to save time")
         loop.fit(
             directory,
-            loop.Plan(title, self.settings.steps, self.settings.evaluations, seed),
+            loop.Plan(title, self.settings.steps, self.settings.evaluations, seed, self.settings.patience),
             loop.Start(
                 lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),
                 self.compiled_steps.abstract_state,
@@ -157,6 +161,11 @@ class Models:
     def __init__(self, config: ExperimentConfig, task: Task):
         self._config, self._task = config, task
         self.mesh = make_mesh(dataclasses.astuple(config.mesh))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the task's classes, in canonical order."""
+        return self._task.labels
 
     @functools.cached_property
     def teacher(self) -> Finetuner:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,30 @@ from xtransfer.train.steps import Terms, TrainStep
 
 _LOG_EVERY = 50  # steps between two reads of the loss; a read waits for the device
 METRICS_FILE = "metrics.jsonl"
+DEV_ACCURACY, DEV_SCORE = "dev_accuracy", "dev_score"
+"""The keys of `metrics.jsonl` that rank checkpoints: the second if a row has it, and otherwise the first."""
+
+_STOPPED = "stopped_early"  # marks the last row of a run that ran out of patience
 CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The length of a training run, and its checkpoints: `evaluations` of them, evenly spaced, with the last step."""
+    """The length of a training run, and its checkpoints.
+
+    Attributes:
+      title: the run's name, for people.
+      steps: the number of steps.
+      evaluations: the number of checkpoints, evenly spaced, the last of them at the last step.
+      seed: the seed of the dropout masks.
+      patience: the number of evaluations without a better score after which training stops; 0 = never.
+    """
 
     title: str
     steps: int
     evaluations: int
     seed: int
+    patience: int = 0
 
     def milestones(self) -> frozenset[int]:
         """Return the steps after which the model is scored and saved."""
@@ -65,6 +78,7 @@ def fit(
 ) -> TrainState:
     """Train to `plan.steps`, or resume, with checkpoints and `metrics.jsonl` in `directory`.
 
+    Patience counts the rows of `metrics.jsonl`, so a run that is interrupted stops at the same step as one that is not.
     SIGTERM saves the current step and exits.
 
     Args:
@@ -74,8 +88,8 @@ def fit(
       train_step: from `make_train_step`.
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.
-      score: returns metrics of parameters on the source language's dev split; the first one ranks the checkpoints.
-        Without it, only the newest checkpoint is kept.
+      score: returns metrics of parameters on the source language's dev split; `dev_score` of them ranks the
+        checkpoints. Without it, only the newest checkpoint is kept.
       mesh: the device mesh.
 
     Raises:
@@ -85,7 +99,10 @@ def fit(
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
     with Checkpoints(directory / CHECKPOINTS) as checkpoints, terminal.deferred_stop() as stop_requested:
-        state = _resume(checkpoints, start, directory, plan.steps)
+        state = _resume(checkpoints, start, directory, plan)
+        history = processes.on_first(functools.partial(_history, directory)) if plan.patience else []
+        if _out_of_patience(history, plan.patience):
+            return state
         first = int(state.step)
         window: list[Terms] = []
         _, num_slices = process_slice(mesh)
@@ -104,31 +121,51 @@ def fit(
                     _check_finite(state.params, step, directory)
                 if due:
                     metrics = {} if score is None else score(state.params)
+                    rank = dev_score(metrics) if metrics else None
+                    history += [] if rank is None else [rank]
+                    # Process 0 decides for all, because other hosts may round a score differently.
+                    gives_up = step < plan.steps and processes.on_first(
+                        functools.partial(_out_of_patience, history, plan.patience)
+                    )
                     # The row comes first: resuming drops a row without its checkpoint.
-                    row = {"step": step, **means, **metrics}
+                    row = {"step": step, **means, **metrics} | ({_STOPPED: True} if gives_up else {})
                     processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
-                    checkpoints.save(state, score=next(iter(metrics.values()), None))
+                    checkpoints.save(state, score=rank)
                 elif stop:
                     checkpoints.save(state, score=None)
                 if stop:
                     checkpoints.wait()
                     raise SystemExit(terminal.EXIT_PREEMPTED)
+                if due and gives_up:
+                    reason = f"{plan.patience} evaluations without a better score"
+                    terminal.log(f"{plan.title}: stopped at step {step:,}: {reason}")
+                    break
         checkpoints.wait()
     return state
 
 
 def finished(directory: Path, steps: int) -> bool:
-    """Return whether the run in `directory` has its last step's checkpoint, scored. All processes must call this."""
+    """Return whether the run in `directory` has its last checkpoint, scored. All processes must call this.
 
-    def is_scored() -> bool:
+    The last one is the checkpoint of step `steps`, or of the step at which the run ran out of patience.
+    """
+
+    def last_step() -> int | None:
         rows = read_metrics(directory)
-        return bool(rows) and rows[-1]["step"] == steps
+        is_last = bool(rows) and (rows[-1]["step"] == steps or _STOPPED in rows[-1])
+        return int(rows[-1]["step"]) if is_last else None
 
-    if not processes.on_first(is_scored):
+    step = processes.on_first(last_step)
+    if step is None:
         return False
     with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
-        is_saved = steps in checkpoints.steps()
+        is_saved = step in checkpoints.steps()
         return processes.on_first(lambda: is_saved)
+
+
+def dev_score(row: Mapping[str, float]) -> float:
+    """Return the score on dev that ranks a checkpoint, from its row or its metrics; higher is better."""
+    return row[DEV_SCORE] if DEV_SCORE in row else row[DEV_ACCURACY]
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
@@ -152,16 +189,31 @@ def _row(line: bytes, where: str) -> dict[str, float]:
     return row
 
 
-def _resume(checkpoints: Checkpoints, start: Start, directory: Path, last_step: int) -> TrainState:
+def _history(directory: Path) -> list[float]:
+    return [dev_score(row) for row in read_metrics(directory)]
+
+
+def _out_of_patience(history: Sequence[float], patience: int) -> bool:
+    """Return whether the last `patience` scores, out of all so far, are no better than one before them; 0 = never."""
+    return 0 < patience < len(history) and max(history[-patience:]) <= max(history[:-patience])
+
+
+def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan) -> TrainState:
     steps = checkpoints.steps()
 
     def drop_unsaved_rows() -> int:
         newest = steps[-1] if steps else 0
         rows = [row for row in read_metrics(directory) if row["step"] <= newest]
         storage.write_jsonl(directory / METRICS_FILE, rows)
-        if newest and newest >= last_step and (not rows or rows[-1]["step"] != last_step):
+        if newest and newest >= plan.steps and (not rows or rows[-1]["step"] != plan.steps):
             raise UserError(
                 f"{directory}: the score of its last step {newest} is lost: remove it to train this run again"
+            )
+        missing = {step for step in plan.milestones() if step <= newest} - {row["step"] for row in rows}
+        if plan.patience and missing:
+            raise UserError(
+                f"{directory}: the score of step {min(missing)} is lost, and patience counts it: remove the directory "
+                "to train this run again"
             )
         return newest
 
