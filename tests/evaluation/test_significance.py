@@ -1,0 +1,210 @@
+"""Intervals and tests compared with calculations by hand and closed forms, and their error rates with simulations."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtransfer.evaluation import significance
+from xtransfer.evaluation.significance import Outcomes, bootstrap, compare, holm, mcnemar, seed_variance, wilson
+
+SIMULATIONS = 400
+# Three standard errors of a share of 5 % in SIMULATIONS draws: 0.033.
+TOLERANCE = 3 * math.sqrt(0.05 * 0.95 / SIMULATIONS)
+
+
+def outcomes(correct, languages=None, seeds=None):
+    correct = np.asarray(correct, float)
+    names = languages or tuple(f"l{i}" for i in range(correct.shape[1]))
+    return Outcomes(names, seeds or tuple(range(len(correct))), tuple(map(str, range(correct.shape[2]))), correct)
+
+
+def signs(rng, size, share=0.15):
+    """Draw differences of which a share is 1 or −1, with mean 0."""
+    return rng.choice([-1.0, 0.0, 1.0], p=[share / 2, 1 - share, share / 2], size=size)
+
+
+def test_holm_by_hand():
+    # Sorted: 4 · 0.005, 3 · 0.01, 2 · 0.03, and 1 · 0.04, which may not fall below the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1, 1]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(p_values):
+    corrected = holm(p_values)
+    for p, q in zip(p_values, corrected, strict=True):
+        assert p <= q <= min(1, p * len(p_values))
+    for i in np.argsort(p_values)[:-1]:
+        assert all(corrected[i] <= corrected[j] for j in range(len(p_values)) if p_values[j] > p_values[i])
+
+
+def test_mcnemar_is_exact_for_few_items_and_corrected_for_many():
+    assert mcnemar(1, 6) == mcnemar(6, 1) == pytest.approx(2 * (1 + 7) / 2**7)
+    assert mcnemar(0, 0) == mcnemar(4, 4) == 1
+    assert mcnemar(0, 24) == pytest.approx(2 / 2**24)
+    # χ² = (|10 − 20| − 1)²/30 = 2.7 with one degree of freedom, whose tail is erfc(√(χ²/2)).
+    assert mcnemar(10, 20) == pytest.approx(math.erfc(math.sqrt(2.7 / 2)))
+    assert mcnemar(20, 20) == 1
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.8, 10), (0.5, 1000), (0.123, 57)])
+def test_wilsons_bounds_are_the_shares_that_the_score_test_just_accepts(share, count):
+    for bound in wilson(share, count):
+        assert abs(share - bound) / math.sqrt(bound * (1 - bound) / count) == pytest.approx(1.959964, rel=1e-6)
+    low, high = wilson(share, count)
+    assert low < share < high
+
+
+def test_wilsons_interval_stays_within_0_and_1():
+    # At share 1 the lower bound is n/(n + z²).
+    assert wilson(1.0, 10) == pytest.approx((10 / (10 + 1.959964**2), 1))
+    assert wilson(0.0, 10)[0] >= 0 and wilson(1.0, 10)[1] <= 1
+
+
+def test_discordant_items_are_those_that_one_objective_gets_right_with_more_seeds():
+    # Sums over seeds: 2, 0, −1, 1, 0.
+    assert significance.discordant(np.array([[1, 1, 0, 1, 0], [1, -1, -1, 0, 0]])) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        # Seed means 1 and 0 have variance 1/2, and no item differs from its seed.
+        ([[1, 1], [0, 0]], 0.5),
+        # Equal seed means.
+        ([[1, 0], [0, 1]], 0),
+        # Seed means 3/4 and 1/4: 1/8. The residuals ±(1/4, 1/4, 1/4, −3/4) have variance 3/2 / 3 = 1/2; over 4: 1/8.
+        ([[1, 1, 1, 0], [0, 0, 0, 1]], 0),
+        # Seed means 1 and 1/4: 9/32. Residuals ±(3/8, −1/8, −1/8, −1/8): 3/8 / 3 = 1/8; over 4: 1/32.
+        ([[1, 1, 1, 1], [1, 0, 0, 0]], 0.25),
+    ],
+)
+def test_the_variance_between_seeds_excludes_what_items_add(difference, expected):
+    np.testing.assert_allclose(seed_variance(np.array(difference, float)[:, None]), [expected, expected], atol=1e-12)
+
+
+def test_the_spread_of_resampled_items_is_the_standard_error():
+    # One seed, so items only: the variance of the mean of n items is their variance over n.
+    difference = signs(np.random.default_rng(0), (1, 1, 500))
+    samples = bootstrap(difference)[:, 0]
+    assert samples.mean() == pytest.approx(difference.mean(), abs=5e-4)
+    assert samples.std() == pytest.approx(difference.std() / math.sqrt(500), rel=0.03)  # 4 standard errors of 10,000
+
+
+def test_translations_are_resampled_together_and_other_texts_are_not():
+    difference = signs(np.random.default_rng(1), (1, 1, 300))
+    translated = np.repeat(difference, 4, axis=1)  # the same in four languages
+    np.testing.assert_allclose(bootstrap(translated).std(axis=0), difference.std() / math.sqrt(300), rtol=0.03)
+    separate = np.full((1, 4, 1200), np.nan)
+    for language in range(4):
+        separate[:, language, language * 300 : (language + 1) * 300] = difference[:, 0]
+    spread = bootstrap(separate).std(axis=0)
+    np.testing.assert_allclose(spread[:4], difference.std() / math.sqrt(300), rtol=0.03)
+    assert spread[4] == pytest.approx(difference.std() / math.sqrt(300) / 2, rel=0.03)  # four independent languages
+
+
+def test_a_language_without_some_items_keeps_its_own_number():
+    difference = np.array([[[1.0, 1, 0, 0], [1, np.nan, 0, np.nan]]])  # means 1/2 and 1/2
+    samples = bootstrap(difference, resamples=200)
+    assert set(np.unique(samples[:, 0] * 4)) <= {0, 1, 2, 3, 4} and set(np.unique(samples[:, 1] * 2)) <= {0, 1, 2}
+    np.testing.assert_allclose(samples[:, 2], samples[:, :2].mean(axis=1))
+
+
+def test_the_error_of_the_seeds_mean_is_students_t():
+    # Each item is right or wrong with its whole seed, so items add nothing: the interval is mean ± t(2) · sd/√3.
+    by_seed = np.array([0.0, 0.1, 0.5])
+    difference = np.zeros((3, 1, 10))
+    for seed, share in enumerate(by_seed):
+        difference[seed, 0] = share  # not 0 or 1, so that no item differs from another
+    low, high = significance.percentile_interval(bootstrap(difference, resamples=400_000))[:, 0]
+    half = 4.302653 * by_seed.std(ddof=1) / math.sqrt(3)  # the table of t: 2 degrees of freedom, 97.5 %
+    assert (low, high) == pytest.approx((0.2 - half, 0.2 + half), rel=0.02)
+
+
+def test_two_sided_p_counts_the_smaller_side():
+    samples = np.array([[-1.0], *[[1.0]] * 8])
+    assert significance.two_sided_p(samples) == pytest.approx([2 * (1 + 1) / (9 + 1)])
+    assert significance.two_sided_p(np.zeros((9, 1))) == [1]
+
+
+def test_a_comparison_holds_every_number():
+    a = outcomes([[[1, 1, 1, 0], [1, 1, 0, 0]], [[1, 1, 0, 0], [1, 1, 0, 1]]], ("de", "fr"), (3, 5))
+    b = outcomes([[[1, 0, 1, 0], [1, 1, 0, 0]], [[0, 0, 0, 0], [1, 1, 0, 1]]], ("de", "fr"), (3, 5))
+    de, fr, average = compare(a, b)
+    assert (de.language, de.count, de.a, de.b, de.mean) == ("de", 4, 0.625, 0.25, 0.375)
+    assert de.by_seed.by_seed == {3: 0.25, 5: 0.5}
+    assert de.a_interval == wilson(0.625, 4)
+    assert de.p_mcnemar == mcnemar(2, 0)
+    assert (fr.mean, fr.p, fr.p_holm, fr.interval) == (0, 1, 1, (0, 0))
+    assert (average.language, average.count, average.mean) == (None, 8, 0.1875)
+    assert (average.p_holm, average.p_mcnemar, average.a_interval) == (None, None, None)
+    assert average.by_seed.by_seed == {3: 0.125, 5: 0.25}
+    assert compare(a, b) == [de, fr, average]  # the resamples are seeded
+
+
+def test_the_reverse_comparison_has_the_reverse_interval():
+    rng = np.random.default_rng(2)
+    a, b = outcomes(rng.random((3, 2, 200)) < 0.8), outcomes(rng.random((3, 2, 200)) < 0.7)
+    for forward, backward in zip(compare(a, b), compare(b, a), strict=True):
+        assert forward.mean == -backward.mean
+        assert forward.interval == pytest.approx((-backward.interval[1], -backward.interval[0]), abs=0.01)
+
+
+def test_outcomes_of_other_items_are_refused():
+    with pytest.raises(ValueError, match="different languages, seeds, or items"):
+        compare(outcomes(np.ones((1, 1, 3))), outcomes(np.ones((1, 1, 4))))
+
+
+def test_selecting_languages_drops_the_items_of_the_others():
+    whole = outcomes([[[1, 0, np.nan, np.nan], [np.nan, 1, np.nan, 0]]], ("de", "fr"))
+    part = whole.select(("fr",))
+    assert (part.languages, part.items) == (("fr",), ("1", "3"))
+    np.testing.assert_array_equal(part.correct, [[[1, 0]]])
+
+
+def misses(draw):
+    """Return the share of simulations in which the 95 % interval of a true difference of 0 excludes it.
+
+    It is the false-positive rate too, because p is below 0.05 if, and only if, the interval excludes 0.
+    """
+    rng = np.random.default_rng(0)
+    count = 0
+    for simulation in range(SIMULATIONS):
+        samples = bootstrap(draw(rng), resamples=1000, seed=simulation)[:, -1:]
+        (low,), (high,) = significance.percentile_interval(samples)
+        is_miss = low > 1e-12 or high < -1e-12  # zero, but for rounding
+        p = float(significance.two_sided_p(samples)[0])
+        assert abs(p - 0.05) < 0.003 or is_miss == (p < 0.05)
+        count += is_miss
+    return count / SIMULATIONS
+
+
+def test_the_error_rate_is_near_5_percent_if_seeds_and_items_are_noise():
+    assert misses(lambda rng: signs(rng, (3, 1, 200))) == pytest.approx(0.05, abs=TOLERANCE)
+
+
+def test_the_error_rate_is_near_5_percent_if_seeds_agree_on_items():
+    def draw(rng):
+        return np.where(rng.random((3, 1, 200)) < 0.8, signs(rng, (1, 1, 200)), signs(rng, (3, 1, 200)))
+
+    assert misses(draw) == pytest.approx(0.05, abs=TOLERANCE)
+
+
+def test_the_error_rate_of_an_average_over_translations_is_near_5_percent():
+    def draw(rng):
+        return np.where(rng.random((3, 2, 200)) < 0.7, signs(rng, (1, 1, 200)), signs(rng, (3, 2, 200)))
+
+    assert misses(draw) == pytest.approx(0.05, abs=TOLERANCE)
+
+
+def test_a_large_effect_of_few_seeds_keeps_the_error_rate_near_8_percent():
+    """The variance of three seeds is itself uncertain; see `bootstrap` for the rate of a plain one."""
+
+    def draw(rng):
+        shift = rng.normal(0, 0.05, (3, 1, 1))  # 2.6 times the noise of the items
+        return np.where(rng.random((3, 1, 400)) < np.abs(shift), np.sign(shift), signs(rng, (3, 1, 400)))
+
+    assert misses(draw) == pytest.approx(0.08, abs=3 * math.sqrt(0.08 * 0.92 / SIMULATIONS))
