@@ -49,3 +49,13 @@ def load_task(config: TaskConfig) -> Task:
         raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
     task = TASKS[config.name](config)
     return user_files.with_unlabelled_file(task, config) if config.unlabelled_from == "file" else task
+
+
+def shares_items(config: TaskConfig) -> bool:
+    """Return whether the languages of a task have the same test items, in translation, under the same ids.
+
+    In your own files they do if a column names the ids.
+    """
+    if config.name == "files":
+        return bool(config.id_column)
+    return any(corpus.is_parallel for corpus in CORPORA if corpus.name == config.name)

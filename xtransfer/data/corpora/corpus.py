@@ -99,6 +99,7 @@ class Corpus:
       citation: the paper, on one line.
       licence: as the publisher states it.
       has_pairs: whether every row has a second text.
+      is_parallel: whether an id in dev or test names the same item, in translation, in every language.
       notes: help for when the files cannot be downloaded; "" for none.
     """
 
@@ -115,4 +116,5 @@ class Corpus:
     citation: str
     licence: str
     has_pairs: bool = False
+    is_parallel: bool = False
     notes: str = ""

@@ -93,6 +93,7 @@ def _corpus(label: str, labels: tuple[str, ...]) -> Corpus:
         homepage="https://github.com/alexa/massive",
         citation="FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582",
         licence="CC BY 4.0",
+        is_parallel=True,
     )
 
 

@@ -78,5 +78,6 @@ CORPORA = (
         citation="Yang et al., PAWS-X, EMNLP 2019, arXiv 1908.11828",
         licence="free for any purpose; acknowledgement of Google LLC as the source is appreciated",
         has_pairs=True,
+        is_parallel=True,
     ),
 )

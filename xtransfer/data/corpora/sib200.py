@@ -102,5 +102,6 @@ CORPORA = (
         homepage="https://github.com/dadelani/sib-200",
         citation="Adelani et al., SIB-200, EACL 2024, arXiv 2309.07445",
         licence="Apache-2.0; the sentences are from FLORES-200, CC BY-SA 4.0",
+        is_parallel=True,
     ),
 )

@@ -143,5 +143,6 @@ CORPORA = (
         "NAACL 2018",
         licence="CC BY-NC 4.0; train: MultiNLI's own terms",
         has_pairs=True,
+        is_parallel=True,
     ),
 )

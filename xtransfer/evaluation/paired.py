@@ -1,0 +1,199 @@
+"""The predictions of two objectives on the same test items: files of workdirs to arrays of correctness."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xtransfer import storage
+from xtransfer.data.registry import shares_items
+from xtransfer.data.task import example_id
+from xtransfer.errors import UserError, nearest
+from xtransfer.evaluation.results import read_rows
+from xtransfer.evaluation.significance import Outcomes
+from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
+
+
+@dataclass(frozen=True)
+class Students:
+    """The students of one objective in one workdir, one for each seed."""
+
+    workdir: Workdir
+    objective: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The outcomes of two objectives on the same items in the same languages, with the same seeds.
+
+    Attributes:
+      a: the outcomes of objective A. The source language comes first.
+      b: the outcomes of objective B.
+      shares_items: whether the languages have the same items, in translation.
+      left_out: the seeds that only one of the objectives has.
+    """
+
+    a: Outcomes
+    b: Outcomes
+    shares_items: bool
+    left_out: tuple[int, ...]
+
+
+def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
+    """Read the predictions of two objectives, for every seed that both have, in every language of their task.
+
+    Args:
+      a: objective A.
+      b: objective B, of the same workdir or of another one with the same test items.
+      split: the split that was evaluated.
+      selection: the protocol that selected the checkpoints.
+
+    Raises:
+      UserError: the teacher, which knows one language; no results, no seed in common, a predictions file that is
+        missing or malformed, or different tasks, languages, items, or labels.
+    """
+    task = _common_task(a, b)
+    steps_a, steps_b = (_steps(students, split, selection) for students in (a, b))
+    seeds = tuple(sorted(steps_a.keys() & steps_b.keys()))
+    if not seeds:
+        raise UserError(
+            f"no seed in common: {_name(a)} has {_listed(steps_a)}, and {_name(b)} has {_listed(steps_b)}; train both "
+            "with the same seed"
+        )
+    languages = (task.source_language, *task.target_languages)
+    if len(languages) == 1:
+        raise UserError(f"{a.workdir.root}: the task has no target language to compare objectives in")
+    is_shared = all(shares_items(read_config(students.workdir).task) for students in (a, b))
+    right: list[dict[tuple[str, str], list[bool]]] = [{}, {}]  # for A and B: correctness by language and item
+    for language in languages:
+        reference: _Predictions | None = None
+        for side, (students, steps) in enumerate(((a, steps_a), (b, steps_b))):
+            for seed in seeds:
+                run = students.workdir.student(students.objective, seed)
+                path = students.workdir.predictions(run, steps[seed], split, language)
+                predictions = _read(path, example_id(task.name, split, language, ""))
+                reference = reference or predictions
+                _check_same(reference, predictions)
+                for item in reference.labels:
+                    is_right = predictions.guesses[item] == predictions.labels[item]
+                    right[side].setdefault((language, item), []).append(is_right)
+    names = {key: key[1] if is_shared else "/".join(key) for key in right[0]}
+    outcomes = [_outcomes(languages, seeds, names, values) for values in right]
+    return Pair(outcomes[0], outcomes[1], is_shared, tuple(sorted(steps_a.keys() ^ steps_b.keys())))
+
+
+def _common_task(a: Students, b: Students) -> TaskRecord:
+    """Return the task of both workdirs, or raise a UserError that names what differs."""
+    first, second = read_task(a.workdir), read_task(b.workdir)
+    for key in ("name", "source_language", "target_languages", "labels"):
+        values = [getattr(task, key) for task in (first, second)]
+        if values[0] != values[1]:
+            texts = [", ".join(value) if isinstance(value, tuple) else value for value in values]
+            raise UserError(
+                f"{a.workdir.root} and {b.workdir.root}: {key} is {texts[0]} in one and {texts[1]} in the other; "
+                "compare workdirs with the same test items"
+            )
+    return first
+
+
+def _steps(students: Students, split: str, selection: str) -> dict[int, int]:
+    """Return the evaluated step of each seed."""
+    path, objective = students.workdir.results, students.objective
+    if objective == TEACHER:
+        raise UserError("--compare teacher: it knows the source language only; compare two objectives of students")
+    rows = [row for row in read_rows(path) if (row["split"], row["selection"]) == (split, selection)]
+    names = sorted({row["objective"] for row in rows} - {TEACHER})
+    if objective not in names:
+        available = f"; there are {', '.join(names)}" if names else ""
+        raise UserError(
+            f"{path}: no {split} results of {objective!r}, checkpoints selected by {selection}"
+            f"{nearest(objective, names) or available}"
+        )
+    steps: dict[int, int] = {}
+    for row in rows:
+        if row["objective"] == objective and steps.setdefault(row["seed"], row["step"]) != row["step"]:
+            raise UserError(
+                f"{path}: {objective} seed {row['seed']} has two different results: steps {steps[row['seed']]} and "
+                f"{row['step']}; remove the file and run python -m xtransfer.evaluate"
+            )
+    return steps
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """The content of a predictions file: gold labels and predicted labels by item, without the language."""
+
+    path: Path
+    labels: Mapping[str, str]
+    guesses: Mapping[str, str]
+
+
+def _read(path: Path, prefix: str) -> _Predictions:
+    """Read a predictions file, whose ids all start with `prefix`."""
+    remedy = "remove the workdir's results.jsonl and run python -m xtransfer.evaluate to write it again"
+    labels: dict[str, str] = {}
+    guesses: dict[str, str] = {}
+    for number, row in _rows(path, remedy):
+        where = f"{path}:{number}"
+        match row:
+            case {"id": str(full), "label": str(label), "prediction": str(guess)}:
+                item = full.removeprefix(prefix)
+            case _:
+                raise UserError(f"{where}: expected an object with the texts id, label, and prediction: {remedy}")
+        if item == full or item in labels:
+            fault = f"does not start with {prefix}" if item == full else "occurs twice"
+            raise UserError(f"{where}: id {full!r} {fault}: {remedy}")
+        labels[item], guesses[item] = label, guess
+    return _Predictions(path, labels, guesses)
+
+
+def _rows(path: Path, remedy: str) -> Iterator[tuple[int, object]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: {remedy}") from error
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            yield number, storage.read_json(line.decode("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not strict JSON: {error}: {remedy}") from error
+
+
+def _check_same(first: _Predictions, second: _Predictions) -> None:
+    """Refuse files with different items or labels; the error names the first item that differs."""
+    for one, other in ((first, second), (second, first)):
+        absent = next((item for item in one.labels if item not in other.labels), None)
+        if absent is not None:
+            raise UserError(
+                f"{other.path} lacks item {absent}, which {one.path} has: evaluate both objectives on the same items"
+            )
+    for item, label in first.labels.items():
+        if second.labels[item] != label:
+            raise UserError(
+                f"{second.path}: item {item} has the label {second.labels[item]!r}, and {label!r} in {first.path}: "
+                "evaluate both objectives on the same items"
+            )
+
+
+def _outcomes(
+    languages: tuple[str, ...],
+    seeds: tuple[int, ...],
+    names: Mapping[tuple[str, str], str],
+    right: Mapping[tuple[str, str], Sequence[bool]],
+) -> Outcomes:
+    """Return correctness by (language, item) as an array; `names` holds the id of the item in that language."""
+    column = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
+    row = {language: index for index, language in enumerate(languages)}
+    correct = np.full((len(seeds), len(languages), len(column)), np.nan)
+    for key, values in right.items():
+        correct[:, row[key[0]], column[names[key]]] = values
+    return Outcomes(languages, seeds, tuple(column), correct)
+
+
+def _name(students: Students) -> str:
+    return f"{students.objective} in {students.workdir.root}"
+
+
+def _listed(seeds: Mapping[int, int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
