@@ -4,12 +4,19 @@
 
 Prints objectives × languages for each workdir, and writes `report/results.md` and `report/results.png` below it, with
 the metric, the split, and the number of seeds.
+
+    python -m xtransfer.report --workdir DIR --compare A B
+    python -m xtransfer.report --compare DIR1:A DIR2:B
+
+Compares the accuracy of two objectives, paired by seed and test item, and writes `report/compare-A-B.md` and `.jsonl`.
 """
 
 import argparse
 from pathlib import Path
 
-from xtransfer.evaluation.metrics import METRICS
+from xtransfer.errors import UserError
+from xtransfer.evaluation.metrics import metric_of
+from xtransfer.report.comparison import compare, students_of
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import Workdir
@@ -19,13 +26,26 @@ from xtransfer.runtime import terminal
 def main(argv: list[str]) -> None:
     """Parse the flags, and report on every workdir."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=Path, nargs="+", required=True, metavar="DIR", help="workdirs to report on")
-    parser.add_argument("--metric", choices=METRICS, default="accuracy", help="default: %(default)s")
+    parser.add_argument("--workdir", type=Path, nargs="+", default=[], metavar="DIR", help="workdirs to report on")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two objectives of the workdir, or of others as DIR:OBJECTIVE"
+    )
+    parser.add_argument("--metric", default="accuracy", metavar="NAME", help="in percent (default: %(default)s)")
     parser.add_argument("--split", help="default: test, if it was evaluated")
     parser.add_argument(
         "--selection", choices=PROTOCOLS, default="source_dev", help="the selection protocol (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+    if not metric_of(args.metric).is_share:
+        raise UserError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
+    if args.compare:
+        if args.metric != "accuracy":
+            raise UserError(f"--metric {args.metric}: --compare compares accuracy only")
+        a, b = (students_of(name, args.workdir) for name in args.compare)
+        compare(a, b, split=args.split, selection=args.selection)
+        return
+    if not args.workdir:
+        raise UserError("name the workdirs to report on: --workdir DIR …")
     for root in args.workdir:
         report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection)
 

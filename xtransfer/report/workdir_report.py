@@ -16,7 +16,7 @@ def report(
 
     Args:
       workdir: an experiment that has been evaluated.
-      metric: a name from `METRICS`.
+      metric: a name from `METRICS`, of a metric from 0 to 1.
       split: None for test, or for the first evaluated split if test was not evaluated.
       selection: a name from `PROTOCOLS`.
 
