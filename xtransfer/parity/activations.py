@@ -108,7 +108,7 @@ def activations(directory: str | Path, inputs: Mapping[str, np.ndarray]) -> dict
     as the classifier does, the head reads the first token.
     """
     config = hf_config.read_config(directory)
-    family = FAMILIES[config.family]
+    family = hf_config.read_family(directory)
     stored = WeightSource.open(directory, family).targets
     classes = stored["head.kernel"].shape[0] if "head.kernel" in stored else 2
     pooling = hf_config.read_pooling(directory)

@@ -14,7 +14,6 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.config import CONFIG
-from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import WeightSource
 from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
@@ -161,7 +160,7 @@ def _is_workdir(directory: Path) -> bool:
 
 def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     architecture = hf_config.read_config(directory)
-    outputs = _classes(directory, architecture)
+    outputs = _classes(directory)
     tokenizer = load_tokenizer(directory)
     pooling = hf_config.read_pooling(directory)
     check_tokenizer(directory, tokenizer, pooling)
@@ -181,9 +180,9 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassif
     )
 
 
-def _classes(directory: Path, architecture: EncoderConfig) -> int:
+def _classes(directory: Path) -> int:
     """Return the number of outputs of the trained head, which must be the logits of one class among several."""
-    head = WeightSource.open(directory, FAMILIES[architecture.family]).targets.get("head.kernel")
+    head = WeightSource.open(directory, hf_config.read_family(directory)).targets.get("head.kernel")
     if head is None:
         raise UserError(
             f"{directory}: its weights have no trained classification head, so it cannot predict: name a fine-tuned "

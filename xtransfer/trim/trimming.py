@@ -113,7 +113,8 @@ def open_source(model: str, selection: str) -> Source:
             directory, trained.architecture, trained.params, trained.tokenizer, trained.labels, trained.pooling
         )
     tokenizer = load_tokenizer(directory)
-    check_tokenizer(directory, tokenizer)
+    pooling = hf_config.read_pooling(directory)
+    check_tokenizer(directory, tokenizer, pooling)
     params, dtype = hf_checkpoint.load_parameters(directory, mesh=mesh)
     head = leaves(params).get("head.bias")
     return Source(
@@ -122,7 +123,7 @@ def open_source(model: str, selection: str) -> Source:
         params=params,
         tokenizer=tokenizer,
         labels=None if head is None else hf_config.class_names(directory, head.shape[0]),
-        pooling=hf_config.read_pooling(directory),
+        pooling=pooling,
         dtype=dtype,
         notes=_card(directory),
     )

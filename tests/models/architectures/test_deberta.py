@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from xtransfer.models.architectures.deberta import buckets_of, shifted
+from xtransfer.models.architectures.deberta import DebertaConfig, DebertaEncoder, buckets_of, shifted
 
 
 def test_buckets_by_hand() -> None:
@@ -29,6 +30,16 @@ def test_buckets_equal_those_of_transformers(buckets: int, max_distance: int) ->
     table = table[0].numpy()  # [query, key]
     ours = buckets_of(length, buckets, max_distance)
     np.testing.assert_array_equal(ours, np.concatenate([table[0, :0:-1], table[:, 0]]))
+
+
+def test_attention_without_distances_has_a_gradient() -> None:
+    """Without c2p and p2c there are no relative scores, so the table of distances has no gradient."""
+    sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8, "max_positions": 8}
+    encoder = DebertaEncoder(DebertaConfig(vocab_size=9, **sizes, score_terms=()), rngs=nnx.Rngs(0))
+    ids, segments = jnp.arange(5)[None], jnp.ones((1, 5), jnp.int32)
+    gradient = nnx.grad(lambda model: jnp.sum(model(ids, ids, ids, segments) ** 3))(encoder)
+    assert not gradient.relative_embeddings.embedding[...].any()
+    assert gradient.layers[0].attention.query.kernel[...].any()
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])

@@ -19,7 +19,7 @@ from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.models.hf import families, weight_map
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.families.bert import BERT
-from xtransfer.models.hf.weight_map import TRANSPOSED, Rule
+from xtransfer.models.hf.weight_map import TRANSPOSED, Layout, Rule
 
 CONFIG = EncoderConfig(
     vocab_size=9, hidden_size=4, num_layers=11, num_heads=2, intermediate_size=6, max_positions=8, type_vocab_size=1
@@ -148,6 +148,14 @@ IGNORABLE = {
         "discriminator_predictions.dense.weight",
         "discriminator_predictions.dense_prediction.bias",
     ],
+    "deberta-v2": [
+        "deberta.embeddings.position_ids",
+        "lm_predictions.lm_head.dense.weight",
+        "mask_predictions.classifier.bias",
+    ],
+    "eurobert": ["lm_head.weight"],
+    "gte": ["gte.embeddings.position_ids", "new.embeddings.rotary_emb.inv_freq"],
+    "xlm-roberta-xl": ["roberta.embeddings.position_ids", "roberta.pooler.dense.weight"],
 }
 IGNORABLE |= dict.fromkeys(("xlm-roberta", "camembert"), IGNORABLE["roberta"])
 
@@ -186,10 +194,62 @@ def test_other_heads_and_buffers_are_ignorable(family: str) -> None:
         ("electra", "classifier.dense.bias", "pooler.dense.bias"),
         ("electra", "classifier.out_proj.weight", "head.kernel"),
         ("electra", "electra.encoder.layer.1.output.LayerNorm.gamma", "encoder.layers.1.output_norm.scale"),
+        ("modernbert", "model.embeddings.tok_embeddings.weight", "encoder.embeddings.word_embeddings.embedding"),
+        ("modernbert", "layers.3.mlp_norm.weight", "encoder.layers.3.feed_forward_norm.scale"),
+        ("modernbert", "final_norm.weight", "encoder.final_norm.scale"),
+        ("modernbert", "head.dense.weight", "pooler.dense.kernel"),
+        ("modernbert", "head.norm.weight", "pooler.norm.scale"),
+        ("modernbert", "decoder.bias", "decoder_bias"),
+        ("deberta-v2", "deberta.encoder.rel_embeddings.weight", "encoder.relative_embeddings.embedding"),
+        ("deberta-v2", "encoder.LayerNorm.weight", "encoder.relative_norm.scale"),
+        ("deberta-v2", "deberta.encoder.conv.conv.weight", "encoder.layers.0.convolution.kernel"),
+        ("deberta-v2", "deberta.encoder.conv.LayerNorm.bias", "encoder.layers.0.convolution.norm.bias"),
+        ("deberta-v2", "deberta.embeddings.embed_proj.weight", "encoder.embeddings.project.kernel"),
+        (
+            "deberta-v2",
+            "encoder.layer.2.attention.self.pos_key_proj.bias",
+            "encoder.layers.2.attention.position_key.bias",
+        ),
+        ("deberta-v2", "pooler.dense.bias", "pooler.dense.bias"),
+        ("deberta-v2", "cls.predictions.transform.dense.bias", "transform.bias"),
+        ("eurobert", "embed_tokens.weight", "encoder.embeddings.word_embeddings.embedding"),
+        ("eurobert", "model.layers.5.post_attention_layernorm.weight", "encoder.layers.5.feed_forward_norm.scale"),
+        ("eurobert", "dense.weight", "pooler.dense.kernel"),
+        ("gte", "new.encoder.layer.1.attn_ln.weight", "encoder.layers.1.attention_norm.scale"),
+        ("gte", "gte.layers.1.self_attn.k_proj.weight", "encoder.layers.1.attention.key.kernel"),
+        ("new", "encoder.layer.1.attention.v_proj.bias", "encoder.layers.1.attention.value.bias"),
+        ("new", "new.encoder.layer.0.mlp.down_proj.bias", "encoder.layers.0.feed_forward.output.bias"),
+        ("new", "lm_head.norm.weight", "transform_norm.scale"),
+        ("new", "lm_head.decoder.bias", "decoder_bias"),
+        (
+            "xlm-roberta-xl",
+            "encoder.layer.9.attention.self_attn_layer_norm.weight",
+            "encoder.layers.9.attention_norm.scale",
+        ),
+        ("xlm-roberta-xl", "roberta.encoder.LayerNorm.bias", "encoder.final_norm.bias"),
     ],
 )
 def test_family_specific_names(family: str, name: str, target: str) -> None:
     assert [path for path, _ in FAMILIES[family].targets(FAMILIES[family].canonical(name))] == [target]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "module", "parts"),
+    [
+        ("modernbert", "layers.3.attn.Wqkv.weight", "encoder.layers.3.attention", ("query", "key", "value")),
+        ("modernbert", "model.layers.0.mlp.Wi.weight", "encoder.layers.0.feed_forward", ("gate", "up")),
+        (
+            "new",
+            "new.encoder.layer.7.attention.qkv_proj.weight",
+            "encoder.layers.7.attention",
+            ("query", "key", "value"),
+        ),
+        ("gte", "encoder.layer.2.mlp.up_gate_proj.weight", "encoder.layers.2.feed_forward", ("up", "gate")),
+    ],
+)
+def test_fused_projections_are_divided_in_order(family: str, name: str, module: str, parts: tuple[str, ...]) -> None:
+    expected = {f"{module}.{part}.kernel": Layout(True, number, len(parts)) for number, part in enumerate(parts)}
+    assert dict(FAMILIES[family].targets(FAMILIES[family].canonical(name))) == expected
 
 
 @pytest.mark.parametrize(
@@ -222,6 +282,11 @@ def test_tied_copies_and_ignorable_names() -> None:
         ("xlm-roberta", "lm_head.decoder.bias", "lm_head.bias"),
         ("distilbert", "vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
         ("electra", "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),
+        ("modernbert", "decoder.weight", "model.embeddings.tok_embeddings.weight"),
+        ("deberta-v2", "cls.predictions.decoder.weight", "deberta.embeddings.word_embeddings.weight"),
+        ("deberta-v2", "cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ("new", "lm_head.decoder.weight", "new.embeddings.word_embeddings.weight"),
+        ("xlm-roberta-xl", "lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
     ],
 )
 def test_the_decoder_of_a_language_model_is_a_copy(family: str, copy: str, original: str) -> None:

@@ -142,7 +142,7 @@ class DisentangledAttention(SelfAttention):
         scale = (self.head_size * (1 + len(self.terms))) ** -0.5
         table_key = None if key is None else DropoutKey(key.key).at(3)  # the table has no rows of the batch
         table = dropout(context.distances, self.distance_rate, table_key)  # [2 · A, H]
-        relative = self.relative_scores(q * scale, k * scale, table)  # [R, N, S, S]
+        relative = self.relative_scores(q * scale, k * scale, table) if self.terms else None  # [R, N, S, S]
         return self.mix(q * scale, k, v, context.bias, key, relative)  # [R, S, H]
 
     def relative_scores(self, q: jax.Array, k: jax.Array, table: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ from xtransfer.models.hf.config import (
     check_pretraining,
     class_names,
     read_config,
+    read_family,
     read_pooling,
     write_config,
 )
@@ -102,7 +103,7 @@ def load_classifier(
       directory: a Hugging Face directory.
       num_classes: K.
       seed: the seed of a new head.
-      pooling: "cls" or "mean".
+      pooling: one of `heads.POOLINGS`.
       dtype: the compute dtype.
       labels: the class names, in order; None takes them from the file.
       mesh: the mesh that the parameters are laid out on, by `sharding.RULES`; None is the default device. The host
@@ -113,7 +114,7 @@ def load_classifier(
     """
     config = read_config(directory)
     graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
-    source = WeightSource.open(directory, FAMILIES[config.family])
+    source = WeightSource.open(directory, read_family(directory))
     order: dict[str, list[int]] = {}
     if "head.kernel" in source.targets:
         class_order = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
@@ -128,7 +129,7 @@ def load_classifier(
 
 def has_language_model(directory: str | Path) -> bool:
     """Return whether a checkpoint's weights include the head of a masked language model."""
-    return "decoder_bias" in WeightSource.open(directory, FAMILIES[read_config(directory).family]).targets
+    return "decoder_bias" in WeightSource.open(directory, read_family(directory)).targets
 
 
 def load_masked_lm(
@@ -157,7 +158,7 @@ def load_masked_lm(
     """
     check_pretraining(directory)
     architecture = config or read_config(directory)
-    family = FAMILIES[architecture.family]
+    family = read_family(directory)
     source = WeightSource.open(directory, family)
 
     def make() -> MaskedLM:
@@ -187,15 +188,18 @@ def load_parameters(directory: str | Path, *, mesh: Mesh | None = None) -> tuple
     Raises:
       UserError: the files do not fit, or the decoder of a language model is not tied to the word embeddings.
     """
-    config = read_config(directory)
-    source = WeightSource.open(directory, FAMILIES[config.family])
+    config, family = read_config(directory), read_family(directory)
+    source = WeightSource.open(directory, family)
     if "decoder_bias" in source.targets:
         check_pretraining(directory)
     outputs = source.targets["head.kernel"].shape[0] if "head.kernel" in source.targets else 1
 
-    def make() -> tuple[Classifier, MaskedLM]:
-        language_model = MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence="next_sentence.kernel" in source.targets)
-        return Classifier(config, outputs, rngs=nnx.Rngs(0)), language_model
+    def make() -> list[Classifier | MaskedLM]:
+        models: list[Classifier | MaskedLM] = [Classifier(config, outputs, rngs=nnx.Rngs(0))]
+        if family.pretrains:
+            with_next_sentence = "next_sentence.kernel" in source.targets
+            models.append(MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=with_next_sentence))
+        return models
 
     states = (nnx.split(model)[1] for model in nnx.eval_shape(make))
     abstract = nnx.merge_state(*states)
@@ -252,8 +256,8 @@ def save(
         the architecture.
       tokenizer: saved beside the model, if any.
       labels: the class names, in order.
-      pooling: `transformers` has no "mean" pooling. Such a classifier is marked in config.json, and only this module
-        reads it correctly.
+      pooling: one of `heads.POOLINGS`. If the family's class in `transformers` has no such pooling, the classifier is
+        marked in config.json, and only this module reads it correctly.
       dtype: float16 and bfloat16 halve the file, which is read back as float32.
       notes: further text files, by name.
 

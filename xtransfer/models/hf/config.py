@@ -13,6 +13,7 @@ from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.heads import POOLINGS
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weight_map import Family
 from xtransfer.models.layers import ACTIVATIONS
@@ -73,6 +74,19 @@ def read_config(directory: str | Path) -> EncoderConfig:
     return config
 
 
+def read_family(directory: str | Path) -> Family:
+    """Return the weight table of a checkpoint, which leaves out a head for another task; see `Family.other_heads`."""
+    family = FAMILIES[read_config(directory).family]
+    names = _architectures(read_raw(directory))
+    unread = [pattern for end, pattern in family.other_heads if any(name.endswith(end) for name in names)]
+    return dataclasses.replace(family, ignorable=(*family.ignorable, *unread))
+
+
+def _architectures(raw: Mapping[str, Any]) -> list[str]:
+    names = raw.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 @functools.cache  # the config of one model is read several times
 def _log_ignored_code(path: Path, model_type: str) -> None:
     log.info(
@@ -85,9 +99,9 @@ def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
     _check_values(path, raw, family.fixed)
     if raw.get("problem_type") not in (None, _SINGLE_LABEL):
         raise UserError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
-    architectures = raw.get("architectures")
-    for name in architectures if isinstance(architectures, list) else []:
-        if str(name).endswith(_OTHER_HEADS):
+    unread = tuple(end for end, _ in family.other_heads)
+    for name in _architectures(raw):
+        if name.endswith(_OTHER_HEADS) and not name.endswith(unread):
             raise UserError(
                 f"{path}: architectures has {name}, whose head is for another task: use a checkpoint of the encoder, "
                 "…ForMaskedLM, or …ForSequenceClassification"
@@ -186,11 +200,12 @@ def read_pooling(directory: str | Path) -> str:
     path, raw = Path(directory) / CONFIG, read_raw(directory)
     family = FAMILIES[read_config(directory).family]
     if POOLING_KEY in raw or family.pooling_key is None:
-        return str(raw.get(POOLING_KEY, "cls"))
-    key, default = family.pooling_key
+        key, default, names = POOLING_KEY, "cls", {pooling: pooling for pooling in POOLINGS}
+    else:
+        key, default = family.pooling_key
+        names = {theirs: ours for ours, theirs in family.poolings}
     value = family.read(raw).get(key, default)
-    names = {theirs: ours for ours, theirs in family.poolings}
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise UserError(f"{path}: {key} is {value!r}, expected one of {', '.join(names)}")
     return names[value]
 

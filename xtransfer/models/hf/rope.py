@@ -12,8 +12,11 @@ DEFAULT, LINEAR, NTK = "default", "linear", "ntk"
 
 def read_rope(raw: Mapping[str, Any], theta: float, *, types: tuple[str, ...] = (DEFAULT,)) -> tuple[float, float]:
     """Return the base of the angles and their divisor, by a whole config.json; see `rope_of`."""
-    key = next((name for name in ("rope_parameters", "rope_scaling") if raw.get(name)), "rope_theta")
-    settings = {} if key == "rope_theta" else raw[key]
+    stated = [name for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
+    if len(stated) > 1:
+        raise ValueError(f"{stated[0]} and {stated[1]} are both set: keep the one that the model was trained with")
+    key = stated[0] if stated else "rope_theta"
+    settings = raw[key] if stated else {}
     return rope_of(key, settings, raw.get("rope_theta", theta), head_size(raw), types=types)
 
 
@@ -31,7 +34,13 @@ def head_size(raw: Mapping[str, Any]) -> int:
 
 
 def rope_of(
-    key: str, settings: Any, theta: Any, width: int, *, types: tuple[str, ...] = (DEFAULT,)
+    key: str,
+    settings: Any,
+    theta: Any,
+    width: int,
+    *,
+    types: tuple[str, ...] = (DEFAULT,),
+    theta_key: str = "rope_theta",
 ) -> tuple[float, float]:
     """Return the base of the angles and their divisor; see `models.rotary.rotation`.
 
@@ -44,6 +53,7 @@ def rope_of(
       theta: the base if the settings have none.
       width: D, the width of a head.
       types: the types of scaling that the family has.
+      theta_key: the name of `theta` in config.json, for errors.
 
     Raises:
       ValueError: another type, an unknown key, or a value that is not a positive number.
@@ -57,7 +67,7 @@ def rope_of(
     unknown = sorted(str(name) for name in settings if name not in known and settings[name] is not None)
     if unknown:
         raise ValueError(f"{key} has {unknown[0]}, which is not supported")
-    base = _positive("rope_theta", settings.get("rope_theta", theta))
+    base = _positive(theta_key, settings.get("rope_theta", theta))
     if kind == DEFAULT:
         return base, 1.0
     factor = _positive(f"{key}.factor", settings.get("factor"))

@@ -42,7 +42,7 @@ def check_tokenizer(directory: str | Path, tokenizer: Any, pooling: str = "cls")
     Args:
       directory: a Hugging Face directory.
       tokenizer: a fast tokenizer.
-      pooling: "cls" or "mean".
+      pooling: one of `heads.POOLINGS`.
 
     Raises:
       UserError: the tokenizer is refused.

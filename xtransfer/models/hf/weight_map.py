@@ -16,7 +16,8 @@ class Layout(NamedTuple):
 
     Attributes:
       transposed: whether the axes are reversed: PyTorch's Linear stores [out, in], ours [in, out].
-      part, parts: the parameter is this one of so many equal blocks of the tensor's rows, as in a fused projection.
+      parts: the number of equal blocks that the tensor's rows are divided into, as in a fused projection.
+      part: the number of the parameter's block, from 0.
     """
 
     transposed: bool = False
@@ -56,6 +57,9 @@ class Family:
         model with that leaf.
       ignorable: patterns of tensor names that hold none of our parameters.
       heads: patterns of targets that are not read if a model has no such head.
+      unused: patterns of targets in the encoder that files hold even if config.json turns them off.
+      other_heads: (end of a class name, pattern of tensor names) pairs for heads of other tasks, which are not read. A
+        checkpoint that names the class in its `architectures` is read without this head.
       new: leaves that a checkpoint may lack.
       config_keys: (key of config.json, field of EncoderConfig) pairs.
       required: the keys without a default.
@@ -84,6 +88,8 @@ class Family:
     required: tuple[str, ...]
     fixed: tuple[tuple[str, tuple[object, ...]], ...]
     architectures: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...] = ()
+    other_heads: tuple[tuple[str, str], ...] = ()
     defaults: tuple[tuple[str, object], ...] = ()
     nullable: tuple[str, ...] = ()
     fixed_in_pretraining: tuple[tuple[str, tuple[object, ...]], ...] = ()
@@ -131,6 +137,10 @@ class Family:
     def is_head(self, target: str) -> bool:
         """Return whether a target belongs to a head, which a model may lack."""
         return any(re.fullmatch(pattern, target) for pattern in self.heads)
+
+    def may_be_unused(self, target: str) -> bool:
+        """Return whether a model may lack a target that a file has: part of a head, or one of `unused`."""
+        return self.is_head(target) or any(re.fullmatch(pattern, target) for pattern in self.unused)
 
     def copy_of(self, source: str) -> tuple[str, str] | None:
         """Return (the canonical name that this one repeats, the leaf without which it does not matter), or None."""

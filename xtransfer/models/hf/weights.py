@@ -226,7 +226,7 @@ class WeightSource:
         for path, tensor in self.targets.items():
             if path in shapes:
                 tensor.check(shapes[path])
-            elif not self.family.is_head(path):
+            elif not self.family.may_be_unused(path):
                 raise UserError(
                     f"{tensor.file}: tensor {tensor.name} has no place in the model that its config.json describes"
                 )

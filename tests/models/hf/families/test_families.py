@@ -66,6 +66,17 @@ def test_trained_head_follows_the_order_of_the_labels(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_all_parameters_of_a_file_are_read_without_naming_a_head(family: str) -> None:
+    """As `trim` does: whatever the file has, and nothing new."""
+    directory = FIXTURES / f"{family}_classifier"
+    expected = values(load(directory))
+    params, dtype = hf_checkpoint.load_parameters(directory)
+    actual = values(params)
+    assert (actual.keys(), dtype) == (expected.keys(), "float32")
+    assert all(np.array_equal(actual[path], array) for path, array in expected.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_unprefixed_encoder_with_older_names_loads_the_same_parameters(family: str, tmp_path: Path) -> None:
     """Encoder-only classes and checkpoints converted from TensorFlow name their tensors like this."""
     directory = FIXTURES / f"{family}_classifier"

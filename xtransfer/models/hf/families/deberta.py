@@ -26,23 +26,25 @@ _TERMS = ("c2p", "p2c")
 
 
 def _read(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json with derived values in place of -1 and lists in place of text with bars."""
+    """Return config.json with derived values in place of -1, and a tuple in place of text with bars."""
     if raw.get("relative_attention") is not True:  # the default of transformers is false
         raise ValueError(f"relative_attention is {raw.get('relative_attention')!r}: only True is supported")
-    terms = raw.get("pos_att_type") or ()
-    names = terms.split("|") if isinstance(terms, str) else list(terms)
-    names = [str(name).strip().lower() for name in names]
+    terms = raw.get("pos_att_type") or []
+    names = terms.split("|") if isinstance(terms, str) else terms
+    if not isinstance(names, list):
+        raise ValueError(f"pos_att_type is {terms!r}, expected a list or text like 'c2p|p2c'")
+    names = [str(name).strip().lower() for name in names if name]
     if not set(names) <= set(_TERMS) or len(set(names)) != len(names):
-        raise ValueError(f"pos_att_type is {raw['pos_att_type']!r}: only c2p and p2c are supported")
-    buckets, distance = raw.get("position_buckets", -1), raw.get("max_relative_positions", -1)
-    for key, value in (("position_buckets", buckets), ("max_relative_positions", distance)):
-        if type(value) is not int:
-            raise ValueError(f"{key} is {value!r}, expected an integer")
+        raise ValueError(f"pos_att_type is {terms!r}: only c2p and p2c are supported")
+    buckets, distance = _distances(raw)
     normalizes = str(raw.get("norm_rel_ebd", "none")).lower().split("|")
     pooler_size = raw.get("pooler_hidden_size", raw.get("hidden_size"))
     if pooler_size != raw.get("hidden_size"):
         raise ValueError(f"pooler_hidden_size is {pooler_size!r}: only hidden_size is supported")
     width, groups, size = (raw.get(key, 1) for key in ("conv_kernel_size", "conv_groups", "hidden_size"))
+    heads, head_size = raw.get("num_attention_heads"), raw.get("attention_head_size")
+    if head_size is not None and type(heads) is int and head_size * heads != size:
+        raise ValueError(f"attention_head_size is {head_size!r}: only hidden_size / num_attention_heads is supported")
     if type(width) is int and width and width % 2 == 0:
         raise ValueError(f"conv_kernel_size is {width}, expected an odd number")
     if type(groups) is int and groups > 0 and type(size) is int and size % groups:
@@ -52,11 +54,26 @@ def _read(raw: dict[str, Any]) -> dict[str, Any]:
         | raw
         | {
             "pos_att_type": tuple(name for name in _TERMS if name in names),
-            "position_buckets": max(buckets, 0),
-            "max_relative_positions": distance if distance > 0 else raw.get("max_position_embeddings"),
+            "position_buckets": buckets,
+            "max_relative_positions": distance,
             "norm_rel_ebd": "layer_norm" in [name.strip() for name in normalizes],
         }
     )
+
+
+def _distances(raw: dict[str, Any]) -> tuple[int, Any]:
+    """Return the number of buckets, 0 for none, and the largest distance, of which -1 or 0 stands for all positions."""
+    buckets, distance = raw.get("position_buckets", -1), raw.get("max_relative_positions", -1)
+    for key, value in (("position_buckets", buckets), ("max_relative_positions", distance)):
+        if type(value) is not int:
+            raise ValueError(f"{key} is {value!r}, expected an integer")
+    buckets, distance = max(buckets, 0), distance if distance > 0 else raw.get("max_position_embeddings")
+    if buckets and (buckets < 2 or (type(distance) is int and distance - 1 <= buckets // 2)):
+        raise ValueError(
+            f"position_buckets is {buckets}, expected at least 2, and half of it below max_relative_positions - 1 "
+            f"({distance!r} - 1)"
+        )
+    return buckets, distance
 
 
 def _write(values: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +117,7 @@ DEBERTA_V2 = Family(
     ),
     ignorable=(r"deberta\.embeddings\.position_ids", r"(lm_predictions|mask_predictions)\..*"),
     heads=(r"pooler\..*", r"head\..*", MASKED_LM),
+    unused=(r"encoder\.embeddings\.position_embeddings\..*",),  # in v2 and v3, only the pretraining decoder adds them
     new=(NewLeaves(r"head\..*"), NewLeaves(r"pooler\..*", only_with=r"head\..*"), NewLeaves(MASKED_LM)),
     defaults=(("architecture", "deberta"), ("type_vocab_size", 0), ("layer_norm_eps", 1e-7), ("head_act", "gelu")),
     config_keys=(

@@ -53,11 +53,11 @@ def _family(model_type: str, theta: float, types: tuple[str, ...]) -> Family:
             *dense("new.pooler.dense", "pooler.dense"),
             *dense("classifier", "head"),
             *masked_lm("lm_head.dense", "lm_head.norm", "lm_head.decoder.bias"),
-            # The same layers under the names of transformers' modules, if a file has those.
+            # The same layers unfused: transformers' modules have these names, and `new` if `pack_qkv` is false.
             *(
                 rule
                 for name in ("query", "key", "value")
-                for rule in dense(f"{_SOURCE}.self_attn.{name[0]}_proj", f"{_TARGET}.attention.{name}")
+                for rule in dense(f"{_SOURCE}.attention.{name[0]}_proj", f"{_TARGET}.attention.{name}")
             ),
             *dense(f"{_SOURCE}.mlp.up_proj", f"{_TARGET}.feed_forward.up"),
             *dense(f"{_SOURCE}.mlp.gate_proj", f"{_TARGET}.feed_forward.gate"),
@@ -66,7 +66,7 @@ def _family(model_type: str, theta: float, types: tuple[str, ...]) -> Family:
             (r"^(?=embeddings\.|encoder\.|pooler\.)", "new."),
             (r"^gte\.", "new."),
             (r"^new\.layers\.|^layers\.", "new.encoder.layer."),
-            (r"\.self_attn\.o_proj\.", ".attention.o_proj."),
+            (r"\.self_attn\.", ".attention."),
             (r"\.post_attention_layernorm\.", ".attn_ln."),
             (r"\.post_mlp_layernorm\.", ".mlp_ln."),
             (r"^lm_head\.layer_norm\.", "lm_head.norm."),
@@ -74,6 +74,7 @@ def _family(model_type: str, theta: float, types: tuple[str, ...]) -> Family:
         copies=((r"lm_head\.decoder\.weight", "new.embeddings.word_embeddings.weight", "decoder_bias"),),
         ignorable=(r"new\.embeddings\.(position_ids|token_type_ids)", r"new\..*inv_freq"),
         heads=(r"pooler\..*", r"head\..*", MASKED_LM),
+        other_heads=(("ForTokenClassification", r"classifier\..*"),),  # gte-multilingual-base weighs tokens with one
         new=(NewLeaves(r"head\..*"), NewLeaves(MASKED_LM), NewLeaves(r"pooler\..*", only_with=r"head\..*")),
         defaults=(
             ("architecture", "gte"),
@@ -85,7 +86,7 @@ def _family(model_type: str, theta: float, types: tuple[str, ...]) -> Family:
         config_keys=(*BERT_KEYS, ("rope_theta", "rope_theta"), ("rope_divisor", "rope_divisor")),
         required=BERT_REQUIRED,
         nullable=BERT_NULLABLE,
-        fixed=_FIXED if model_type == "new" else (),
+        fixed=_FIXED,
         fixed_in_pretraining=TIED,
         architectures=(
             ("head.kernel", "GteForSequenceClassification"),

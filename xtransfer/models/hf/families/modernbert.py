@@ -16,11 +16,13 @@ _THETAS = {_GLOBAL: ("global_rope_theta", 160_000.0), _LOCAL: ("local_rope_theta
 def _read(raw: dict[str, Any]) -> dict[str, Any]:
     """Return config.json with `layer_types` and both thetas, as version 4 or 5 of `transformers` states them."""
     layers = raw.get("num_hidden_layers")
+    if type(layers) is not int or layers < 1:
+        raise ValueError(f"num_hidden_layers is {layers!r}, expected a positive integer")
     every = raw.get("global_attn_every_n_layers", 3)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"global_attn_every_n_layers is {every!r}, expected a positive integer")
     kinds = raw.get("layer_types")
-    if kinds is None and isinstance(layers, int):
+    if kinds is None:
         kinds = [_LOCAL if index % every else _GLOBAL for index in range(layers)]
     if not isinstance(kinds, list) or not set(map(str, kinds)) <= set(_THETAS) or len(kinds) != layers:
         raise ValueError(f"layer_types must name {_GLOBAL} or {_LOCAL} for each of the {layers} layers")
@@ -29,10 +31,13 @@ def _read(raw: dict[str, Any]) -> dict[str, Any]:
     parameters = raw.get("rope_parameters") or {}
     if not isinstance(parameters, Mapping):
         raise ValueError(f"rope_parameters is {parameters!r}, expected an object")
+    if not parameters.keys() <= _THETAS.keys():
+        raise ValueError(f"rope_parameters is {dict(parameters)}: only {_GLOBAL} and {_LOCAL} are supported in it")
     thetas = {}
     for kind, (key, default) in _THETAS.items():
         settings = parameters.get(kind) or {}
-        thetas[key], _ = rope_of(f"rope_parameters.{kind}", settings, raw.get(key, default), head_size(raw))
+        name, theta = f"rope_parameters.{kind}", raw.get(key, default)
+        thetas[key], _ = rope_of(name, settings, theta, head_size(raw), theta_key=key)
     return raw | thetas | {"layer_types": tuple(kinds)}
 
 
