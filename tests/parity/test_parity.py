@@ -143,7 +143,7 @@ def test_mean_pooling_head_is_compared_on_the_first_token(directory: Path, witho
     edit(directory, xtransfer_pooling="mean")
     report = comparison.check(directory)
     assert report.ok and report.rows[-1].name == "logits"
-    assert any("pools by the mean" in note for note in report.notes)
+    assert any("pools by mean" in note for note in report.notes)
 
 
 def test_recorded_reference_replaces_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

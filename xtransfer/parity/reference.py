@@ -12,7 +12,9 @@ import hashlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,10 @@ from safetensors.numpy import save as to_bytes
 
 from xtransfer import storage
 from xtransfer.errors import UserError, one_line
-from xtransfer.models.hf.config import read_config
-from xtransfer.models.hf.families import FAMILIES
+from xtransfer.models.hf.config import CONFIG, class_names, read_config, read_family, read_pooling, write_config
 from xtransfer.models.hf.pytorch_file import PytorchFile
-from xtransfer.models.hf.weights import SAFETENSORS, find_weights, weight_files
+from xtransfer.models.hf.weight_map import Family
+from xtransfer.models.hf.weights import SAFETENSORS, WeightSource, find_weights, weight_files
 
 FILE = "reference.safetensors"  # the name of a reference beside its checkpoint
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -97,7 +99,10 @@ def compute(
 
     weights = fingerprint(directory)  # first, because its error for missing weights is clearer
     _check_pytorch_files(directory)
-    model, missing = _load(Path(directory), architecture)
+    family = read_family(directory)
+    source = WeightSource.open(directory, family)
+    with _in_known_class(source) as loadable:
+        model, missing = _load(loadable, architecture, family, has_head="head.kernel" in source.targets)
     accepted = inspect.signature(model.forward).parameters
     arguments = {name: torch.from_numpy(inputs[name]).long() for name in INPUTS if name in accepted}
     pooled: list[Any] = []
@@ -107,7 +112,6 @@ def compute(
     with torch.set_grad_enabled(labels is not None):
         outputs = model(**arguments, output_hidden_states=True)
     # Only in some families does the bare encoder have a trained pooler. In the others no head reads it.
-    family = FAMILIES[read_config(directory).family]
     trained = family.pools_in_encoder and not any("pooler" in name for name in missing)
     if not pooled and trained and "pooler_output" in outputs:
         pooled.append(outputs.pooler_output)
@@ -197,15 +201,35 @@ def _check_pytorch_files(directory: str | Path) -> None:
                 pass
 
 
-def _load(directory: Path, architecture: str | None) -> tuple[Any, frozenset[str]]:
+@contextmanager
+def _in_known_class(source: WeightSource) -> Iterator[Path]:
+    """Yield the directory, or one with the same weights whose config.json names a class that `transformers` has."""
+    directory, targets = source.directory, source.targets
+    if source.family.saved_as in (None, source.family.name):
+        yield directory
+        return
+    labels = class_names(directory, targets["head.kernel"].shape[0]) if "head.kernel" in targets else None
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in {find_weights(directory), *weight_files(directory)}:
+            (Path(temporary) / file.name).symlink_to(file.resolve())
+        pooling = read_pooling(directory)
+        write_config(Path(temporary) / CONFIG, read_config(directory), frozenset(targets), labels, pooling)
+        yield Path(temporary)
+
+
+def _load(directory: Path, architecture: str | None, family: Family, *, has_head: bool) -> tuple[Any, frozenset[str]]:
     """Return a model without dropout, and the names of its parameters that the checkpoint lacks."""
     import transformers
 
     if architecture is not None:
         return _from_pretrained(getattr(transformers, architecture), directory)
-    model, missing = _from_pretrained(transformers.AutoModelForSequenceClassification, directory)
-    if missing:
-        model, missing = _from_pretrained(transformers.AutoModel, directory)
+    if has_head:
+        model, missing = _from_pretrained(transformers.AutoModelForSequenceClassification, directory)
+        if not missing:
+            return model, missing
+    # Not every class that can have the encoder's pooler has it by default.
+    options = {"add_pooling_layer": True} if family.pools_in_encoder else {}
+    model, missing = _from_pretrained(transformers.AutoModel, directory, **options)
     untrained = sorted(name for name in missing if "pooler" not in name)  # transformers initialises them randomly
     if untrained:
         raise UserError(
@@ -215,7 +239,7 @@ def _load(directory: Path, architecture: str | None) -> tuple[Any, frozenset[str
     return model, missing
 
 
-def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
+def _from_pretrained(cls: Any, directory: Path, **options: Any) -> tuple[Any, frozenset[str]]:
     from transformers.utils import logging
 
     verbosity, has_progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -230,6 +254,7 @@ def _from_pretrained(cls: Any, directory: Path) -> tuple[Any, frozenset[str]]:
             dtype="float32",
             attn_implementation="eager",
             output_loading_info=True,
+            **options,
         )
     except Exception as error:  # several libraries raise their own exceptions for damaged files
         raise UserError(f"{directory}: transformers cannot load it: {one_line(error, limit=300)}") from error
