@@ -5,8 +5,8 @@ Parameters are float32. `dtype` is the dtype of the large matrix products; softm
 float32 whatever `dtype` is.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import jax
 from flax import nnx
@@ -84,6 +84,10 @@ class EncoderConfig:
     def head_input_rate(self) -> float:
         """The dropout rate before the pooler."""
         return self.classifier_rate if self.head_input_dropout else 0.0
+
+    def with_dropout(self, rate: float) -> Self:
+        """Return these settings with one dropout rate at all sites of the encoder."""
+        return replace(self, hidden_dropout=rate, attention_dropout=rate)
 
     @property
     def pooler_bias(self) -> bool:

@@ -164,8 +164,7 @@ def _new_architecture(settings: PretrainConfig, tokenizer: Any) -> EncoderConfig
 
 def _model(settings: PretrainConfig, architecture: EncoderConfig, mesh: Mesh) -> tuple[Any, nnx.State]:
     """Return the graphdef, with the dropout of pretraining, and the parameters of `start_from`, or new ones."""
-    rate = settings.pretraining_dropout
-    architecture = dataclasses.replace(architecture, hidden_dropout=rate, attention_dropout=rate)
+    architecture = architecture.with_dropout(settings.pretraining_dropout)
     if settings.start_from:
         directory = hf_checkpoint.resolve(settings.start_from)
         if not hf_checkpoint.has_language_model(directory):

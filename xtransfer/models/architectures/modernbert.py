@@ -5,7 +5,8 @@ Shapes: R rows, S tokens per row, H hidden size, F feed-forward size, D the widt
 Source: Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder", ACL 2025.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,10 @@ class ModernBertConfig(EncoderConfig):
     attention_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
+
+    def with_dropout(self, rate: float) -> Self:
+        """Return these settings with one dropout rate at all sites of the encoder."""
+        return replace(super().with_dropout(rate), embedding_dropout=rate)
 
     @property
     def pooler_bias(self) -> bool:
