@@ -29,6 +29,10 @@ class DropoutKey(NamedTuple):
         """Return the key for one of several sites that draw masks."""
         return DropoutKey(jax.random.fold_in(self.key, site), self.rows)
 
+    def with_rows(self, rows: int) -> "DropoutKey":
+        """Return the key with the numbers of its `rows` rows spelled out."""
+        return self if self.rows is not None else DropoutKey(self.key, jnp.arange(rows, dtype=jnp.int32))
+
 
 def at_site(key: DropoutKey | None, site: int) -> DropoutKey | None:
     """Return the key for one of several sites that draw dropout masks, or None without dropout."""
@@ -52,20 +56,55 @@ def keep_mask(key: DropoutKey | None, rate: float, shape: tuple[int, ...]) -> ja
     if key is None or rate == 0.0:
         return None
     *leading, length, width = shape
-    quarter = -(-length // _PER_CALL)
-    row, position = _positions((*leading, quarter, width))
+    row, position = _positions((*leading, _quarter(length), width))
     if key.rows is not None:
         row = jnp.broadcast_to(key.rows.astype(jnp.uint32).reshape(-1, *[1] * (row.ndim - 1)), row.shape)
+    return _spread(_numbers(key, rate, row, position), length)
+
+
+def keep_mask_part(
+    key: DropoutKey, rate: float, shape: tuple[int, ...], starts: tuple[jax.Array, jax.Array], sizes: tuple[int, int]
+) -> jax.Array:
+    """Return `keep_mask(key, rate, shape)[..., i : i + m, j : j + n]` for starts (i, j) and sizes (m, n), and no more.
+
+    With all lines (m is the second to last size of `shape`), this draws as many numbers as `keep_mask` for as many
+    elements, and otherwise four times as many: elements that share a number are a quarter of the lines apart.
+    """
+    *leading, length, width = shape
+    quarter, all_lines = _quarter(length), sizes[0] == length
+    line = jnp.arange(quarter) if all_lines else starts[0] + jnp.arange(sizes[0])
+    row, index = _positions((*leading, 1, 1))
+    if key.rows is not None:
+        row = key.rows.astype(jnp.uint32).reshape(-1, *[1] * (row.ndim - 1))
+    place = (line % quarter)[:, None] * width + starts[1] + jnp.arange(sizes[1])  # [quarter or m, n]
+    numbers = _numbers(key, rate, row, index * jnp.uint32(quarter * width) + place.astype(jnp.uint32))
+    return _spread(numbers, length) if all_lines else (numbers >> (line // quarter)[:, None]) & 1 != 0
+
+
+def _quarter(length: int) -> int:
+    """Return the lines of a quarter of the second to last axis, rounded up."""
+    return -(-length // _PER_CALL)
+
+
+def _numbers(key: DropoutKey, rate: float, row: jax.Array, position: jax.Array) -> jax.Array:
+    """Return numbers whose bit i says whether to keep an element of the i-th quarter of the second to last axis.
+
+    They are kept for the backward pass: drawing them again would put their arithmetic into every loop that reads them,
+    and a bool per element would take as much memory.
+    """
     words = _threefry(jax.random.bits(key.key, (2,), jnp.uint32), row, position)
     threshold = jnp.uint32(round(rate * 2**_BITS) << _BITS)
     halves = [half >= threshold for word in words for half in (word, word << _BITS)]
-    # Bit i of a number is for the i-th quarter of the second to last axis. The numbers are kept for the backward pass:
-    # drawing them again would put their arithmetic into every loop that reads them, and a bool per element would take
-    # as much memory.
-    packed = jax.lax.optimization_barrier(sum(jnp.where(half, 1 << i, 0) for i, half in enumerate(halves)))
-    spread = jnp.broadcast_to(packed[..., None, :, :], (*leading, _PER_CALL, quarter, width))
-    number = jax.lax.broadcasted_iota(jnp.int32, spread.shape, len(leading))
-    keep = ((spread >> number) & 1) != 0
+    numbers: jax.Array = jax.lax.optimization_barrier(sum(jnp.where(half, 1 << i, 0) for i, half in enumerate(halves)))
+    return numbers
+
+
+def _spread(numbers: jax.Array, length: int) -> jax.Array:
+    """Turn the numbers of a quarter of the lines into a mask: [..., length / 4, D] -> [..., length, D] bool."""
+    *leading, quarter, width = numbers.shape
+    spread = jnp.broadcast_to(numbers[..., None, :, :], (*leading, _PER_CALL, quarter, width))
+    bit = jax.lax.broadcasted_iota(jnp.int32, spread.shape, len(leading))
+    keep = ((spread >> bit) & 1) != 0
     return keep.reshape(*leading, _PER_CALL * quarter, width)[..., :length, :]
 
 

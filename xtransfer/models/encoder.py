@@ -12,9 +12,9 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import segment_bias
 from xtransfer.models.dropout import DropoutKey, at_site
 from xtransfer.models.layers import ACTIVATIONS, LayerNorm
+from xtransfer.models.visibility import Visibility
 
 
 def may_be_zero(default: int) -> Any:
@@ -108,8 +108,8 @@ class EncoderConfig:
 class Encoder(nnx.Module):
     """Embeddings and layers. With `remat`, the backward pass computes each layer again from its input.
 
-    An architecture fills `embeddings` and `layers`. It overrides `context` if its layers read more than the bias of the
-    scores, and `finish` if something follows the last layer. `config_class` is the class of its settings.
+    An architecture fills `embeddings` and `layers`. It overrides `context` if its layers read more than who sees
+    whom, and `finish` if something follows the last layer. `config_class` is the class of its settings.
     """
 
     config_class: ClassVar[type[EncoderConfig]] = EncoderConfig
@@ -121,8 +121,8 @@ class Encoder(nnx.Module):
         self.remat = remat
 
     def context(self, position_ids: jax.Array, segment_ids: jax.Array) -> Any:
-        """Return what all layers read beside their input, from ids [R, S] int32: here the bias, [R, 1, S, S]."""
-        return segment_bias(segment_ids)
+        """Return what all layers read beside their input, from ids [R, S] int32: here who sees whom."""
+        return Visibility.of_segments(segment_ids)
 
     def finish(self, x: jax.Array) -> jax.Array:
         """Transform the output of the last layer: [R, S, H] -> [R, S, H]."""

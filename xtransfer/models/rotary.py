@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xtransfer.models.visibility import Visibility
+
 
 class Rotation(NamedTuple):
     """The cosines and sines of the angles of every token, each [R, 1, D / 2, S] float32."""
@@ -28,11 +30,11 @@ class RotaryContext(NamedTuple):
     """What a layer with rotary positions reads beside its input.
 
     Attributes:
-      bias: [R, 1, S, S] float32, the bias of the scores.
+      visibility: who sees whom.
       rotation: the rotation of queries and keys.
     """
 
-    bias: jax.Array
+    visibility: Visibility
     rotation: Rotation
 
 

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import attend, kept_probabilities
+from xtransfer.models.attention import attend
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.layers import linear
 from xtransfer.models.rotary import Rotation
+from xtransfer.models.visibility import Visibility
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with an additive bias, an output projection, and dropout; without the residual.
+    """Multi-head self-attention within segments, with an output projection, and dropout; without the residual.
 
     Args:
       size: H.
@@ -53,14 +54,14 @@ class SelfAttention(nnx.Module):
         self.attention_rate, self.output_rate = attention_rate, output_rate
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array, key: DropoutKey | None, *, rotation: Rotation | None = None
+        self, x: jax.Array, visibility: Visibility, key: DropoutKey | None, *, rotation: Rotation | None = None
     ) -> jax.Array:
-        """Mix the tokens of each segment: x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
+        """Mix the tokens that see each other: x [R, S, H] -> [R, S, H]."""
         q, k, v = self.project(x)  # [R, N, D, S]
         if rotation is not None:
             q, k = rotation(q), rotation(k)  # [R, N, D, S]
         q = q * (self.head_size**-0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
-        return self.mix(q, k, v, bias, key)
+        return self.mix(q, k, v, visibility, key)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys, and values of x [R, S, H], each [R, N, D, S]."""
@@ -78,13 +79,12 @@ class SelfAttention(nnx.Module):
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        bias: jax.Array,
+        visibility: Visibility,
         key: DropoutKey | None,
         relative: jax.Array | None = None,
     ) -> jax.Array:
         """Attend and project back: q (scaled already), k, and v [R, N, D, S] -> [R, S, H]; see `attention.attend`."""
         rows, heads, width, length = q.shape
-        keep = kept_probabilities(at_site(key, 0), self.attention_rate, (rows, heads, length, length))  # [R, N, S, S]
-        mixed = attend(q, k, v, bias, keep, self.attention_rate, relative)  # [R, N, D, S]
+        mixed = attend(q, k, v, visibility, at_site(key, 0), self.attention_rate, relative)  # [R, N, D, S]
         mixed = mixed.reshape(rows, heads * width, length)  # [R, N · D, S]
         return dropout(self.output.from_columns(mixed), self.output_rate, at_site(key, 1))  # [R, S, H]

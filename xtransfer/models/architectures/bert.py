@@ -15,6 +15,7 @@ from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
 from xtransfer.models.layers import ACTIVATIONS, embed, linear, look_up
 from xtransfer.models.self_attention import SelfAttention
+from xtransfer.models.visibility import Visibility
 
 
 class Embeddings(nnx.Module):
@@ -60,9 +61,9 @@ class Layer(nnx.Module):
         self.output_norm = layer_norm(config, rngs, dtype)
         self.act, self.rate = config.hidden_act, config.hidden_dropout
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
-        x = self.attention_norm(x + self.attention(x, bias, key))  # [R, S, H]
+    def __call__(self, x: jax.Array, visibility: Visibility, key: DropoutKey | None) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
+        x = self.attention_norm(x + self.attention(x, visibility, key))  # [R, S, H]
         wide = ACTIVATIONS[self.act](self.intermediate(x))  # [R, S, F]
         return self.output_norm(x + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, S, H]
 

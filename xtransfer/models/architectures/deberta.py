@@ -4,6 +4,9 @@ A score is the sum of three products: of a query and a key, of a query and the v
 position", c2p), and of a key and the vector of the distance ("position to content", p2c). It depends on distances only,
 so a text has the same vectors wherever it stands in a packed row.
 
+All S × S scores of a row are computed at once, so memory is quadratic in the length of a row. The published models were
+trained on 512 tokens.
+
 Shapes: R rows, S tokens per row, H hidden size, N heads, D the width of a head, F feed-forward size, E embedding size,
 A the number of distances in each direction that have vectors of their own.
 
@@ -20,11 +23,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import segment_bias
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm, may_be_zero
 from xtransfer.models.layers import ACTIVATIONS, NORMAL, Embed, embed, linear, look_up
 from xtransfer.models.self_attention import SelfAttention
+from xtransfer.models.visibility import Visibility
 
 CONTENT_TO_POSITION, POSITION_TO_CONTENT = "c2p", "p2c"
 
@@ -75,14 +78,12 @@ class Context(NamedTuple):
     """What the layers read beside their input.
 
     Attributes:
-      bias: [R, 1, S, S] float32, the bias of the scores.
+      visibility: who sees whom.
       distances: [2 · A, H], the vectors of distances.
-      segment_ids: [R, S] int32.
     """
 
-    bias: jax.Array
+    visibility: Visibility
     distances: jax.Array
-    segment_ids: jax.Array
 
 
 class Embeddings(nnx.Module):
@@ -143,7 +144,7 @@ class DisentangledAttention(SelfAttention):
         table_key = None if key is None else DropoutKey(key.key).at(3)  # the table has no rows of the batch
         table = dropout(context.distances, self.distance_rate, table_key)  # [2 · A, H]
         relative = self.relative_scores(q * scale, k * scale, table) if self.terms else None  # [R, N, S, S]
-        return self.mix(q * scale, k, v, context.bias, key, relative)  # [R, S, H]
+        return self.mix(q * scale, k, v, context.visibility, key, relative)  # [R, S, H]
 
     def relative_scores(self, q: jax.Array, k: jax.Array, table: jax.Array) -> jax.Array:
         """Return c2p and p2c: q and k [R, N, D, S], scaled, table [2 · A, H] -> [R, N, S (keys), S (queries)]."""
@@ -239,7 +240,7 @@ class Layer(nnx.Module):
         wide = ACTIVATIONS[self.act](self.intermediate(mixed))  # [R, S, F]
         y = self.output_norm(mixed + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, S, H]
         if hasattr(self, "convolution"):
-            y = self.convolution(x, y, context.segment_ids, at_site(key, 4))  # [R, S, H]
+            y = self.convolution(x, y, context.visibility.segment_ids, at_site(key, 4))  # [R, S, H]
         return y
 
 
@@ -262,4 +263,4 @@ class DebertaEncoder(Encoder):
         table = self.relative_embeddings.embedding[...].astype(self.dtype)  # [2 · A, H]
         if hasattr(self, "relative_norm"):
             table = self.relative_norm(table)
-        return Context(segment_bias(segment_ids), table, segment_ids)
+        return Context(Visibility.of_segments(segment_ids, at_once=True), table)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import segment_bias
 from xtransfer.models.dropout import DropoutKey
 from xtransfer.models.encoder import Encoder, EncoderConfig
 from xtransfer.models.layers import GatedFeedForward, RMSNorm, embed, look_up
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
+from xtransfer.models.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array, context: RotaryContext, key: DropoutKey | None) -> jax.Array:
         """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        x = x + self.attention(self.attention_norm(x), context.bias, key, rotation=context.rotation)  # [R, S, H]
+        x = x + self.attention(self.attention_norm(x), context.visibility, key, rotation=context.rotation)  # [R, S, H]
         return x + self.feed_forward(self.feed_forward_norm(x), None)  # [R, S, H]
 
 
@@ -101,7 +101,7 @@ class EuroBertEncoder(Encoder):
 
     def context(self, position_ids: jax.Array, segment_ids: jax.Array) -> RotaryContext:
         """Return what all layers read beside their input."""
-        return RotaryContext(segment_bias(segment_ids), rotation(position_ids, self.head_size, self.theta))
+        return RotaryContext(Visibility.of_segments(segment_ids), rotation(position_ids, self.head_size, self.theta))
 
     def finish(self, x: jax.Array) -> jax.Array:
         """Normalize the output of the last layer: [R, S, H] -> [R, S, H]."""

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import segment_bias
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm, may_be_zero
 from xtransfer.models.layers import GatedFeedForward, embed, look_up
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
+from xtransfer.models.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array, context: RotaryContext, key: DropoutKey | None) -> jax.Array:
         """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        mixed = self.attention(x, context.bias, key, rotation=context.rotation)  # [R, S, H]
+        mixed = self.attention(x, context.visibility, key, rotation=context.rotation)  # [R, S, H]
         x = self.attention_norm(x + mixed)  # [R, S, H]
         wide = self.feed_forward(x, at_site(key, 2))  # [R, S, H]
         return self.output_norm(x + dropout(wide, self.rate, at_site(key, 3)))  # [R, S, H]
@@ -104,4 +104,4 @@ class GteEncoder(Encoder):
     def context(self, position_ids: jax.Array, segment_ids: jax.Array) -> RotaryContext:
         """Return what all layers read beside their input."""
         turn = rotation(position_ids, self.head_size, self.theta, divisor=self.divisor)
-        return RotaryContext(segment_bias(segment_ids), turn)
+        return RotaryContext(Visibility.of_segments(segment_ids), turn)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.attention import segment_bias
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
 from xtransfer.models.layers import GatedFeedForward, embed, look_up
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
+from xtransfer.models.visibility import Visibility
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -113,9 +113,9 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array, context: dict[str, RotaryContext], key: DropoutKey | None) -> jax.Array:
         """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        bias, turn = context[self.kind]
+        visibility, turn = context[self.kind]
         normal = self.attention_norm(x) if hasattr(self, "attention_norm") else x  # [R, S, H]
-        x = x + self.attention(normal, bias, key, rotation=turn)  # [R, S, H]
+        x = x + self.attention(normal, visibility, key, rotation=turn)  # [R, S, H]
         return x + self.feed_forward(self.feed_forward_norm(x), at_site(key, 2))  # [R, S, H]
 
 
@@ -137,11 +137,12 @@ class ModernBertEncoder(Encoder):
 
     def context(self, position_ids: jax.Array, segment_ids: jax.Array) -> dict[str, RotaryContext]:
         """Return what each kind of layer reads beside its input."""
+        kinds = ((GLOBAL, None, self.theta), (LOCAL, self.distance, self.local_theta))
         return {
-            GLOBAL: RotaryContext(segment_bias(segment_ids), rotation(position_ids, self.head_size, self.theta)),
-            LOCAL: RotaryContext(
-                segment_bias(segment_ids, self.distance), rotation(position_ids, self.head_size, self.local_theta)
-            ),
+            kind: RotaryContext(
+                Visibility.of_segments(segment_ids, window), rotation(position_ids, self.head_size, theta)
+            )
+            for kind, window, theta in kinds
         }
 
     def finish(self, x: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from xtransfer.models.dropout import DropoutKey, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
 from xtransfer.models.layers import ACTIVATIONS, embed, linear, look_up
 from xtransfer.models.self_attention import SelfAttention
+from xtransfer.models.visibility import Visibility
 
 
 class Embeddings(nnx.Module):
@@ -51,9 +52,9 @@ class Layer(nnx.Module):
         self.output = linear(config.intermediate_size, config.hidden_size, rngs=rngs, dtype=dtype)
         self.act = config.hidden_act
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H], bias [R, 1, S, S] float32 -> [R, S, H]."""
-        x = x + self.attention(self.attention_norm(x), bias, key)  # [R, S, H]
+    def __call__(self, x: jax.Array, visibility: Visibility, key: DropoutKey | None) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
+        x = x + self.attention(self.attention_norm(x), visibility, key)  # [R, S, H]
         wide = ACTIVATIONS[self.act](self.intermediate(self.output_norm(x)))  # [R, S, F]
         return x + self.output(wide)  # [R, S, H]: without dropout, unlike BERT
 
