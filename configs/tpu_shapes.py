@@ -18,7 +18,11 @@ from ml_collections import ConfigDict
 
 from xtransfer import config as settings
 
-SHAPES = {"mbert": "bert-base-multilingual-cased", "xlmr_large": "xlm-roberta-large"}
+SHAPES = {
+    "mbert": "bert-base-multilingual-cased",
+    "xlmr_large": "xlm-roberta-large",
+    "modernbert": "modernbert-base",
+}
 
 
 def get_config(arg: str = "mbert") -> ConfigDict:

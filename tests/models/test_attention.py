@@ -1,216 +1,45 @@
-"""Attention and its hand-written gradient, compared with softmax and einsum differentiated by JAX."""
-
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+"""The choice of the way to compute attention: both give the same numbers, with the same dropout masks."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.test_util import check_grads
 
-from xtransfer.models.attention import attend, rowwise, segment_bias
+from tests.helpers.attention import assert_close, random_inputs, with_gradients
+from tests.helpers.jaxprs import equations
+from xtransfer.models.attention import attend
+from xtransfer.models.dropout import DropoutKey
+from xtransfer.models.visibility import LONGEST_AT_ONCE, Visibility
 
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-R, N, D, S = 3, 2, 4, 6
-RATE = 0.25
-# Two segments and padding, one segment, and a row of padding.
-SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
-Function = Callable[..., jax.Array]
-
-
-def random_inputs(seed: int = 0, scale: float = 1.0, dtype: Any = jnp.float32) -> list[jax.Array]:
-    """Return random queries, keys, values, and loss weights, each [R, N, D, S]."""
-    arrays = np.random.default_rng(seed).standard_normal((4, R, N, D, S))
-    arrays[0] *= scale
-    return [jnp.asarray(x, dtype) for x in arrays]
+KEY, RATE = DropoutKey(jax.random.key(1)), 0.3
+SHAPE = (2, 2, 4, LONGEST_AT_ONCE + 1)
+SEGMENTS = jnp.asarray(jnp.arange(2 * SHAPE[3]).reshape(2, -1) // 190, jnp.int32)
 
 
-def random_keep_mask(seed: int = 0) -> jax.Array:
-    """Return a random dropout mask, [R, N, S (keys), S (queries)] bool, with every key of one query dropped."""
-    keep = np.random.default_rng(seed).random((R, N, S, S)) >= RATE
-    keep[0, 0, :, 1] = False
-    return jnp.asarray(keep)
+@pytest.mark.parametrize("window", [None, 3])
+def test_long_rows_have_the_results_of_attention_at_once(window: int | None) -> None:
+    """Without row numbers in the key, rows are numbered from 0 in both."""
+    in_blocks, at_once = (Visibility.of_segments(SEGMENTS, window, at_once=at_once) for at_once in (False, True))
+    results = with_gradients(lambda q, k, v: attend(q, k, v, in_blocks, KEY, RATE))(*random_inputs(SHAPE))
+    expected = with_gradients(lambda q, k, v: attend(q, k, v, at_once, KEY, RATE))(*random_inputs(SHAPE))
+    assert_close(results, expected, 1e-5)
 
 
-def reference_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, keep: jax.Array | None, rate: float
-) -> jax.Array:
-    """Compute the same attention with JAX's softmax, with queries before keys."""
-    probs = jax.nn.softmax(jnp.einsum("rndq,rndk->rnqk", q, k) + bias, axis=-1)
-    if keep is not None:
-        probs = probs * jnp.swapaxes(keep, 2, 3) / (1 - rate)
-    return jnp.einsum("rnqk,rndk->rndq", probs, v)
+@pytest.mark.parametrize(("length", "loops"), [(LONGEST_AT_ONCE, 0), (LONGEST_AT_ONCE + 1, 1)])
+def test_rows_of_up_to_512_tokens_are_computed_at_once(length: int, loops: int) -> None:
+    def run(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        return attend(x, x, x, Visibility.of_segments(segment_ids), None, 0.0)
+
+    eqns = equations(run, jnp.zeros((1, 1, 2, length)), jnp.zeros((1, length), jnp.int32))
+    assert sum(e.primitive.name == "scan" for e in eqns) == loops
 
 
-def with_gradients(attention: Function, keep: jax.Array | None, bias: jax.Array, rate: float = RATE) -> Any:
-    """Return a compiled function: (q, k, v, weights) -> the output, and the gradients of q, k, and v."""
-
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = attention(q, k, v, bias, keep, rate)
-        return jnp.sum((out * weights).astype(jnp.float32)), out
-
-    def run(*arrays: jax.Array) -> list[jax.Array]:
-        gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
-        return [out, *gradients]
-
-    return quick_jit(run)
+def test_no_mask_is_drawn_without_a_rate() -> None:
+    x, visibility = jnp.zeros(SHAPE), Visibility.of_segments(SEGMENTS)
+    eqns = equations(lambda x: attend(x, x, x, visibility, KEY, 0.0), x)
+    assert not any(e.primitive.name == "random_bits" for e in eqns)
 
 
-def assert_close(actual: list[jax.Array], expected: list[jax.Array], relative: float) -> None:
-    """Compare arrays, with an absolute tolerance of `relative` times the largest expected value of each array."""
-    for array, reference in zip(actual, expected, strict=True):
-        reference = np.asarray(reference, np.float64)
-        assert array.shape == (R, N, D, S) and np.isfinite(reference).all()
-        np.testing.assert_allclose(
-            np.asarray(array, np.float64), reference, rtol=0, atol=relative * np.abs(reference).max()
-        )
-
-
-@pytest.mark.parametrize("with_dropout", [False, True])
-def test_outputs_and_gradients_match_softmax(with_dropout: bool) -> None:
-    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
-    results = with_gradients(attend, keep, bias)(*random_inputs())
-    assert_close(results, with_gradients(reference_attention, keep, bias)(*random_inputs()), 1e-5)
-    assert all(float(jnp.abs(x).max()) > 0.1 for x in results)
-    if with_dropout:
-        np.testing.assert_array_equal(results[0][0, 0, :, 1], 0)  # this query keeps no key
-
-
-def test_other_segments_do_not_affect_outputs_or_gradients() -> None:
-    """Changing one segment leaves the outputs and gradients of the other bit-identical."""
-    run = with_gradients(attend, random_keep_mask(), segment_bias(SEGMENTS))
-    q, k, v, weights = random_inputs()
-    changed = [x.at[0, :, :, 3:].set(9.0) for x in (q, k, v, weights)]
-    for before, after in zip(run(q, k, v, weights), run(*changed), strict=True):
-        np.testing.assert_array_equal(before[0, :, :, :3], after[0, :, :, :3])
-        np.testing.assert_array_equal(before[1:], after[1:])
-        assert float(jnp.abs(before[0, :, :, 3:] - after[0, :, :, 3:]).max()) > 0.1
-
-
-def test_bias_is_zero_within_a_segment_and_masks_other_segments() -> None:
-    bias = segment_bias(jnp.array([[1, 1, 2, 0]]))
-    inside = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
-    assert bias.shape == (1, 1, 4, 4) and bias.dtype == jnp.float32
-    np.testing.assert_array_equal(bias[0, 0] == 0, inside)
-    assert float(jnp.exp(bias[0, 0][~inside] + 1e4).max()) == 0
-
-
-def test_window_masks_tokens_that_are_too_far_apart() -> None:
-    bias = segment_bias(jnp.array([[1, 1, 1, 1, 2]]), window=1)
-    inside = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], bool)
-    np.testing.assert_array_equal(bias[0, 0] == 0, inside)
-
-
-@pytest.mark.parametrize("with_dropout", [False, True])
-def test_relative_scores_and_their_gradient_match_softmax(with_dropout: bool) -> None:
-    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
-    relative = jnp.asarray(np.random.default_rng(9).standard_normal((R, N, S, S)), jnp.float32)  # keys before queries
-    q, k, v, weights = random_inputs()
-
-    def ours(q: jax.Array, relative: jax.Array) -> jax.Array:
-        return jnp.sum(weights * attend(q, k, v, bias, keep, RATE, relative))
-
-    def reference(q: jax.Array, relative: jax.Array) -> jax.Array:
-        return jnp.sum(weights * reference_attention(q, k, v, bias + jnp.swapaxes(relative, 2, 3), keep, RATE))
-
-    for actual, expected in zip(
-        jax.tree.leaves(jax.value_and_grad(ours, argnums=(0, 1))(q, relative)),
-        jax.tree.leaves(jax.value_and_grad(reference, argnums=(0, 1))(q, relative)),
-        strict=True,
-    ):
-        assert float(jnp.abs(expected).max()) > 0.1
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_huge_scores_select_one_key_and_keep_gradients_finite(dtype: Any) -> None:
-    """Scores of about ±10,000 overflow in exp unless the largest is subtracted first."""
-    q, k, v, weights = random_inputs(scale=5e3, dtype=dtype)
-    bias = segment_bias(SEGMENTS)
-    scores = jnp.einsum("rndq,rndk->rnqk", *(x.astype(jnp.float32) for x in (q, k))) + bias
-    assert float(jnp.max(scores)) > 1e4 > -1e4 > float(jnp.min(jnp.where(bias == 0, scores, 0)))
-    results = with_gradients(attend, None, bias)(q, k, v, weights)
-    assert all(bool(jnp.isfinite(x).all()) for x in results)
-    for row in (0, 1):  # row 2 is padding
-        best = jnp.argmax(scores[row], axis=-1)  # [N, S]
-        picked = jnp.take_along_axis(v[row], best[:, None, :], axis=2)
-        np.testing.assert_allclose(results[0][row].astype(jnp.float32), picked.astype(jnp.float32), atol=1e-2)
-
-
-def test_fully_masked_row_stays_finite() -> None:
-    """Adding -1e9 absorbs the scores, so that all keys get about the same probability."""
-    q, k, v, weights = random_inputs()
-    results = with_gradients(attend, None, jnp.full((R, 1, S, S), -1e9))(q, k, v, weights)
-    assert all(bool(jnp.isfinite(x).all()) for x in results)
-    np.testing.assert_allclose(results[0], jnp.broadcast_to(v.mean(3, keepdims=True), v.shape), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("with_dropout", [False, True])
-def test_bfloat16_matches_float32_to_within_rounding(with_dropout: bool) -> None:
-    """Round the inputs first, so that only the rounding inside attention differs."""
-    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
-    inputs = random_inputs(dtype=jnp.bfloat16)
-    results = with_gradients(attend, keep, bias)(*inputs)
-    assert [x.dtype for x in results] == [jnp.bfloat16] * 4
-    expected = with_gradients(reference_attention, keep, bias)(*(x.astype(jnp.float32) for x in inputs))
-    assert_close(results[:1], expected[:1], 2**-8)  # half a bfloat16 step is a relative 2**-9
-    assert_close(results[1:], expected[1:], 2**-6)
-
-
-def test_probabilities_sum_to_one_in_bfloat16() -> None:
-    """A weighted mean of equal values is that value, although all exponentials but one are rounded down, by 0.35 %."""
-    q = jnp.ones((1, 1, 2, 200), jnp.bfloat16)
-    k = jnp.array([[-0.6875], [-0.00214]]) * (jnp.arange(200) > 0)  # exp(-0.68964) is 0.50176; a step is 1/256
-    out = attend(q, k[None, None].astype(jnp.bfloat16), q, jnp.zeros((1, 1, 200, 200)), None, 0.0)
-    np.testing.assert_array_equal(out.astype(jnp.float32), 1.0)
-
-
-@pytest.mark.parametrize("with_dropout", [False, True])
-def test_gradient_matches_finite_differences(with_dropout: bool) -> None:
-    keep, bias = random_keep_mask() if with_dropout else None, segment_bias(SEGMENTS)
-    function = jax.jit(lambda q, k, v: attend(q, k, v, bias, keep, RATE))
-    check_grads(function, tuple(random_inputs()[:3]), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
-
-
-def test_rematerialisation_changes_nothing() -> None:
-    keep, bias = random_keep_mask(), segment_bias(SEGMENTS)
-
-    def rematerialised(q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any) -> jax.Array:
-        return jax.checkpoint(lambda *qkv: attend(*qkv, *rest))(q, k, v)
-
-    assert_close(
-        with_gradients(rematerialised, keep, bias)(*random_inputs()),
-        with_gradients(attend, keep, bias)(*random_inputs()),
-        1e-6,
-    )
-
-
-def test_rate_has_no_effect_without_a_mask() -> None:
-    bias = segment_bias(SEGMENTS)
-    for with_rate, without_rate in zip(
-        with_gradients(attend, None, bias, RATE)(*random_inputs()),
-        with_gradients(attend, None, bias, 0.0)(*random_inputs()),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(with_rate, without_rate)
-
-
-def test_vmapped_rows_are_concatenated_into_one_call() -> None:
-    """Under vmap, `rowwise` merges the rows of all calls, and the results stay the same."""
-    shapes = []
-
-    @rowwise
-    def scaled(x: jax.Array, factors: tuple[jax.Array, None], shared: jax.Array) -> dict[str, jax.Array]:
-        shapes.append(x.shape)
-        return {"a": x * factors[0][:, None] + shared, "b": jnp.sum(x, axis=1)}
-
-    x, factor = jnp.arange(24.0).reshape(2, 3, 4), jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    batched = jax.vmap(lambda x, factor: scaled(x, (factor, None), jnp.float32(7)))(x, factor)
-    assert shapes[-1] == (6, 4)
-    np.testing.assert_array_equal(batched["a"], x * factor[:, :, None] + 7)
-    np.testing.assert_array_equal(batched["b"], x.sum(axis=2))
-    single = scaled(x[1], (factor[1], None), jnp.float32(7))
-    assert shapes[-1] == (3, 4)
-    np.testing.assert_array_equal(single["a"], batched["a"][1])
+def test_relative_scores_need_a_bias() -> None:
+    x, relative = jnp.zeros(SHAPE), jnp.zeros((2, 2, SHAPE[3], SHAPE[3]))
+    with pytest.raises(AssertionError, match="at_once=True"):
+        attend(x, x, x, Visibility.of_segments(SEGMENTS), None, 0.0, relative)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xtransfer.models.dropout import DropoutKey, _positions, _threefry, dropout, keep_mask
+from xtransfer.models.dropout import DropoutKey, _positions, _threefry, dropout, keep_mask, keep_mask_part
 from xtransfer.runtime.sharding import BATCH_SPEC, make_mesh
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -128,6 +130,26 @@ def test_lengths_need_not_be_multiples_of_four(length: int) -> None:
             keep[:, number * quarter : (number + 1) * quarter],
             mask(0.5, 40, 4 * quarter, 50)[:, number * quarter : min((number + 1) * quarter, length)],
         )
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sampled_from([(3, 7), (2, 3, 8), (2, 2, 5, 6), (2, 3, 13, 4)]), st.booleans(), st.booleans())
+def test_part_of_a_mask_is_cut_from_the_whole(
+    data: st.DataObject, shape: tuple[int, ...], all_lines: bool, with_rows: bool
+) -> None:
+    rows = jnp.arange(40, 40 + shape[0]) if with_rows and len(shape) > 2 else None
+    key = DropoutKey(jax.random.key(5), rows)
+    starts, sizes = [], []
+    for size in shape[-2:]:
+        starts.append(data.draw(st.integers(0, size - 1)))
+        sizes.append(data.draw(st.integers(1, size - starts[-1])))
+    if all_lines:
+        starts[0], sizes[0] = 0, shape[-2]
+    whole = keep_mask(key, 0.5, shape)
+    assert whole is not None
+    part = keep_mask_part(key, 0.5, shape, (jnp.int32(starts[0]), jnp.int32(starts[1])), (sizes[0], sizes[1]))
+    (i, j), (m, n) = starts, sizes
+    np.testing.assert_array_equal(part, whole[..., i : i + m, j : j + n])
 
 
 @pytest.mark.parametrize("shape", [(8, 5, 12), (8, 4, 6, 6)])
