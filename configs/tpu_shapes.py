@@ -4,6 +4,8 @@
         --rows-per-chip 128 --row-length 128 --unpacked
     python -m xtransfer.precompile --config configs/tpu_shapes.py:xlmr_large --topology v5e:2x4 \
         --rows-per-chip 16 --row-length 128 --unpacked --config.mesh.fsdp=8
+    python -m xtransfer.precompile --config configs/tpu_shapes.py:modernbert --topology v5e:2x4 \
+        --rows-per-chip 1 --row-length 8192 --unpacked --steps evaluation
 
 Expected for student_train with the pinned libtpu, 0.0.42.1: the first command says 135.9 Mcycles and 4.00 GiB per
 chip (with 32 rows per chip, 41.0 and 3.12), and the second says XLMR. With libtpu 0.0.52 they said 124.5 and 4.1 (38.9
@@ -26,7 +28,7 @@ SHAPES = {
 
 
 def get_config(arg: str = "mbert") -> ConfigDict:
-    """Return the config for `arg`, the teacher and the student: "mbert" (multilingual BERT base) or "xlmr_large"."""
+    """Return the config for `arg`, the teacher and the student: a key of `SHAPES`."""
     config = settings.default()
     config.task.name = "minireviews"  # for its two classes
     for model in (config.teacher, config.student):

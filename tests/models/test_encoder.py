@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.jaxprs import equations, float_types
-from xtransfer.models import dropout, heads, self_attention
+from xtransfer.models import attention, dropout, heads
 from xtransfer.models.architectures.bert import BertEncoder
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier, MaskedLM
@@ -250,7 +250,7 @@ def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.
         return draw(key, rate, shape)
 
     monkeypatch.setattr(dropout, "keep_mask", spy)
-    monkeypatch.setattr(self_attention, "kept_probabilities", spy)
+    monkeypatch.setattr(attention, "kept_probabilities", spy)
     changes, expected = SITES[kind]
     rates = {"hidden_dropout": 0.1, "attention_dropout": 0.2, "classifier_dropout": 0.3}
     graphdef, params = classifier(dataclasses.replace(CONFIG, **rates, **changes))
