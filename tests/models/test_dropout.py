@@ -132,7 +132,7 @@ def test_lengths_need_not_be_multiples_of_four(length: int) -> None:
         )
 
 
-@settings(max_examples=60)
+@settings(max_examples=15)
 @given(st.data(), st.sampled_from([(3, 7), (2, 3, 8), (2, 2, 5, 6), (2, 3, 13, 4)]), st.booleans(), st.booleans())
 def test_part_of_a_mask_is_cut_from_the_whole(
     data: st.DataObject, shape: tuple[int, ...], all_lines: bool, with_rows: bool
@@ -145,10 +145,9 @@ def test_part_of_a_mask_is_cut_from_the_whole(
         sizes.append(data.draw(st.integers(1, size - starts[-1])))
     if all_lines:
         starts[0], sizes[0] = 0, shape[-2]
-    whole = keep_mask(key, 0.5, shape)
-    assert whole is not None
-    part = keep_mask_part(key, 0.5, shape, (jnp.int32(starts[0]), jnp.int32(starts[1])), (sizes[0], sizes[1]))
     (i, j), (m, n) = starts, sizes
+    whole = quick_jit(lambda: keep_mask(key, 0.5, shape))()
+    part = quick_jit(lambda i, j: keep_mask_part(key, 0.5, shape, (i, j), (m, n)))(i, j)
     np.testing.assert_array_equal(part, whole[..., i : i + m, j : j + n])
 
 

@@ -16,6 +16,7 @@ from xtransfer.models import attention, dropout, heads
 from xtransfer.models.architectures.bert import BertEncoder
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier, MaskedLM
+from xtransfer.models.visibility import Visibility
 
 CONFIG = EncoderConfig(
     vocab_size=50,
@@ -128,9 +129,10 @@ def test_hidden_states_are_the_embeddings_and_the_output_of_each_layer() -> None
     def run(params: nnx.State) -> tuple[list[jax.Array], list[jax.Array]]:
         model = nnx.merge(graphdef, params)
         same = inputs[3][:, None, :, None] == inputs[3][:, None, None, :]
+        seen = Visibility(inputs[3], None, jnp.where(same, 0.0, -jnp.inf))
         steps = [model.embeddings(*inputs[:3], None)]
         for layer in model.layers:
-            steps.append(layer(steps[-1], jnp.where(same, 0.0, -jnp.inf), None))
+            steps.append(layer(steps[-1], seen, None))
         return model.hidden_states(*inputs), [*steps, model(*inputs)]
 
     states, steps = run(params)
