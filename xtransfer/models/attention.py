@@ -1,8 +1,8 @@
 """Attention within segments: the choice between all scores at once and a block of queries at a time.
 
-Rows of up to 512 tokens, and scores that depend on more than queries and keys (DeBERTa's), go to `attend_at_once`. It
-is faster, and its memory is quadratic in the length of a row. Longer rows go to `attend_in_blocks`, which needs linear
-memory. Both draw the same dropout masks.
+Rows of up to 512 tokens, and scores that depend on more than queries and keys (DeBERTa's), go to `attend_at_once`,
+whose memory is quadratic in the length of a row. Longer rows go to `attend_in_blocks`, whose memory is linear. Both
+draw the same dropout masks.
 
 Fused kernels, such as those of `jax.nn.dot_product_attention`, would draw other masks or none, and need an accelerator
 to be tested.
