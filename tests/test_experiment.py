@@ -231,6 +231,10 @@ def load_config(config_file, *flags):
         (["--config.student.max_length=1000"], r"student\.max_length is 1000, but .* has 32 positions"),
         (["--config.student.frozen=('embedings',)"], r"'embedings' matches no parameter"),
         (["--config.task.labelled=1000"], r"task\.labelled 1000"),
+        (
+            ["--config.task.labelled=1"],
+            r"task\.labelled 1 leaves no example of '.*: raise it to 2",
+        ),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_line(config_file, tmp_path, flags, message):

@@ -109,22 +109,39 @@ def test_a_file_replaces_the_unlabelled_split():
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 60), st.integers(0, 5))
 def test_held_out_examples_are_disjoint_from_train_and_stratified(counts, n, seed):
     everything = make_examples(*counts)
-    size = n or -(-len(everything) // 10)
-    if size >= len(everything):
-        with pytest.raises(
-            UserError,
-            match=f"{size} leaves none of the {len(everything)} training examples: lower",
-        ):
+    spare = len(everything) - len(counts)
+    if n > spare or not spare:
+        with pytest.raises(UserError, match=f"task.held_out_dev {n}: .* can spare {spare}, .* add a dev split"):
             sampling.held_out(everything, n, seed)
         return
+    size = n or min(-(-len(everything) // 10), spare)
     train, dev = sampling.held_out(everything, n, seed)
     assert len(dev) == size and len(train) == len(everything) - size
     assert not {e.id for e in train} & {e.id for e in dev}
     assert [e for e in everything if e in train] == train and [e for e in everything if e in dev] == dev
-    for label, count in Counter(e.label for e in everything).items():
+    shares = {label: count * size / len(everything) for label, count in enumerate(counts)}
+    is_capped = any(share > counts[label] - 1 for label, share in shares.items())
+    for label, count in enumerate(counts):
         held_out_count = sum(e.label == label for e in dev)
-        assert abs(held_out_count - count * size / len(everything)) < 1
+        assert held_out_count < count, "the last example of a class was held out"
+        if held_out_count < count - 1:
+            assert held_out_count > shares[label] - 1
+        if not is_capped:
+            assert abs(held_out_count - shares[label]) < 1
     assert sampling.held_out(everything, n, seed) == (train, dev)
+
+
+def test_rare_classes_stay_in_train():
+    """120 examples give 12 to dev. Twenty classes have one example, so all 12 come from the large class."""
+    train, dev = sampling.held_out(make_examples(100, *[1] * 20), 0, 0)
+    assert Counter(e.label for e in dev) == {0: 12}
+    assert Counter(e.label for e in train) == {0: 88, **dict.fromkeys(range(1, 21), 1)}
+
+
+def test_small_classes_give_what_they_can_spare():
+    """Shares of 9 among 10, 2, and 2 examples are 6.4, 1.3, and 1.3, and the small classes can spare one each."""
+    _, dev = sampling.held_out(make_examples(10, 2, 2), 9, 0)
+    assert Counter(e.label for e in dev) == {0: 7, 1: 1, 2: 1}
 
 
 def test_balanced_classes_give_a_balanced_dev_split():

@@ -84,32 +84,38 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
 def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Split labelled examples into a training set and a held-out set, both in the given order.
 
-    Each class is represented in the held-out set in proportion, to within one example.
+    Each class is represented in the held-out set in proportion, to within one example, but its last example stays in
+    the training set. Other classes make up for that.
 
     Args:
       examples: labelled examples.
-      n: the size of the held-out set; 0 is a tenth, rounded up.
+      n: the size of the held-out set; 0 is a tenth, rounded up, or as many as the classes can spare.
       seed: the seed of the sample.
 
     Returns:
       (training set, held-out set), which together are `examples`.
 
     Raises:
-      UserError: the training set would be empty.
+      UserError: the classes cannot spare that many examples.
       ValueError: an example has no label.
     """
     _check_labelled(examples)
-    n = n or -(-len(examples) // _DEFAULT_FRACTION)
-    if n >= len(examples):
-        raise UserError(f"task.held_out_dev {n} leaves none of the {len(examples)} training examples: lower it")
     by_class: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         by_class.setdefault(example.label, []).append(i)
+    spare = len(examples) - len(by_class)
+    if not spare or n > spare:
+        raise UserError(
+            f"task.held_out_dev {n}: {len(examples)} training examples of {len(by_class)} classes can spare {spare}, "
+            f"because each class keeps one: {'lower it, or ' if spare else ''}add a dev split"
+        )
+    n = n or min(-(-len(examples) // _DEFAULT_FRACTION), spare)
     labels = _shuffled(sorted(by_class), seed, _HELD_OUT)  # breaks ties between equal shares
     exact = {label: len(by_class[label]) * n / len(examples) for label in labels}
-    shares = {label: int(exact[label]) for label in labels}
-    for label in sorted(labels, key=lambda label: shares[label] - exact[label])[: n - sum(shares.values())]:
-        shares[label] += 1
+    shares = {label: min(int(exact[label]), len(by_class[label]) - 1) for label in labels}
+    for _ in range(n - sum(shares.values())):
+        able = [label for label in labels if shares[label] < len(by_class[label]) - 1]
+        shares[max(able, key=lambda label: exact[label] - shares[label])] += 1
     draws = (_shuffled(by_class[label], seed, _HELD_OUT + 1 + label)[: shares[label]] for label in labels)
     held_out_indices = {i for draw in draws for i in draw}
     rest = [example for i, example in enumerate(examples) if i not in held_out_indices]

@@ -1,11 +1,13 @@
 """The transfer set: the labelled and unlabelled source text that a student learns from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.sampling import labelled_subset, unlabelled_examples
 from xtransfer.data.task import UNLABELLED, Example, Task
 from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.errors import UserError
 from xtransfer.runtime import terminal
 
 
@@ -32,10 +34,15 @@ class TransferSet:
 
 
 def gather(config: ExperimentConfig, task: Task) -> TransferSet:
-    """Read the source language's splits, and draw L and U from them."""
+    """Read the source language's splits, and draw L and U from them.
+
+    Raises:
+      UserError: a split is missing or malformed, too small for L or U, or L has no example of a class.
+    """
     settings = config.task
     train = task.load("train", task.source_language)
     labelled = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels)
+    _check_classes(labelled, task.labels, settings.labelled)
     needs_unlabelled = any(OBJECTIVES[name].data == "all" for name in config.objectives)
     kind = settings.unlabelled_from if needs_unlabelled else "none"
     unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
@@ -47,3 +54,12 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
     if unlabelled and kind != "train_rest":
         drawn_from.append(task.load(UNLABELLED, task.source_language))
     return TransferSet(labelled, unlabelled, task.load("dev", task.source_language), tuple(drawn_from))
+
+
+def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested: int) -> None:
+    """Refuse a class that no model would learn."""
+    used = {example.label for example in labelled}
+    missing = [repr(name) for label, name in enumerate(labels) if label not in used]
+    if missing:
+        remedy = f"raise it to {len(labels)} or more" if requested else "add some to train"
+        raise UserError(f"task.labelled {requested} leaves no example of {', '.join(missing)} to train on: {remedy}")
