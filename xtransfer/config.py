@@ -63,7 +63,11 @@ class TaskConfig:
     # Only the task `files` reads the rest, except that an unlabelled_file has these columns too.
     path: str = "{language}/{split}.tsv"  # below data_dir; the ending (.tsv, .csv, .jsonl, .parquet) is the format
     language_column: str = ""  # "" = one file per language; otherwise one file holds all, without {language}
+    delimiter: str = setting("", choices=("", "comma", "semicolon", "tab", "bar"))  # "" = tab in .tsv, comma in .csv
     labels: tuple[str, ...] = ()  # in canonical order; () = the labels in the source language's train, sorted
+    # Names of labels and languages that differ only in blanks at their ends, Unicode form, or case are one name;
+    # otherwise they are an error.
+    merge_names: bool = False
     text_column: str = "text"
     pair_column: str = ""  # "" = single texts, not pairs
     label_column: str = "label"

@@ -265,10 +265,15 @@ def test_a_class_without_training_examples_is_an_error(config: Config, tmp_path:
     with pytest.raises(UserError, match=r"en/train\.tsv: no example of 'so-so', 'dull' in task\.labels; add some, or"):
         task.load("train", "en")
     assert len(task.load("test", "de")) == 2
-    write_split(tmp_path, "en", "train", *(f"text {i}\tgood" for i in range(9)), "x\tbad")
+
+
+def test_a_held_out_dev_split_leaves_every_class_in_train(config: Config, tmp_path: Path):
+    rows = [*(f"text {i}\ta" for i in range(100)), *(f"text\tclass {i}" for i in range(20))]
+    write_split(tmp_path, "en", "train", *rows)
     (tmp_path / "en" / "dev.tsv").unlink()
-    held_out = user_files.task(config(held_out_seed=0))
-    assert len(held_out.load("train", "en")) == 9, "dev may take the only example of a class"
+    task = user_files.task(config())
+    assert Counter(e.label for e in task.load("train", "en")) == {0: 88, **dict.fromkeys(range(1, 21), 1)}
+    assert Counter(e.label for e in task.load("dev", "en")) == {0: 12}
 
 
 def test_impossible_paths_and_columns_are_one_line_errors(tmp_path):
@@ -280,5 +285,93 @@ def test_impossible_paths_and_columns_are_one_line_errors(tmp_path):
     os.makedirs(folder)
     with open(folder + b"/test.tsv", "w") as file:
         file.write("text\tlabel\na\tb\n")
-    with pytest.raises(UserError, match="cannot be the name of a language: rename it"):
+    with pytest.raises(UserError, match="the name of a language: .* cannot be printed: rename it"):
         user_files.task(TaskConfig(name="files", data_dir=str(tmp_path)))
+
+
+def test_hidden_folders_are_not_languages(config: Config, tmp_path: Path):
+    write_split(tmp_path, ".ipynb_checkpoints", "test", "x\tgood")
+    assert user_files.task(config()).target_languages == ("de", "fr")
+    with pytest.raises(UserError, match="no data in '.ipynb_checkpoints'"):
+        user_files.task(config(target_languages=(".ipynb_checkpoints",)))
+
+
+def test_a_task_without_a_target_language_is_an_error(config: Config, tmp_path: Path):
+    for language in ("de", "fr"):
+        (tmp_path / language / "test.tsv").unlink()
+    with pytest.raises(UserError, match="task.target_languages: there is no language but en, so nothing to transfer"):
+        user_files.task(config())
+
+
+LOOK_ALIKES = [("good", "good "), ("caf\u00e9", "cafe\u0301"), ("Yes", "yes")]
+
+
+@pytest.mark.parametrize(("first", "second"), LOOK_ALIKES)
+def test_labels_that_look_alike_are_an_error_unless_they_are_merged(config: Config, tmp_path: Path, first, second):
+    write_split(tmp_path, "en", "train", f"a\t{first}", f"b\t{first}", "c\tzzz", f"d\t{second}")
+    with pytest.raises(UserError) as caught:
+        user_files.task(config())
+    message = str(caught.value)
+    assert "train.tsv:5: labels: " in message and "set task.merge_names to True" in message
+    for name in (first, second):
+        assert " ".join(f"U+{ord(character):04X}" for character in name) in message
+    for split in ("dev", "test"):
+        write_split(tmp_path, "en", split, f"a\t{second}", "c\tzzz")
+    task = user_files.task(config(merge_names=True, target_languages=("de",)))
+    assert task.labels == (first, "zzz")
+    assert [example.label for example in task.load("train", "en")] == [0, 0, 1, 0]
+    assert [example.label for example in task.load("test", "en")] == [0, 1]
+    with pytest.raises(UserError, match="task.labels: .* look alike: name each class once"):
+        user_files.task(config(labels=(first, second)))
+
+
+def test_a_label_that_looks_like_a_known_one_shows_the_code_points(config: Config, tmp_path: Path):
+    write_split(tmp_path, "de", "test", "gut\tGood", "schlecht\tbad")
+    with pytest.raises(UserError, match=r"de/test\.tsv:2: label 'Good' is not one of .*'good' \(U\+0067 .*U\+0047 "):
+        user_files.task(config()).load("test", "de")
+
+
+def test_folders_of_languages_that_look_alike_are_an_error(config: Config, tmp_path: Path):
+    write_split(tmp_path, "DE", "test", "gut\tgood")
+    for merge in (False, True):
+        with pytest.raises(UserError, match=r"'DE' \(U\+0044 U\+0045\) .*'de' .* look alike: rename one of them"):
+            user_files.task(config(merge_names=merge))
+
+
+def test_integer_labels_are_ordered_by_their_numbers(config: Config, tmp_path: Path):
+    for split in ("train", "dev"):
+        write_split(tmp_path, "en", split, *(f"text {i}\t{i}" for i in (*range(12), -1)))
+    assert user_files.task(config()).labels == ("-1", *map(str, range(12)))
+    write_split(tmp_path, "en", "train", *(f"text {i}\t{i}" for i in (2, 10, "x")))
+    assert user_files.task(config()).labels == ("10", "2", "x")
+
+
+def test_an_id_with_a_line_separator_is_an_error(config: Config, tmp_path: Path):
+    for language in ("en", "de", "fr"):
+        for split in ("train", "dev", "test"):
+            write_split(tmp_path, language, split, "1\ta\tgood", "2\u2028\tb\tbad", header="id\ttext\tlabel")
+    with pytest.raises(UserError, match=r"en/train\.tsv:3: column 'id' is '2\\u2028', which has a line separator"):
+        user_files.task(config(id_column="id"))
+
+
+@pytest.mark.parametrize(("name", "character"), [("semicolon", ";"), ("tab", "\t"), ("bar", "|")])
+def test_another_delimiter_is_named_and_can_be_set(config: Config, tmp_path: Path, name: str, character: str):
+    for language in ("en", "de", "fr"):
+        for split in ("train", "dev", "test"):
+            rows = [f"text{character}label", f'"Yes, a{character}b"{character}good', f"no{character}bad"]
+            (tmp_path / language / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    expected = f"train.csv:1: the columns are separated by {character!r} ({name}), not by ',': save the file with ',', "
+    with pytest.raises(UserError) as caught:
+        user_files.task(config(path="{language}/{split}.csv"))
+    assert f"{expected}or set task.delimiter to {name!r}" in str(caught.value)
+    task = user_files.task(config(path="{language}/{split}.csv", delimiter=name))
+    assert [example.text for example in task.load("test", "de")] == [f"Yes, a{character}b", "no"]
+    assert task.fingerprint()
+    with pytest.raises(UserError, match=r"task.delimiter is '.*', but .* is neither"):
+        user_files.task(config(path="{language}/{split}.jsonl", delimiter=name))
+
+
+def test_a_quoted_tsv_is_named(config: Config, tmp_path: Path):
+    write_split(tmp_path, "en", "train", '"a"\t"good"', '"b"\t"bad"', header='"text"\t"label"')
+    with pytest.raises(UserError, match=r"train.tsv:1: the columns are in quotes.* as \.csv and set .*to 'tab'"):
+        user_files.task(config())

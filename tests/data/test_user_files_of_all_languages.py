@@ -142,3 +142,26 @@ def test_an_unlabelled_file_with_languages_gives_the_texts_of_the_source_languag
     (tmp_path / "u.tsv").write_text("id\ttext\tlang\n1\tneu\tde\n")
     with pytest.raises(UserError, match=r"u\.tsv: no row with text whose column 'lang' is 'en'; there are de"):
         unlabelled_texts(settings)
+
+
+@pytest.mark.parametrize("name", ["x/../../../escaped", "a\0b", "d" * 260, ".ipynb_checkpoints"])
+def test_a_language_that_cannot_be_a_file_is_an_error(with_languages: Config, name: str):
+    rows = {"test": [*ROWS["test"], ("7", "x", name, "good")]}
+    with pytest.raises(UserError, match=r"all-test\.\w+:\d: column 'lang': .*: rename it"):
+        user_files.task(with_languages(rows))
+
+
+@pytest.mark.parametrize("name", ["DE", "de "])
+def test_languages_that_look_alike_are_an_error_unless_they_are_merged(with_languages: Config, name: str):
+    rows = {"test": [*ROWS["test"], ("7", "gut", name, "good")]}
+    with pytest.raises(UserError, match=r"column 'lang': 'de' \(U\+0064 U\+0065\) .* look alike: .*task.merge_names"):
+        user_files.task(with_languages(rows))
+    other_split = {"dev": [*ROWS["dev"], ("7", "gut", name, "good")]}
+    with pytest.raises(UserError, match="look alike"):
+        user_files.task(with_languages(other_split))
+    task = user_files.task(with_languages(rows, merge_names=True))
+    assert task.target_languages == ("de", "fr")
+    assert [example.text for example in task.load("test", "de")] == ["toll", "mies", "gut"]
+    same_id = {"test": [*ROWS["test"], ("1", "gut", name, "good")]}
+    with pytest.raises(UserError, match=r"all-test\.\w+:\d: id '1' of 'de' already occurs in \d"):
+        user_files.task(with_languages(same_id, merge_names=True)).load("test", "de")

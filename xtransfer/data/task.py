@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xtransfer.config import TaskConfig
-from xtransfer.errors import UserError, nearest
+from xtransfer.data import names
+from xtransfer.errors import UserError
 
 SPLITS = ("train", "dev", "test", "unlabelled")
 UNLABELLED = "unlabelled"
@@ -80,7 +81,7 @@ def data_set(example: Example) -> str:
 def label_index(name: str, labels: Sequence[str], where: str) -> int:
     """Return the index of a label's name; the UserError for an unknown one starts with `where` and lists the names."""
     if name not in labels:
-        raise UserError(f"{where}: label {name!r} is not one of {', '.join(labels)}{nearest(name, labels)}")
+        raise UserError(f"{where}: label {name!r} is not one of {', '.join(labels)}{names.similar(name, labels)}")
     return labels.index(name)
 
 
@@ -88,7 +89,7 @@ def target_languages(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...
     """Return the target languages of a config, by default every language of the task except the source.
 
     Raises:
-      UserError: a language is unknown to the task, named twice, or the source language.
+      UserError: a language is unknown to the task, named twice, or the source language; or there is no target language.
     """
     source, targets = config.source_language, tuple(config.target_languages)
     keys_and_languages = [("source_language", source)] + [("target_languages", target) for target in targets]
@@ -100,7 +101,21 @@ def target_languages(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...
         raise UserError(
             f"task.target_languages {', '.join(targets)}: name each language once, and not the source language {source}"
         )
-    return targets or tuple(language for language in known if language != source)
+    targets = targets or tuple(language for language in known if language != source)
+    if not targets:
+        raise UserError(f"task.target_languages: there is no language but {source}, so nothing to transfer to: add one")
+    return targets
+
+
+def check_languages(languages: Sequence[str], where: str) -> None:
+    """Refuse languages that look alike, and names of languages that cannot be a part of a path.
+
+    Raises:
+      UserError: the message starts with `where`.
+    """
+    for language in languages:
+        names.check_path_part(language, where)
+    names.check_distinct(languages, where, "correct one of them")
 
 
 def check_request(split: str, language: str, config: TaskConfig, targets: Sequence[str]) -> None:
@@ -115,4 +130,4 @@ def check_request(split: str, language: str, config: TaskConfig, targets: Sequen
 def _near(language: str, known: Sequence[str]) -> str:
     """Return a hint with the nearest name; for tags like "eng_Latn" or "en-US", with one that starts alike."""
     with_prefix = [tag for tag in known if tag.startswith(language)]
-    return f"; did you mean {with_prefix[0]!r}?" if with_prefix and language else nearest(language, known)
+    return f"; did you mean {with_prefix[0]!r}?" if with_prefix and language else names.similar(language, known)

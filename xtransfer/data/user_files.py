@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from xtransfer import storage
 from xtransfer.config import TaskConfig, user_path
-from xtransfer.data import sampling
+from xtransfer.data import names, sampling
 from xtransfer.data.formats import tables
 from xtransfer.data.formats.tables import Record
 from xtransfer.data.task import (
@@ -30,13 +30,16 @@ from xtransfer.data.task import (
     label_index,
     target_languages,
 )
-from xtransfer.errors import MissingSplitError, UserError, nearest
+from xtransfer.errors import MissingSplitError, UserError
 
 RowCounts = Mapping[str, Mapping[str, int]]  # split -> language -> number of rows, or 0 if they are not counted
 Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
 
 _RARE = 100  # a class this many times smaller than the largest one may be a misspelling
+_MERGE = "correct one of them, or set task.merge_names to True if they are one"
 _KEPT_FILES = 2  # files with all languages to keep in memory, so that they are not read again for each language
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def task(config: TaskConfig) -> Task:
     """
     _check_pattern(config)
     source = config.source_language
-    row_counts = {split: _languages(config, split) for split in SPLITS}
+    row_counts = _unified(config, {split: _languages(config, split) for split in SPLITS})
     targets = _targets(config, row_counts)
     _existing_file(config, "train", source)
     for language in (source, *targets):
@@ -61,6 +64,7 @@ def task(config: TaskConfig) -> Task:
     labels = config.labels or _labels_in_train(config, read)
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UserError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
+    names.check_distinct(labels, "task.labels", "name each class once")
     held_out = {language for language in row_counts["train"] if language not in row_counts["dev"]}
     if source in held_out:
         _log.warning("no dev file for %s: holding out %s of train for it", source, config.held_out_dev or "a tenth")
@@ -103,6 +107,7 @@ def text_source(config: TaskConfig) -> TextSource:
 
 def _text_source(config: TaskConfig, read: Read) -> TextSource:
     def pretraining(language: str) -> dict[str, list[str]]:
+        names.check_path_part(language, "config key languages")
         records = read(UNLABELLED, language)
         examples = _examples(config, records, _file(config, UNLABELLED, language), (), UNLABELLED, language)
         return {language: [text for example in examples for text in (example.text, example.text_pair) if text]}
@@ -131,11 +136,13 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
         if has_pairs != bool(config.pair_column):
             remedy = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
             raise UserError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
-        has_languages = bool(config.language_column) and config.language_column in tables.column_names(path)
+        has_languages = bool(config.language_column) and config.language_column in tables.column_names(
+            path, config.delimiter
+        )
         file_columns = dataclasses.replace(columns, language=config.language_column if has_languages else "")
         records = _records(config, path, file_columns)
         if has_languages:
-            records = _select_language(records, language, path, file_columns)
+            records = _select_language(config, records, language, path)
         return _examples(config, records, path, (), split, language)
 
     def fingerprint() -> str:
@@ -157,41 +164,57 @@ def _reader(config: TaskConfig) -> Read:
         return read_file(split, "")
 
     def read_language(split: str, language: str) -> list[Record]:
-        columns = _columns(config, labelled=split != UNLABELLED)
-        _existing_file(config, split, language)
-        return _select_language(read_split(split), language, _file(config, split, language), columns)
+        return _select_language(config, read_split(split), language, _existing_file(config, split, language))
 
     return read_language if config.language_column else read_file
 
 
 def _records(config: TaskConfig, path: Path, columns: tables.Columns) -> list[Record]:
-    records, skipped = tables.read_records(path, columns, empty_text=config.empty_text)
+    records, skipped = tables.read_records(path, columns, empty_text=config.empty_text, delimiter=config.delimiter)
     if skipped:
         _log.warning("%s: %d rows without text were skipped", path, skipped)
     return records
 
 
-def _select_language(records: Sequence[Record], language: str, path: Path, columns: tables.Columns) -> list[Record]:
-    rows = [record for record in records if record.language == language]
+def _select_language(config: TaskConfig, records: Sequence[Record], language: str, path: Path) -> list[Record]:
+    """Return the rows of a language. Ids were unique for each spelling of its name, and must be for all of them."""
+    column = config.language_column
+    spellings = dict.fromkeys(record.language for record in records)
+    if config.merge_names:
+        spellings = {name: None for name in spellings if names.normal(name) == names.normal(language)}
+    else:
+        names.check_distinct([language, *spellings], f"{path}: column {column!r}", _MERGE)
+        spellings = {language: None}
+    rows = [record for record in records if record.language in spellings]
     if not rows:
         known = sorted({record.language for record in records})
-        near = nearest(language, known)
+        near = names.similar(language, known)
         raise UserError(
-            f"{path}: no row with text whose column {columns.language!r} is {language!r}; there are "
-            f"{', '.join(known)}{near}"
+            f"{path}: no row with text whose column {column!r} is {language!r}; there are {', '.join(known)}{near}"
         )
+    if len(spellings) > 1:
+        lines_by_id: dict[str, int] = {}
+        for record in rows:
+            first = lines_by_id.setdefault(record.id, record.line)
+            if first != record.line:
+                raise UserError(f"{path}:{record.line}: id {record.id!r} of {language!r} already occurs in {first}")
     return rows
 
 
 def _examples(
     config: TaskConfig, records: Iterable[Record], path: Path, labels: Sequence[str], split: str, language: str
 ) -> list[Example]:
+    spellings = {names.normal(label): label for label in labels} if config.merge_names else {}
+
+    def index(label: str, where: str) -> int:
+        return label_index(spellings.get(names.normal(label), label), labels, where)
+
     return [
         Example(
             id=example_id(config.name, split, language, record.id),
             text=record.text,
             text_pair=record.text_pair,
-            label=-1 if record.label is None else label_index(record.label, labels, f"{path}:{record.line}"),
+            label=-1 if record.label is None else index(record.label, f"{path}:{record.line}"),
             language=language,
         )
         for record in records
@@ -213,6 +236,10 @@ def _check_pattern(config: TaskConfig) -> None:
         raise UserError(f"task.data_dir {config.data_dir}: no such directory")
     if not config.label_column:
         raise UserError("task.label_column is empty: name the column of the labels")
+    if config.delimiter and Path(config.path).suffix.lower() not in (".tsv", ".csv"):
+        raise UserError(
+            f"task.delimiter is {config.delimiter!r}, but task.path {config.path!r} is neither .tsv nor .csv"
+        )
     fields = sorted(set(re.findall(r"{(.*?)}", config.path)))
     if config.language_column and fields != ["split"]:
         raise UserError(
@@ -246,19 +273,47 @@ def _existing_file(config: TaskConfig, split: str, language: str) -> Path:
 def _languages(config: TaskConfig, split: str) -> dict[str, int]:
     """Return the languages that have the split, sorted, with their numbers of rows, or 0 for one file each."""
     if config.language_column:
-        path = _file(config, split, "")
-        rows = Counter(tables.column_values(path, config.language_column)) if path.is_file() else {}
-        return dict(sorted(rows.items()))
+        return _languages_in_column(config, _file(config, split, ""))
     root = user_path(config.data_dir)
     parts = PurePosixPath(config.path).as_posix().replace("{split}", split).split("{language}")
     before, *others = map(re.escape, parts)
     pattern = re.compile(f"{before}(?P<language>[^/]+){'(?P=language)'.join(others)}")
     paths = root.glob("*".join(map(glob.escape, parts)))
     matches = [pattern.fullmatch(path.relative_to(root).as_posix()) for path in paths]
-    for match in filter(None, matches):
-        if not match["language"].isprintable():  # as half surrogates, which stand for bytes that are not UTF-8
-            raise UserError(f"{root}: {match['language']!a} cannot be the name of a language: rename it")
-    return dict.fromkeys(sorted(match["language"] for match in matches if match), 0)
+    # Hidden files and folders, such as .ipynb_checkpoints, belong to other programs.
+    languages = {match["language"] for match in matches if match and not match["language"].startswith(".")}
+    for language in languages:
+        names.check_path_part(language, f"{root}: the name of a language")
+    return dict.fromkeys(sorted(languages), 0)
+
+
+def _languages_in_column(config: TaskConfig, path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    rows: Counter[str] = Counter()
+    for line, language in tables.column_values(path, config.language_column, config.delimiter):
+        if language not in rows:
+            names.check_path_part(language, f"{path}:{line}: column {config.language_column!r}")
+        rows[language] += 1
+    return dict(sorted(rows.items()))
+
+
+def _unified(config: TaskConfig, row_counts: RowCounts) -> RowCounts:
+    """Refuse languages whose names look alike, or unite their rows under one name if they are to be merged."""
+    totals: Counter[str] = Counter()
+    for counts in row_counts.values():
+        totals.update(counts)
+    if not (config.merge_names and config.language_column):
+        where = f"column {config.language_column!r}" if config.language_column else f"{config.data_dir}: the languages"
+        remedy = _MERGE if config.language_column else "rename one of them"
+        names.check_distinct(totals, where, remedy)
+        return row_counts
+    spelling = names.unify(totals, (config.source_language, *config.target_languages))
+    united: dict[str, dict[str, int]] = {split: {} for split in row_counts}
+    for split, counts in row_counts.items():
+        for language, count in counts.items():
+            united[split][spelling[language]] = united[split].get(spelling[language], 0) + count
+    return {split: dict(sorted(counts.items())) for split, counts in united.items()}
 
 
 def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
@@ -271,7 +326,7 @@ def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
         for language in row_counts[split]:
             if language not in known and (language in requested or not config.target_languages):
                 path, test = (_file(config, name, language) for name in (split, "test"))
-                remedy = nearest(language, known)
+                remedy = names.similar(language, known)
                 if language not in requested:
                     remedy = f", or list the languages that you mean in task.target_languages{remedy}"
                 raise UserError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
@@ -294,16 +349,30 @@ def _columns(config: TaskConfig, *, labelled: bool) -> tables.Columns:
 
 
 def _labels_in_train(config: TaskConfig, read: Read) -> tuple[str, ...]:
-    """Return the classes of train, sorted. If one is rare, log them all, because it may be a misspelling."""
+    """Return the classes of train in order. If one is rare, log them all, because it may be a misspelling."""
     records = read("train", config.source_language)
-    counts = dict(sorted(Counter(record.label for record in records if record.label is not None).items()))
+    path = _file(config, "train", config.source_language)
+    counts = Counter(record.label for record in records if record.label is not None)
+    if config.merge_names:
+        spelling = names.unify(counts)
+        counts = Counter(spelling[record.label] for record in records if record.label is not None)
+    pair = names.look_alikes(counts)
+    if pair is not None:
+        line = next(record.line for record in records if record.label == pair[1])
+        names.check_distinct(pair, f"{path}:{line}: labels", _MERGE)
+    counts = Counter({name: counts[name] for name in _in_order(counts)})
     most = max(counts.values())
     rare = [name for name, count in counts.items() if count == 1 or count * _RARE <= most]
     if rare:
-        path = _file(config, "train", config.source_language)
         shown = ", ".join(map(repr, rare))
         _log.warning("%s: is %s misspelt? Without task.labels, the classes are: %s", path, shown, _counts(counts))
     return tuple(counts)
+
+
+def _in_order(labels: Iterable[str]) -> list[str]:
+    """Return labels in the order of their numbers if all of them are integers, or else of their characters."""
+    labels = sorted(labels)
+    return sorted(labels, key=int) if all(_INTEGER.fullmatch(label) for label in labels) else labels
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -313,7 +382,10 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[str], held_out: set[str]) -> str:
     """Return the sha256 over the bytes of all existing files, and over how they are read."""
     columns = dataclasses.astuple(_columns(config, labelled=True))
-    digest = hashlib.sha256(json.dumps([columns, list(labels), config.empty_text]).encode())
+    facts = [columns, list(labels), config.empty_text]
+    if config.delimiter or config.merge_names:
+        facts.append([config.delimiter, config.merge_names])
+    digest = hashlib.sha256(json.dumps(facts).encode())
     file_digest = functools.cache(storage.sha256)  # one file may have all languages
     for language in languages:
         for split in SPLITS:

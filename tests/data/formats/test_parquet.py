@@ -26,7 +26,7 @@ def error_message(path: Path, *columns: str) -> str:
 
 def test_rows_are_numbered_and_have_the_requested_columns(tmp_path: Path):
     path = write(tmp_path / "a", n=[5, 6], text=["x", None], when=[[1], [2]])
-    assert parquet.names(path) == ("n", "text", "when")
+    assert parquet.column_names(path) == ("n", "text", "when")
     assert list(parquet.rows(path, ["text", "n"])) == [(1, {"n": 5, "text": "x"}), (2, {"n": 6, "text": None})]
 
 
@@ -48,7 +48,7 @@ def test_rows_are_numbered_across_row_groups_and_batches(tmp_path: Path):
 
 def test_a_file_without_rows_yields_none(tmp_path: Path):
     path = write(tmp_path / "a", text=pa.array([], pa.string()))
-    assert parquet.names(path) == () and list(parquet.rows(path, ["text"])) == []
+    assert parquet.column_names(path) == () and list(parquet.rows(path, ["text"])) == []
 
 
 def test_memory_does_not_grow_with_the_size_of_a_row_group(tmp_path: Path):

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +26,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 not_empty = any_text.filter(lambda text: not blank.is_empty(text))
 # A TSV cell cannot contain the characters that end it.
 tsv_cells = any_text.filter(lambda t: not set(t) & set("\t\n\r"))
-labels = any_text.filter(bool)
+labels = not_empty
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -47,7 +49,7 @@ def error_message(path: Path, content: str | bytes, columns: Columns = PLAIN, **
 
 @reuses_tmp_path
 @given(
-    st.lists(st.tuples(tsv_cells.filter(lambda text: not blank.is_empty(text)), tsv_cells.filter(bool)), min_size=1),
+    st.lists(st.tuples(*2 * [tsv_cells.filter(lambda text: not blank.is_empty(text))]), min_size=1),
     st.booleans(),
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
@@ -161,7 +163,7 @@ def test_malformed_tsv_is_refused(tmp_path, content, message):
         ('text,label\n"a"b,x\n', "a.csv:2: malformed CSV: ',' expected after '\"'"),
         ("text,label\nfine,x\na,b,c\n", "a.csv:3: 3 columns, expected 2"),
         ("text,label\nfine,x\n\n", "a.csv:3: 0 columns, expected 2"),
-        ("text;label\nfine;x\n", "a.csv:2: no column 'text' among 'text;label'"),
+        ("text;label\nfine;x\n", "a.csv:1: the columns are separated by ';' (semicolon), not by ',': save"),
     ],
 )
 def test_malformed_csv_is_refused(tmp_path, content, message):
@@ -346,7 +348,7 @@ def test_an_id_is_unique_within_each_language(tmp_path):
     message = error_message(tmp_path / "b.tsv", "id\ttext\tlang\n1\ta\ten\n2\tb\tde\n1\tc\ten\n", columns)
     assert message == "b.tsv:4: id '1' of 'en' already occurs in line 2"
     assert error_message(tmp_path / "c.tsv", "id\ttext\tlang\n1\ta\t\n", columns) == "c.tsv:2: column 'lang' is empty"
-    assert list(tables.column_values(path, "lang")) == ["en", "de", "de"]
+    assert list(tables.column_values(path, "lang")) == [(2, "en"), (3, "de"), (4, "de")]
 
 
 def test_a_null_text_or_second_text_is_empty(tmp_path):
@@ -358,3 +360,35 @@ def test_a_null_text_or_second_text_is_empty(tmp_path):
         path = write(tmp_path / "b.jsonl", json.dumps(rows[i]) + "\n")
         with pytest.raises(UserError, match=f"b.jsonl:1: column '{column}' is empty; fill it in, or pass --empty-text"):
             list(tables.read_texts(tables.inspect(path, "text", None, None, skip_empty=False)))
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".parquet"])
+def test_another_column_like_a_requested_one_is_refused(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    if ending == ".tsv":
+        write(path, "text\tText \tlabel\tLabel\nx\ty\tz\tw\n")
+    else:
+        parquet(path, **{"text": ["x"], "Text ": ["y"], "label": ["z"], "Label": ["w"]})
+    with pytest.raises(
+        UserError, match=r"columns: 'text' \(U\+0074 .*'Text ' \(U\+0054 .* look alike: rename"
+    ):
+        tables.read_records(path, Columns("text"))
+    with pytest.raises(UserError, match=r"no column 'TEXT' among .*; did you mean 'text' \(U\+0074 "):
+        tables.read_records(path, Columns("TEXT"))
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        (pa.array([1, 2], pa.timestamp("us")), r"timestamp\[us\]"),
+        (pa.array([Decimal("1.5"), Decimal("2")]), r"decimal128\(2, 1\)"),
+        (pa.array([b"0" * 16, b"1" * 16], pa.binary(16)), r"fixed_size_binary\[16\]"),
+    ],
+)
+def test_an_odd_id_column_that_nobody_asked_for_is_not_used(tmp_path, caplog, values, type_):
+    path = parquet(tmp_path / "a.parquet", text=["a", "b"], id=values)
+    source = tables.inspect(path, "text", None, None, skip_empty=True)
+    assert [(row.id, row.text) for row in tables.read_texts(source)] == [(0, "a"), (1, "b")]
+    assert re.search(rf"a\.parquet: column 'id' is of type {type_}, not text or a number: the ids are row", caplog.text)
+    with pytest.raises(UserError, match=f"column 'id' is of type {type_}, expected text or a number"):
+        list(tables.read_texts(tables.inspect(path, "text", None, "id", skip_empty=True)))

@@ -19,6 +19,11 @@ Row = tuple[int, dict[str, Any]]  # the line it starts on, and values by column 
 _BOM = b"\xef\xbb\xbf"
 _MAX_LINE = 256 << 20  # bytes, which bounds the memory for one line
 
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
+"""The characters that may separate columns, by the name that a setting gives them."""
+
+_USUAL = {".tsv": "tab", ".csv": "comma"}
+
 
 def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     r"""Yield the lines of a UTF-8 stream with their numbers, from 1. Only "\n" ends a line, and it stays on it.
@@ -44,7 +49,7 @@ def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def rows(stream: BinaryIO, name: str, ending: str) -> Iterator[Row]:
+def rows(stream: BinaryIO, name: str, ending: str, delimiter: str | None = None) -> Iterator[Row]:
     """Yield the rows of a stream in the format of an ending, with the line that each starts on.
 
     TSV has a header and no quoting: a quote is an ordinary character. CSV has a header and quotes as in RFC 4180. JSONL
@@ -54,11 +59,13 @@ def rows(stream: BinaryIO, name: str, ending: str) -> Iterator[Row]:
       stream: UTF-8, with or without a byte-order mark.
       name: the name of the file or member, for errors.
       ending: a key of `READERS`, such as ".tsv".
+      delimiter: a key of `DELIMITERS`, or "" for the usual one of TSV and CSV, if the user can set task.delimiter; None
+        if there is no such setting.
 
     Raises:
       UserError: a malformed row, or a line (in CSV, a row) of over 256 MiB; the message starts with `name`:line.
     """
-    yield from READERS[ending](lines(stream, name), Path(name))
+    yield from READERS[ending](lines(stream, name), Path(name), delimiter)
 
 
 def kind_of(value: Any) -> str:
@@ -67,11 +74,13 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _read_tsv(numbered: Lines, path: Path) -> Iterator[Row]:
-    return _with_header(((n, line.removesuffix("\n").removesuffix("\r").split("\t")) for n, line in numbered), path)
+def _read_tsv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iterator[Row]:
+    character = DELIMITERS[delimiter or _USUAL[".tsv"]]
+    table = ((n, line.removesuffix("\n").removesuffix("\r").split(character)) for n, line in numbered)
+    return _with_header(table, path, ".tsv", delimiter)
 
 
-def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
+def _read_csv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iterator[Row]:
     # Huge texts are clipped later, not refused. The limit belongs to the process, and another reader may rely on it, so
     # it is not reset.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
@@ -93,7 +102,7 @@ def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
 
     def cells() -> Iterator[tuple[int, list[str]]]:
         nonlocal start, size
-        reader = csv.reader(pieces(), strict=True)
+        reader = csv.reader(pieces(), strict=True, delimiter=DELIMITERS[delimiter or _USUAL[".csv"]])
         try:
             for row in reader:
                 yield start, row
@@ -101,14 +110,17 @@ def _read_csv(numbered: Lines, path: Path) -> Iterator[Row]:
         except csv.Error as error:
             raise UserError(f"{path}:{start}: malformed CSV: {error}") from None
 
-    return _with_header(cells(), path)
+    return _with_header(cells(), path, ".csv", delimiter)
 
 
-def _with_header(table: Iterable[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
+def _with_header(
+    table: Iterable[tuple[int, list[str]]], path: Path, ending: str, delimiter: str | None
+) -> Iterator[Row]:
     header: list[str] | None = None
     for line, cells in table:
         if header is None:
             header = cells
+            _check_header(header, f"{path}:{line}", ending, delimiter)
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
                 raise UserError(f"{path}:{line}: column {repeated[0]!r} occurs twice in the header")
@@ -119,7 +131,25 @@ def _with_header(table: Iterable[tuple[int, list[str]]], path: Path) -> Iterator
             yield line, dict(zip(header, cells, strict=True))
 
 
-def _read_jsonl(numbered: Lines, path: Path) -> Iterator[Row]:
+def _check_header(header: list[str], where: str, ending: str, delimiter: str | None) -> None:
+    """Refuse a header of another format, whose names would otherwise not be found, or not the rows' number of cells."""
+    used = delimiter or _USUAL[ending]
+    other = next((name for name, character in DELIMITERS.items() if character in "".join(header)), None)
+    if len(header) == 1 and other is not None:
+        setting = f", or set task.delimiter to {other!r}" if delimiter is not None else ""
+        raise UserError(
+            f"{where}: the columns are separated by {DELIMITERS[other]!r} ({other}), not by {DELIMITERS[used]!r}: save "
+            f"the file with {DELIMITERS[used]!r}{setting}"
+        )
+    if ending == ".tsv" and header and all(len(name) > 2 and name[0] == name[-1] == '"' for name in header):
+        setting = f" and set task.delimiter to {used!r}" if delimiter is not None else " with commas"
+        raise UserError(
+            f"{where}: the columns are in quotes, which are ordinary characters in a {ending} file: save it without "
+            f"quotes, or as .csv{setting}"
+        )
+
+
+def _read_jsonl(numbered: Lines, path: Path, delimiter: str | None = None) -> Iterator[Row]:
     for line, content in numbered:
         where = f"{path}:{line}"
         try:
@@ -133,7 +163,7 @@ def _read_jsonl(numbered: Lines, path: Path) -> Iterator[Row]:
         yield line, values
 
 
-READERS: dict[str, Callable[[Lines, Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".tsv": _read_tsv,
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,

@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
+from xtransfer.data import names
 from xtransfer.data.formats.lines import Row
-from xtransfer.errors import UserError, nearest, one_line
+from xtransfer.errors import UserError, one_line
 
 _BUFFER = 1 << 20  # bytes of each column to read ahead
 _BATCH_BYTES = 16 << 20  # bytes of text, roughly
 _BATCH_ROWS = 512
 
 
-def names(path: Path) -> tuple[str, ...]:
+def column_names(path: Path) -> tuple[str, ...]:
     """Return the names of the columns in the file's order; none if there are no rows.
 
     Raises:
@@ -25,6 +26,16 @@ def names(path: Path) -> tuple[str, ...]:
     """
     with _open(path) as file:
         return tuple(file.schema_arrow.names) if file.metadata.num_rows else ()
+
+
+def unreadable(path: Path) -> dict[str, str]:
+    """Return the types of the columns that `rows` cannot read, such as timestamps, by name.
+
+    Raises:
+      UserError: see `rows`.
+    """
+    with _open(path) as file:
+        return {field.name: str(field.type) for field in file.schema_arrow if not _is_readable(field.type)}
 
 
 def rows(path: Path, requested: Collection[str]) -> Iterator[Row]:
@@ -79,14 +90,19 @@ def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[
     for name in requested:
         if name not in schema.names:
             shown = ", ".join(map(repr, schema.names))
-            raise UserError(f"{path}: no column {name!r} among {shown}{nearest(name, schema.names)}")
+            raise UserError(f"{path}: no column {name!r} among {shown}{names.similar(name, schema.names)}")
         if schema.names.count(name) > 1:
             raise UserError(f"{path}: column {name!r} occurs twice")
+        names.check_columns(schema.names, (name,), str(path))
         type_ = schema.field(name).type
-        inner = type_.value_type if types.is_dictionary(type_) else type_
-        if not any(fits(inner) for fits in _READABLE):
+        if not _is_readable(type_):
             raise UserError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
     return [name for name in schema.names if name in requested]
+
+
+def _is_readable(type_: pa.DataType) -> bool:
+    inner = type_.value_type if types.is_dictionary(type_) else type_
+    return any(fits(inner) for fits in _READABLE)
 
 
 # Other types have no counterpart in the other formats. A column of type null has no value, and its texts are

@@ -1,19 +1,22 @@
 """Strict readers of TSV, CSV, JSONL, and Parquet: a row is read exactly, or an error names its file and line."""
 
+import logging
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from xtransfer.data import blank
+from xtransfer.data import blank, names
 from xtransfer.data.formats import lines, parquet
 from xtransfer.data.formats.lines import READERS, Row, kind_of
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import UserError
 
 _PARQUET = ".parquet"
 ENDINGS = (*READERS, _PARQUET)
 _OPTIONAL = {"pair": "text_pair", "id": "id"}  # columns to read if the first row has them
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Text:
         return blank.is_empty(self.text) or (self.text_pair is not None and blank.is_empty(self.text_pair))
 
 
-def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> tuple[list[Record], int]:
+def read_records(
+    path: Path, columns: Columns, *, empty_text: str = "error", delimiter: str | None = None
+) -> tuple[list[Record], int]:
     """Read a file whose ending is one of `ENDINGS`.
 
     Text is UTF-8, with or without a byte-order mark. See `lines.rows` and `parquet.rows` for the formats.
@@ -94,6 +99,7 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
       path: the file.
       columns: the columns to read; others are ignored.
       empty_text: "error", or "skip" to leave out rows without text.
+      delimiter: see `lines.rows`.
 
     Returns:
       The records in the file's order, and the number of rows that were left out.
@@ -105,11 +111,11 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
     records: list[Record] = []
     lines_by_id: dict[tuple[str, str], int] = {}
     skipped = 0
-    for number, (line, values) in enumerate(read_rows(path, columns.named)):
+    for number, (line, values) in enumerate(read_rows(path, columns.named, delimiter)):
         where = f"{path}:{line}"
         record = Record(
             line=line,
-            id=_name(values, columns.id, where) if columns.id else str(number),
+            id=_row_id(values, columns.id, where) if columns.id else str(number),
             text=text_of(values, columns.text, where),
             text_pair=text_of(values, columns.pair, where) if columns.pair else None,
             label=_name(values, columns.label, where) if columns.label else None,
@@ -133,25 +139,25 @@ def read_records(path: Path, columns: Columns, *, empty_text: str = "error") -> 
     return records, skipped
 
 
-def column_names(path: Path) -> tuple[str, ...]:
+def column_names(path: Path, delimiter: str | None = None) -> tuple[str, ...]:
     """Return the names of the first row's columns; none without a row.
 
     Raises:
       UserError: see `read_rows`.
     """
     if path.suffix.lower() == _PARQUET:
-        return parquet.names(path)
-    return tuple(next(read_rows(path), (0, {}))[1])
+        return parquet.column_names(path)
+    return tuple(next(read_rows(path, None, delimiter), (0, {}))[1])
 
 
-def column_values(path: Path, column: str) -> Iterator[str]:
-    """Yield the values in a column of names (labels, languages), row by row.
+def column_values(path: Path, column: str, delimiter: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yield the lines and the values of a column of names (labels, languages), row by row.
 
     Raises:
       UserError: a malformed row, as far as this column shows it; the message starts with file:line.
     """
-    for line, values in read_rows(path, (column,)):
-        yield _name(values, column, f"{path}:{line}")
+    for line, values in read_rows(path, (column,), delimiter):
+        yield line, _name(values, column, f"{path}:{line}")
 
 
 def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> TextTable:
@@ -162,15 +168,20 @@ def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
     """
     if not path.is_file() and path.exists():
         raise UserError(f"{path}: not a file")
-    names = column_names(path)
-    if not names:
+    available = column_names(path)
+    if not available:
         raise UserError(f"{path}: no rows with text")
     columns, undeclared = {"pair": pair, "id": id_}, []
+    if id_ is None and path.suffix.lower() == _PARQUET:
+        type_ = parquet.unreadable(path).get(_OPTIONAL["id"])
+        if type_ is not None:  # nobody asked for it, so it is no reason to stop
+            _log.warning("%s: column 'id' is of type %s, not text or a number: the ids are row numbers", path, type_)
+            columns["id"] = ""
     for key, name in _OPTIONAL.items():
         if columns[key] is None:
-            if name not in names:
+            if name not in available:
                 undeclared.append(name)
-            columns[key] = name if name in names else ""
+            columns[key] = name if name in available else ""
     return TextTable(path, Columns(text, columns["pair"] or "", id=columns["id"] or ""), tuple(undeclared), skip_empty)
 
 
@@ -214,7 +225,7 @@ def _id(values: dict[str, Any], column: str, where: str) -> Any:
     return value
 
 
-def read_rows(path: Path, requested: Collection[str] | None = None) -> Iterator[Row]:
+def read_rows(path: Path, requested: Collection[str] | None = None, delimiter: str | None = None) -> Iterator[Row]:
     """Yield the rows of a file in the format of its ending, with the line (in Parquet, the row) that each starts on.
 
     One row is in memory at a time, or a few for Parquet, so a file may be larger than memory.
@@ -222,19 +233,27 @@ def read_rows(path: Path, requested: Collection[str] | None = None) -> Iterator[
     Args:
       path: the file.
       requested: the columns to read from Parquet, which must have them; None reads all. Other formats give all columns.
+      delimiter: see `lines.rows`.
 
     Raises:
-      UserError: see `read_records`, as far as it needs no column names; or a line (in CSV, a row) of over 256 MiB.
+      UserError: see `read_records`, as far as it needs no column names; another column that looks like a requested one;
+        or a line (in CSV, a row) of over 256 MiB.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
     if ending == _PARQUET:
-        yield from parquet.rows(path, parquet.names(path) if requested is None else requested)
+        yield from parquet.rows(path, parquet.column_names(path) if requested is None else requested)
         return
+    checked: tuple[str, ...] = ()
     try:
         with path.open("rb") as file:
-            yield from lines.rows(file, str(path), ending)
+            for line, values in lines.rows(file, str(path), ending, delimiter):
+                columns = tuple(values)
+                if columns != checked:
+                    names.check_columns(columns, requested or (), f"{path}:{line}")
+                    checked = columns
+                yield line, values
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
@@ -248,7 +267,7 @@ def _unit(path: Path) -> str:
 def value_of(values: dict[str, Any], column: str, where: str) -> Any:
     """Return a column's value in the row at `where`; UserError without that column, or with half a surrogate pair."""
     if column not in values:
-        near = nearest(column, values)
+        near = names.similar(column, values)
         raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
     value = values[column]
     if isinstance(value, str):
@@ -272,11 +291,19 @@ def string_of(values: dict[str, Any], column: str, where: str) -> str:
     return value
 
 
+def _row_id(values: dict[str, Any], column: str, where: str) -> str:
+    """Return the value of the id column, which must be one line, because files list ids in lines."""
+    name = _name(values, column, where)
+    if name.splitlines() != [name]:
+        raise UserError(f"{where}: column {column!r} is {name!r}, which has a line separator: remove it")
+    return name
+
+
 def _name(values: dict[str, Any], column: str, where: str) -> str:
-    """Return the value of a label or id column, which may be an integer in JSON."""
+    """Return the value of a label, language, or id column, which may be an integer in JSON."""
     value = value_of(values, column, where)
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or an integer")
-    if value == "":
+    if blank.is_empty(str(value)):
         raise UserError(f"{where}: column {column!r} is empty")
     return str(value)
