@@ -144,3 +144,44 @@ def test_without_a_home_directory_the_cache_must_be_named(monkeypatch, tmp_path)
     assert config.cache_dir(config.TaskConfig(name="xnli", cache_dir=str(tmp_path))) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config.cache_dir(config.TaskConfig(name="xnli")) == tmp_path / ".cache" / "xtransfer"
+
+
+def test_the_last_value_of_a_key_counts(file):
+    twice = ["--config.seeds=(0,)", "--config.student.steps=3", "--config.seeds=(1,)", "--config.student.steps=4"]
+    loaded = config.load(str(file), twice)
+    assert (loaded.seeds, loaded.student.steps) == ((1,), 4)
+    assert config.load(str(file), ["--config.task.labels=('a','b')", "--config.task.labels=()"]).task.labels == ()
+
+
+def test_a_folder_may_have_a_colon_in_its_name(file):
+    folder = file.parent / "c:d"
+    folder.mkdir()
+    moved = file.rename(folder / "some.py")
+    assert config.load(str(moved)).student.steps == 7
+    assert config.load(f"{moved}:9").student.steps == 9
+    with pytest.raises(UserError, match=r"c:d/nowhere\.py: no such config file"):
+        config.load(str(folder / "nowhere.py"))
+
+
+def test_a_file_without_get_config_is_refused(file):
+    file.write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"some\.py has no function get_config"):
+        config.load(str(file))
+
+
+def test_bytes_that_are_not_utf8_are_refused(file):
+    with pytest.raises(UserError, match=r"config key task\.data_dir is '/x/\\udcff', which is not UTF-8: rename"):
+        config.load(str(file), ["--config.task.data_dir=/x/\udcff"])
+
+
+@pytest.mark.parametrize("name", ["[a]", "a*", "b?"])
+def test_a_path_that_is_a_pattern_is_refused_also_if_only_the_current_directory_is(monkeypatch, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    with pytest.raises(UserError, match="would not be found again: choose another task.cache_dir, or a link to it"):
+        config.cache_dir(config.TaskConfig(cache_dir=str(folder)))
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="choose another --workdir"):
+        config.refuse_pattern(Path("w"), "--workdir")
+    (tmp_path / "link").symlink_to(folder)
+    assert config.refuse_pattern(tmp_path / "link", "--workdir") == tmp_path / "link"

@@ -303,3 +303,25 @@ def test_an_unwritable_workdir_fails_before_anything_is_read(config_file, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written to"):
         experiment.run(load_config(config_file), tmp_path / "file" / "run")
+
+
+def test_a_workdir_below_a_pattern_is_refused_before_anything_is_read(config_file, tmp_path, monkeypatch):
+    workdir = tmp_path / "[a]" / "w"
+    with pytest.raises(UserError, match=r"\[a\]/w: files below a path with \[ in it .* choose another --workdir"):
+        experiment.run(load_config(config_file), workdir)
+    (tmp_path / "[a]").mkdir()
+    monkeypatch.chdir(tmp_path / "[a]")
+    with pytest.raises(UserError, match="choose another --workdir"):
+        experiment.run(load_config(config_file), Path("w"))
+    with pytest.raises(UserError, match="choose another task.cache_dir"):
+        experiment.run(load_config(config_file, f"--config.task.cache_dir={tmp_path}/[a]"), tmp_path / "run")
+    with pytest.raises(UserError, match="would not be found again"):
+        Checkpoints(workdir)
+    assert list((tmp_path / "[a]").iterdir()) == [] and not (tmp_path / "run").exists()
+
+
+def test_an_empty_workdir_is_refused(config_file, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--config", str(config_file), "--workdir", ""])
+    assert caught.value.code == 2
+    assert "argument --workdir: the path is empty; '.' is the current directory" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+import runpy
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import UserError, nearest, one_line
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
@@ -239,32 +240,53 @@ def default(schema: type = ExperimentConfig) -> ConfigDict:
 
 
 def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentConfig) -> Any:
-    """Read `FILE[:arg]` and `--config.key=value` overrides into a checked instance of `schema`."""
-    path, _ = split_source(source)
+    """Read `FILE[:arg]` and `--config.key=value` overrides into a checked instance of `schema`.
+
+    If a key is given twice, the last value counts.
+    """
+    path, arg = split_source(source)
+    last_by_key: dict[str, str] = {}
     for override in overrides:
         if not override.startswith("--config.") or "=" not in override:
             raise UserError(f"unknown flag {override}: overrides are written --config.KEY=VALUE")
-        _check_key(schema, override[len("--config.") :].partition("=")[0])
+        key = override[len("--config.") :].partition("=")[0]
+        _check_key(schema, key)
+        last_by_key[key] = override  # config_flags would concatenate tuples
     values = flags.FlagValues()
-    argv = [path, f"--config={source}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    argv = [path, *last_by_key.values()]
+    holder = config_flags.DEFINE_config_dict("config", _run(source, path, arg), flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except flags.Error as error:
         raise UserError(f"{error}") from error
-    except Exception as error:  # the file is the user's program, so any exception is about the file
-        raise UserError(f"{source}: {type(error).__name__}: {error}") from error
-    if not isinstance(holder.value, ConfigDict):
-        raise UserError(f"{source}: get_config returned {holder.value!r}, not a ConfigDict")
     return parse(holder.value, schema)
 
 
+def _run(source: str, path: str, arg: str) -> ConfigDict:
+    """Return the result of a config file's `get_config`."""
+    try:
+        functions = runpy.run_path(path)
+        config = functions["get_config"](*[arg] if arg else []) if "get_config" in functions else None
+    except Exception as error:  # the file is the user's program, so any exception is about the file
+        raise UserError(f"{source}: {type(error).__name__}: {one_line(error)}") from error
+    if "get_config" not in functions:
+        raise UserError(f"{path} has no function get_config; pass a config such as configs/quickstart.py")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{source}: get_config returned {config!r}, not a ConfigDict")
+    return config
+
+
 def split_source(source: str) -> tuple[str, str]:
-    """Return the path and the argument of `FILE[:arg]`; a UserError if there is no such file."""
-    path, arg = (source, "") if Path(source).exists() else (source.partition(":")[0], source.partition(":")[2])
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such config file; --config takes FILE or FILE:arg")
-    return path, arg
+    """Return the path and the argument of `FILE[:arg]`; a UserError if there is no such file.
+
+    Folders may have colons in their names: the longest path that is a file counts.
+    """
+    parts = source.split(":")
+    for count in range(len(parts), 0, -1):
+        path = ":".join(parts[:count])
+        if Path(path).is_file():
+            return path, ":".join(parts[count:])
+    raise UserError(f"{source}: no such config file; --config takes FILE or FILE:arg")
 
 
 def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, prefix: str = "") -> Any:
@@ -311,6 +333,11 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"config key {key} takes {kind.__name__}, not {value!r}")
+    if kind is str:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:  # half surrogates, which stand for the other bytes
+            raise UserError(f"config key {key} is {value!r}, which is not UTF-8: rename that file or folder") from None
     if kind is float and not math.isfinite(value):
         raise UserError(f"config key {key} is {value!r}: it must be a finite number")
     if bounds.get("choices") and value not in bounds["choices"]:
@@ -341,14 +368,35 @@ def cache_dir(task: TaskConfig) -> Path:
     """Return the directory of prepared datasets.
 
     Raises:
-      UserError: the default is below the home directory, and there is none.
+      UserError: the default is below the home directory, and there is none; or see `refuse_pattern`.
     """
     if task.cache_dir:
-        return user_path(task.cache_dir)
+        return refuse_pattern(user_path(task.cache_dir), "task.cache_dir")
     try:
-        return Path.home() / ".cache" / "xtransfer"
+        return refuse_pattern(Path.home() / ".cache" / "xtransfer", "task.cache_dir")
     except RuntimeError:  # as in a container whose user has no entry in /etc/passwd
         raise UserError("no home directory for downloads: set HOME or --config.task.cache_dir=DIR") from None
+
+
+def refuse_pattern(path: Path, key: str) -> Path:
+    """Return a path below which Orbax or TFDS works, or refuse one that they would read as a pattern of names.
+
+    They look for their own files with patterns that start with the whole path, and would find none.
+
+    Args:
+      path: absolute, or below the current directory.
+      key: the flag or config key that names it.
+
+    Raises:
+      UserError: there is a pattern's character in the path.
+    """
+    characters = [character for character in "[*?" if character in str(path.absolute())]
+    if characters:
+        raise UserError(
+            f"{path.absolute()}: files below a path with {' and '.join(characters)} in it would not be found again: "
+            f"choose another {key}, or a link to it"
+        )
+    return path
 
 
 def user_path(text: str) -> Path:

@@ -8,7 +8,6 @@ Reads the Orbax checkpoints that `xtransfer.main` wrote, and adds the missing re
 import argparse
 import dataclasses
 import math
-from pathlib import Path
 
 import jax
 
@@ -25,7 +24,9 @@ from xtransfer.train.finetuning import Models
 def main(argv: list[str]) -> None:
     """Parse the flags, evaluate, and report."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.evaluate", description=__doc__.partition("\n")[0])
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the workdir of xtransfer.main")
+    parser.add_argument(
+        "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the workdir of xtransfer.main"
+    )
     cluster.add_flags(parser)
     args = parser.parse_args(argv)
     terminal.start(cluster.parse_flags(args))

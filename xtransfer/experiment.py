@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from xtransfer.config import ExperimentConfig
+from xtransfer.config import ExperimentConfig, cache_dir, refuse_pattern
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Example, Task
@@ -46,6 +46,8 @@ def run(config: ExperimentConfig, root: Path) -> None:
       UserError: a setting, the data, or a checkpoint cannot be used, or the workdir belongs to other settings or data.
     """
     sharding.check_platform(config.platform)
+    refuse_pattern(root, "--workdir")
+    cache_dir(config.task)
     workdir, config_record = Workdir(root), workdirs.as_record(config)
     first_record = processes.on_first(lambda: config_record)
     if first_record != config_record:

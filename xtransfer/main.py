@@ -5,7 +5,6 @@ python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstar
 
 import argparse
 import shlex
-from pathlib import Path
 
 from xtransfer import config, experiment
 from xtransfer.report.workdir_report import report
@@ -22,7 +21,11 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment, see configs/")
     parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="the directory that the run writes to"
+        "--workdir",
+        required=True,
+        type=terminal.path_argument,
+        metavar="DIR",
+        help="the directory that the run writes to",
     )
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)

@@ -9,7 +9,6 @@ trains nothing and reads no weights. The output is tables on a terminal and Mark
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 from xtransfer import config, storage
 from xtransfer.describe.dataset import Description, describe
@@ -28,7 +27,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--batches", type=int, default=100, metavar="N", help="training batches to pack (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the description as JSON")
+    parser.add_argument(
+        "--json", type=terminal.path_argument, metavar="FILE", help="also write the description as JSON"
+    )
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
         raise UserError(f"--batches is {args.batches}; expected 1 or more")

@@ -24,10 +24,14 @@ CARD = "README.md"
 def main(argv: list[str]) -> None:
     """Parse the flags, and export."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.export", description=__doc__.partition("\n")[0])
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the workdir of xtransfer.main")
+    parser.add_argument(
+        "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the workdir of xtransfer.main"
+    )
     parser.add_argument("--objective", required=True, metavar="NAME", help='the student\'s objective, or "teacher"')
     parser.add_argument("--seed", type=int, metavar="N", help="the student's seed; there is only one teacher")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the directory to create")
+    parser.add_argument(
+        "--output", required=True, type=terminal.path_argument, metavar="DIR", help="the directory to create"
+    )
     parser.add_argument(
         "--selection",
         choices=SELECTIONS,

@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from xtransfer import storage
 from xtransfer.errors import UserError
@@ -29,9 +28,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a directory, a hub id, or an embedded checkpoint"
     )
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="a recorded reference (default: run PyTorch)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="save the reference, for machines without PyTorch")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument(
+        "--reference", type=terminal.path_argument, metavar="FILE", help="a recorded reference (default: run PyTorch)"
+    )
+    parser.add_argument(
+        "--record", type=terminal.path_argument, metavar="FILE", help="save the reference, for machines without PyTorch"
+    )
+    parser.add_argument("--json", type=terminal.path_argument, metavar="FILE", help="also write the report as JSON")
     args = parser.parse_args(argv)
     if args.json is not None and args.json.exists():
         raise UserError(f"{args.json} already exists; choose another file for --json")

@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment's config; see configs/")
     parser.add_argument("--topology", required=True, metavar="NAME", help=f"the TPU topology, such as {EXAMPLES}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the reports of all steps as JSON")
+    parser.add_argument(
+        "--json", type=terminal.path_argument, metavar="FILE", help="also write the reports of all steps as JSON"
+    )
     parser.add_argument(
         "--steps", default=",".join(STEPS), metavar="A,B", help="the steps to compile (default: %(default)s)"
     )

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,13 +69,25 @@ def main(argv: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m xtransfer.predict", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="a finished run or a Hugging Face classifier"
+        "--model",
+        required=True,
+        type=terminal.path_argument,
+        metavar="DIR",
+        help="a finished run or a Hugging Face classifier",
     )
     parser.add_argument(
-        "--input", required=True, type=Path, metavar="FILE", help="the texts: .tsv, .csv, .jsonl, or .parquet"
+        "--input",
+        required=True,
+        type=terminal.path_argument,
+        metavar="FILE",
+        help="the texts: .tsv, .csv, .jsonl, or .parquet",
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="the predictions: one JSON line per text"
+        "--output",
+        required=True,
+        type=terminal.path_argument,
+        metavar="FILE",
+        help="the predictions: one JSON line per text",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument(

@@ -8,7 +8,6 @@ An interrupted run resumes from `DIR.work/`, which is kept afterwards for its `m
 """
 
 import argparse
-from pathlib import Path
 
 from xtransfer import config
 from xtransfer.config import PretrainConfig
@@ -24,7 +23,11 @@ def main(argv: list[str]) -> None:
         "--config", required=True, metavar="FILE[:ARG]", help="the recipe, such as configs/pretrain_mini.py:english"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="the checkpoint to write, which must not exist"
+        "--output",
+        required=True,
+        type=terminal.path_argument,
+        metavar="DIR",
+        help="the checkpoint to write, which must not exist",
     )
     args, overrides = parser.parse_known_args(argv)
     if args.output.exists():

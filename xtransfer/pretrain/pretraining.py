@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xtransfer import storage
-from xtransfer.config import PretrainConfig, user_path
+from xtransfer.config import PretrainConfig, refuse_pattern, user_path
 from xtransfer.data import blank
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
@@ -47,7 +47,7 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
     Raises:
       UserError: the recipe differs from the one that `<output>.work` was started with, or is wrong.
     """
-    work = output.with_name(output.name + ".work")
+    work = refuse_pattern(output.with_name(output.name + ".work"), "--output")
     with directory_lock(work):
         check_unchanged(work / "config.json", as_record(settings))
         _pretrain(settings, output, work)

@@ -12,7 +12,6 @@ Compares the accuracy of two objectives, paired by seed and test item, and write
 """
 
 import argparse
-from pathlib import Path
 
 from xtransfer.errors import UserError
 from xtransfer.evaluation.metrics import metric_of
@@ -26,7 +25,14 @@ from xtransfer.runtime import terminal
 def main(argv: list[str]) -> None:
     """Parse the flags, and report on every workdir."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=Path, nargs="+", default=[], metavar="DIR", help="workdirs to report on")
+    parser.add_argument(
+        "--workdir",
+        type=terminal.path_argument,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="workdirs to report on",
+    )
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two objectives of the workdir, or of others as DIR:OBJECTIVE"
     )

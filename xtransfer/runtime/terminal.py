@@ -1,5 +1,6 @@
 """The parts that every command shares: exit statuses, one-line errors, progress bars, and log lines."""
 
+import argparse
 import io
 import logging
 import os
@@ -12,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -66,6 +68,17 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
         if message is None and not processes.joined():
             raise
         _report_and_exit(error, message)
+
+
+def path_argument(text: str) -> Path:
+    """Return a path from the command line, for argparse: not empty, and UTF-8, because files record it."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; '.' is the current directory")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half surrogates, which stand for the other bytes
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8: rename it") from None
+    return Path(text)
 
 
 def start(flags: Flags) -> None:

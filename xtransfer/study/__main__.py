@@ -8,7 +8,6 @@ printed, and written to `DIR/study.md` and `DIR/study.jsonl`.
 """
 
 import argparse
-from pathlib import Path
 
 from xtransfer.errors import UserError, nearest
 from xtransfer.runtime import terminal
@@ -20,7 +19,9 @@ def main(argv: list[str]) -> None:
     """Parse the flags, run the missing repetitions, and compare the variants."""
     parser = argparse.ArgumentParser(prog="python -m xtransfer.study", description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the study; see configs/studies/claim.py")
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the directory of all repetitions")
+    parser.add_argument(
+        "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the directory of all repetitions"
+    )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="run only these variants")
     args = parser.parse_args(argv)
     study = load(args.config)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xtransfer.config import refuse_pattern
 from xtransfer.errors import UserError, one_line
 from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
@@ -24,6 +25,7 @@ class Checkpoints:
     """The checkpoints of one run. As a context manager it waits on exit until everything saved is on the disk."""
 
     def __init__(self, directory: Path, *, read_only: bool = False):
+        refuse_pattern(directory, "directory")
         self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
         keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(

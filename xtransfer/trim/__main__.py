@@ -11,7 +11,6 @@ Hugging Face directory that splits the text into the same pieces and computes th
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 from xtransfer import storage
 from xtransfer.errors import UserError
@@ -49,11 +48,13 @@ def _parser() -> argparse.ArgumentParser:
         "--text",
         required=True,
         nargs="+",
-        type=Path,
+        type=terminal.path_argument,
         metavar="FILE",
         help="the texts: .txt with one per line, .tsv, .csv, .jsonl, or .parquet",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the directory to create")
+    parser.add_argument(
+        "--output", required=True, type=terminal.path_argument, metavar="DIR", help="the directory to create"
+    )
     parser.add_argument(
         "--text-column", default="text", metavar="NAME", help="the column with the texts (default: %(default)s)"
     )
@@ -70,11 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="keep the N most frequent pieces of the text (default: all), beside special tokens and characters",
     )
-    parser.add_argument("--check", type=Path, metavar="FILE", help="other texts to compare both tokenizers on")
+    parser.add_argument(
+        "--check", type=terminal.path_argument, metavar="FILE", help="other texts to compare both tokenizers on"
+    )
     parser.add_argument(
         "--selection", choices=SELECTIONS, default="source_dev", help="how to select a run's checkpoint"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--json", type=terminal.path_argument, metavar="FILE", help="also write the report as JSON")
     return parser
 
 

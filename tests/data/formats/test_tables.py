@@ -369,9 +369,7 @@ def test_another_column_like_a_requested_one_is_refused(tmp_path, ending):
         write(path, "text\tText \tlabel\tLabel\nx\ty\tz\tw\n")
     else:
         parquet(path, **{"text": ["x"], "Text ": ["y"], "label": ["z"], "Label": ["w"]})
-    with pytest.raises(
-        UserError, match=r"columns: 'text' \(U\+0074 .*'Text ' \(U\+0054 .* look alike: rename"
-    ):
+    with pytest.raises(UserError, match=r"columns: 'text' \(U\+0074 .*'Text ' \(U\+0054 .* look alike: rename"):
         tables.read_records(path, Columns("text"))
     with pytest.raises(UserError, match=r"no column 'TEXT' among .*; did you mean 'text' \(U\+0074 "):
         tables.read_records(path, Columns("TEXT"))
