@@ -347,3 +347,42 @@ def test_an_unwritable_report_directory_is_named(tmp_path):
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(UserError, match="report/results.md cannot be written"):
         workdir_report.write(table(), tmp_path / "report", TASK)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$$", "$x_$", "日本語", "\N{PILE OF POO}", "x" * 200, "a_b^c"])
+def test_an_odd_language_is_drawn_without_a_warning(name):
+    rows = [row | {"language": name if row["language"] == "de" else row["language"]} for row in make_rows()]
+    assert plot.plot(table(*rows), TASK).startswith(b"\x89PNG")
+
+
+def test_a_character_that_the_font_lacks_is_drawn_as_its_code():
+    assert plot._drawable("de-日") == "de-\\u65e5"
+    assert plot._drawable("é_$") == "é_$"
+    assert plot._drawable("x" * 25) == "x" * 23 + "…"
+
+
+def test_many_languages_are_drawn_as_their_average():
+    names = [f"l{i:03}" for i in range(420)]
+    base = [row for row in make_rows({"vanilla": VALUES["vanilla"]}) if row["language"] in ("en", "de")]
+    rows = [row for row in base if row["language"] == "en"]
+    rows += [row | {"language": name} for row in base if row["language"] == "de" for name in names]
+    from matplotlib.image import imread
+
+    height, width = imread(io.BytesIO(plot.plot(table(*rows), TASK))).shape[:2]
+    assert width < 2000 and height < 2000
+    assert len(summary.grid(table(*rows), TASK, width=80).rows) == 1 + 420 + 1
+
+
+def test_a_picture_or_table_that_fails_costs_a_warning(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise ValueError("two\nlines")
+
+    root = make_workdir(tmp_path / "a", make_rows())
+    report.main(["--workdir", str(root)])
+    monkeypatch.setattr(plot, "plot", fail)
+    monkeypatch.setattr(summary, "show", fail)
+    report.main(["--workdir", str(root)])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "results.png cannot be drawn (two lines);" in output and "the table cannot be printed (two lines);" in output
+    assert [path.name for path in (root / "report").iterdir()] == ["results.md"]

@@ -69,3 +69,12 @@ def test_frozen_parameters_do_not_count_in_the_gradient_norm():
 def test_frozen_pattern_without_a_match_is_refused():
     with pytest.raises(UserError, match=r"'embedings' matches no parameter"):
         optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0, frozen=("embedings",)).init(PARAMS)
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(
+        UserError, match=r"frozen patterns '\^a', 'b' match every parameter, so nothing would be trained"
+    ):
+        optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0, frozen=("^a", "b")).init(
+            {"a": jnp.ones(2), "b": jnp.ones(2)}
+        )

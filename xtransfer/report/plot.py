@@ -1,13 +1,16 @@
 """The bar chart of a results table."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
 from xtransfer.report.summary import columns, title_of
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TEACHER, TaskRecord
+
+_MOST_LANGUAGES = 40  # target languages with bars of their own; more would make a picture of several metres
+_LONGEST_NAME = 24  # characters of a name on the axis
 
 # Okabe and Ito's palette, which is safe for any colour vision; the baseline is grey.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -16,22 +19,35 @@ _DARK = frozenset({"#0072B2", "#009E73", "#D55E00", "#333333"})
 
 
 def plot(results: ResultsTable, task: TaskRecord) -> bytes:
-    """Draw a PNG with bars for the objectives in each language; whiskers are sd over seeds, dots single seeds."""
+    """Draw a PNG with bars for the objectives in each language; whiskers are sd over seeds, dots single seeds.
+
+    Of very many target languages, only the average is drawn.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name with two dollar signs is no formula
+        return _plot(results, task)
+
+
+def _plot(results: ResultsTable, task: TaskRecord) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = [*columns(results), "avg of\ntargets"]
+    has_room = len(results.target_languages) <= _MOST_LANGUAGES
+    languages = columns(results) if has_room else (results.source_language,)
+    groups = [*map(_drawable, languages), "avg of\ntargets"]
     figure = Figure(figsize=(max(7.0, 1.5 + 0.26 * len(groups) * (len(results.lines) + 1)), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (line, colour) in enumerate(zip(results.lines, _colours(results.lines).values(), strict=True)):
-        _draw_line(axes, results, line, colour, number)
-    _draw_chance(axes, results)
+        _draw_line(axes, results, languages, line, colour, number)
+    _draw_chance(axes, results, languages)
     axes.axvline(len(groups) - 1.5, color="#cccccc", linewidth=1)
     axes.set_xticks(range(len(groups)), [f"{groups[0]}\n(source)", *groups[1:]])
     repeated = any(len(line.seeds) > 1 for line in results.lines)
     note = " (bars: mean over seeds, whiskers: sd, dots: single seeds)" if repeated else ""
-    axes.set_xlabel(f"language{note}")
+    omitted = "" if has_room else f"; of {len(results.target_languages)} target languages, only the average is drawn"
+    axes.set_xlabel(f"language{omitted}{note}")
     axes.set_ylabel(f"{results.metric} (%)")
     axes.set_ylim(0, 100)
     axes.set_title(f"{title_of(results, task)}; checkpoint: {PROTOCOLS[results.selection].description}", fontsize=10)
@@ -45,10 +61,22 @@ def plot(results: ResultsTable, task: TaskRecord) -> bytes:
     return content.getvalue()
 
 
-def _draw_chance(axes: Any, results: ResultsTable) -> None:
+def _drawable(name: str) -> str:
+    """Return a name that is not too long for an axis, with codes in place of the characters that the font lacks."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return "".join(
+        character if font.get_char_index(ord(character)) else character.encode("ascii", "backslashreplace").decode()
+        for character in short
+    )
+
+
+def _draw_chance(axes: Any, results: ResultsTable, languages: Sequence[str]) -> None:
     """Draw a dashed line across each language, at the accuracy of its majority class."""
     label: str | None = "majority class"
-    for group, language in enumerate(columns(results)):
+    for group, language in enumerate(languages):
         if results.metric == "accuracy" and language in results.majority:
             height = results.majority[language] * 100
             axes.hlines(height, group - 0.45, group + 0.45, "black", "--", linewidth=1, label=label, zorder=4)
@@ -62,11 +90,13 @@ def _colours(lines: Iterable[ObjectiveResults]) -> dict[str, str]:
     return {name: (_FIXED_COLOURS | cycled)[name] for name in names}
 
 
-def _draw_line(axes: Any, results: ResultsTable, line: ObjectiveResults, colour: str, number: int) -> None:
+def _draw_line(
+    axes: Any, results: ResultsTable, languages: Sequence[str], line: ObjectiveResults, colour: str, number: int
+) -> None:
     width = 0.84 / len(results.lines)
     offset = (number - (len(results.lines) - 1) / 2) * width
     summaries: Mapping[int, SeedSummary | None] = dict(
-        enumerate([*(line.languages.get(name) for name in columns(results)), line.average])
+        enumerate([*(line.languages.get(name) for name in languages), line.average])
     )
     label: str | None = line.objective
     for group, summary in summaries.items():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from xtransfer import storage
+from xtransfer.errors import one_line
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
@@ -32,8 +33,12 @@ def report(
         split=split or default_split(config.evaluation_splits),
         selection=selection,
     )
-    summary.show(results, terminal.console, task)
-    for path in write(results, workdir.root / "report", task):
+    written = write(results, workdir.root / "report", task)
+    try:
+        summary.show(results, terminal.console, task)
+    except Exception as error:  # whatever a terminal or an odd name does, the results are in the files
+        terminal.log(f"warning: the table cannot be printed ({one_line(error)}); {written[0]} has it")
+    for path in written:
         terminal.log(f"written: {path}")
 
 
@@ -43,8 +48,14 @@ def default_split(evaluated: tuple[str, ...]) -> str:
 
 
 def write(results: ResultsTable, directory: Path, task: TaskRecord) -> list[Path]:
-    """Write results.md and results.png, and return their paths."""
+    """Write results.md and results.png, and return their paths; a picture that cannot be drawn costs a warning."""
     text, picture = directory / "results.md", directory / "results.png"
     storage.write_atomically(text, summary.markdown(results, task))
-    storage.write_atomically(picture, plot.plot(results, task))
+    try:
+        content = plot.plot(results, task)
+    except Exception as error:  # a drawing library has many ways to fail, and none of them is worth the results
+        picture.unlink(missing_ok=True)  # of earlier results
+        terminal.log(f"warning: {picture} cannot be drawn ({one_line(error)}); {text} has the numbers")
+        return [text]
+    storage.write_atomically(picture, content)
     return [text, picture]

@@ -32,7 +32,7 @@ class CompiledSteps:
       mesh: a mesh of real devices, or of a topology's.
 
     Raises:
-      UserError: a `frozen` pattern matches no parameter.
+      UserError: a `frozen` pattern matches no parameter, or they match all.
     """
 
     def __init__(self, settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh):

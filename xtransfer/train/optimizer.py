@@ -45,7 +45,7 @@ def adamw(
       b2: AdamW's second decay rate.
 
     Raises:
-      UserError: an expression matches no parameter; raised when the state is created.
+      UserError: an expression matches no parameter, or they match all; raised when the state is created.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     trained = optax.chain(clip, optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay, mask=_decays))
@@ -66,6 +66,10 @@ def _frozen_labels(params: Any, patterns: Sequence[str]) -> Any:
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             raise UserError(f"frozen pattern {pattern!r} matches no parameter; they are named like {names[0]}")
+    frozen = {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
+    if len(frozen) == len(names):
+        shown = ", ".join(map(repr, patterns))
+        raise UserError(f"frozen patterns {shown} match every parameter, so nothing would be trained: keep one free")
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "frozen" if any(re.search(p, path_name(path)) for p in patterns) else "trained", params
+        lambda path, _: "frozen" if path_name(path) in frozen else "trained", params
     )

@@ -129,3 +129,9 @@ def test_the_corpus_declares_its_languages_and_labels():
         UserError, match="task.source_language 'en': set it to 'en-US'; massive/intent has train in en-US, af-ZA"
     ):
         loader.task(INTENT, TaskConfig(name="massive/intent"))
+
+
+def test_a_locale_of_another_release_is_named():
+    settings = TaskConfig(name="massive/intent", source_language="en-US", target_languages=("ca-ES",))
+    with pytest.raises(UserError, match="massive/intent has no 'ca-ES', which only MASSIVE 1.1 has: read that as"):
+        loader.task(INTENT, settings)

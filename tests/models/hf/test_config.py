@@ -318,3 +318,11 @@ def test_contradictory_label_tables_are_refused(tmp_path):
         else:
             with pytest.raises(UserError, match="id2label and label2id list the classes in different orders"):
                 hf_config.read_labels(tmp_path)
+
+
+def test_num_labels_must_be_the_number_of_outputs(directory: Path):
+    edit(directory, num_labels=3, id2label={"0": "a", "1": "b", "2": "c"})
+    assert hf_config.class_names(directory, 3) == ("a", "b", "c")
+    edit(directory, num_labels=2)
+    with pytest.raises(UserError, match=r"config\.json: num_labels is 2, but the head in the weights has 3 outputs"):
+        hf_config.class_names(directory, 3)

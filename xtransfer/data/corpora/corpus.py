@@ -100,6 +100,7 @@ class Corpus:
       licence: as the publisher states it.
       has_pairs: whether every row has a second text.
       is_parallel: whether an id in dev or test names the same item, in translation, in every language.
+      elsewhere: languages that only another release of the corpus has, and its name.
       notes: help for when the files cannot be downloaded; "" for none.
     """
 
@@ -117,4 +118,5 @@ class Corpus:
     licence: str
     has_pairs: bool = False
     is_parallel: bool = False
+    elsewhere: tuple[tuple[str, str], ...] = ()
     notes: str = ""

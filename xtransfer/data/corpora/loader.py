@@ -30,6 +30,10 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
     Raises:
       UserError: there is no such language or split. On loading: data are missing or malformed.
     """
+    for language in (config.source_language, *config.target_languages):
+        release = dict(corpus.elsewhere).get(language)
+        if release is not None:
+            raise UserError(f"{corpus.name} has no {language!r}, which only {release} has: read that as your own files")
     _check_source(corpus, config)
     targets = target_languages(config, corpus.languages)
     languages = PreparedLanguages(corpus, config)

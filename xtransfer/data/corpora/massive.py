@@ -2,7 +2,7 @@
 
 FitzGerald et al., "MASSIVE: A 1M-Example Multilingual Natural Language Understanding Dataset with 51
 Typologically-Diverse Languages", ACL 2023. Two tasks: the 60 intents, and the 18 scenarios that they belong to.
-Each locale has 11,514, 2,033, and 2,974 utterances; some intents are rare.
+Each locale has 11,514, 2,033, and 2,974 utterances; some intents are rare. Version 1.1, with ca-ES, is not read.
 """
 
 import functools
@@ -94,6 +94,7 @@ def _corpus(label: str, labels: tuple[str, ...]) -> Corpus:
         citation="FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582",
         licence="CC BY 4.0",
         is_parallel=True,
+        elsewhere=(("ca-ES", "MASSIVE 1.1"),),
     )
 
 

@@ -187,7 +187,17 @@ def read_labels(directory: str | Path) -> tuple[str, ...] | None:
 
 
 def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
-    """Return `read_labels`, or else the names that `transformers` gives to this number of outputs."""
+    """Return `read_labels`, or else the names that `transformers` gives to this number of outputs.
+
+    Raises:
+      UserError: see `read_labels`; or num_labels is another number.
+    """
+    stated = read_raw(directory).get("num_labels", outputs)
+    if stated != outputs:
+        raise UserError(
+            f"{Path(directory) / CONFIG}: num_labels is {stated!r}, but the head in the weights has {outputs} outputs: "
+            "correct it"
+        )
     return read_labels(directory) or tuple(f"LABEL_{index}" for index in range(outputs))
 
 
