@@ -9,6 +9,8 @@ Anything else that is raised is a defect of the program, and keeps its stack tra
 """
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -36,6 +38,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the nearest of `names`, or "" if none is near."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a disk, a quota, or a limit on files left no space, by the error's number or its text."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in numbers:
+        return True
+    # C++ libraries raise classes of their own, with the system's text in their message.
+    texts = (os.strerror(number) for number in numbers)
+    return any(text in str(error) for text in (*texts, *(errno.errorcode[number] for number in numbers)))
 
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:

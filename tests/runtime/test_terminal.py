@@ -1,7 +1,9 @@
 """Output of a failed command: one line for errors of the user, and a traceback for bugs."""
 
+import argparse
 import errno
 import logging
+import os
 import signal
 import sys
 import threading
@@ -103,3 +105,91 @@ def test_os_error_of_a_real_path_is_reported(tmp_path: Path, capsys):
     with pytest.raises(SystemExit):
         terminal.run(lambda argv: (tmp_path / ("a" * 300)).stat())
     assert "File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: ENOSPC No space left on device]"),
+        RuntimeError("write failed: Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_is_not_taken_for_too_little_memory(error, capsys):
+    with pytest.raises(SystemExit) as caught:
+        terminal.run(failing_main(error))
+    output = capsys.readouterr().err
+    assert caught.value.code == terminal.EXIT_USER_ERROR and output.count("\n") == 1
+    assert output.startswith("error: the disk is full (") and "memory" not in output
+
+
+def run_with_output(descriptor, monkeypatch, lines=3):
+    """Run a command that prints to a file descriptor; return how far it came."""
+    reached = []
+
+    def main(argv):
+        for number in range(lines):
+            terminal.log(f"line {number}")
+            print("more", flush=True)
+            reached.append(number)
+
+    with open(descriptor, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        terminal.run(main)
+    return reached
+
+
+def test_work_goes_on_without_a_reader(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert run_with_output(writer, monkeypatch) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_work_goes_on_on_a_full_disk_and_the_status_says_so(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_with_output(os.open("/dev/full", os.O_WRONLY), monkeypatch)
+    assert caught.value.code == terminal.EXIT_USER_ERROR
+    expected = (
+        "error: standard output: No space left on device; part of the output is lost, everything else is finished"
+    )
+    assert capsys.readouterr().err == f"{expected}\n"
+
+
+def test_warnings_of_the_package_have_no_python_prefix(monkeypatch, capsys):
+    def main(argv):
+        logging.getLogger("other").warning("not ours")
+        logging.getLogger("xtransfer.models.hf.hub").warning("%s:\nodd", "a.json")
+
+    root = logging.StreamHandler(sys.stderr)  # as logging.basicConfig, which libraries call
+    root.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [root])
+    terminal.run(main)
+    assert capsys.readouterr().err == "WARNING:other:not ours\nwarning: a.json: odd\n"
+    assert logging.getLogger("xtransfer").propagate
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("JAX_NUMPY_DTYPE_PROMOTION", "strict"), ("JAX_ENABLE_X64", True), ("JAX_DEBUG_NANS", True)]
+)
+def test_variables_that_change_the_numbers_are_ignored_and_named(monkeypatch, capsys, name, value):
+    import jax
+    import jax.numpy as jnp
+
+    monkeypatch.setenv(name, str(value))
+    jax.config.update(name.lower(), value)  # as JAX does on import
+    try:
+        terminal.run(lambda argv: print(jnp.ones(2, jnp.int32) * jnp.ones(2), jnp.log(-1.0 * jnp.ones(1)).dtype))
+    finally:
+        jax.config.update(name.lower(), terminal._SEMANTICS[name.lower()])
+    assert (
+        capsys.readouterr().out == f"warning: {name} is ignored, because it would change the results\n[1. 1.] float32\n"
+    )
+
+
+@pytest.mark.parametrize(("argument", "message"), [("", "the path is empty"), ("a\udcff", "is not UTF-8")])
+def test_a_path_that_cannot_be_recorded_is_refused(argument, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        terminal.path_argument(argument)
+    assert terminal.path_argument("a/b") == Path("a/b")

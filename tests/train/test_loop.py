@@ -307,3 +307,63 @@ def test_saving_a_step_twice_is_an_error(tmp_path):
         checkpoints.wait()
         with pytest.raises(RuntimeError, match="checkpoint 0 was not saved"):
             checkpoints.save(train_state, score=0.5)
+
+
+class Clock:
+    """A clock on which each step takes some seconds, and the first one compiles for longer."""
+
+    def __init__(self, monkeypatch, compilation, seconds):
+        self.now = 0.0
+        self._times = [compilation, *[seconds] * 1000]
+        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
+
+    def steps_read(self, count):
+        reads, read = loop._Reads(0), []
+        for step, seconds in enumerate(self._times[:count], 1):
+            self.now += seconds
+            if reads.is_due(step):
+                assert reads.note(step) == step - (read[-1] if read else 0)
+                read.append(step)
+        return read
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (7.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (1.0, [1, 2, 7]),  # every five seconds
+        (0.01, [1, 2]),  # and then step 502
+    ],
+)
+def test_the_loss_is_read_every_few_seconds_on_a_slow_machine(monkeypatch, seconds, expected):
+    assert Clock(monkeypatch, 60.0, seconds).steps_read(10) == expected
+
+
+def test_rows_do_not_depend_on_how_often_the_loss_is_read(tmp_path, monkeypatch):
+    plan = Plan("test", steps=60, evaluations=2, seed=5)
+    TinyRun().fit(tmp_path / "fast", plan)
+    monkeypatch.setattr(loop, "_READ_SECONDS", 0.0)  # read every step
+    TinyRun().fit(tmp_path / "slow", plan)
+    assert loop.read_metrics(tmp_path / "fast") == loop.read_metrics(tmp_path / "slow")
+
+
+def test_a_full_disk_is_named_with_the_last_whole_step(tmp_path):
+    from xtransfer.train.state import TrainState
+
+    full = ValueError("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left on device]")
+
+    def fail(*args, **options):
+        raise full
+
+    tiny = TinyRun()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        first = tiny.initial()
+        checkpoints.save(TrainState(jnp.int32(3), first.params, first.opt_state), score=None)
+        checkpoints.wait()
+        checkpoints._manager.save = fail
+        with pytest.raises(UserError) as caught:
+            checkpoints.save(TrainState(jnp.int32(4), first.params, first.opt_state), score=None)
+    assert str(caught.value) == (
+        f"{tmp_path}/checkpoints: no space left for a checkpoint; step 3 is intact: free some space and run the same "
+        "command again to resume"
+    )

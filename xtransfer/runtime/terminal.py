@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import UserError, is_disk_full, one_line
 from xtransfer.runtime import preemption, processes
 from xtransfer.runtime.cluster import Flags
 
@@ -39,7 +39,9 @@ _LOST = re.compile(r"\b(gloo|coordination service|unavailable|heartbeat)", re.IG
 def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same command again to resume") -> None:
     """Run a command's `main(argv)`; print an error that a user can fix as one line, and exit with status 1.
 
-    Such errors are a `UserError`, a path that the system refuses, and too little memory.
+    Such errors are a `UserError`, a path that the system refuses, a full disk, and too little memory. If nobody reads
+    the output to its end (`| head`), the rest is dropped and the work goes on. If it cannot be written (a full disk),
+    the work goes on too, and the status is 1.
 
     Args:
       main: takes the arguments without the program's name.
@@ -51,7 +53,13 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     # Orbax and TFDS warn about what they were asked to do. Their errors come as exceptions.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    with _one_line_warnings(), _lasting_output():
+        _ignore_other_semantics()
+        _run(main, interrupted)
+
+
+def _run(main: Callable[[list[str]], None], interrupted: str) -> None:
     try:
         main(sys.argv[1:])
         processes.finish()
@@ -68,6 +76,115 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
         if message is None and not processes.joined():
             raise
         _report_and_exit(error, message)
+
+
+class _Output(io.RawIOBase):
+    """A file descriptor to write to. After an error it drops everything, and keeps the error."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int | None:
+        if self.error is None:
+            try:
+                return os.write(self.descriptor, data)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+def _lasting(descriptor: int) -> io.TextIOWrapper:
+    """Return a text stream on a file descriptor that no error of writing interrupts."""
+    raw = _Output(descriptor)
+    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", errors="replace", line_buffering=raw.isatty())
+
+
+@contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Let no error of standard output interrupt the block; then exit with status 1, unless the reader just left."""
+    before = sys.stdout
+    try:
+        descriptor = before.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        yield
+        return
+    before.flush()
+    encoding = before.encoding
+    sys.stdout = _lasting(descriptor)
+    sys.stdout.reconfigure(encoding=encoding)
+    try:
+        yield
+        sys.stdout.flush()
+        raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+        error = raw.error if isinstance(raw, _Output) else None
+        if error is not None and not isinstance(error, BrokenPipeError):
+            print(
+                f"error: standard output: {error.strerror}; part of the output is lost, everything else is finished",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(EXIT_USER_ERROR)
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+
+
+class _Warnings(logging.Handler):
+    """Print the package's log records as every other warning or error: one line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(
+            f"{record.levelname.lower()}: {one_line(record.getMessage(), _LONGEST_ERROR)}", file=sys.stderr, flush=True
+        )
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Print the package's own log records, whatever handlers another library gives to the root logger."""
+    logger, handler = logging.getLogger("xtransfer"), _Warnings()
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+# Settings of JAX that the environment may change, with which the same run would fail or give other numbers.
+_SEMANTICS = {
+    "jax_debug_infs": False,
+    "jax_debug_nans": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_threefry_partitionable": True,
+}
+
+
+def _ignore_other_semantics() -> None:
+    """Undo the environment variables that would change the results, and name them."""
+    for name, value in _SEMANTICS.items():
+        if name.upper() not in os.environ:
+            continue
+        import jax  # takes a second, and few users set these variables
+
+        if getattr(jax.config, name) != value:
+            jax.config.update(name, value)
+            log(f"warning: {name.upper()} is ignored, because it would change the results")
 
 
 def path_argument(text: str) -> Path:
@@ -90,7 +207,7 @@ def start(flags: Flags) -> None:
     sys.stdout.flush()
     terminal, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
-    sys.stdout = os.fdopen(terminal if processes.is_first() else devnull, "w", encoding="utf-8", errors="replace")
+    sys.stdout = _lasting(terminal if processes.is_first() else devnull)
     if not processes.is_first():
         console.quiet = True
         logging.disable(logging.WARNING)
@@ -122,6 +239,10 @@ def _user_message(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     # JAX's own exception class is not imported for this: its errors carry the status by name.
     text = one_line(error, limit=1000)
+    if is_disk_full(error):  # TensorStore gives it the same status as too little memory
+        return (
+            f"the disk is full ({text[:150]}): free some space and run the same command again; finished work is intact"
+        )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return (
             f"out of memory ({text[:150]}): lower the batch size (student.batch_size, evaluation_batch_size, "

@@ -4,6 +4,8 @@ A checkpoint holds two items: `params`, which evaluation and export read, and `r
 kept: the newest, to resume from, and the best on the source language's dev split, to use.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xtransfer.config import refuse_pattern
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import UserError, is_disk_full, one_line
 from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
 
@@ -45,7 +47,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._manager.close()
+        with self._naming_a_full_disk():
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints, ascending."""
@@ -59,13 +62,35 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params), resume=ocp.args.StandardSave(state.opt_state)
         )
-        if not self._manager.save(step, args=items, metrics=metrics):
+        with self._naming_a_full_disk():
+            is_saved = self._manager.save(step, args=items, metrics=metrics)
+        if not is_saved:
             newest = self.steps()[-1:]
             raise RuntimeError(f"{self.directory}: checkpoint {step} was not saved (the newest is {newest})")
 
     def wait(self) -> None:
-        """Wait until everything saved is on the disk; raise the error of a failed save."""
-        self._manager.wait_until_finished()
+        """Wait until everything saved is on the disk; raise the error of a failed save.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        with self._naming_a_full_disk():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            # The manager lists the failed step too. On the disk a step gets its name when it is complete.
+            complete = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+            intact = f"step {complete[-1]:,} is intact" if complete else "there is no earlier one"
+            raise UserError(
+                f"{self.directory}: no space left for a checkpoint; {intact}: free some space and run the same command "
+                "again to resume"
+            ) from error
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Return the whole state of a step, in the shapes, dtypes, and shardings of `abstract`."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
 
-_LOG_EVERY = 50  # steps between two reads of the loss; a read waits for the device
+_WINDOW = 50  # the most steps that a row of metrics.jsonl averages over
+_READ_SECONDS = 5.0  # between two reads of the loss for the progress bar; a read waits for the device
 METRICS_FILE = "metrics.jsonl"
 DEV_ACCURACY, DEV_SCORE = "dev_accuracy", "dev_score"
 """The keys of `metrics.jsonl` that rank checkpoints: the second if a row has it, and otherwise the first."""
@@ -105,6 +107,7 @@ def fit(
             return state
         first = int(state.step)
         window: list[Terms] = []
+        reads = _Reads(first)
         _, num_slices = process_slice(mesh)
         batches = prefetch(place_batch(mesh, batch_at(i), num_slices) for i in range(first, plan.steps))
         with closing(batches), terminal.progress_bar(plan.title, plan.steps - first) as progress:
@@ -113,9 +116,12 @@ def fit(
                 window.append(terms)
                 processes.note_progress()
                 stop, due = stop_requested(), step in milestones
-                if due or stop or step % _LOG_EVERY == 0:
+                # The windows depend on the step alone, so that rows do not depend on the machine's speed.
+                ends_window = due or stop or step % _WINDOW == 0
+                if ends_window or reads.is_due(step):
                     means = _means(window, step, directory)
-                    progress.advance(len(window), note=f"loss {means['loss']:.4f}")
+                    progress.advance(reads.note(step), note=f"loss {means['loss']:.4f}")
+                if ends_window:
                     window.clear()
                 if due or stop:
                     _check_finite(state.params, step, directory)
@@ -142,6 +148,25 @@ def fit(
                     break
         checkpoints.wait()
     return state
+
+
+class _Reads:
+    """The steps after which the loop waits for the device, to show progress every few seconds on any machine."""
+
+    def __init__(self, first: int):
+        self._step, self._time, self._next = first, time.monotonic(), first + 1
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the loss of this step is to be read; that of the first step always is."""
+        return step >= self._next
+
+    def note(self, step: int) -> int:
+        """Note that the loss was read, and return the number of steps since the last time."""
+        count, now = step - self._step, time.monotonic()
+        # The first step includes compilation, so the second one is read too.
+        self._next = step + max(1, int(_READ_SECONDS * count / max(now - self._time, 1e-9)))
+        self._step, self._time = step, now
+        return count
 
 
 def finished(directory: Path, steps: int) -> bool:
