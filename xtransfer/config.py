@@ -214,8 +214,9 @@ class PretrainConfig:
             raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# Settings that may differ between two starts in one workdir: the stages, the location of the data, what is scored, the
-# rows to predict at a time, the devices, and the number of microbatches.
+# Settings that may differ between two starts in one workdir: the stages, the locations of the data and the checkpoints
+# (whose fingerprints may not), what is scored, the rows to predict at a time, the devices, and the number of
+# microbatches.
 CHANGEABLE = (
     "objectives",
     "seeds",
@@ -227,6 +228,8 @@ CHANGEABLE = (
     "mesh.fsdp",
     "mesh.tensor",
     "platform",
+    "teacher.checkpoint",
+    "student.checkpoint",
     "teacher.accumulation",
     "teacher.remat",
     "student.accumulation",

@@ -15,6 +15,7 @@ from xtransfer.config import ExperimentConfig, MeshConfig
 from xtransfer.data.registry import load_task
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.report.workdir_report import report
+from xtransfer.runs import encoders
 from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
 from xtransfer.runtime import cluster, locks, processes, terminal
 from xtransfer.runtime.sharding import mesh_sizes
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     workdir = Workdir(args.workdir)
     config = _fit_devices(read_config(workdir))
     task = load_task(config.task)
-    models = Models(config, task)
+    models = Models(config, task, encoders.saved(workdir))
     check_unchanged(workdir.task, models.facts())
     with locks.group_lock(workdir.root, "evaluation"):
         evaluate(workdir, config, task, models)

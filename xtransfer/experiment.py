@@ -24,7 +24,7 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import dev_scores, evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs import plan
+from xtransfer.runs import encoders, plan
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
@@ -65,11 +65,14 @@ def run(config: ExperimentConfig, root: Path) -> None:
         for language in (task.source_language, *task.target_languages):
             for split in config.evaluation_splits:
                 metrics.check_defined(config.metrics, _labels(task.load(split, language)), f"{language} {split}")
-        models = Models(config, task)
+        models = Models(config, task, encoders.saved(workdir))
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
+        _check_weights(workdir, config, models)
         workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
+        for role in (workdirs.TEACHER, encoders.STUDENT):
+            processes.on_first(functools.partial(encoders.save, workdir, role, models.base(role)))
         terminal.log(
             f"{task.name}: {len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {_devices()}"
@@ -159,6 +162,15 @@ class Stages:
     @functools.cached_property
     def _dev(self) -> Dataset:
         return self.models.student.dataset(self.examples.dev)
+
+
+def _check_weights(workdir: Workdir, config: ExperimentConfig, models: Models) -> None:
+    """Refuse to start if a model is still to be trained and its base checkpoint is gone."""
+    students = [workdir.student(name, seed) for seed in config.seeds for name in config.objectives]
+    for model, directories in ((models.teacher, [workdir.teacher]), (models.student, students)):
+        trained = [model.is_trained(directory) for directory in directories]  # a list: all processes take part
+        if not all(trained):
+            model.check_weights()
 
 
 def _planned_stages(

@@ -16,8 +16,9 @@ from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.config import CONFIG
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.models.hf.weights import WeightSource
+from xtransfer.runs import encoders
 from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.workdir import TEACHER, Workdir
 from xtransfer.runtime import terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ class TrainedClassifier:
 
     Attributes:
       source: the run or Hugging Face directory that the user named.
-      directory: the Hugging Face directory with its architecture and tokenizer; for a run, its base checkpoint.
+      directory: the Hugging Face directory with its architecture and tokenizer; a run's is in its workdir.
       architecture: the encoder's architecture.
       tokenizer: a fast tokenizer.
       graphdef: the graphdef of a `Classifier` with compute dtype `dtype`.
@@ -99,18 +100,14 @@ def open_run(
 
 
 def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
-    """Load a selected checkpoint onto the mesh. Only config and tokenizer of its base checkpoint are read.
+    """Load a selected checkpoint onto the mesh. Config and tokenizer come from the workdir.
 
     Raises:
-      UserError: the base checkpoint is gone or has changed, or the run's checkpoint cannot be read.
+      UserError: the run's checkpoint cannot be read, or the workdir's files have changed; or the workdir has no such
+        files, and the base checkpoint is gone or has changed.
     """
     settings = run.settings
-    base = hf_checkpoint.resolve(settings.checkpoint)
-    if hf_checkpoint.fingerprint_files(base) != run.fingerprint:
-        raise UserError(
-            f"{base}: no longer the checkpoint that {run.directory} was trained from (the fingerprint of its files "
-            f"differs from the one in {run.workdir.task}): restore the old files"
-        )
+    base = _base(run)
     architecture = hf_config.read_config(base)
     graphdef, shapes = hf_checkpoint.abstract_classifier(
         architecture, len(run.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
@@ -129,6 +126,20 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
         max_length=settings.max_length,
         dtype=settings.compute_dtype,
     )
+
+
+def _base(run: SelectedRun) -> Path:
+    """Return the directory with the config and tokenizer of a run."""
+    saved = encoders.saved_encoder(run.workdir, run.task, TEACHER if run.is_teacher else encoders.STUDENT)
+    if saved is not None:
+        return saved.directory
+    base = hf_checkpoint.resolve(run.settings.checkpoint)
+    if hf_checkpoint.fingerprint_files(base) != run.fingerprint:
+        raise UserError(
+            f"{base}: no longer the checkpoint that {run.directory} was trained from (the fingerprint of its files "
+            f"differs from the one in {run.workdir.task}): restore the old files"
+        )
+    return base
 
 
 def warn_of_pooling(family: str, pooling: str, output: Path) -> None:

@@ -37,6 +37,10 @@ class Workdir:
         """The run of the monolingual teacher."""
         return self.root / "teacher"
 
+    def encoder(self, role: str) -> Path:
+        """Return the config and tokenizer of the base checkpoint of a role (see `runs.encoders`)."""
+        return self.root / "encoders" / role
+
     @property
     def logits(self) -> Path:
         """All logits stores."""

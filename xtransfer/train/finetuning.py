@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
 from xtransfer.train import loop, state
 from xtransfer.train.compiled_steps import CompiledSteps
-from xtransfer.train.inputs import ModelInputs
+from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 
 _SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
 _MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is real
@@ -47,12 +48,26 @@ class Finetuner:
         *,
         eval_batch_size: int,
         token_cache: Path | None = None,
+        saved: Path | None = None,
     ):
-        self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache)
+        """Read the config, the tokenizer, and every tensor of the checkpoint, or of `saved` what it has.
+
+        Args:
+          role: "teacher" or "student".
+          settings: the role's settings.
+          labels: the class names, in order.
+          mesh: the device mesh.
+          eval_batch_size: rows per batch of evaluation.
+          token_cache: the directory of the token cache; None keeps nothing.
+          saved: the config and tokenizer of a checkpoint that is gone. Such an encoder predicts, and cannot be trained.
+        """
+        self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache, directory=saved)
+        self.has_weights = saved is None
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.eval_batch_size = eval_batch_size
         self._reported: set[str] = set()
-        self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
+        if self.has_weights:
+            self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
         self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
 
     @property
@@ -62,6 +77,7 @@ class Finetuner:
 
     def fresh_params(self, seed: int) -> Any:
         """Return the pretrained parameters with a head drawn from `seed`, or with the checkpoint's own head."""
+        self.check_weights()
         return hf_checkpoint.load_classifier(
             self.inputs.directory,
             self.num_classes,
@@ -71,6 +87,14 @@ class Finetuner:
             labels=self.labels,
             mesh=self.mesh,
         )[1]
+
+    def check_weights(self) -> None:
+        """Refuse to train from a checkpoint that is gone."""
+        if not self.has_weights:
+            raise UserError(
+                f"{self.role}.checkpoint {self.settings.checkpoint} is gone, and training needs its weights: restore "
+                f"it, or set --config.{self.role}.checkpoint to where it is now"
+            )
 
     def abstract_params(self) -> Any:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
@@ -156,10 +180,17 @@ class Finetuner:
 
 
 class Models:
-    """Teacher and student of an experiment on one mesh, each created on first use."""
+    """Teacher and student of an experiment on one mesh, each created on first use.
 
-    def __init__(self, config: ExperimentConfig, task: Task):
-        self._config, self._task = config, task
+    Args:
+      config: the experiment's config.
+      task: its task.
+      saved: the config and tokenizer of the base checkpoints, by role, to use where a checkpoint is gone.
+    """
+
+    def __init__(self, config: ExperimentConfig, task: Task, saved: Mapping[str, SavedEncoder] = MappingProxyType({})):
+        self._config, self._task, self._saved = config, task, saved
+        self._bases: dict[str, SavedEncoder] = {}
         self.mesh = make_mesh(dataclasses.astuple(config.mesh))
 
     @property
@@ -187,9 +218,19 @@ class Models:
             "source_language": task.source_language,
             "target_languages": list(task.target_languages),
             "data": task.fingerprint(),
-            "teacher_checkpoint": hf_checkpoint.fingerprint_files(self.teacher.inputs.directory),
-            "student_checkpoint": hf_checkpoint.fingerprint_files(self.student.inputs.directory),
+            "teacher_checkpoint": self.base("teacher").fingerprint,
+            "student_checkpoint": self.base("student").fingerprint,
         }
+
+    def base(self, role: str) -> SavedEncoder:
+        """Return the base checkpoint of a role, or the saved part of it if it is gone."""
+        model = self.teacher if role == "teacher" else self.student
+        if not model.has_weights:
+            return self._saved[role]
+        if role not in self._bases:  # hashing the weights takes a while
+            directory = model.inputs.directory
+            self._bases[role] = SavedEncoder(directory, hf_checkpoint.fingerprint_files(directory))
+        return self._bases[role]
 
     def _finetuner(self, role: str, settings: ModelConfig) -> Finetuner:
         terminal.log(f"{role}: {settings.checkpoint}")
@@ -204,4 +245,16 @@ class Models:
             self.mesh,
             eval_batch_size=self._config.evaluation_batch_size or processes.on_first(automatic_rows),
             token_cache=cache_dir(self._config.task) / "tokens",
+            saved=self._saved[role].directory if self._is_gone(role, settings) else None,
         )
+
+    def _is_gone(self, role: str, settings: ModelConfig) -> bool:
+        """Return whether a checkpoint has no weights any more, and the saved part of it can be used."""
+        if role not in self._saved:
+            return False
+        try:
+            hf_checkpoint.weight_files(checkpoint_of(role, settings))
+        except UserError:
+            terminal.log(f"{role}: {settings.checkpoint} is gone; using {self._saved[role].directory}")
+            return True
+        return False

@@ -3,7 +3,7 @@
 import itertools
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,19 @@ _SAMPLE = 64  # examples whose lengths stand for all of them in an estimate
 _MANY_EXAMPLES = 20_000  # tokenizing this many takes long enough for a progress bar
 
 
+@dataclass(frozen=True)
+class SavedEncoder:
+    """The config and tokenizer of a base checkpoint.
+
+    Attributes:
+      directory: a Hugging Face directory, perhaps without weights.
+      fingerprint: the fingerprint of all of the checkpoint's files.
+    """
+
+    directory: Path
+    fingerprint: str
+
+
 class ModelInputs:
     """A checkpoint's config and tokenizer with the settings of one role; no weights are read.
 
@@ -33,14 +46,17 @@ class ModelInputs:
       settings: the role's settings.
       shards: the number of devices that share the rows of a batch.
       token_cache: the directory of the token cache; None keeps nothing.
+      directory: the directory with the config and tokenizer; None is that of the checkpoint.
 
     Raises:
       UserError: a checkpoint, config, tokenizer, or length that cannot work.
     """
 
-    def __init__(self, role: str, settings: ModelConfig, *, shards: int, token_cache: Path | None):
+    def __init__(
+        self, role: str, settings: ModelConfig, *, shards: int, token_cache: Path | None, directory: Path | None = None
+    ):
         self.role, self.settings, self._shards = role, settings, shards
-        self.directory = checkpoint_of(role, settings)
+        self.directory = directory or checkpoint_of(role, settings)
         self.architecture = hf_config.read_config(self.directory)
         self.tokenizer = load_tokenizer(self.directory)
         check_tokenizer(self.directory, self.tokenizer, settings.pooling)

@@ -282,11 +282,15 @@ def save(
         raise UserError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
+def description_files(directory: str | Path) -> list[Path]:
+    """Return a checkpoint's config and tokenizer files."""
+    patterns = (CONFIG, *hub.TOKENIZER_FILES)
+    return sorted({path for pattern in patterns for path in Path(directory).glob(pattern)})
+
+
 def fingerprint_files(directory: str | Path) -> str:
     """Return the sha256 over the names and bytes of a checkpoint's config, weights, and tokenizer files."""
-    directory = Path(directory)
-    paths = {path for pattern in (CONFIG, *hub.TOKENIZER_FILES) for path in directory.glob(pattern)}
-    paths.update([find_weights(directory), *weight_files(directory)])
+    paths = {*description_files(directory), find_weights(directory), *weight_files(directory)}
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.name} {storage.sha256(path)}\n".encode())
