@@ -123,6 +123,12 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(error, capsys):
     assert output.startswith("error: the disk is full (") and "memory" not in output
 
 
+def test_too_many_open_files_are_not_taken_for_too_little_memory(capsys):
+    with pytest.raises(SystemExit):
+        terminal.run(failing_main(ValueError("RESOURCE_EXHAUSTED: [OS error 24: EMFILE Too many open files]")))
+    assert capsys.readouterr().err.startswith("error: too many open files (RESOURCE_EXHAUSTED: ")
+
+
 def run_with_output(descriptor, monkeypatch, lines=3):
     """Run a command that prints to a file descriptor; return how far it came."""
     reached = []

@@ -367,3 +367,15 @@ def test_a_full_disk_is_named_with_the_last_whole_step(tmp_path):
         f"{tmp_path}/checkpoints: no space left for a checkpoint; step 3 is intact: free some space and run the same "
         "command again to resume"
     )
+
+
+def test_too_little_memory_does_not_condemn_a_checkpoint(tmp_path):
+    TinyRun().fit(tmp_path, PLAN)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+
+        def fail(*args, **options):
+            raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
+
+        checkpoints._manager.restore = fail
+        with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"):
+            checkpoints.restore_arrays(20)

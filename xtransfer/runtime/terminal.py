@@ -1,6 +1,7 @@
 """The parts that every command shares: exit statuses, one-line errors, progress bars, and log lines."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -243,6 +244,8 @@ def _user_message(error: Exception) -> str | None:
         return (
             f"the disk is full ({text[:150]}): free some space and run the same command again; finished work is intact"
         )
+    if os.strerror(errno.EMFILE) in text:  # TensorStore gives it that status too
+        return f"too many open files ({text[:150]}): raise the limit with ulimit -n and run the same command again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return (
             f"out of memory ({text[:150]}): lower the batch size (student.batch_size, evaluation_batch_size, "

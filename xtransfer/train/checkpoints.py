@@ -114,6 +114,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file, even bare Exception
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise  # the checkpoint may be whole, so nobody should remove it
             reason = one_line(error)
             raise UserError(
                 f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}; "

@@ -189,6 +189,7 @@ def test_duplicate_ids_invalid_text_and_unexpected_pairs_are_errors(config, monk
     cases = {
         "m:2: id '1' occurs twice in test of de": CorpusRow("1", "other", None, "bad", "m:2"),
         "m:2: half of a surrogate pair": CorpusRow("2", "\ud800", None, "bad", "m:2"),
+        "m:2: id '2\\\\u2028' is not one line of text": CorpusRow("2\u2028", "b", None, "bad", "m:2"),
     }
     for message, row in cases.items():
         with pytest.raises(UserError, match=message):

@@ -153,6 +153,8 @@ def _checked(
         if row.id in ids:
             raise UserError(f"{row.where}: id {row.id!r} occurs twice in {split} of {language}")
         ids.add(row.id)
+        if row.id.splitlines() != [row.id]:
+            raise UserError(f"{row.where}: id {row.id!r} is not one line of text; remove the line separators")
         if (row.text_pair is not None) != corpus.has_pairs:
             raise ValueError(f"{corpus.name}: {row.where}: has_pairs is {corpus.has_pairs}, the row says otherwise")
         texts = [row.text] if row.text_pair is None else [row.text, row.text_pair]
