@@ -247,7 +247,7 @@ DOUBLED = b")" + b"q\x00h\x00\x86" * 200  # a tuple with 2^200 leaves
         (call("torch._utils._rebuild_parameter", b"}", FALSE, ORDERED_DICT), "_rebuild_parameter' with other arg"),
         (call("torch._utils._rebuild_tensor_v2", FLOATS), "_rebuild_tensor_v2' with other arguments"),
         (tensor(FLOATS, 0, (2, 3), (3, 1), b"}" + text("conj") + b"\x88s"), "_rebuild_tensor_v2' with other"),
-        (b"NNR", "calls a NoneType with other arguments"),
+        (b"NNR", "calls None with other arguments"),
         (b"))R", "calls a tuple with other arguments"),
         (b"]", "the opcode EMPTY_LIST"),
         (b"C\x01x", "the opcode SHORT_BINBYTES"),
@@ -264,7 +264,7 @@ DOUBLED = b")" + b"q\x00h\x00\x86" * 200  # a tuple with 2^200 leaves
         (b"N(", "takes more values than it has"),
         (b"NN", "ends with unused values"),
         (b"(N", "ends with unused values"),
-        (b"N", "holds a NoneType, not a dictionary of tensors"),
+        (b"N", "holds None, not a dictionary of tensors"),
         (MATRIX, "holds a tensor, not a dictionary of tensors"),
         (NESTED, "holds a tuple, not a dictionary of tensors"),
         (DOUBLED, "holds a tuple, not a dictionary of tensors"),
@@ -272,13 +272,17 @@ DOUBLED = b")" + b"q\x00h\x00\x86" * 200  # a tuple with 2^200 leaves
         (b"}" + NESTED + b"Ns", "has a tuple as a key"),
         (b"}" + DOUBLED + b"Ns", "has a tuple as a key"),
         (b"}" + NESTED + b"b", "sets the attributes"),
-        (b"}NNs", "has a NoneType as a key"),
+        (b"}NNs", "has None as a key"),
+        (dictionary({"optimizer": dictionary({"state": b"}" + number(0) + b"Ns"})}), "has a number as a key"),
         (b"}(Nu", "puts items into a dictionary"),
-        (b"N(NNu", "puts items into a NoneType"),
+        (b"N(NNu", "puts items into None"),
         (dictionary({"a": DOUBLED}), "holds a tuple under 'a', where a tensor is expected"),
         (dictionary({"a": FLOATS}), "holds a storage under 'a'"),
         (dictionary({"a": name("torch.FloatStorage")}), "holds a name under 'a'"),
-        (dictionary({"epoch": number(3), "state_dict": dictionary({"a": MATRIX})}), "save the state_dict alone"),
+        (
+            dictionary({"epoch": number(3), "state_dict": dictionary({"a": MATRIX})}),
+            "the first keys are 'epoch', 'state_dict'\\): download it again, or save the model's state_dict alone",
+        ),
         (b"}q\x00" + text("a") + b"h\x00s", "holds a dictionary under 'a'"),
         (ORDERED_DICT + (text("a") + MATRIX + b"s") * 2, "has the key 'a' twice"),
         (dictionary({"a\nb": MATRIX}), r"tensor 'a\\nb' is not printable"),
@@ -401,6 +405,29 @@ def test_damaged_zips_are_refused(change: Callable[[bytearray], Any], message: s
     assert_refused(edit(path, change), message)
 
 
+def test_every_wrong_bit_in_the_pickle_is_refused(tmp_path: Path) -> None:
+    """The checksum shows it, also if the program is still a valid one."""
+    pickled = program(dictionary({"a": MATRIX, "b": tensor(storage("Float", "1", 6), 0, (2, 3), (3, 1))}))
+    path = write(tmp_path / "x.bin", pickled, {"0": SIX, "1": bytes(24)})
+    content = path.read_bytes()
+    start = content.index(pickled)
+    for place in range(start, start + len(pickled)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert_refused(path, "data.pkl does not have the checksum that the zip gives for it")
+
+
+@needs_pytorch
+def test_files_without_checksums_are_read(tmp_path: Path) -> None:
+    import torch
+
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(6.0).reshape(2, 3)}, tmp_path / "x.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read(tmp_path / "x.bin")["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_a_list_of_members_beyond_any_models_is_not_read(tmp_path: Path) -> None:
     members = [(f"a/{'x' * 60_000}{index}", b"") for index in range(70)]  # names of 4.2 MB
     assert_refused(zipped(tmp_path / "x.bin", members), "its list of members has 42[0-9]{5} bytes, more than any model")
@@ -419,7 +446,7 @@ def test_older_formats_are_refused(tmp_path: Path) -> None:
         archive.addfile(tarfile.TarInfo("storages"))
     for content in (b"", VALID, buffer.getvalue(), pickle.dumps(0x1950A86A20F9469CFC6C, 2) + VALID):
         path.write_bytes(content)
-        assert_refused(path, "it is not a zip file, as PyTorch 1.6 and later write: download it again, or convert it")
+        assert_refused(path, "it is not a zip file, as PyTorch 1.6 and later write: download it again, or save the")
 
 
 def test_missing_file_and_directory_are_one_line(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_wrong_shape_is_refused_with_both_shapes(
 @pytest.mark.parametrize(("dtype", "shown"), [(np.float64, "F64"), (np.int32, "I32"), (np.uint8, "U8")])
 def test_unsupported_dtypes_are_refused(directory: Path, dtype: Any, shown: str) -> None:
     edit(directory, lambda t: t.update({NORM: t[NORM].astype(dtype)}))
-    assert_refused(directory, rf"LayerNorm\.weight has dtype {shown}: one of F32, F16, BF16")
+    assert_refused(directory, rf"LayerNorm\.weight has dtype {shown}, expected one of F32, F16, BF16: convert it")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -266,7 +266,8 @@ def test_pickled_objects_are_refused_and_never_executed(directory: Path) -> None
     assert_refused(directory, r"pytorch_model\.bin: it is not a zip file, as PyTorch 1\.6 and later write")
     pytorch_files.write(directory / "pytorch_model.bin", pickle.dumps(Payload(marker)))
     assert_refused(
-        directory, r"pytorch_model\.bin: its data\.pkl (names|has the opcode) .*, or convert it to safetensors"
+        directory,
+        r"pytorch_model\.bin: its data\.pkl (names|has the opcode) .*, or save the model's state_dict alone, as safetensors",
     )
     (directory / "model.pt").rename(directory / "model.safetensors")
     assert_refused(directory, r"model\.safetensors: not a complete safetensors file")
@@ -329,7 +330,7 @@ def test_faults_of_pytorch_files_name_the_tensor(directory: Path) -> None:
     for name, value, message in (
         (NORM, np.full(15, np.nan, np.float32), "has NaN or Inf: the checkpoint is broken"),
         (NORM, np.ones(14, np.float32), r"has shape \[14\], the model of its config\.json needs \[15\]"),
-        (NORM, np.ones(15, np.int64), "has dtype I64: one of F32, F16, BF16"),
+        (NORM, np.ones(15, np.int64), "has dtype I64, expected one of F32, F16, BF16"),
         ("extra", np.ones(2, np.float32), r"\[2\]: not a plain bert checkpoint"),
     ):
         pytorch_files.write_tensors(path, tensors | {name: value})

@@ -18,6 +18,7 @@ import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 
 from xtransfer.errors import UserError, one_line
 
-_REMEDY = "download it again, or convert it to safetensors (only plain tensors of torch.save are read)"
+_REMEDY = "download it again, or save the model's state_dict alone, as safetensors"
 
 _MAX_DIRECTORY = 1 << 22  # bytes of the zip's list of members: about 50,000 of them
 _MAX_PICKLE = 1 << 22  # bytes of data.pkl: a model with 400 tensors has 40 kB
@@ -145,13 +146,18 @@ class PytorchFile:
             start, size = _span(self._data, members, "data.pkl")
             if size > _MAX_PICKLE:
                 raise ValueError(f"its data.pkl has {size} bytes, more than any model needs")
-            self._tensors = _tensors(_Machine().run(self._data[start : start + size]))
+            program = self._data[start : start + size]
+            # A wrong bit in a key or an offset could give a tensor the numbers of another one. Some files have no sum.
+            if members["data.pkl"].CRC not in (0, zlib.crc32(program)):
+                raise ValueError("its data.pkl does not have the checksum that the zip gives for it")
+            self._tensors = _tensors(_Machine().run(program))
             self._starts = {
                 storage.key: _storage_start(self._data, members, storage)
                 for storage in {tensor.storage for tensor in self._tensors.values()}
             }
         except (ValueError, OSError, OverflowError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
-            raise UserError(f"{path}: {one_line(error)}: {_REMEDY}") from error
+            reason = getattr(error, "strerror", None) or one_line(error)  # without the path of an OSError
+            raise UserError(f"{path}: {reason}: {_REMEDY}") from error
 
     def __enter__(self) -> "PytorchFile":
         return self
@@ -251,7 +257,7 @@ def _tensors(value: Any) -> dict[str, _Description]:
             keys = ", ".join(_quoted(key) for key in list(value)[:3])
             raise ValueError(
                 f"its data.pkl holds {_kind(tensor)} under {_quoted(name)}, where a tensor is expected (the first keys "
-                f"are {keys}; save the state_dict alone)"
+                f"are {keys})"
             )
         if not name.isprintable():
             raise ValueError(f"the name of its tensor {_quoted(name)} is not printable")
@@ -445,8 +451,17 @@ def _is_empty(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     """Return what a value is; its content may be huge."""
-    names = {_Name: "a name", _Storage: "a storage", _Description: "a tensor", dict: "a dictionary", str: "a text"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    kinds = {
+        _Name: "a name",
+        _Storage: "a storage",
+        _Description: "a tensor",
+        dict: "a dictionary",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        type(None): "None",
+    }
+    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def _quoted(text: str | bytes) -> str:

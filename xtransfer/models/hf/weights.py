@@ -87,7 +87,9 @@ class Tensor:
                 f"{list(expected)}"
             )
         if self.dtype not in DTYPES:
-            raise UserError(f"{self.file}: tensor {self.name} has dtype {self.dtype}: one of {', '.join(DTYPES)}")
+            raise UserError(
+                f"{self.file}: tensor {self.name} has dtype {self.dtype}, expected one of {', '.join(DTYPES)}: convert it"
+            )
 
     def read(self, files: "Files", index: Index) -> np.ndarray:
         """Return a region of the leaf as float32.
