@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 from tests.helpers import pytorch_files, tiny
 from xtransfer.errors import UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import hub
 from xtransfer.models.hf.weights import INDEX
 
 REPO = "someone/some-bert"
@@ -425,13 +425,12 @@ def test_safetensors_of_the_converters_pull_request_are_used(
     for number, status in ((3, "closed"), (4, "merged")):
         unconverted.add(Discussion(number, ("d" * 40, MAIN), status=status))
     convert(unconverted, checkpoint, Discussion(7, (CONVERTED, MAIN, TAGGED)))
-    with caplog.at_level(logging.INFO, "xtransfer"):
-        directory = hf_checkpoint.resolve(REPO)
+    hub._warn.cache_clear()
+    directory = hf_checkpoint.resolve(REPO)  # without a level: users see warnings only
     assert directory.name == CONVERTED
-    assert (
+    assert caplog.messages == [
         f"{REPO}: no safetensors; using pull request 7 of SFconvertbot, which converts this commit: commit {CONVERTED}"
-        in caplog.messages
-    )
+    ]
     assert hf_checkpoint.fingerprint_files(directory) == hf_checkpoint.fingerprint_files(checkpoint)
     assert "pytorch_model.bin" not in unconverted.downloads()
     cached = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
@@ -445,6 +444,9 @@ def test_safetensors_of_the_converters_pull_request_are_used(
     go_offline(unconverted, monkeypatch)
     for name in (REPO, f"{REPO}@{MAIN}"):
         assert hf_checkpoint.resolve(name) == directory and not unconverted.requests
+    assert caplog.messages[1:] == [
+        f"{name}: no safetensors; using its conversion, commit {CONVERTED}" for name in (REPO, f"{REPO}@{MAIN}")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def _architectures(raw: Mapping[str, Any]) -> list[str]:
 
 @functools.cache  # the config of one model is read several times
 def _log_ignored_code(path: Path, model_type: str) -> None:
-    log.info(
+    log.warning(
         "%s: auto_map names code of the checkpoint, which is never run: it is read as a plain %s", path, model_type
     )
 

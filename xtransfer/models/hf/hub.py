@@ -1,6 +1,7 @@
 """Checkpoints from the Hugging Face hub: only the files that are needed, through huggingface_hub's cache."""
 
 import contextlib
+import functools
 import logging
 import re
 import time
@@ -92,7 +93,7 @@ def _fetch_weights(repo: str, name: str, directory: Path) -> Path:
     pinned = directory.parents[1] / "refs" / _CONVERSIONS / directory.name
     if not _has_any(directory, SAFETENSORS):
         if pinned.is_file() and (converted := _fetch_converted(repo, pinned.read_text())):
-            log.info("%s: no safetensors; using its conversion, commit %s", name, converted.name)
+            _warn(f"{name}: no safetensors; using its conversion, commit {converted.name}")
             return converted
         if _has_any(directory, PYTORCH) and _fetch_files(repo, directory, PYTORCH):
             return directory
@@ -101,13 +102,19 @@ def _fetch_weights(repo: str, name: str, directory: Path) -> Path:
     conversion = _find_conversion(repo, directory.name)
     if conversion and (converted := _fetch_converted(repo, conversion.commit)):
         origin = f"pull request {conversion.number} of {_CONVERTER}, which converts this commit"
-        log.info("%s: no safetensors; using %s: commit %s", name, origin, conversion.commit)
+        _warn(f"{name}: no safetensors; using {origin}: commit {conversion.commit}")
         with contextlib.suppress(UserError):  # in a cache that is read-only, the hub is asked again
             storage.write_atomically(pinned, conversion.commit)
         return converted
     if _fetch_files(repo, directory, PYTORCH):
         return directory
     raise UserError(f"{name}: {NO_WEIGHTS}")
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn once per process, because a command resolves a checkpoint several times."""
+    log.warning(message)
 
 
 def _fetch_converted(repo: str, commit: str) -> Path | None:
