@@ -232,9 +232,7 @@ def test_pairs_are_divided_and_a_pair_without_room_names_its_line(model: Path, t
     both = " ".join(words)
     source = write(tmp_path / "b" / "b.tsv", f"text\ttext_pair\nder Film\tgut\n{both}\t{both}\n")
     message = error_of(model, source, "--long", "mean")
-    assert message.startswith(
-        "b.tsv:3: example 0: even the shorter text of the pair has 40 tokens, which leave no room"
-    )
+    assert message.startswith("b.tsv:3: even the shorter text of the pair has 40 tokens, which leave no room")
     assert len(run(model, source)) == 2
 
 

@@ -13,6 +13,7 @@ from xtransfer.data.batches.batches import Batch, BatchPlan, batches_by_length, 
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.formats import tables
 from xtransfer.data.formats.tables import Text, TextTable
+from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.chunks import tokenize_chunks
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
 from xtransfer.errors import UserError
@@ -173,5 +174,5 @@ def _encoded(encode: Encode, source: TextTable, rows: Sequence[Text]) -> Iterato
                 for _ in encode([row]):
                     pass
             except UserError as error:
-                raise UserError(f"{source.path}:{row.line}: {error}") from error
+                raise UserError(f"{source.path}:{row.line}: {tokenization.without_index(error)}") from error
         raise

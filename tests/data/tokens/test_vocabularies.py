@@ -137,17 +137,31 @@ def test_families_without_a_converter_need_tokenizer_json(model_type: str, tmp_p
         load_tokenizer(tmp_path)
 
 
-def test_vocab_json_without_merges_and_a_damaged_model_are_one_line_errors(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("present", "missing"), [("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")])
+def test_half_of_a_bpe_names_the_other_half(present: str, missing: str, tmp_path: Path) -> None:
     write_case(tmp_path, "roberta")
-    (tmp_path / "merges.txt").unlink()
-    with pytest.raises(UserError, match=r"vocab\.json cannot be converted: add tokenizer\.json"):
+    (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match=f"^{tmp_path}: {present} without {missing}: add it$"):
         load_tokenizer(tmp_path)
-    (tmp_path / "vocab.json").unlink()
-    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\xff\xfe" * 50)
-    with pytest.raises(UserError, match=r"sentencepiece\.bpe\.model cannot be converted") as caught:
+
+
+@pytest.mark.parametrize("name", ["xlm-roberta", "deberta-v2"])
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe" * 50, b"<html>404</html>", 900], ids=repr)
+def test_damaged_sentencepiece_model_is_named(name: str, damage: bytes | int, tmp_path: Path) -> None:
+    write_case(tmp_path, name)
+    [model] = tmp_path.glob("*.model")
+    model.write_bytes(model.read_bytes()[:damage] if isinstance(damage, int) else damage)
+    with pytest.raises(UserError, match=f"^{model}: not a whole SentencePiece model: download it again$"):
         load_tokenizer(tmp_path)
-    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0"])
+def test_damaged_settings_are_named(name: str, content: str, tmp_path: Path) -> None:
+    write_case(tmp_path, "bert-cased")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"^{tmp_path / name}: (not valid|expected a) JSON .*: download it again$"):
+        load_tokenizer(tmp_path)
 
 
 def test_tokenizer_json_of_another_kind_than_its_class_is_refused(tmp_path: Path) -> None:

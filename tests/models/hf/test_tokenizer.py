@@ -320,3 +320,15 @@ def test_saved_merges_have_the_form_that_old_versions_read_too(tmp_path: Path) -
         content = json.loads((tmp_path / name / "tokenizer.json").read_text())
         assert content["model"]["merges"] == saved
         assert tokenization.load_tokenizer(tmp_path / name)("aabb")["input_ids"] == [0, 8, 6, 2]
+
+
+def test_tokenizer_that_fails_on_a_letter_is_refused(directory: Path) -> None:
+    """Its model has no unknown token, so only words of its vocabulary can be tokenized."""
+    from tokenizers.models import WordPiece
+
+    tokenizer = bert_tokenizer()
+    vocabulary = {piece: i for i, piece in enumerate(["[PAD]", "no unknown", "[CLS]", "[SEP]", "[MASK]"])}
+    tokenizer.backend_tokenizer.model = WordPiece(vocabulary | {f"w{i}": i + 5 for i in range(35)}, unk_token="[?]")
+    for check in (hf_tokenizer.check_tokenizer, hf_tokenizer.check_pairs):
+        with pytest.raises(UserError, match=r"^some-tokenizer: the tokenizer fails on 'a': .*: correct its tokenizer"):
+            check(directory, tokenizer)

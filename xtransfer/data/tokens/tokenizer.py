@@ -115,11 +115,13 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     except BaseException as error:  # a bad regex in tokenizer.json is a PanicException, which is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
+        vocabularies.refuse_damaged(directory, files)
         remedy = vocabularies.remedy(files)
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}{remedy}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers accepts a missing vocabulary file
+        vocabularies.refuse_damaged(directory, files)
         raise UserError(
             f"{directory}: the tokenizer has no words beside its special tokens{vocabularies.remedy(files)}"
         )
@@ -290,3 +292,8 @@ def encode_each(encode: Callable[[list[Texts]], list[T]], examples: list[Texts],
             text = " + ".join(repr(text[:40]) for text in examples[0])
             raise UserError(f"example {start}: the tokenizer fails on {text}: {one_line(error)}") from error
     return [result for i, example in enumerate(examples, start) for result in encode_each(encode, [example], i)]
+
+
+def without_index(error: UserError) -> str:
+    """Return the message about the only example of a call without its index, for callers who name its line."""
+    return str(error).removeprefix("example 0: ")

@@ -18,6 +18,8 @@ TOKENIZER, SETTINGS, MODEL = "tokenizer.json", "tokenizer_config.json", "config.
 _VOCABULARY_FILES = (TOKENIZER, "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.tiktoken")
 # Model types whose converter transformers 5 no longer names, with one that has the same tokenizer.
 _TOKENIZER_TYPES = {"xlm-roberta-xl": "xlm-roberta"}
+_SPECIAL = ("special_tokens_map.json", "added_tokens.json")
+_BPE = {"vocab.json", "merges.txt"}
 _CONVERTER_SETTINGS = ("do_lower_case", "split_by_punct", "keep_accents")
 _MOST_UNREACHABLE = 0.01  # the share of an uncased vocabulary's pieces that may have capitals by accident
 
@@ -54,6 +56,28 @@ def conversion_options(directory: Path, files: list[Path]) -> dict[str, Any]:
     if len(files) == 1 and names[0].endswith(".model"):
         options["vocab_file"] = str(files[0])  # whatever its name: each class looks for one name only
     return options
+
+
+def refuse_damaged(directory: Path, files: list[Path]) -> None:
+    """Raise a UserError that names the damaged or missing file, if that is why a tokenizer cannot be loaded.
+
+    transformers takes a damaged SentencePiece model for another format, and asks for a package that reads it.
+
+    Args:
+      directory: a Hugging Face directory.
+      files: its `vocabulary_files`.
+    """
+    for name in (SETTINGS, *_SPECIAL):
+        _read(directory / name)
+    if files[0].name == TOKENIZER:
+        _read(files[0])
+        return
+    names = {file.name for file in files}
+    if len(names & _BPE) == 1:
+        raise UserError(f"{directory}: {min(names & _BPE)} without {min(_BPE - names)}: add it")
+    for file in files:
+        if file.suffix == ".model" and not _is_sentencepiece(file):
+            raise UserError(f"{file}: not a whole SentencePiece model: download it again")
 
 
 def remedy(files: list[Path]) -> str:
@@ -134,6 +158,15 @@ def warn_of_lowercasing(tokenizer: "PreTrainedTokenizerFast", directory: Path) -
 
 def _read(file: Path) -> dict[str, Any]:
     return storage.read_object(file, "download it again") if file.is_file() else {}
+
+
+def _is_sentencepiece(file: Path) -> bool:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_file=str(file)).get_piece_size() > 0
+    except (RuntimeError, OSError):
+        return False
 
 
 def _take_pipeline(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:

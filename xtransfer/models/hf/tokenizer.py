@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, one_line
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf.config import CONFIG, read_config, read_raw
 from xtransfer.models.hf.families import FAMILIES
@@ -73,7 +73,7 @@ def check_pairs(directory: str | Path, tokenizer: Any) -> None:
     Raises:
       UserError: the tokenizer is refused. It may still work for single texts.
     """
-    types = _types_beyond(read_config(directory), tokenizer("a", "a"))
+    types = _types_beyond(read_config(directory), _encode(tokenizer, "a", "a"))
     if types:
         raise UserError(
             f"{_name_of(tokenizer)}: pairs have {types} ({Path(directory) / CONFIG}): it cannot be used with text pairs"
@@ -107,10 +107,20 @@ def _wrong_special_id(config: EncoderConfig, raw: Mapping[str, Any], tokenizer: 
 
 def _wrong_layout(config: EncoderConfig, tokenizer: Any, pooling: str) -> str:
     """Return the flaw in the layout of a tokenized text, in words, if it does not suit the model, or ""."""
-    single = tokenizer("a", return_special_tokens_mask=True)
+    single = _encode(tokenizer, "a")
     if pooling == "cls" and not any(single["special_tokens_mask"][:1]):
         return "no special token at the front, but the model classifies by it"
     return _types_beyond(config, single)
+
+
+def _encode(tokenizer: Any, *texts: str) -> Mapping[str, Any]:
+    """Return the encoding of a text or of a pair, with its `special_tokens_mask`."""
+    try:
+        return tokenizer(*texts, return_special_tokens_mask=True)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(
+            f"{_name_of(tokenizer)}: the tokenizer fails on {texts[0]!r}: {one_line(error)}: correct its tokenizer.json"
+        ) from error
 
 
 def _types_beyond(config: EncoderConfig, encoding: Mapping[str, Any]) -> str:
@@ -137,12 +147,7 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
     Raises:
       OSError: a file cannot be written.
     """
-    try:
-        tokenizer.save_pretrained(str(directory))
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(str(error)) from error  # tokenizers raises nothing narrower if a file cannot be written
+    save_as_loaded(tokenizer, directory)
     settings = storage.read_object(directory / _SETTINGS, "")
     settings = {key: value for key, value in settings.items() if key not in _OF_THE_SESSION}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -154,6 +159,20 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
     content = json.loads((directory / _TOKENIZER).read_text(encoding="utf-8"))
     if _with_old_merges(content["model"]):
         _write(directory / _TOKENIZER, content)
+
+
+def save_as_loaded(tokenizer: Any, directory: Path) -> None:
+    """Write a tokenizer under the class that it has.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(str(directory))
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # tokenizers raises nothing narrower if a file cannot be written
 
 
 def _with_old_merges(model: dict[str, Any]) -> bool:
