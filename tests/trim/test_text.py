@@ -34,6 +34,7 @@ def test_second_texts_of_pairs_count_too(tmp_path: Path) -> None:
     [
         ("a.txt", None, "a.txt: no such file"),
         ("a.txt", b" \n\n", "a.txt: no rows with text"),
+        ("a.txt", "\u200b\n\ufeff\n\0\n".encode(), "a.txt: no rows with text"),
         ("a.txt", b"ok\n\xff\n", "a.txt:2: byte 0xff is not UTF-8; save the file as UTF-8"),
         ("a.pdf", b"", "a.pdf: the ending '.pdf' is not one of .txt, .tsv, .csv, .jsonl, .parquet"),
         ("a.tsv", b"texts\nx\n", "a.tsv:2: no column 'text' among 'texts'; did you mean 'texts'?"),
@@ -47,6 +48,27 @@ def test_errors_name_the_file_and_line(name: str, content: bytes | None, message
     with pytest.raises(UserError) as caught:
         list(text.read([path], "text"))
     assert str(caught.value) == f"{tmp_path}/{message}"
+
+
+def test_texts_are_read_up_to_the_limit_of_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "CHARACTER_LIMIT", 6)
+    (tmp_path / "a.txt").write_text("a bad b\n  good  \nbad bad\nbadbad\n", encoding="utf-8")
+    texts = list(text.read([tmp_path / "a.txt"], "text"))
+    assert [(line.text, line.clipped) for line in texts] == [
+        ("a bad ", True),
+        ("good", False),
+        ("bad ba", True),
+        ("badbad", False),
+    ]
+    tokenizer = wordpiece(["bad"])
+    assert text.compare(tokenizer, tokenizer, range(6), texts).clipped == 2
+
+
+def test_failure_of_the_tokenizer_names_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = wordpiece(["bad"])
+    lines = [Line("x:1", "bad"), Line("x:2", "a \ud800")]
+    with pytest.raises(UserError, match=r"^x:2: the tokenizer fails on 'a \\ud800'"):
+        text.compare(tokenizer, tokenizer, range(6), lines)
 
 
 def test_counts_by_hand() -> None:

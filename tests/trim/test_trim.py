@@ -20,7 +20,7 @@ from xtransfer.models.hf.weights import leaves
 from xtransfer.runs.classifier import open_classifier
 from xtransfer.runtime import sharding
 from xtransfer.trim import __main__ as trim
-from xtransfer.trim import trimming
+from xtransfer.trim import text, trimming
 from xtransfer.trim.text import Agreement
 from xtransfer.trim.trimming import Report, Size
 
@@ -98,9 +98,17 @@ def test_limits_and_check_are_reported(tmp_path: Path) -> None:
         "tokens": [5, 5],
         "unknown": [0, 1],
         "first": "",
+        "clipped": 0,
     }
     assert report["text"]["first"].endswith("one.jsonl:2")
-    assert report["check"] == {"texts": 2, "same": 1, "tokens": [5, 5], "unknown": [0, 2], "first": f"{other}:2"}
+    assert report["check"] == {
+        "texts": 2,
+        "same": 1,
+        "tokens": [5, 5],
+        "unknown": [0, 2],
+        "first": f"{other}:2",
+        "clipped": 0,
+    }
     assert run(base, ["film film good"], tmp_path / "two", "--keep-pieces", "1")["after"]["pieces"] == 5 + 1
 
 
@@ -135,6 +143,38 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert occupied == f"{base} already exists; choose a new directory"
     report = error("--model", str(base), *common, "--json", str(text))
     assert report == f"{text} already exists; choose another file for --json"
+
+
+def test_texts_without_any_piece_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}/base: its vocabulary has no piece for any of the texts; give"):
+        run(tiny.checkpoint(tmp_path / "base"), ["\U0001f600", "本"], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_clipped_texts_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(text, "CHARACTER_LIMIT", 10)
+    base = tiny.checkpoint(tmp_path / "base")
+    report = run(base, ["film " * 3, "film"], tmp_path / "model")
+    assert report["text"]["clipped"] == 1
+    warning = (
+        "warning: 1 of 2 texts of --text were read only up to 1,048,576 characters; give each text a line of its own"
+    )
+    assert warning in capsys.readouterr().out
+
+
+def test_full_temporary_directory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tokenizers reports a full disk: an Exception of no narrower class."""
+    from transformers import PreTrainedTokenizerFast
+
+    def full(*_: Any, **__: Any) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    base = tiny.checkpoint(tmp_path / "base")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    with pytest.raises(UserError, match="temporary directory: No space left on device .*; free some space, or name an"):
+        run(base, ["film"], tmp_path / "model")
 
 
 def test_tokenizer_that_transformers_builds_otherwise_is_refused(

@@ -13,6 +13,7 @@ import dataclasses
 import json
 
 from xtransfer import storage
+from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.errors import UserError
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
@@ -34,6 +35,12 @@ def main(argv: list[str]) -> None:
     source = open_source(args.model, args.selection)
     report = trim(source, args.text, args.text_column, limits, args.check, args.output)
     show(report)
+    for flag, agreement in (("--text", report.text), ("--check", report.check)):
+        if agreement is not None and agreement.clipped:
+            terminal.log(
+                f"warning: {agreement.clipped:,} of {agreement.texts:,} texts of {flag} were read only up to "
+                f"{CHARACTER_LIMIT:,} characters; give each text a line of its own"
+            )
     if args.json is not None:
         storage.write_atomically(args.json, json.dumps(dataclasses.asdict(report), ensure_ascii=False) + "\n")
     terminal.log(f"{args.output}: wrote the trimmed model")

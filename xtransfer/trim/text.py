@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from xtransfer.data import blank
 from xtransfer.data.formats import lines, tables
+from xtransfer.data.tokens import tokenizer as tokenization
+from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
 from xtransfer.errors import UserError
 from xtransfer.trim.vocabulary import Usage, dead_end
@@ -21,10 +24,11 @@ _WHOLE = 1 << 24  # tokens, beyond any text: every piece of a text counts, also 
 
 @dataclass(frozen=True)
 class Line:
-    """A text, and its place as file:line."""
+    """A text, its place as file:line, and whether only its first characters are here."""
 
     place: str
     text: str
+    clipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Agreement:
       tokens: the number of tokens before and after, without special ones.
       unknown: the number of unknown tokens before and after.
       first: the place of the first text with other pieces, or "".
+      clipped: the number of texts of which only the first `CHARACTER_LIMIT` characters were read.
     """
 
     texts: int
@@ -44,10 +49,13 @@ class Agreement:
     tokens: tuple[int, int]
     unknown: tuple[int, int]
     first: str
+    clipped: int = 0
 
 
 def read(paths: Iterable[Path], column: str) -> Iterator[Line]:
     """Yield the texts of files one by one; texts that are empty are left out.
+
+    `predict` reads at most `CHARACTER_LIMIT` characters of a text, and so does this.
 
     Args:
       paths: .txt with one text per line, or .tsv, .csv, .jsonl, or .parquet.
@@ -61,7 +69,7 @@ def read(paths: Iterable[Path], column: str) -> Iterator[Line]:
             raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
         any_text = False
         for line in _plain(path) if path.suffix.lower() == _PLAIN else _table(path, column):
-            if line.text.strip():
+            if not blank.is_empty(line.text):
                 any_text = True
                 yield line
         if not any_text:
@@ -72,7 +80,7 @@ def _plain(path: Path) -> Iterator[Line]:
     try:
         with path.open("rb") as file:
             for number, text in lines.lines(file, str(path)):
-                yield Line(f"{path}:{number}", text.rstrip("\r\n"))
+                yield _line(f"{path}:{number}", text.rstrip("\r\n"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
@@ -81,8 +89,13 @@ def _plain(path: Path) -> Iterator[Line]:
 
 def _table(path: Path, column: str) -> Iterator[Line]:
     for row in tables.read_texts(tables.inspect(path, column, None, "", skip_empty=True)):
-        yield Line(f"{path}:{row.line}", row.text)
-        yield Line(f"{path}:{row.line}", row.text_pair or "")
+        yield _line(f"{path}:{row.line}", row.text)
+        yield _line(f"{path}:{row.line}", row.text_pair or "")
+
+
+def _line(place: str, text: str) -> Line:
+    whole = tokenization.without_margins(text, CHARACTER_LIMIT)
+    return Line(place, whole[:CHARACTER_LIMIT], len(whole) > CHARACTER_LIMIT)
 
 
 def count(tokenizer: Any, model: Mapping[str, Any], texts: Iterable[Line]) -> Usage:
@@ -129,7 +142,7 @@ def compare(before: Any, after: Any, kept: Sequence[int], texts: Iterable[Line])
       UserError: see `count`.
     """
     original = np.asarray(kept, np.int64)
-    number = same = 0
+    number = same = clipped = 0
     lengths, unknown, first = [0, 0], [0, 0], ""
     special = before.num_special_tokens_to_add()
     first_copy, second_copy = itertools.tee(texts)
@@ -144,7 +157,8 @@ def compare(before: Any, after: Any, kept: Sequence[int], texts: Iterable[Line])
             elif not first:
                 first = line.place
         number += len(chunk)
-    return Agreement(number, same, (lengths[0], lengths[1]), (unknown[0], unknown[1]), first)
+        clipped += sum(line.clipped for line in chunk)
+    return Agreement(number, same, (lengths[0], lengths[1]), (unknown[0], unknown[1]), first, clipped)
 
 
 def _unknown(tokenizer: Any) -> int:
@@ -162,7 +176,7 @@ def _tokenize(tokenizer: Any, chunk: Sequence[Line]) -> Tokens:
         return tokenize(tokenizer, [line.text for line in chunk], None, _WHOLE)
     except UserError as error:
         if len(chunk) == 1:
-            raise UserError(f"{chunk[0].place}: {error}") from error
+            raise UserError(f"{chunk[0].place}: {tokenization.without_index(error)}") from error
     for line in chunk:
         _tokenize(tokenizer, [line])
     raise AssertionError("a chunk fails, but none of its texts does")

@@ -17,7 +17,7 @@ from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
-from xtransfer.models.hf.tokenizer import check_tokenizer
+from xtransfer.models.hf.tokenizer import check_tokenizer, save_as_loaded
 from xtransfer.models.hf.weights import STORED, leaves
 from xtransfer.runs.classifier import load_run, selected_run, warn_of_pooling
 from xtransfer.runs.find import check_selection
@@ -154,10 +154,10 @@ def trim(
 
     state = read_state(source.tokenizer)  # before anything else uses the tokenizer and sets its truncation
     usage = text.count(source.tokenizer, state["model"], read(*texts))
+    if {*np.flatnonzero(usage.counts).tolist()} <= {*source.tokenizer.all_special_ids}:
+        raise UserError(f"{source.name}: its vocabulary has no piece for any of the texts; give text that it can read")
     kept, complete = select(state, usage, _always(source, state), limits)
-    with tempfile.TemporaryDirectory() as temporary:
-        tokenizer_before = _json_size(source.tokenizer, Path(temporary))
-        tokenizer = _load_trimmed(source, trimmed(state, kept), Path(temporary))
+    tokenizer_before, tokenizer = _trimmed_tokenizer(source, trimmed(state, kept))
     _check_ids(source, state, kept, tokenizer)
     agreement = text.compare(source.tokenizer, tokenizer, kept, read(*texts))
     agreement_on_check = None if check is None else text.compare(source.tokenizer, tokenizer, kept, read(check))
@@ -212,10 +212,18 @@ def _pad_id(source: Source) -> int:
     return pad_id
 
 
-def _json_size(tokenizer: Any, directory: Path) -> int:
-    """Save a tokenizer and return the size of its tokenizer.json, in bytes."""
-    tokenizer.save_pretrained(str(directory))
-    return (directory / TOKENIZER).stat().st_size
+def _trimmed_tokenizer(source: Source, state: Mapping[str, Any]) -> tuple[int, Any]:
+    """Return the bytes of the original tokenizer.json, and the tokenizer of a trimmed `state`."""
+    try:
+        # SIGTERM waits, so that it leaves no temporary directory.
+        with terminal.deferred_stop(message=""), tempfile.TemporaryDirectory() as temporary:
+            save_as_loaded(source.tokenizer, Path(temporary))
+            return (Path(temporary) / TOKENIZER).stat().st_size, _load_trimmed(source, state, Path(temporary))
+    except OSError as error:
+        raise UserError(
+            f"the tokenizer cannot be written to a temporary directory: {error.strerror or error}; free some space, or "
+            "name another directory in TMPDIR"
+        ) from error
 
 
 def _load_trimmed(source: Source, state: Mapping[str, Any], directory: Path) -> Any:

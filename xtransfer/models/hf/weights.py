@@ -88,7 +88,8 @@ class Tensor:
             )
         if self.dtype not in DTYPES:
             raise UserError(
-                f"{self.file}: tensor {self.name} has dtype {self.dtype}, expected one of {', '.join(DTYPES)}: convert it"
+                f"{self.file}: tensor {self.name} has dtype {self.dtype}, expected one of {', '.join(DTYPES)}: "
+                "convert it"
             )
 
     def read(self, files: "Files", index: Index) -> np.ndarray:
