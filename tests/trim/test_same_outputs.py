@@ -94,7 +94,7 @@ def test_pieces_and_logits_are_the_same(
     config = json.loads((output / "config.json").read_text())
     assert config["vocab_size"] == len(load_tokenizer(output)) == report["after"]["pieces"]
     assert report["after"]["pieces"] < report["before"]["pieces"] and report["complete"]
-    assert report["text"] == {"texts": 2, "same": 2, "first": ""} | {
+    assert report["text"] == {"texts": 2, "same": 2, "first": "", "clipped": 0} | {
         key: report["text"][key] for key in ("tokens", "unknown")
     }
 
