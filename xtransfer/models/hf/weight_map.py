@@ -225,14 +225,19 @@ def bert_layers(prefix: str) -> tuple[Rule, ...]:
 MASKED_LM = r"(transform\..*|transform_norm\..*|decoder_bias)"  # the targets of `masked_lm`
 TIED = (("tie_word_embeddings", (True,)),)
 
-# Keys of config.json that BERT, RoBERTa, and ELECTRA share.
-BERT_KEYS = (
+# Keys of config.json for an encoder's sizes, which all families but DistilBERT share, and which must be there.
+SIZE_KEYS = (
     ("vocab_size", "vocab_size"),
     ("hidden_size", "hidden_size"),
     ("num_hidden_layers", "num_layers"),
     ("num_attention_heads", "num_heads"),
     ("intermediate_size", "intermediate_size"),
     ("max_position_embeddings", "max_positions"),
+)
+SIZES_REQUIRED = tuple(key for key, _ in SIZE_KEYS)
+# Keys that BERT, RoBERTa, ELECTRA, GTE, and XLM-R XL share.
+BERT_KEYS = (
+    *SIZE_KEYS,
     ("type_vocab_size", "type_vocab_size"),
     ("layer_norm_eps", "layer_norm_eps"),
     ("hidden_act", "hidden_act"),
@@ -241,7 +246,6 @@ BERT_KEYS = (
     ("classifier_dropout", "classifier_dropout"),
     ("pad_token_id", "pad_id"),
 )
-BERT_REQUIRED = tuple(key for key, _ in BERT_KEYS[:6])
 BERT_NULLABLE = ("classifier_dropout",)
 BERT_FIXED: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("position_embedding_type", ("absolute",)),

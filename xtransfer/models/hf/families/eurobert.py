@@ -6,7 +6,7 @@ The head of the language model is an untied matrix, and its pretraining is not c
 from typing import Any
 
 from xtransfer.models.hf.rope import read_rope
-from xtransfer.models.hf.weight_map import Family, NewLeaves, Rule, dense
+from xtransfer.models.hf.weight_map import SIZE_KEYS, SIZES_REQUIRED, Family, NewLeaves, Rule, dense
 
 _SOURCE = "model.layers.{n}"
 _TARGET = "encoder.layers.{n}"
@@ -62,14 +62,9 @@ EUROBERT = Family(
         ("pad_id", 128001),
     ),
     config_keys=(
-        ("vocab_size", "vocab_size"),
-        ("hidden_size", "hidden_size"),
-        ("num_hidden_layers", "num_layers"),
-        ("num_attention_heads", "num_heads"),
+        *SIZE_KEYS,
         ("num_key_value_heads", "kv_heads"),
         ("head_dim", "head_size"),
-        ("intermediate_size", "intermediate_size"),
-        ("max_position_embeddings", "max_positions"),
         ("rms_norm_eps", "layer_norm_eps"),
         ("hidden_act", "hidden_act"),
         ("rope_theta", "rope_theta"),
@@ -78,10 +73,7 @@ EUROBERT = Family(
         ("attention_dropout", "attention_dropout"),
         ("pad_token_id", "pad_id"),
     ),
-    required=(
-        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-        "max_position_embeddings",
-    ),
+    required=SIZES_REQUIRED,
     nullable=("num_key_value_heads", "head_dim"),
     fixed=(),
     architectures=(("head.kernel", "EuroBertForSequenceClassification"), ("", "EuroBertModel")),

@@ -10,8 +10,8 @@ from xtransfer.models.hf.rope import DEFAULT, LINEAR, NTK, read_rope
 from xtransfer.models.hf.weight_map import (
     BERT_KEYS,
     BERT_NULLABLE,
-    BERT_REQUIRED,
     MASKED_LM,
+    SIZES_REQUIRED,
     TIED,
     Family,
     NewLeaves,
@@ -84,7 +84,7 @@ def _family(model_type: str, theta: float, types: tuple[str, ...]) -> Family:
             ("pad_id", 1),
         ),
         config_keys=(*BERT_KEYS, ("rope_theta", "rope_theta"), ("rope_divisor", "rope_divisor")),
-        required=BERT_REQUIRED,
+        required=SIZES_REQUIRED,
         nullable=BERT_NULLABLE,
         fixed=_FIXED,
         fixed_in_pretraining=TIED,

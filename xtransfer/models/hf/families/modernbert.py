@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xtransfer.models.hf.rope import head_size, rope_of
-from xtransfer.models.hf.weight_map import TIED, Family, NewLeaves, Rule, dense, fused, norm
+from xtransfer.models.hf.weight_map import SIZE_KEYS, SIZES_REQUIRED, TIED, Family, NewLeaves, Rule, dense, fused, norm
 
 _SOURCE = "model.layers.{n}"
 _TARGET = "encoder.layers.{n}"
@@ -88,12 +88,7 @@ MODERNBERT = Family(
         ("pad_id", 50283),
     ),
     config_keys=(
-        ("vocab_size", "vocab_size"),
-        ("hidden_size", "hidden_size"),
-        ("num_hidden_layers", "num_layers"),
-        ("num_attention_heads", "num_heads"),
-        ("intermediate_size", "intermediate_size"),
-        ("max_position_embeddings", "max_positions"),
+        *SIZE_KEYS,
         ("norm_eps", "layer_norm_eps"),
         ("norm_bias", "norm_bias"),
         ("hidden_activation", "hidden_act"),
@@ -111,10 +106,7 @@ MODERNBERT = Family(
         ("classifier_dropout", "classifier_dropout"),
         ("pad_token_id", "pad_id"),
     ),
-    required=(
-        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-        "max_position_embeddings",
-    ),
+    required=SIZES_REQUIRED,
     fixed=(),
     fixed_in_pretraining=(*TIED, ("decoder_bias", (True,))),
     architectures=(
