@@ -21,8 +21,8 @@ class SelfAttention(nnx.Module):
     Args:
       size: H.
       num_heads: N.
-      kv_heads: G, which divides N: so many heads of keys and values, each shared by N / G heads of queries (Ainslie et
-        al., "GQA", EMNLP 2023). None is N.
+      kv_heads: G, the number of key and value heads, which divides N. Each serves N / G query heads (Ainslie et al.,
+        "GQA", EMNLP 2023). None means N.
       head_size: D; None is H / N.
       use_bias: whether the projections have biases.
       attention_rate: the dropout rate of the probabilities.

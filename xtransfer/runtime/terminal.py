@@ -40,9 +40,9 @@ _LOST = re.compile(r"\b(gloo|coordination service|unavailable|heartbeat)", re.IG
 def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same command again to resume") -> None:
     """Run a command's `main(argv)`; print an error that a user can fix as one line, and exit with status 1.
 
-    Such errors are a `UserError`, a path that the system refuses, a full disk, and too little memory. If nobody reads
-    the output to its end (`| head`), the rest is dropped and the work goes on. If it cannot be written (a full disk),
-    the work goes on too, and the status is 1.
+    Such errors are a `UserError`, a path that the system refuses, a full disk, and too little memory. If the reader
+    stops early (`| head`), the command drops further output and carries on. If output cannot be written (a full disk),
+    it carries on too, but exits with status 1.
 
     Args:
       main: takes the arguments without the program's name.

@@ -46,7 +46,7 @@ class ModelInputs:
       settings: the role's settings.
       shards: the number of devices that share the rows of a batch.
       token_cache: the directory of the token cache; None keeps nothing.
-      directory: the directory with the config and tokenizer; None is that of the checkpoint.
+      directory: where the config and the tokenizer are; None means the checkpoint's own directory.
 
     Raises:
       UserError: a checkpoint, config, tokenizer, or length that cannot work.

@@ -157,7 +157,7 @@ class _Reads:
         self._step, self._time, self._next = first, time.monotonic(), first + 1
 
     def is_due(self, step: int) -> bool:
-        """Return whether the loss of this step is to be read; that of the first step always is."""
+        """Return whether to read the loss after this step. The first step's loss is always read."""
         return step >= self._next
 
     def note(self, step: int) -> int:

@@ -34,7 +34,7 @@ CONTENT_TO_POSITION, POSITION_TO_CONTENT = "c2p", "p2c"
 
 @dataclass(frozen=True)
 class DebertaConfig(EncoderConfig):
-    """The settings of DeBERTa, beside those of all encoders.
+    """The settings of DeBERTa that other encoders lack.
 
     Attributes:
       max_distance: the largest distance, in tokens, that differs from larger ones.

@@ -22,7 +22,7 @@ from xtransfer.models.visibility import Visibility
 
 @dataclass(frozen=True)
 class EuroBertConfig(EncoderConfig):
-    """The settings of EuroBERT, beside those of all encoders. `layer_norm_eps` is that of RMSNorm.
+    """The settings of EuroBERT that other encoders lack. `layer_norm_eps` is that of RMSNorm.
 
     Attributes:
       kv_heads: the heads of keys and values; None stands for `num_heads`.

@@ -22,7 +22,7 @@ from xtransfer.models.visibility import Visibility
 
 @dataclass(frozen=True)
 class GteConfig(EncoderConfig):
-    """The settings of GTE, beside those of all encoders.
+    """The settings of GTE that other encoders lack.
 
     Attributes:
       rope_theta: the base of the rotary angles.

@@ -25,7 +25,7 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
-    """The settings of ModernBERT, beside those of all encoders. `hidden_dropout` is that of the feed-forward network.
+    """The settings of ModernBERT that other encoders lack. `hidden_dropout` is the rate in the feed-forward network.
 
     Attributes:
       layer_types: the kind of each layer, `GLOBAL` or `LOCAL`.
