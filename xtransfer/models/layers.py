@@ -1,6 +1,6 @@
-"""Layers that encoders are built from: activations, norms, embeddings, linear layers, and a gated network.
+"""Layers that encoders are built from: activations, norms, embeddings, and linear layers.
 
-Shapes: R rows, S tokens per row, H hidden size, F feed-forward size, E embedding size.
+Shapes: R rows, S tokens per row, H hidden size, E embedding size.
 """
 
 import math
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xtransfer.models.dropout import DropoutKey, dropout
 from xtransfer.runtime.sharding import BATCH_SPEC, LOOKUP_COLUMNS, LOOKUP_IDS, constrain
 
 
@@ -154,40 +153,3 @@ def look_up(*tables: tuple[Embed, jax.Array]) -> jax.Array:
     ids = [constrain(ids, LOOKUP_IDS) for _, ids in tables]
     vectors = [table(index) for (table, _), index in zip(tables, ids, strict=True)]
     return constrain(sum(vectors[1:], vectors[0]), LOOKUP_COLUMNS, BATCH_SPEC)  # [R, S, E]
-
-
-class GatedFeedForward(nnx.Module):
-    """The gated feed-forward network act(gate(x)) · up(x), projected back (Shazeer, "GLU Variants", 2020).
-
-    Args:
-      size: H.
-      inner: F.
-      act: the activation, a key of ACTIVATIONS.
-      use_bias: whether `gate` and `up` have biases.
-      output_bias: whether `output` has one.
-      rate: the dropout rate before `output`.
-      rngs: initializes the parameters.
-      dtype: the compute dtype.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        inner: int,
-        *,
-        act: str,
-        use_bias: bool,
-        output_bias: bool,
-        rate: float,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        self.gate = linear(size, inner, use_bias=use_bias, rngs=rngs, dtype=dtype)
-        self.up = linear(size, inner, use_bias=use_bias, rngs=rngs, dtype=dtype)
-        self.output = linear(inner, size, use_bias=output_bias, rngs=rngs, dtype=dtype)
-        self.act, self.rate = act, rate
-
-    def __call__(self, x: jax.Array, key: DropoutKey | None) -> jax.Array:
-        """Transform every token: [R, S, H] -> [R, S, H]."""
-        wide = ACTIVATIONS[self.act](self.gate(x)) * self.up(x)  # [R, S, F]
-        return self.output(dropout(wide, self.rate, key))  # [R, S, H]

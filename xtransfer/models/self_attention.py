@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.attention import attend
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
+from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.layers import linear
 from xtransfer.models.rotary import Rotation
 from xtransfer.models.visibility import Visibility
@@ -19,13 +20,11 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention within segments, with an output projection, and dropout; without the residual.
 
     Args:
-      size: H.
-      num_heads: N.
+      config: H, N, and the dropout rate of the probabilities.
       kv_heads: G, the number of key and value heads, which divides N. Each serves N / G query heads (Ainslie et al.,
         "GQA", EMNLP 2023). None means N.
       head_size: D; None is H / N.
       use_bias: whether the projections have biases.
-      attention_rate: the dropout rate of the probabilities.
       output_rate: the dropout rate of the output.
       rngs: initializes the parameters.
       dtype: the compute dtype.
@@ -33,25 +32,24 @@ class SelfAttention(nnx.Module):
 
     def __init__(
         self,
-        size: int,
-        num_heads: int,
+        config: EncoderConfig,
         *,
         kv_heads: int | None = None,
         head_size: int | None = None,
         use_bias: bool = True,
-        attention_rate: float = 0.0,
         output_rate: float = 0.0,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.num_heads, self.kv_heads = num_heads, kv_heads or num_heads
-        self.head_size = head_size or size // num_heads
+        size = config.hidden_size
+        self.num_heads, self.kv_heads = config.num_heads, kv_heads or config.num_heads
+        self.head_size = head_size or size // self.num_heads
         inner, shared = self.num_heads * self.head_size, self.kv_heads * self.head_size
         self.query = linear(size, inner, use_bias=use_bias, rngs=rngs, dtype=dtype)
         self.key = linear(size, shared, use_bias=use_bias, rngs=rngs, dtype=dtype)
         self.value = linear(size, shared, use_bias=use_bias, rngs=rngs, dtype=dtype)
         self.output = linear(inner, size, use_bias=use_bias, rngs=rngs, dtype=dtype)
-        self.attention_rate, self.output_rate = attention_rate, output_rate
+        self.attention_rate, self.output_rate = config.attention_dropout, output_rate
 
     def __call__(
         self, x: jax.Array, visibility: Visibility, key: DropoutKey | None, *, rotation: Rotation | None = None

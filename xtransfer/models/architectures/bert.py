@@ -48,9 +48,7 @@ class Layer(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.attention = SelfAttention(
-            config.hidden_size,
-            config.num_heads,
-            attention_rate=config.attention_dropout,
+            config,
             output_rate=config.hidden_dropout if config.attention_output_dropout else 0.0,
             rngs=rngs,
             dtype=dtype,

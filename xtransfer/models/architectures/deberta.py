@@ -120,9 +120,7 @@ class DisentangledAttention(SelfAttention):
 
     def __init__(self, config: DebertaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            attention_rate=config.attention_dropout,
+            config,
             output_rate=config.hidden_dropout,
             rngs=rngs,
             dtype=dtype,

@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.dropout import DropoutKey
 from xtransfer.models.encoder import Encoder, EncoderConfig
-from xtransfer.models.layers import GatedFeedForward, RMSNorm, embed, look_up
+from xtransfer.models.feed_forward import GatedFeedForward
+from xtransfer.models.layers import RMSNorm, embed, look_up
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
@@ -59,20 +60,16 @@ class Layer(nnx.Module):
     def __init__(self, config: EuroBertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.attention_norm = rms_norm(config, rngs, dtype)
         self.attention = SelfAttention(
-            config.hidden_size,
-            config.num_heads,
+            config,
             kv_heads=config.kv_heads,
             head_size=config.head_size,
             use_bias=config.attention_bias,
-            attention_rate=config.attention_dropout,
             rngs=rngs,
             dtype=dtype,
         )
         self.feed_forward_norm = rms_norm(config, rngs, dtype)
         self.feed_forward = GatedFeedForward(
-            config.hidden_size,
-            config.intermediate_size,
-            act=config.hidden_act,
+            config,
             use_bias=config.mlp_bias,
             output_bias=config.mlp_bias,
             rate=0.0,

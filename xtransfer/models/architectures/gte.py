@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm, may_be_zero
-from xtransfer.models.layers import GatedFeedForward, embed, look_up
+from xtransfer.models.feed_forward import GatedFeedForward
+from xtransfer.models.layers import embed, look_up
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
@@ -60,18 +61,14 @@ class Layer(nnx.Module):
 
     def __init__(self, config: GteConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.attention = SelfAttention(
-            config.hidden_size,
-            config.num_heads,
-            attention_rate=config.attention_dropout,
+            config,
             output_rate=config.hidden_dropout,
             rngs=rngs,
             dtype=dtype,
         )
         self.attention_norm = layer_norm(config, rngs, dtype)
         self.feed_forward = GatedFeedForward(
-            config.hidden_size,
-            config.intermediate_size,
-            act=config.hidden_act,
+            config,
             use_bias=False,
             output_bias=True,
             rate=config.hidden_dropout,

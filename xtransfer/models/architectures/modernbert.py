@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
-from xtransfer.models.layers import GatedFeedForward, embed, look_up
+from xtransfer.models.feed_forward import GatedFeedForward
+from xtransfer.models.layers import embed, look_up
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
@@ -91,19 +92,15 @@ class Layer(nnx.Module):
         if index:
             self.attention_norm = layer_norm(config, rngs, dtype)
         self.attention = SelfAttention(
-            config.hidden_size,
-            config.num_heads,
+            config,
             use_bias=config.attention_bias,
-            attention_rate=config.attention_dropout,
             output_rate=config.attention_dropout,
             rngs=rngs,
             dtype=dtype,
         )
         self.feed_forward_norm = layer_norm(config, rngs, dtype)
         self.feed_forward = GatedFeedForward(
-            config.hidden_size,
-            config.intermediate_size,
-            act=config.hidden_act,
+            config,
             use_bias=config.mlp_bias,
             output_bias=config.mlp_bias,
             rate=config.hidden_dropout,

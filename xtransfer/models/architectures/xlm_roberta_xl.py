@@ -40,9 +40,7 @@ class Layer(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.attention_norm = layer_norm(config, rngs, dtype)
         self.attention = SelfAttention(
-            config.hidden_size,
-            config.num_heads,
-            attention_rate=config.attention_dropout,
+            config,
             output_rate=config.hidden_dropout,
             rngs=rngs,
             dtype=dtype,
