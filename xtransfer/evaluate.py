@@ -11,13 +11,13 @@ import math
 
 import jax
 
-from xtransfer.config import ExperimentConfig, MeshConfig
+from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data.registry import load_task
 from xtransfer.evaluation.evaluator import evaluate
 from xtransfer.report.workdir_report import report
 from xtransfer.runs import encoders
 from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
-from xtransfer.runtime import cluster, locks, processes, terminal
+from xtransfer.runtime import cluster, compilation_cache, locks, processes, terminal
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.finetuning import Models
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     terminal.start(cluster.parse_flags(args))
     workdir = Workdir(args.workdir)
     config = _fit_devices(read_config(workdir))
+    compilation_cache.enable(cache_dir(config.task))
     task = load_task(config.task)
     models = Models(config, task, encoders.saved(workdir))
     check_unchanged(workdir.task, models.facts())

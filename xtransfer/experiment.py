@@ -28,7 +28,7 @@ from xtransfer.runs import encoders, plan
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
-from xtransfer.runtime import locks, processes, sharding, terminal
+from xtransfer.runtime import compilation_cache, locks, processes, sharding, terminal
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.loop import CHECKPOINTS
@@ -47,7 +47,7 @@ def run(config: ExperimentConfig, root: Path) -> None:
     """
     sharding.check_platform(config.platform)
     refuse_pattern(root, "--workdir")
-    cache_dir(config.task)
+    compilation_cache.enable(cache_dir(config.task))
     workdir, config_record = Workdir(root), workdirs.as_record(config)
     first_record = processes.on_first(lambda: config_record)
     if first_record != config_record:

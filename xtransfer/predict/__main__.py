@@ -29,7 +29,7 @@ from xtransfer.predict.output import Output
 from xtransfer.predict.predictor import LONG, Window, predict
 from xtransfer.runs.classifier import TrainedClassifier, open_classifier
 from xtransfer.runs.find import SELECTIONS
-from xtransfer.runtime import terminal
+from xtransfer.runtime import compilation_cache, terminal
 from xtransfer.runtime.sharding import make_mesh
 
 
@@ -147,6 +147,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
             check()
         if not with_text:
             raise UserError(f"{source.path}: no rows with text")
+        compilation_cache.enable_default()
         mesh = make_mesh()
         classifier = open_classifier(args.model, mesh, selection=args.selection)
         max_length = _max_length(classifier, args.max_length, pairs=bool(source.columns.pair))

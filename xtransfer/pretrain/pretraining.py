@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xtransfer import storage
-from xtransfer.config import PretrainConfig, refuse_pattern, user_path
+from xtransfer.config import PretrainConfig, cache_dir, refuse_pattern, user_path
 from xtransfer.data import blank
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
@@ -27,7 +27,7 @@ from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.pretrain import masking, text
 from xtransfer.runs.workdir import as_record, check_unchanged, record
-from xtransfer.runtime import sharding, terminal
+from xtransfer.runtime import compilation_cache, sharding, terminal
 from xtransfer.runtime.locks import directory_lock
 from xtransfer.train import loop, optimizer, state, steps
 
@@ -48,6 +48,7 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
       UserError: the recipe differs from the one that `<output>.work` was started with, or is wrong.
     """
     work = refuse_pattern(output.with_name(output.name + ".work"), "--output")
+    compilation_cache.enable(cache_dir(settings.task))
     with directory_lock(work):
         check_unchanged(work / "config.json", as_record(settings))
         _pretrain(settings, output, work)
