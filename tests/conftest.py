@@ -1,6 +1,7 @@
 """Set up every test: eight virtual CPU devices, no network, no display, and the same hypothesis examples each time."""
 
 import os
+from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count=8"
 # Most of the tests' time is compilation, and unoptimised programs compile in half the time.
@@ -10,6 +11,9 @@ QUICK_COMPILE = "--xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {QUICK_COMPILE}".strip()
+# The tests and their subprocesses compile many programs more than once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

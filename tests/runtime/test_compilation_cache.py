@@ -29,10 +29,9 @@ print("/jax/compilation_cache/cache_hits" in events)
 
 
 def _run(cache: Path, **environment: str) -> list[str]:
-    variables = {**os.environ, **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(cache)], env=variables, capture_output=True, text=True, check=True
-    )
+    variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", _PROGRAM, str(cache)]
+    done = subprocess.run(command, env=variables | environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -73,12 +72,9 @@ def test_folders_of_other_versions_go_after_a_month(tmp_path: Path, monkeypatch:
         folder = tmp_path / "compiled" / name
         folder.mkdir(parents=True)
         os.utime(folder, (now - days * day, now - days * day))
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        compilation_cache.enable(tmp_path)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(compilation_cache.compilation_cache, "reset_cache", lambda: None)
+    compilation_cache.enable(tmp_path)
     left = {folder.name for folder in (tmp_path / "compiled").iterdir()}
     assert "jax-0.1-old" not in left
     assert "jax-0.2-recent" in left

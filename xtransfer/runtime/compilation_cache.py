@@ -9,8 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import filelock
@@ -45,7 +44,8 @@ def enable(cache_dir: Path) -> None:
     folder = root / f"jax-{jax.__version__}-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        # The lock is JAX's own. Without it in time, the halves stay: they cost a warning each.
+        with suppress(filelock.Timeout), filelock.FileLock(folder / ".lockfile", timeout=10):
             _remove_halves(folder)
         os.utime(folder)
         _remove_unused(root)
@@ -53,9 +53,8 @@ def enable(cache_dir: Path) -> None:
         return
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
-    if jax.config.jax_compilation_cache_dir != str(folder):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        compilation_cache.reset_cache()  # JAX looks at the settings only once
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()  # JAX looks at the settings only once
 
 
 def _processor() -> str:
@@ -66,20 +65,6 @@ def _processor() -> str:
         lines = []
     instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     return hashlib.sha256(f"{platform.machine()} {instructions}".encode()).hexdigest()[:8]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that JAX holds while it writes. Without the lock in time, carry on: it only saves some space."""
-    lock = filelock.FileLock(folder / ".lockfile")
-    try:
-        lock.acquire(timeout=10)
-    except filelock.Timeout:
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _remove_halves(folder: Path) -> None:
