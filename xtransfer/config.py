@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from xtransfer.errors import UserError, nearest, one_line
+from xtransfer.errors import UserError, nearest, one_line, refuse_url
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
@@ -33,12 +33,20 @@ def setting(
     at_most: float | None = None,
     choices: Sequence[str] = (),
     distinct: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """Return a dataclass field with a default and the bounds (inclusive) or the choices of its value.
 
-    For a tuple, the bounds apply to each item; `distinct` requires at least one item, and each only once.
+    For a tuple, the bounds apply to each item; `distinct` requires at least one item, and each only once. A path may
+    not be the address of object storage.
     """
-    bounds = {"at_least": at_least, "at_most": at_most, "choices": tuple(choices), "distinct": distinct}
+    bounds = {
+        "at_least": at_least,
+        "at_most": at_most,
+        "choices": tuple(choices),
+        "distinct": distinct,
+        "is_path": is_path,
+    }
     return field(default=default, metadata=bounds)
 
 
@@ -49,15 +57,15 @@ class TaskConfig:
     name: str = "minireviews"
     # Your own copy of the data. For a published corpus: its archive, the folder with its archives, or the folder with
     # their contents; "" downloads it from its publisher.
-    data_dir: str = ""
-    cache_dir: str = ""  # the directory of prepared datasets; "" is ~/.cache/xtransfer
+    data_dir: str = setting("", is_path=True)
+    cache_dir: str = setting("", is_path=True)  # the directory of prepared datasets; "" is ~/.cache/xtransfer
     source_language: str = "en"
     target_languages: tuple[str, ...] = ()  # () = every other language of the task
     labelled: int = setting(0, at_least=0)  # labelled source examples, balanced over classes; 0 = all
     labelled_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     unlabelled_from: str = setting("split", choices=("none", "split", "train_rest", "file"))
     unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all
-    unlabelled_file: str = ""  # for unlabelled_from = "file"; has text_column and, for pairs, pair_column
+    unlabelled_file: str = setting("", is_path=True)  # for unlabelled_from = "file"; columns as below
     held_out_dev: int = setting(0, at_least=0)  # dev examples to hold out of train, if needed; 0 = a tenth
     held_out_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     empty_text: str = setting("error", choices=("error", "skip"))
@@ -87,7 +95,7 @@ class TaskConfig:
 class ModelConfig:
     """One encoder and how it is fine-tuned."""
 
-    checkpoint: str = ""  # embedded name, directory, or hub id with an optional @revision
+    checkpoint: str = setting("", is_path=True)  # embedded name, directory, or hub id with an optional @revision
     max_length: int = setting(128, at_least=4)  # tokens, with special ones
     pooling: str = setting("cls", choices=("cls", "mean", "late"))
     frozen: tuple[str, ...] = ()  # regular expressions of parameter paths that keep their pretrained values
@@ -178,7 +186,7 @@ class PretrainConfig:
     task: TaskConfig = TaskConfig()
     languages: tuple[str, ...] = setting(("en",), distinct=True)
     # "" = from scratch; otherwise a checkpoint to continue from, whose tokenizer and architecture replace those below
-    start_from: str = ""
+    start_from: str = setting("", is_path=True)
     vocab_size: int = setting(6000, at_least=100)
     hidden_size: int = setting(128, at_least=1)
     num_layers: int = setting(3, at_least=1)
@@ -341,6 +349,11 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
             value.encode("utf-8")
         except UnicodeEncodeError:  # half surrogates, which stand for the other bytes
             raise UserError(f"config key {key} is {value!r}, which is not UTF-8: rename that file or folder") from None
+    if bounds.get("is_path"):
+        try:
+            refuse_url(value)
+        except UserError as error:
+            raise UserError(f"config key {key}: {error}") from None
     if kind is float and not math.isfinite(value):
         raise UserError(f"config key {key} is {value!r}: it must be a finite number")
     if bounds.get("choices") and value not in bounds["choices"]:

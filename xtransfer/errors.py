@@ -11,6 +11,7 @@ Anything else that is raised is a defect of the program, and keeps its stack tra
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
 
 
@@ -48,6 +49,16 @@ def is_disk_full(error: BaseException) -> bool:
     # C++ libraries raise classes of their own, with the system's text in their message.
     texts = (os.strerror(number) for number in numbers)
     return any(text in str(error) for text in (*texts, *(errno.errorcode[number] for number in numbers)))
+
+
+def refuse_url(text: str) -> None:
+    """Refuse the address of object storage in place of a path; the caller adds the flag or key.
+
+    Raises:
+      UserError: the text starts with a scheme, as in gs://bucket/folder.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise UserError(f"{text!r} is an address and not a path: give a directory of a local or mounted disk")
 
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:

@@ -29,18 +29,23 @@ from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import compilation_cache, locks, processes, sharding, terminal
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import Checkpoints, fall_back
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.loop import CHECKPOINTS
 
 SHARD_SIZE = 1024  # examples per logits shard; an interruption loses at most one shard
 
 
-def run(config: ExperimentConfig, root: Path) -> None:
+def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False) -> None:
     """Run every stage that is not finished yet.
 
     Everything that a user may have to fix (settings, data in every language, checkpoints) is checked before anything is
     trained, and only then are the settings recorded.
+
+    Args:
+      config: the experiment's config.
+      root: the workdir.
+      from_earlier_step: remove a run's newest checkpoint if it is damaged, and resume from the one before it.
 
     Raises:
       UserError: a setting, the data, or a checkpoint cannot be used, or the workdir belongs to other settings or data.
@@ -55,6 +60,8 @@ def run(config: ExperimentConfig, root: Path) -> None:
         raise UserError(f"config keys {keys} differ from process 0: start all processes with the same settings")
     with locks.group_lock(root):
         workdirs.check_config_unchanged(workdir, config)
+        if from_earlier_step:
+            processes.on_first(functools.partial(_fall_back, workdir, config))
         objectives = [configured_objective(config, name) for name in config.objectives]
         task = load_task(config.task)
         task = replace(task, load=functools.cache(task.load))
@@ -164,10 +171,19 @@ class Stages:
         return self.models.student.dataset(self.examples.dev)
 
 
+def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
+    for directory in (workdir.teacher, *_students(workdir, config)):
+        fall_back(directory / CHECKPOINTS)
+
+
+def _students(workdir: Workdir, config: ExperimentConfig) -> list[Path]:
+    return [workdir.student(name, seed) for seed in config.seeds for name in config.objectives]
+
+
 def _check_weights(workdir: Workdir, config: ExperimentConfig, models: Models) -> None:
     """Refuse to start if a model is still to be trained and its base checkpoint is gone."""
-    students = [workdir.student(name, seed) for seed in config.seeds for name in config.objectives]
-    for model, directories in ((models.teacher, [workdir.teacher]), (models.student, students)):
+    runs = ((models.teacher, [workdir.teacher]), (models.student, _students(workdir, config)))
+    for model, directories in runs:
         trained = [model.is_trained(directory) for directory in directories]  # a list: all processes take part
         if not all(trained):
             model.check_weights()

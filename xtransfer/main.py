@@ -10,6 +10,7 @@ from xtransfer import config, experiment
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import cluster, processes, terminal
+from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 
 def main(argv: list[str]) -> None:
@@ -27,11 +28,12 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="the directory that the run writes to",
     )
+    parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.parse_flags(args))
     settings = config.load(args.config, overrides)
-    experiment.run(settings, args.workdir)
+    experiment.run(settings, args.workdir, from_earlier_step=args.from_earlier_step)
     processes.on_first(lambda: _finish(Workdir(args.workdir), settings))
 
 

@@ -149,7 +149,12 @@ def sha256(path: Path) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, atomically; NaN and infinities raise a ValueError."""
-    write_atomically(path, "".join(_line(row) for row in rows))
+    write_atomically(path, jsonl(rows))
+
+
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return rows as JSON lines in UTF-8; NaN and infinities raise a ValueError."""
+    return "".join(_line(row) for row in rows).encode()
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

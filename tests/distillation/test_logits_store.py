@@ -52,6 +52,7 @@ def test_written_logits_are_read_by_id(tmp_path):
 def test_files_have_plain_formats(tmp_path):
     store = make_full_store(tmp_path)
     assert sorted(p.name for p in store.directory.iterdir()) == [
+        "checksums.json",
         "ids.txt",
         "manifest.json",
         "shard-00000.npy",

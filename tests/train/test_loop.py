@@ -262,7 +262,8 @@ def test_truncated_checkpoint_is_named_with_advice(tmp_path):
     with (
         Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints,
         pytest.raises(
-            UserError, match=r"checkpoints/20: this checkpoint cannot be read: .*; remove .* to train this run"
+            UserError,
+            match=r"checkpoints/20: this checkpoint is damaged: params/.* bytes, not .*step 15 is whole: train with",
         ),
     ):
         checkpoints.restore_params(20, abstract_params(run))

@@ -1,6 +1,7 @@
 """Label the transfer set with the teacher: fill a logits store shard by shard, and survive interruptions."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from xtransfer.distillation.logits_store import LogitsStore
 from xtransfer.errors import UserError
 from xtransfer.runtime import processes
+
+_log = logging.getLogger(__name__)
 
 
 def label(
@@ -18,7 +21,7 @@ def label(
     """Compute the missing shards of the store, in order. All processes take part, and process 0 writes.
 
     Args:
-      store: complete shards are left alone, and truncated ones are written again.
+      store: complete shards are left alone, and damaged ones are written again.
       predict: returns raw logits, np.float32 [n, K], for positions in `store.ids`, np.int64 [n].
       progress: called with the number of examples in each finished shard.
 
@@ -30,6 +33,8 @@ def label(
     """
     computed = 0
     for shard in processes.on_first(store.missing_shards):
+        if processes.is_first() and store.exists(shard):
+            _log.warning("%s: %s, so labelling its examples again", store.directory, store.fault(shard))
         indices = store.shard_indices(shard)
         logits = predict(indices)
         processes.on_first(functools.partial(store.write_shard, shard, logits))

@@ -3,9 +3,11 @@
     <root>/<key>/manifest.json      describes the rows; never changed once written
                  ids.txt            the example ids in row order, one per line
                  shard-00000.npy    rows 0 .. shard_size − 1, and so on
+                 checksums.json     the size and sha256 of each shard
 
 Raw logits suit any temperature, threshold, or loss without another run of the teacher. The key hashes everything that
-decides them, so a store of another teacher or of other data is never used. A shard exists completely or not at all.
+decides them, so a store of another teacher or of other data is never used. A shard exists completely or not at all, and
+a damaged one counts as missing.
 Only process 0 writes, and the workdir's lock keeps other runs out.
 """
 
@@ -22,7 +24,7 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.errors import UserError
-from xtransfer.runtime import processes
+from xtransfer.runtime import checksums, processes
 
 FORMAT = 1
 _RERUN = "run the same command to label the missing shards"
@@ -61,8 +63,19 @@ class LogitsStore:
         return np.arange(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.ids)))
 
     def missing_shards(self) -> list[int]:
-        """Return the shards that are absent, truncated, or of another size, in ascending order."""
-        return [shard for shard in range(self.num_shards) if not self._is_complete(shard)]
+        """Return the shards that are absent or damaged, in ascending order."""
+        return [shard for shard in range(self.num_shards) if self.fault(shard) is not None]
+
+    def fault(self, shard: int) -> str | None:
+        """Return in words what is wrong with a shard; None if it is complete and as it was written."""
+        if self._is_complete(shard):
+            return checksums.fault_of(self._path(shard))
+        name = self._path(shard).name
+        return f"{name} is {'truncated or of another size' if self.exists(shard) else 'missing'}"
+
+    def exists(self, shard: int) -> bool:
+        """Return whether a shard has a file, whole or damaged."""
+        return self._path(shard).exists()
 
     @property
     def complete(self) -> bool:
@@ -92,7 +105,7 @@ class LogitsStore:
                 f"the teacher's logits of {len(bad)} examples are NaN or infinite, "
                 f"first {self.ids[indices[bad[0]]]!r}: its training or its checkpoint is broken"
             )
-        storage.write_atomically(self._path(shard), _npy(logits))
+        checksums.write(self._path(shard), _npy(logits))
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """Return the logits of these examples, in this order: np.float32 [n, K].
@@ -103,7 +116,7 @@ class LogitsStore:
         missing = self.missing_shards()
         if missing:
             raise UserError(
-                f"{self._path(missing[0])}: missing or truncated ({len(missing)} of {self.num_shards} shards): {_RERUN}"
+                f"{self.directory}: {self.fault(missing[0])} ({len(missing)} of {self.num_shards} shards): {_RERUN}"
             )
         row_by_id = {id_: row for row, id_ in enumerate(self.ids)}
         unknown = [id_ for id_ in ids if id_ not in row_by_id]

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from xtransfer.data.task import Example, Task
 from xtransfer.evaluation import metrics, results
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import TEACHER, Workdir
-from xtransfer.runtime import processes, terminal
+from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
+
+_log = logging.getLogger(__name__)
 
 _SHOWN = 5  # the most places that a warning names
 
@@ -51,8 +54,9 @@ def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
 def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Models) -> list[dict[str, Any]]:
     """Score every selected checkpoint that has no rows yet, and return all rows of the experiment's runs.
 
-    The teacher is scored in the source language only, the one it knows. Unfinished runs are named and skipped. All
-    processes take part, and process 0 writes.
+    A checkpoint whose predictions are missing or damaged predicts again, and keeps the rows that it has. The teacher is
+    scored in the source language only, the one it knows. Unfinished runs are named and skipped. All processes take
+    part, and process 0 writes.
     """
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
@@ -71,7 +75,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         source, targets = task.source_language, task.target_languages
         languages = (source,) if is_teacher else (source, *targets)
         jobs = list(_jobs(run, config.evaluation_splits, languages, metrics.score_names(config.metrics, task.labels)))
-        due = processes.on_first(functools.partial(_due, jobs, scored))
+        due = processes.on_first(functools.partial(_due, workdir, run, jobs, scored))
         jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
         if jobs:
             model = models.teacher if is_teacher else models.student
@@ -130,8 +134,19 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language", "metric"))
 
 
-def _due(jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
-    return [not job.keys <= scored for job in jobs]
+def _due(workdir: Workdir, run: Run, jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
+    paths = [workdir.predictions(run.directory, job.step, job.split, job.language) for job in jobs]
+    return [not job.keys <= scored or _is_lost(path) for job, path in zip(jobs, paths, strict=True)]
+
+
+def _is_lost(predictions: Path) -> bool:
+    """Return whether a file of predictions is missing or damaged; a damaged one is logged."""
+    if not predictions.is_file():
+        return True
+    fault = checksums.fault_of(predictions)
+    if fault is not None:
+        _log.warning("%s is damaged, so predicting again: %s", predictions, fault)
+    return fault is not None
 
 
 def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str], names: Sequence[str]) -> Iterator[_Job]:
@@ -175,8 +190,8 @@ def _score(
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
-                predictions = _predictions(examples, logits, task.labels)
-                processes.on_first(functools.partial(storage.write_jsonl, path, predictions))
+                predictions = storage.jsonl(_predictions(examples, logits, task.labels))
+                processes.on_first(functools.partial(checksums.write, path, predictions))
 
 
 def _scores(

@@ -1,5 +1,6 @@
 """The predictions of two objectives on the same test items: files of workdirs to arrays of correctness."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from xtransfer.errors import UserError, nearest
 from xtransfer.evaluation.results import read_rows
 from xtransfer.evaluation.significance import Outcomes
 from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
+from xtransfer.runtime import checksums
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
             for seed in seeds:
                 run = students.workdir.student(students.objective, seed)
                 path = students.workdir.predictions(run, steps[seed], split, language)
-                predictions = _read(path, example_id(task.name, split, language, ""))
+                predictions = _read(path, example_id(task.name, split, language, ""), students.workdir)
                 reference = reference or predictions
                 _check_same(reference, predictions)
                 for item in reference.labels:
@@ -129,9 +131,13 @@ class _Predictions:
     guesses: Mapping[str, str]
 
 
-def _read(path: Path, prefix: str) -> _Predictions:
+def _read(path: Path, prefix: str, workdir: Workdir) -> _Predictions:
     """Read a predictions file, whose ids all start with `prefix`."""
-    remedy = "remove the workdir's results.jsonl and run python -m xtransfer.evaluate to write it again"
+    command = f"run python -m xtransfer.evaluate --workdir {shlex.quote(str(workdir.root))} to write it again"
+    fault = checksums.fault_of(path)
+    if fault is not None:
+        raise UserError(f"{path} is damaged: {fault}: {command}")
+    remedy = f"remove it and {command}" if path.exists() else command
     labels: dict[str, str] = {}
     guesses: dict[str, str] = {}
     for number, row in _rows(path, remedy):

@@ -14,6 +14,7 @@ from xtransfer.config import PretrainConfig
 from xtransfer.errors import UserError
 from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.runtime import terminal
+from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 
 def main(argv: list[str]) -> None:
@@ -29,10 +30,12 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="the checkpoint to write, which must not exist",
     )
+    parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
     args, overrides = parser.parse_known_args(argv)
     if args.output.exists():
         raise UserError(f"{args.output} already exists; choose another --output")
-    pretrain(config.load(args.config, overrides, PretrainConfig), args.output)
+    settings = config.load(args.config, overrides, PretrainConfig)
+    pretrain(settings, args.output, from_earlier_step=args.from_earlier_step)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from xtransfer.runs.workdir import as_record, check_unchanged, record
 from xtransfer.runtime import compilation_cache, sharding, terminal
 from xtransfer.runtime.locks import directory_lock
 from xtransfer.train import loop, optimizer, state, steps
+from xtransfer.train.checkpoints import fall_back
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PARTNER_TEMPERATURE = 0.1  # divides the cosines
@@ -37,12 +38,13 @@ _CARD_WIDTH = 120  # characters per line of a model card
 _POSITION_SCALE = 0.03  # gives the sinusoids the spread of BERT's normal(0.02)
 
 
-def pretrain(settings: PretrainConfig, output: Path) -> None:
+def pretrain(settings: PretrainConfig, output: Path, *, from_earlier_step: bool = False) -> None:
     """Pretrain an encoder and write its checkpoint. Only one process can work in `<output>.work` at a time.
 
     Args:
       settings: the recipe.
       output: the checkpoint's directory, which must not exist.
+      from_earlier_step: remove the newest training checkpoint if it is damaged, and resume from the one before it.
 
     Raises:
       UserError: the recipe differs from the one that `<output>.work` was started with, or is wrong.
@@ -51,6 +53,8 @@ def pretrain(settings: PretrainConfig, output: Path) -> None:
     compilation_cache.enable(cache_dir(settings.task))
     with directory_lock(work):
         check_unchanged(work / "config.json", as_record(settings))
+        if from_earlier_step:
+            fall_back(work / loop.CHECKPOINTS)
         _pretrain(settings, output, work)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xtransfer.errors import UserError, is_disk_full, one_line
+from xtransfer.errors import UserError, is_disk_full, one_line, refuse_url
 from xtransfer.runtime import preemption, processes
 from xtransfer.runtime.cluster import Flags
 
@@ -189,13 +189,20 @@ def _ignore_other_semantics() -> None:
 
 
 def path_argument(text: str) -> Path:
-    """Return a path from the command line, for argparse: not empty, and UTF-8, because files record it."""
+    """Return a path from the command line, for argparse.
+
+    It is not empty, not the address of object storage, and UTF-8, because files record it.
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; '.' is the current directory")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # half surrogates, which stand for the other bytes
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8: rename it") from None
+    try:
+        refuse_url(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return Path(text)
 
 

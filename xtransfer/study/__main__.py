@@ -13,6 +13,7 @@ from xtransfer.errors import UserError, nearest
 from xtransfer.runtime import terminal
 from xtransfer.study.design import load
 from xtransfer.study.runner import run
+from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 
 def main(argv: list[str]) -> None:
@@ -23,13 +24,14 @@ def main(argv: list[str]) -> None:
         "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the directory of all repetitions"
     )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="run only these variants")
+    parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
     args = parser.parse_args(argv)
     study = load(args.config)
     names = args.variants or list(study.variants)
     for name in names:
         if name not in study.variants:
             raise UserError(f"--variants {name}: not one of {', '.join(study.variants)}{nearest(name, study.variants)}")
-    run(study, names, args.workdir)
+    run(study, names, args.workdir, from_earlier_step=args.from_earlier_step)
 
 
 if __name__ == "__main__":

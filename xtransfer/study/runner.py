@@ -19,7 +19,9 @@ from xtransfer.study import comparison
 from xtransfer.study.design import Study, encoders_of, with_directories
 
 
-def run(study: Study, names: Sequence[str], root: Path) -> list[comparison.Comparison]:
+def run(
+    study: Study, names: Sequence[str], root: Path, *, from_earlier_step: bool = False
+) -> list[comparison.Comparison]:
     """Run the missing repetitions of some variants, and print and write the comparison of all finished variants.
 
     All configs are checked before anything is computed. A repetition that fails is named, and the others go on.
@@ -42,7 +44,7 @@ def run(study: Study, names: Sequence[str], root: Path) -> list[comparison.Compa
             check_unchanged(work / "config.json", as_record(recipes[name]))
         else:
             terminal.log(f"pretraining {name}")
-            pretrain(recipes[name], directories[name])
+            pretrain(recipes[name], directories[name], from_earlier_step=from_earlier_step)
             jax.clear_caches()
     failures: list[str] = []
     comparisons: list[comparison.Comparison] = []
@@ -50,7 +52,7 @@ def run(study: Study, names: Sequence[str], root: Path) -> list[comparison.Compa
         for number, settings in enumerate(experiments[name]):
             terminal.log(f"{name}: repetition {number + 1} of {len(experiments[name])}")
             try:
-                experiment.run(settings, root / name / str(number))
+                experiment.run(settings, root / name / str(number), from_earlier_step=from_earlier_step)
             except UserError as error:
                 failures.append(f"{name} {number}: {error}")
                 terminal.log(f"error: {failures[-1]}")

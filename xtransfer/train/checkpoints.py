@@ -1,10 +1,18 @@
 """Orbax checkpoints of a training run in `<directory>/<step>/`. Only this module imports Orbax.
 
 A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer state. Two are
-kept: the newest, to resume from, and the best on the source language's dev split, to use.
+kept: the newest, to resume from, and the best on the source language's dev split, to use. If the newest is the best,
+the one before it is the second, to fall back to.
+
+A checkpoint takes its name when it is complete and its checksums are written, and it loses its name before any of its
+files is removed. So a step exists completely or not at all, whenever a process is killed, and a file of a named step
+that differs from its checksum is damaged. Checksums are computed in the thread that saves, while training continues,
+and compared before each restore. A step without them was saved by an older version. It is used, with a warning.
 """
 
-from collections.abc import Iterator
+import asyncio
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +25,39 @@ import orbax.checkpoint as ocp
 
 from xtransfer.config import refuse_pattern
 from xtransfer.errors import UserError, is_disk_full, one_line
+from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
 
+FALL_BACK_FLAG = "--from-earlier-step"
+FALL_BACK_HELP = "remove a run's newest checkpoint if it is damaged, and resume from the one before it"
+
 _policies = ocp.checkpoint_managers
+_PARAMS, _RESUME, _METRICS = "params", "resume", "metrics"
+_REMOVED = ".removed"  # steps that have lost their names, and are about to be deleted
+# Orbax writes its commit time and its mark after the checksums. Neither decides what is restored.
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The hidden directory of a checkpoint, which gets its checksums before it gets its name."""
+
+    async def finalize(self) -> None:
+        """List the files, then rename the directory. Orbax calls this in process 0, in the thread that saves."""
+        await asyncio.to_thread(checksums.write_all, Path(self.get()), skip=_WRITTEN_LATER)
+        await super().finalize()
+
+
+class _NewestAndBest(_policies.PreservationPolicy):
+    """Keep the newest step and the best one; if they are the same, also the step before it."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return for each checkpoint, of ascending steps, whether to keep it."""
+        *earlier, newest = range(len(checkpoints))
+        scored = [i for i in (*earlier, newest) if checkpoints[i].metrics is not None]
+        best = max(scored, key=lambda i: _rank(checkpoints[i].metrics), default=newest)
+        kept = {newest, best if best != newest else max(earlier, default=newest)}
+        return [i in kept for i in range(len(checkpoints))]
 
 
 class Checkpoints:
@@ -29,19 +66,23 @@ class Checkpoints:
     def __init__(self, directory: Path, *, read_only: bool = False):
         refuse_pattern(directory, "directory")
         self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
-        keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax keeps scores in memory only, and a resumed run would lose the best checkpoint.
             best_fn=_rank,
-            preservation_policy=_policies.AnyPreservationPolicy(keep),
+            preservation_policy=_NewestAndBest(),
             save_decision_policy=_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
             enable_async_checkpointing=not read_only,
+            lightweight_initialize=read_only,  # read no scores, which only decide what is kept
+            todelete_subdir=_REMOVED,
+            temporary_path_class=_ListedPath,
         )
-        names = ("params", "resume")
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=names)
+        if not read_only:
+            processes.on_first(self._check_scores)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(_PARAMS, _RESUME))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -49,6 +90,7 @@ class Checkpoints:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._naming_a_full_disk():
             self._manager.close()
+        self._delete_removed()
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints, ascending."""
@@ -76,6 +118,18 @@ class Checkpoints:
         """
         with self._naming_a_full_disk():
             self._manager.wait_until_finished()
+        self._delete_removed()
+
+    def _delete_removed(self) -> None:
+        if not self._read_only and processes.is_first():
+            shutil.rmtree(self.directory / _REMOVED, ignore_errors=True)
+
+    def _check_scores(self) -> None:
+        """Refuse a step whose score is damaged: the score decides which steps are kept."""
+        for step in _named_steps(self.directory):
+            fault = checksums.fault_below(self.directory / str(step), only=(_METRICS,))
+            if fault is not None:
+                raise _damaged(self.directory, step, fault)
 
     @contextmanager
     def _naming_a_full_disk(self) -> Iterator[None]:
@@ -85,7 +139,7 @@ class Checkpoints:
             if not is_disk_full(error):
                 raise
             # The manager lists the failed step too. On the disk a step gets its name when it is complete.
-            complete = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+            complete = _named_steps(self.directory)
             intact = f"step {complete[-1]:,} is intact" if complete else "there is no earlier one"
             raise UserError(
                 f"{self.directory}: no space left for a checkpoint; {intact}: free some space and run the same command "
@@ -111,16 +165,83 @@ class Checkpoints:
         return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
     def _restore(self, step: int, items: Any) -> Any:
+        processes.on_first(lambda: self._verify(step, tuple(items.keys())))
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file, even bare Exception
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise  # the checkpoint may be whole, so nobody should remove it
-            reason = one_line(error)
+            path, reason = self.directory / str(step), one_line(error)
+            if (path / checksums.CHECKSUMS).exists():
+                raise UserError(
+                    f"{path}: this checkpoint cannot be read: {reason}; its files are as they were written, so keep "
+                    "it, and restore the settings and package versions that it was saved with"
+                ) from error
+            raise _damaged(self.directory, step, reason) from error
+
+    def _verify(self, step: int, items: Sequence[str]) -> None:
+        """Compare the files of some items with their checksums; a UserError names the first that differs."""
+        path = self.directory / str(step)
+        if not path.is_dir():
+            others = ", ".join(map(str, _named_steps(self.directory))) or "none"
             raise UserError(
-                f"{self.directory / str(step)}: this checkpoint cannot be read: {reason}; "
-                f"remove {self.directory.parent} to train this run again"
-            ) from error
+                f"{path}: no such checkpoint (the steps here: {others}); restore it, or remove {self.directory} to "
+                "train this run again"
+            )
+        if not (path / checksums.CHECKSUMS).exists():
+            terminal.log(f"warning: {path} has no {checksums.CHECKSUMS}, so damage to it may go unnoticed")
+        fault = checksums.fault_below(path, only=items)
+        if fault is not None:
+            raise _damaged(self.directory, step, fault)
+
+
+def fall_back(directory: Path) -> None:
+    """Remove the newest checkpoints of a run if they are damaged, so that it resumes from the last whole one.
+
+    Call this in process 0. A damaged checkpoint before the last whole one stays, and is named if it is used.
+
+    Args:
+      directory: the run's checkpoints, which nothing else may have open. It need not exist.
+
+    Raises:
+      UserError: no earlier checkpoint is whole. Nothing is removed.
+    """
+    faults: dict[int, str] = {}
+    for step in reversed(_named_steps(directory)):
+        fault = checksums.fault_below(directory / str(step))
+        if fault is None:
+            break
+        faults[step] = fault
+    else:
+        if faults:
+            raise _damaged(directory, *next(iter(faults.items())))
+    for step, fault in faults.items():
+        hidden = directory / _REMOVED / str(step)
+        hidden.parent.mkdir(exist_ok=True)
+        (directory / str(step)).replace(hidden)  # in one step, so that a half-deleted checkpoint is never offered
+        terminal.log(f"{directory / str(step)}: damaged ({fault}), so removed")
+    shutil.rmtree(directory / _REMOVED, ignore_errors=True)
+
+
+def _damaged(directory: Path, step: int, fault: str) -> UserError:
+    """Return the error of a damaged checkpoint. It never advises to remove a whole one that can be used."""
+    path, earlier = directory / str(step), [other for other in _named_steps(directory) if other < step]
+    whole = (other for other in reversed(earlier) if checksums.fault_below(directory / str(other)) is None)
+    last = next(whole, None)
+    if last is None:
+        remedy = f"there is no earlier whole step, so remove {directory} to train this run again"
+    elif (path / checksums.CHECKSUMS).exists():
+        remedy = f"step {last} is whole: train with {FALL_BACK_FLAG} to remove step {step} and resume from step {last}"
+    else:
+        remedy = f"remove it to resume from step {last}"
+    return UserError(f"{path}: this checkpoint is damaged: {fault}; {remedy}")
+
+
+def _named_steps(directory: Path) -> list[int]:
+    """Return the steps on the disk, ascending. A step gets its name when it is complete."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
 def _rank(metrics: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xtransfer.config import TaskConfig, cache_dir, user_path
 from xtransfer.data import sampling
@@ -18,6 +18,8 @@ from xtransfer.data.corpora.tfds_prepare import find_or_write, quiet, write
 from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
 from xtransfer.errors import MissingSplitError, UserError, one_line
 from xtransfer.runtime import terminal
+
+_Result = TypeVar("_Result")
 
 _SHOWN = 20  # the most languages in an error
 
@@ -102,8 +104,7 @@ class PreparedLanguages:
         """Return the examples of a split in the order of the corpus's files."""
         from xtransfer.data.corpora import tfds_builder  # importing TFDS takes a second
 
-        builder = self._builder(language)
-        with self._undamaged():
+        def examples(builder: Any) -> list[Example]:
             return [
                 Example(
                     id=example_id(self._config.name, split, language, number),
@@ -115,23 +116,43 @@ class PreparedLanguages:
                 for number, text, pair, label in tfds_builder.read(builder, split)
             ]
 
+        return self._use(language, examples)
+
     def digests(self, language: str) -> dict[str, str]:
         """Return the sha256 over the rows of each split."""
+        splits = self._corpus.splits(language)
+        return self._use(language, lambda builder: {name: builder.info.metadata[name]["digest"] for name in splits})
+
+    def _use(self, language: str, work: Callable[[Any], _Result]) -> _Result:
+        """Return what `work` makes of a language's builder; if its data were removed meanwhile, write them again."""
         builder = self._builder(language)
-        with self._undamaged():
-            return {split: builder.info.metadata[split]["digest"] for split in self._corpus.splits(language)}
+        try:
+            return work(builder)
+        except UserError:
+            raise
+        except Exception:  # TFDS and array_record raise many kinds for a file that is not as they wrote it
+            del self._builders[language]
+            builder = self._builder(language)
+            with self._undamaged(language):
+                return work(builder)
+
+    def _data(self, language: str) -> Path:
+        """Return the directory in which TFDS keeps a language."""
+        from xtransfer.data.corpora.tfds_builder import XtransferCorpus
+
+        return self._root / XtransferCorpus.name / language / str(XtransferCorpus.VERSION)
 
     def _builder(self, language: str) -> Any:
         """Return the TFDS builder of a language with its data written; safe beside other processes and after a kill."""
         if language not in self._builders:
             find, write_ = functools.partial(self._find, language), functools.partial(self._write, language)
-            self._builders[language] = find_or_write(self._root, language, find, write_)
+            self._builders[language] = find_or_write(self._root, language, self._data(language), find, write_)
         return self._builders[language]
 
     def _find(self, language: str) -> Any:
         from xtransfer.data.corpora.tfds_builder import XtransferCorpus
 
-        with self._undamaged(), quiet():
+        with quiet():
             builder = XtransferCorpus(self._corpus, language, self._root)
             return builder if builder.is_prepared() else None
 
@@ -147,9 +168,9 @@ class PreparedLanguages:
                 corpus, language, root, sources=sources, empty_text=config.empty_text, log_line=log_line
             )
 
-        write(new, root)
-        builder = self._find(language)  # so that the first use reads what all later ones read
-        with self._undamaged():
+        write(new, root, self._data(language))
+        with self._undamaged(language):
+            builder = self._find(language)  # so that the first use reads what all later ones read
             self._report(language, builder.info)
         return builder
 
@@ -165,14 +186,15 @@ class PreparedLanguages:
         terminal.log(f"{name}/{language}: {counts} examples")
 
     @contextlib.contextmanager
-    def _undamaged(self) -> Iterator[None]:
+    def _undamaged(self, language: str) -> Iterator[None]:
         try:
             yield
         except (UserError, OSError):
             raise
         except Exception as error:  # TFDS and array_record raise many kinds for a file that is not as they wrote it
             raise UserError(
-                f"{self._root}: the prepared data are damaged ({one_line(error)}): delete that folder and run again"
+                f"{self._data(language)}: the prepared data are damaged ({one_line(error)}): delete that folder and "
+                "run again"
             ) from error
 
     @functools.cached_property

@@ -29,6 +29,7 @@ from xtransfer import storage
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.errors import UserError
+from xtransfer.runtime import checksums
 from xtransfer.runtime.locks import directory_lock
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class TokenCache:
                     yield len(batch)
                 for array in arrays.values():
                     array.finish()
-            manifest = {"key": key, "files": {name: _facts(temporary, name) for name in ARRAYS}}
+            manifest = {"key": key, "files": {name: checksums.facts(temporary / f"{name}.npy") for name in ARRAYS}}
             storage.write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
             if entry.exists():  # it is damaged, or it would have been read
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -204,11 +205,9 @@ def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | N
         if manifest["key"] != key:
             raise ValueError("the manifest belongs to other tokens")
         for name in ARRAYS:
-            size = (entry / f"{name}.npy").stat().st_size
-            if size != manifest["files"][name]["size"]:  # before the slower check of all bytes
-                raise ValueError(f"{name}.npy has {size} bytes, not {manifest['files'][name]['size']}")
-            if _facts(entry, name) != manifest["files"][name]:
-                raise ValueError(f"{name}.npy has other bytes than were written")
+            fault = checksums.fault(entry / f"{name}.npy", manifest["files"][name])
+            if fault is not None:
+                raise ValueError(fault)
         arrays = {
             name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in ARRAYS
         }
@@ -217,11 +216,6 @@ def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | N
         if warn:
             _log.warning("%s: damaged, so tokenizing the texts again: %s", entry, error)
         return None
-
-
-def _facts(entry: Path, name: str) -> dict[str, Any]:
-    path = entry / f"{name}.npy"
-    return {"size": path.stat().st_size, "sha256": storage.sha256(path)}
 
 
 @contextlib.contextmanager

@@ -29,11 +29,16 @@ def _root(data_dir: Path) -> Path:
     return Path(data_dir) / f"minireviews-{generator.FINGERPRINT[:12]}"
 
 
+def _data(config_name: str, data_dir: Path) -> Path:
+    """Return the directory in which TFDS keeps a config."""
+    return _root(data_dir) / "minireviews" / config_name / generator.VERSION
+
+
 def prepare(config_name: str, data_dir: Path) -> MiniReviews:
     """Write one config under `data_dir` unless it exists, and return its TFDS builder.
 
     This is safe beside other processes (a file lock) and after a killed one (TFDS renames a finished folder into
-    place). Existing data may be read-only.
+    place). Damaged data are written again. Existing data may be read-only.
 
     Raises:
       UserError: an unknown config, or a directory that cannot be written.
@@ -45,9 +50,10 @@ def prepare(config_name: str, data_dir: Path) -> MiniReviews:
             return builder if builder.is_prepared() else None
 
     def make() -> MiniReviews:
-        return write(lambda log_line: _builder(config_name, data_dir), _root(data_dir))
+        return write(lambda log_line: _builder(config_name, data_dir), _root(data_dir), data)
 
-    return find_or_write(_root(data_dir), config_name, find, make)
+    data = _data(config_name, data_dir)
+    return find_or_write(_root(data_dir), config_name, data, find, make)
 
 
 def read(config_name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:

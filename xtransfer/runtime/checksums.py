@@ -1,0 +1,124 @@
+"""Checksums of finished files, so that damage is found before anything uses it.
+
+    <directory>/checksums.json    {"<path below it>": {"size": bytes, "sha256": hex digits}, …}
+
+A directory that takes its name at once, such as a checkpoint, is listed as a whole while it is still hidden
+(`write_all`). In a directory that grows file by file, such as the predictions, each file is listed before it takes its
+name (`write`). So a file that is not listed is older than this list, and is used as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from xtransfer import storage
+
+CHECKSUMS = "checksums.json"
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Return the size in bytes and the sha256 of a file, as `fault` expects them."""
+    return {"size": path.stat().st_size, "sha256": storage.sha256(path)}
+
+
+def fault(path: Path, expected: Mapping[str, Any], name: str = "") -> str | None:
+    """Return in words how a file differs from its recorded facts; None if it does not.
+
+    Args:
+      path: the file.
+      expected: see `facts`.
+      name: the name of the file in the words, by default its own.
+    """
+    name = name or path.name
+    try:
+        size = path.stat().st_size
+        if size != expected["size"]:  # before the slower look at all bytes
+            return f"{name} has {size:,} bytes, not {expected['size']:,}"
+        return None if storage.sha256(path) == expected["sha256"] else f"{name} has other bytes than were written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:  # a failing disk
+        return f"{name} cannot be read: {error.strerror or error}"
+
+
+def write_all(directory: Path, *, skip: Collection[str] = ()) -> None:
+    """List every file below a directory, except those in `skip`, which are paths below it.
+
+    Raises:
+      OSError: a file cannot be read.
+      UserError: the list cannot be written.
+    """
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    by_name = {path.relative_to(directory).as_posix(): path for path in paths}
+    left_out = {CHECKSUMS, *skip}
+    _write(directory, {name: facts(path) for name, path in by_name.items() if name not in left_out})
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file atomically, and list it in its directory first. Only one process may do so at a time.
+
+    Raises:
+      UserError: the file system refuses.
+    """
+    try:
+        listed = read(path.parent) or {}
+    except ValueError:
+        listed = {}  # the other files are then used as they are, like those that are older than the list
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if listed.get(path.name) != entry:
+        _write(path.parent, {**listed, path.name: entry})
+    storage.write_atomically(path, data)
+
+
+def read(directory: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the facts of each listed file by its path below the directory; None if there is no list.
+
+    Raises:
+      ValueError: the list is damaged.
+    """
+    try:
+        listed = storage.read_json((directory / CHECKSUMS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"{error.strerror or error}") from error
+    for name, entry in listed.items() if isinstance(listed, dict) else [("", None)]:
+        match entry:
+            case {"size": int(), "sha256": str()}:
+                pass
+            case _:
+                raise ValueError(f"{name or 'its content'} has no size and sha256")
+    return listed
+
+
+def fault_below(directory: Path, *, only: Collection[str] = ()) -> str | None:
+    """Return in words what is wrong with the first listed file that is not as it was written; None if all are.
+
+    Without a list nothing can be wrong.
+
+    Args:
+      directory: the directory of the list.
+      only: names in the directory, files or folders, to look at; () = everything.
+    """
+    try:
+        listed = read(directory)
+    except ValueError as error:
+        return f"{CHECKSUMS} is damaged ({error})"
+    names = [name for name in listed or {} if not only or name.partition("/")[0] in only]
+    faults = (fault(directory / name, (listed or {})[name], name) for name in sorted(names))
+    return next((found for found in faults if found), None)
+
+
+def fault_of(path: Path) -> str | None:
+    """Return in words how a file differs from its entry in its directory's list; None if it has no entry."""
+    try:
+        listed = read(path.parent) or {}
+    except ValueError:
+        return None  # the file itself may be whole, and reading it shows most faults
+    return fault(path, listed[path.name]) if path.name in listed else None
+
+
+def _write(directory: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    storage.write_atomically(directory / CHECKSUMS, json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
