@@ -185,3 +185,19 @@ def test_a_path_that_is_a_pattern_is_refused_also_if_only_the_current_directory_
         config.refuse_pattern(Path("w"), "--workdir")
     (tmp_path / "link").symlink_to(folder)
     assert config.refuse_pattern(tmp_path / "link", "--workdir") == tmp_path / "link"
+
+
+@pytest.mark.parametrize(
+    "key", ["task.data_dir", "task.cache_dir", "task.unlabelled_file", "teacher.checkpoint", "student.checkpoint"]
+)
+def test_object_storage_is_refused_for_every_path(file, key):
+    with pytest.raises(UserError, match=f"^config key {key}: 'gs://bucket/x' is an address and not a path: give"):
+        config.load(str(file), [f"--config.{key}=gs://bucket/x"])
+    config.load(str(file), ["--config.task.text_column=http://schema.org/text"])
+
+
+def test_object_storage_is_refused_for_a_checkpoint_to_start_from():
+    with pytest.raises(UserError, match="^config key start_from: 's3://x' is an address"):
+        config.parse({"start_from": "s3://x"}, PretrainConfig)
+    with pytest.raises(UserError, match="^'s3://x' is an address"):
+        config.user_path("s3://x")

@@ -325,3 +325,28 @@ def test_an_empty_workdir_is_refused(config_file, capsys):
         main.main(["--config", str(config_file), "--workdir", ""])
     assert caught.value.code == 2
     assert "argument --workdir: the path is empty; '.' is the current directory" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named_and_an_earlier_step_gives_the_same_weights(
+    config_file, finished, tmp_path, capsys
+):
+    """Here the last checkpoint of the teacher and of a student, after everything is finished."""
+    workdir = Path(shutil.copytree(finished, tmp_path / "run"))
+    before, results = final_weights(workdir, "monox_kd"), rows(workdir)
+    damaged = []
+    for run in ("teacher", "students/monox_kd/seed-0"):
+        step = max(workdir.glob(f"{run}/checkpoints/[0-9]*"), key=lambda path: int(path.name))
+        path = max((step / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+        damaged.append(step)
+    (workdir / "results.jsonl").unlink()
+    with pytest.raises(UserError, match="this checkpoint is damaged: params/.*train with --from-earlier-step"):
+        evaluate.main(["--workdir", str(workdir)])
+    main.main(["--config", str(config_file), "--workdir", str(workdir), "--from-earlier-step"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert all(f"{step}: damaged (params/" in output for step in damaged)
+    for name, array in final_weights(workdir, "monox_kd").items():
+        np.testing.assert_array_equal(array, before[name])
+    assert sorted(map(json.dumps, rows(workdir))) == sorted(map(json.dumps, results))

@@ -416,5 +416,10 @@ def refuse_pattern(path: Path, key: str) -> Path:
 
 
 def user_path(text: str) -> Path:
-    """Expand `~` in a path that a user wrote; `~name` of an unknown user stays as it is."""
+    """Expand `~` in a path that a user wrote; `~name` of an unknown user stays as it is.
+
+    Raises:
+      UserError: the address of object storage, see `refuse_url`.
+    """
+    refuse_url(text)
     return Path(os.path.expanduser(text))

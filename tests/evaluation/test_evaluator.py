@@ -11,6 +11,7 @@ from xtransfer import config, experiment
 from xtransfer.data.registry import load_task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import evaluator
+from xtransfer.evaluation.paired import Students, load
 from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.train.finetuning import Finetuner, Models
 
@@ -114,3 +115,26 @@ def test_the_score_on_dev_is_larger_for_the_better_checkpoint():
     assert sure["dev_score"] > unsure["dev_score"]
     row = evaluator.dev_scores(np.eye(2), labels, ("a", "b"), "class_f1/b")
     assert row == {"dev_accuracy": 1, "dev_class_f1/b": 1, "dev_score": 1}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_damaged_predictions_are_written_again_and_the_rows_stay(workdir, caplog, damage):
+    rows, step = workdir.results.read_bytes(), max(row["step"] for row in evaluate(workdir))
+    path = workdir.predictions(workdir.student("vanilla", 0), step, "test", "de")
+    content, times = path.read_bytes(), {p: p.stat().st_mtime_ns for p in workdir.root.glob("predictions/**/*.jsonl")}
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content.replace(b'"good"', b'"gooe"', 1))
+        other = Students(workdir, "vanilla")
+        with pytest.raises(UserError) as caught:
+            load(other, other, split="test", selection="last")
+        assert str(caught.value) == (
+            f"{path} is damaged: test-de.jsonl has other bytes than were written: "
+            f"run python -m xtransfer.evaluate --workdir {workdir.root} to write it again"
+        )
+    caplog.clear()
+    evaluate(workdir)
+    assert path.read_bytes() == content and workdir.results.read_bytes() == rows
+    assert caplog.text.count(f"{path} is damaged, so predicting again: ") == (damage == "flipped")
+    assert {p for p, time in times.items() if p.stat().st_mtime_ns != time} == {path}

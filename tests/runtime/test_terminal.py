@@ -194,8 +194,21 @@ def test_variables_that_change_the_numbers_are_ignored_and_named(monkeypatch, ca
     )
 
 
-@pytest.mark.parametrize(("argument", "message"), [("", "the path is empty"), ("a\udcff", "is not UTF-8")])
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("", "the path is empty"),
+        ("a\udcff", "is not UTF-8"),
+        (
+            "gs://bucket/runs",
+            "^'gs://bucket/runs' is an address and not a path: give a directory of a local or mounted",
+        ),
+        ("s3://bucket", "is an address"),
+        ("hdfs://host:9000/runs", "is an address"),
+    ],
+)
 def test_a_path_that_cannot_be_recorded_is_refused(argument, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         terminal.path_argument(argument)
-    assert terminal.path_argument("a/b") == Path("a/b")
+    for path in ("a/b", "a:b", "/mnt/gs:/x", "C:/x"):
+        assert terminal.path_argument(path) == Path(path)

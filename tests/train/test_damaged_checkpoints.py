@@ -179,11 +179,6 @@ def killed(directory: Path, body: str) -> None:
 BEFORE_CHECKSUMS = "write = checkpoints.checksums.write_all"
 AT_STEP_15 = "'15.' in str(directory)"
 KILLS = {
-    "before the checksums": f"""
-def write_all(directory, skip):
-    if {AT_STEP_15}: kill()
-    write(directory, skip=skip)
-""",
     "after the checksums, before the name": f"""
 def write_all(directory, skip):
     write(directory, skip=skip)

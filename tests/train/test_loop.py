@@ -171,7 +171,7 @@ def test_patience_counts_a_row_only_with_its_checkpoint(tmp_path):
 def test_a_lost_score_that_patience_counts_is_named(tmp_path):
     TinyRun().fit(tmp_path, Plan("test", 10, 2, 5))
     (tmp_path / loop.METRICS_FILE).write_text('{"step": 10, "loss": 1.0, "dev_accuracy": 0.5}\n')
-    with pytest.raises(UserError, match="the score of step 5 is lost, and patience counts it: remove the directory"):
+    with pytest.raises(UserError, match="the score of step 5 is lost, and patience counts it: remove checkpoints/ and"):
         TinyRun().fit(tmp_path, Plan("test", 20, 4, 5, patience=2))
 
 
@@ -279,7 +279,7 @@ def test_broken_metrics_are_refused_with_the_line_number(tmp_path, line):
 def test_lost_score_of_the_last_step_is_named(tmp_path):
     TinyRun().fit(tmp_path, PLAN)
     (tmp_path / loop.METRICS_FILE).unlink()
-    with pytest.raises(UserError, match=r"the score of its last step 20 is lost: remove it"):
+    with pytest.raises(UserError, match=r"the score of its last step 20 is lost: remove checkpoints/ and"):
         TinyRun().fit(tmp_path, PLAN)
 
 

@@ -1,1 +1,1 @@
-"""The environment of a process: terminal, other processes, cluster, preemption, sharding, and locks."""
+"""The environment of a process: terminal, other processes, cluster, preemption, sharding, locks, and checksums."""

@@ -206,12 +206,14 @@ def _row(line: bytes, where: str) -> dict[str, float]:
     try:
         row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{where}: not valid JSON ({error}): remove {Path(where).parent} to train this run again"
-        ) from error
+        raise UserError(f"{where}: not valid JSON ({error}): {_remedy(Path(where).parent)}") from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise UserError(f"{where}: expected an object with a step: remove {Path(where).parent} to train this run again")
+        raise UserError(f"{where}: expected an object with a step: {_remedy(Path(where).parent)}")
     return row
+
+
+def _remedy(directory: Path) -> str:
+    return f"remove {CHECKPOINTS}/ and {METRICS_FILE} in {directory} to train this run again"
 
 
 def _history(directory: Path) -> list[float]:
@@ -231,14 +233,11 @@ def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan)
         rows = [row for row in read_metrics(directory) if row["step"] <= newest]
         storage.write_jsonl(directory / METRICS_FILE, rows)
         if newest and newest >= plan.steps and (not rows or rows[-1]["step"] != plan.steps):
-            raise UserError(
-                f"{directory}: the score of its last step {newest} is lost: remove it to train this run again"
-            )
+            raise UserError(f"{directory}: the score of its last step {newest} is lost: {_remedy(directory)}")
         missing = {step for step in plan.milestones() if step <= newest} - {row["step"] for row in rows}
         if plan.patience and missing:
             raise UserError(
-                f"{directory}: the score of step {min(missing)} is lost, and patience counts it: remove the directory "
-                "to train this run again"
+                f"{directory}: the score of step {min(missing)} is lost, and patience counts it: {_remedy(directory)}"
             )
         return newest
 

@@ -246,11 +246,10 @@ def test_an_unwritable_cache_is_an_error(config, tmp_path: Path):
         loader.task(CORPUS, config(cache_dir=str(tmp_path / "file"))).load("test", "de")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "metadata", "info"])
-def test_a_damaged_cache_is_refused_by_name(config, tmp_path: Path, damage: str):
-    loader.task(CORPUS, config()).load("test", "en")
-    (root,) = (tmp_path / "cache").iterdir()
-    name = {"metadata": "metadata.json", "info": "dataset_info.json"}.get(damage, "*train.array_record*")
+def damage_cache(root: Path, damage: str) -> None:
+    name = {"metadata": "metadata.json", "info": "dataset_info.json", "list": "checksums.json"}.get(
+        damage, "*train.array_record*"
+    )
     (path,) = root.rglob(name)
     data = path.read_bytes()
     if damage == "flip":
@@ -260,12 +259,43 @@ def test_a_damaged_cache_is_refused_by_name(config, tmp_path: Path, damage: str)
         path.unlink()
     else:
         path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=f"{root}: the prepared data are damaged .*: delete that folder"):
-        task = loader.task(CORPUS, config())
-        task.fingerprint()
-        task.load("train", "en")
-    shutil.rmtree(root)
-    assert len(loader.task(CORPUS, config()).load("train", "en")) == 36
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "metadata", "info", "list"])
+def test_a_damaged_cache_is_written_again_with_a_warning(config, tmp_path: Path, caplog, damage: str):
+    before = loader.task(CORPUS, config()).load("train", "en")
+    (root,) = (tmp_path / "cache").iterdir()
+    damage_cache(root, damage)
+    task = loader.task(CORPUS, config())
+    task.fingerprint()
+    assert task.load("train", "en") == before
+    assert caplog.text.count(f"{root}/xtransfer_corpus/en/1.0.0 is damaged, so preparing these data again: ") == 1
+    assert sorted(path.name for path in (root / "xtransfer_corpus" / "en").iterdir()) == ["1.0.0"]
+    caplog.clear()
+    assert loader.task(CORPUS, config()).load("train", "en") == before and "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["cut", "info"])
+def test_a_damaged_cache_that_is_older_than_its_checksums_is_never_read(config, tmp_path: Path, damage: str):
+    before = loader.task(CORPUS, config()).load("train", "en")
+    (root,) = (tmp_path / "cache").iterdir()
+    damage_cache(root, damage)
+    (path,) = root.rglob("checksums.json")
+    path.unlink()
+    if damage == "cut":
+        with pytest.raises(UserError, match=f"{path.parent}: the prepared data are damaged .*: delete that folder"):
+            loader.task(CORPUS, config()).load("train", "en")
+        shutil.rmtree(path.parent)
+    assert loader.task(CORPUS, config()).load("train", "en") == before
+
+
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_a_cache_that_is_lost_while_it_is_in_use_is_written_again(config, tmp_path: Path, damage: str):
+    task = loader.task(CORPUS, config())
+    before = task.load("train", "en")
+    (root,) = (tmp_path / "cache").iterdir()
+    shutil.rmtree(root) if damage == "remove" else damage_cache(root, damage)
+    assert task.load("train", "en") == before
 
 
 def test_unrelated_files_in_the_data_folder_change_nothing(config, tmp_path: Path):
