@@ -48,7 +48,7 @@ class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
-class _NewestAndBest(_policies.PreservationPolicy):
+class _NewestAndBest:
     """Keep the newest step and the best one; if they are the same, also the step before it."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
