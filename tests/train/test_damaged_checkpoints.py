@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers import group
 from tests.runtime.test_checksums import flipped
 from tests.train.test_loop import PLAN, TinyRun, abstract_params, steps_on_disk
 from xtransfer.errors import UserError
@@ -218,3 +219,17 @@ def test_a_half_deleted_step_is_not_offered_and_is_purged(finished, tmp_path):
     np.testing.assert_array_equal(TinyRun().fit(tmp_path, PLAN), finished[1])
     assert not (tmp_path / "checkpoints" / ".removed").exists()
     assert steps_on_disk(tmp_path) == [15, 20]
+
+
+def test_all_processes_of_a_run_learn_of_the_damage(copy, tmp_path):
+    name = damage(copy)
+    body = f"""
+import pathlib
+from xtransfer.train.checkpoints import Checkpoints
+with Checkpoints(pathlib.Path({str(copy / "checkpoints")!r}), read_only=True) as checkpoints:
+    checkpoints.restore_arrays(20)
+"""
+    with group.snippet(tmp_path, body) as both:
+        assert both.statuses() == [1, 1], both.outputs()
+        assert f"checkpoints/20: this checkpoint is damaged: {name} " in both.err(0)
+        assert "Traceback" not in both.err(0) + both.err(1)
