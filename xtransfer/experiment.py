@@ -24,7 +24,7 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import dev_scores, evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs import encoders, plan
+from xtransfer.runs import costs, encoders, plan, starts
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
@@ -78,6 +78,7 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
         _check_weights(workdir, config, models)
         workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
+        starts.record(workdir)
         for role in (workdirs.TEACHER, encoders.STUDENT):
             processes.on_first(functools.partial(encoders.save, workdir, role, models.base(role)))
         terminal.log(
@@ -108,7 +109,8 @@ class Stages:
         if not teacher.is_trained(self.workdir.teacher):
             dataset, dev = self._dataset(teacher, self.examples.labelled), teacher.dataset(self.examples.dev)
             seed = self.config.teacher_seed
-            teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, seed, self._dev_scores)
+            with costs.recorded(self.workdir, "teacher", self.workdir.teacher, teacher.trained):
+                teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, seed, self._dev_scores)
 
     def train_student(self, objective: Objective, seed: int) -> None:
         """Run stages 2 and 3: label the text with the objective's teacher, then train the student."""
@@ -122,7 +124,9 @@ class Stages:
             store = self._label(model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher)
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
             dataset = replace(dataset, teacher_logits=logits)
-        student.train(directory, objective, dataset, self._dev, seed, self._dev_scores)
+        dev = self._dev
+        with costs.recorded(self.workdir, "students", directory, student.trained):
+            student.train(directory, objective, dataset, dev, seed, self._dev_scores)
 
     def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)
@@ -146,7 +150,10 @@ class Stages:
             title = f"labelling with {directory.relative_to(self.workdir.root)}"
             dataset = self._dataset(model, examples)
             missing = sum(len(store.shard_indices(shard)) for shard in processes.on_first(store.missing_shards))
-            with terminal.progress_bar(title, missing, unit="examples") as progress:
+            with (
+                costs.recorded(self.workdir, "labelling", directory, model.predicted),
+                terminal.progress_bar(title, missing, unit="examples") as progress,
+            ):
 
                 def predict(indices: np.ndarray) -> np.ndarray:
                     return model.predict(params, dataset.take(indices), progress.advance)

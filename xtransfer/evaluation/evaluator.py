@@ -14,7 +14,8 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
-from xtransfer.evaluation import metrics, results
+from xtransfer.evaluation import metrics, results, token_counts
+from xtransfer.runs import costs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import TEACHER, Workdir
 from xtransfer.runtime import checksums, processes, terminal
@@ -80,7 +81,8 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         if jobs:
             model = models.teacher if is_teacher else models.student
             new = _score(workdir, task, model, run, jobs, dataset, config.metrics, constants)
-            rows += (row for row in new if _key(row) not in scored)
+            with costs.recorded(workdir, "evaluation", run.directory, model.predicted):
+                rows += (row for row in new if _key(row) not in scored)
             # All rows of a run are written at once, so that it has all of them or none.
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
     if constants:
@@ -183,7 +185,11 @@ def _score(
             params = checkpoints.restore_params(step, model.abstract_params())
             for job in jobs_of_step:
                 examples = task.load(job.split, job.language)
-                logits = model.predict(params, dataset(model, job.split, job.language), progress.advance)
+                data = dataset(model, job.split, job.language)
+                logits = model.predict(params, data, progress.advance)
+                if run.objective != TEACHER:
+                    record = functools.partial(token_counts.record, workdir, job.split, model.inputs)
+                    processes.on_first(functools.partial(record, examples, data.tokens))
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
                 for score in _scores(run, job, examples, logits, task.labels, names, constants):
                     for protocol in job.protocols:

@@ -51,6 +51,21 @@ class Workdir:
         """The result rows: one per checkpoint × language × split × metric."""
         return self.root / "results.jsonl"
 
+    @property
+    def costs(self) -> Path:
+        """The time and memory of each stage (see `runs.costs`)."""
+        return self.root / "costs.jsonl"
+
+    @property
+    def starts(self) -> Path:
+        """The commands that ran the experiment, with versions and machines (see `runs.starts`)."""
+        return self.root / "starts.jsonl"
+
+    @property
+    def tokens(self) -> Path:
+        """The tokens of each evaluated language (see `evaluation.token_counts`)."""
+        return self.root / "tokens.jsonl"
+
     def student(self, objective: str, seed: int) -> Path:
         """Return the run of one student."""
         return self.root / "students" / objective / f"seed-{seed}"

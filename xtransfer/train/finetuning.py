@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
 from xtransfer.train import loop, state
 from xtransfer.train.compiled_steps import CompiledSteps
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
+from xtransfer.train.work import Work
 
 _SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
 _MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is real
@@ -65,6 +66,7 @@ class Finetuner:
         self.has_weights = saved is None
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.eval_batch_size = eval_batch_size
+        self.trained, self.predicted = Work(), Work()  # the work of all runs so far; dev counts as predicted
         self._reported: set[str] = set()
         if self.has_weights:
             self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
@@ -121,7 +123,7 @@ class Finetuner:
         Raises:
           UserError: the logits are not finite.
         """
-        batches = prefetch(eval_batches(dataset, self.inputs.evaluation_plan(self.eval_batch_size)))
+        batches = prefetch(self._counted(dataset))
         logits = predict(
             self.compiled_steps.eval_step, params, self.mesh, batches, len(dataset), self.num_classes, on_batch=on_batch
         )
@@ -132,6 +134,13 @@ class Finetuner:
                 "training diverged, try a lower learning_rate"
             )
         return logits
+
+    def _counted(self, dataset: Dataset) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+        """Yield the batches of `eval_batches`, and count them."""
+        for indices, batch in eval_batches(dataset, self.inputs.evaluation_plan(self.eval_batch_size)):
+            segments = batch["segment_ids"]  # [R, S]
+            self.predicted.add(len(indices), int(np.count_nonzero(segments)), segments.size)
+            yield indices, batch
 
     def train(
         self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int, dev_scores: DevScores
@@ -148,6 +157,13 @@ class Finetuner:
         batches = TrainBatches(dataset, plan, seed)
         sizes, real_share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED_BATCHES)
         terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {real_share:.0%} of them real")
+        step = self.compiled_steps.train_step(objective)
+
+        def counted_step(*arguments: Any) -> Any:
+            slots = arguments[1]["segment_ids"].size
+            self.trained.add(plan.batch_size, real_share * slots, slots)
+            return step(*arguments)
+
         accumulates = self.settings.accumulation > 1
         # A short run pads on purpose, to compile fewer steps. Padding for the sake of microbatches saves nothing.
         if real_share < _MIN_REAL_SHARE and (plan.fitted_sizes > 1 or accumulates):
@@ -162,7 +178,7 @@ class Finetuner:
                 lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),
                 self.compiled_steps.abstract_state,
             ),
-            self.compiled_steps.train_step(objective),
+            counted_step,
             batches,
             score,
             self.mesh,
