@@ -263,7 +263,8 @@ def test_the_command_reports_every_workdir(tmp_path):
         assert gain in (root / "report" / "results.md").read_text()
         assert "reviews (synthetic), 2 classes" in (root / "report" / "results.md").read_text()
         assert (root / "report" / "results.png").read_bytes().startswith(b"\x89PNG")
-        assert sorted(path.name for path in (root / "report").iterdir()) == ["results.md", "results.png"]
+        names = sorted(path.name for path in (root / "report").iterdir())
+        assert names == ["report.html", "results.md", "results.png"]
 
 
 def test_the_command_fails_with_one_line(tmp_path):
@@ -385,4 +386,4 @@ def test_a_picture_or_table_that_fails_costs_a_warning(tmp_path, monkeypatch, ca
     report.main(["--workdir", str(root)])
     output = " ".join(capsys.readouterr().out.split())
     assert "results.png cannot be drawn (two lines);" in output and "the table cannot be printed (two lines);" in output
-    assert [path.name for path in (root / "report").iterdir()] == ["results.md"]
+    assert sorted(path.name for path in (root / "report").iterdir()) == ["report.html", "results.md"]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ from xtransfer import storage
 from xtransfer.data.registry import shares_items
 from xtransfer.data.task import example_id
 from xtransfer.errors import UserError, nearest
+from xtransfer.evaluation import significance
 from xtransfer.evaluation.results import read_rows
-from xtransfer.evaluation.significance import Outcomes
+from xtransfer.evaluation.significance import Difference, Outcomes
 from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import checksums
 
@@ -83,6 +84,13 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     names = {key: key[1] if is_shared else "/".join(key) for key in right[0]}
     outcomes = [_outcomes(languages, seeds, names, values) for values in right]
     return Pair(outcomes[0], outcomes[1], is_shared, tuple(sorted(steps_a.keys() ^ steps_b.keys())))
+
+
+def differences_of(pair: Pair, source: str, targets: Sequence[str]) -> list[Difference]:
+    """Return the differences in the source language, in each target language, and on average over these."""
+    in_source, *_ = significance.compare(pair.a.select((source,)), pair.b.select((source,)))
+    in_targets = significance.compare(pair.a.select(targets), pair.b.select(targets))
+    return [replace(in_source, p_holm=None), *in_targets]
 
 
 def _common_task(a: Students, b: Students) -> TaskRecord:

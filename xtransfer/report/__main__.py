@@ -2,8 +2,8 @@
 
     python -m xtransfer.report --workdir DIR [DIR …]
 
-Prints objectives × languages for each workdir, and writes `report/results.md` and `report/results.png` below it, with
-the metric, the split, and the number of seeds.
+Prints objectives × languages for each workdir, and writes `report/results.md`, `report/results.png`, and the page
+`report/report.html` below it. With `--output DIR`, one more page, `DIR/report.html`, holds all workdirs.
 
     python -m xtransfer.report --workdir DIR --compare A B
     python -m xtransfer.report --compare DIR1:A DIR2:B
@@ -16,7 +16,7 @@ import argparse
 from xtransfer.errors import UserError
 from xtransfer.evaluation.metrics import metric_of
 from xtransfer.report.comparison import compare, students_of
-from xtransfer.report.workdir_report import report
+from xtransfer.report.workdir_report import report, write_page
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
@@ -34,6 +34,12 @@ def main(argv: list[str]) -> None:
         help="workdirs to report on",
     )
     parser.add_argument(
+        "--output",
+        type=terminal.path_argument,
+        metavar="DIR",
+        help="also write one page about all workdirs, DIR/report.html",
+    )
+    parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two objectives of the workdir, or of others as DIR:OBJECTIVE"
     )
     parser.add_argument("--metric", default="accuracy", metavar="NAME", help="in percent (default: %(default)s)")
@@ -47,13 +53,19 @@ def main(argv: list[str]) -> None:
     if args.compare:
         if args.metric != "accuracy":
             raise UserError(f"--metric {args.metric}: --compare compares accuracy only")
+        if args.output is not None:
+            raise UserError("--output: a comparison is written to the workdir of A; leave out one of the two flags")
         a, b = (students_of(name, args.workdir) for name in args.compare)
         compare(a, b, split=args.split, selection=args.selection)
         return
     if not args.workdir:
         raise UserError("name the workdirs to report on: --workdir DIR …")
-    for root in args.workdir:
-        report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection)
+    sources = [
+        report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection) for root in args.workdir
+    ]
+    if args.output is not None:
+        for path in write_page(sources, args.output):
+            terminal.log(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """The paired comparison of two objectives: its table on the terminal, and as Markdown and JSON lines."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.evaluation import significance
-from xtransfer.evaluation.paired import Pair, Students, load
+from xtransfer.evaluation.paired import Pair, Students, differences_of, load
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
@@ -51,7 +50,7 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     split = split or default_split(read_config(a.workdir).evaluation_splits)
     pair = load(a, b, split=split, selection=selection)
     task = read_task(a.workdir)
-    differences = _differences(pair, task.source_language, task.target_languages)
+    differences = differences_of(pair, task.source_language, task.target_languages)
     title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {names[0]} minus {names[1]}, accuracy on {split}"
     table = _table(title, names, pair, differences, selection, task.source_language)
     table_writer.show(table, terminal.console, wrap=False)
@@ -63,13 +62,6 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     storage.write_jsonl(lines, rows(names, differences, split=split, selection=selection))
     for written in (markdown, lines):
         terminal.log(f"written: {written}")
-
-
-def _differences(pair: Pair, source: str, targets: Sequence[str]) -> list[Difference]:
-    """Return the differences in the source language, in each target language, and on average over these."""
-    in_source, *_ = significance.compare(pair.a.select((source,)), pair.b.select((source,)))
-    in_targets = significance.compare(pair.a.select(targets), pair.b.select(targets))
-    return [replace(in_source, p_holm=None), *in_targets]
 
 
 def rows(

@@ -1,19 +1,22 @@
-"""The report of one workdir: its table on the terminal, and the table and a chart as files."""
+"""The report of one workdir: its table on the terminal, and the table, a chart, and a page as files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from xtransfer import storage
 from xtransfer.errors import one_line
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
+from xtransfer.report.page.page import page
+from xtransfer.report.page.sources import Source
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
 
 def report(
     workdir: Workdir, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
-) -> None:
-    """Print the results of a workdir, and write `report/results.md` and `report/results.png` below it.
+) -> Source:
+    """Print the results of a workdir, and write results.md, results.png, and report.html to `report/` below it.
 
     Args:
       workdir: an experiment that has been evaluated.
@@ -21,25 +24,32 @@ def report(
       split: None for test, or for the first evaluated split if test was not evaluated.
       selection: a name from `PROTOCOLS`.
 
+    Returns:
+      What was reported, for a page of several workdirs.
+
     Raises:
       UserError: there are no such results, or a file cannot be written.
     """
     config, task = read_config(workdir), read_task(workdir)
+    rows = read_rows(workdir.results)
     results = aggregate(
-        read_rows(workdir.results),
+        rows,
         source_language=config.task.source_language,
         target_languages=task.target_languages,
         metric=metric,
         split=split or default_split(config.evaluation_splits),
         selection=selection,
     )
-    written = write(results, workdir.root / "report", task)
+    source = Source(workdir, config, task, tuple(rows), results)
+    directory = workdir.root / "report"
+    written = [*write(results, directory, task), *write_page([source], directory)]
     try:
         summary.show(results, terminal.console, task)
     except Exception as error:  # whatever a terminal or an odd name does, the results are in the files
         terminal.log(f"warning: the table cannot be printed ({one_line(error)}); {written[0]} has it")
     for path in written:
         terminal.log(f"written: {path}")
+    return source
 
 
 def default_split(evaluated: tuple[str, ...]) -> str:
@@ -59,3 +69,16 @@ def write(results: ResultsTable, directory: Path, task: TaskRecord) -> list[Path
         return [text]
     storage.write_atomically(picture, content)
     return [text, picture]
+
+
+def write_page(sources: Sequence[Source], directory: Path) -> list[Path]:
+    """Write report.html, and return its path; a page that cannot be made costs a warning."""
+    path = directory / "report.html"
+    try:
+        content = page(sources)
+    except Exception as error:  # as with the picture, the results do not depend on it
+        path.unlink(missing_ok=True)  # of earlier results
+        terminal.log(f"warning: {path} cannot be made ({one_line(error)})")
+        return []
+    storage.write_atomically(path, content)
+    return [path]

@@ -1,5 +1,6 @@
 """Files from their publishers, checked against their sha256, and in place only when complete."""
 
+import contextvars
 import hashlib
 import logging
 import math
@@ -24,6 +25,17 @@ _TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.Ch
 _UNKNOWN_SIZE = 4 << 30  # the most bytes of a file of unknown size
 
 _log = logging.getLogger(__name__)
+_are_refused = contextvars.ContextVar("downloads are refused", default=False)
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Refuse downloads inside the block: a UserError names the file that would have to be fetched."""
+    token = _are_refused.set(True)
+    try:
+        yield
+    finally:
+        _are_refused.reset(token)
 
 
 class _TryAgain(Exception):
@@ -54,6 +66,8 @@ def fetch(download: Download, directory: Path) -> Path:
             actual = storage.sha256(path)
             if expected and actual != expected:
                 raise UserError(f"{path}: its sha256 is {actual}, expected {expected}: delete it to download it again")
+        elif _are_refused.get():
+            raise UserError(f"{path}: no such file, and nothing is downloaded here")
         else:
             with storage.AtomicFile(path, unique=True) as file:
                 actual = _fetch(download, file)

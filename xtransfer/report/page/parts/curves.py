@@ -1,0 +1,75 @@
+"""The learning curves: loss and dev score by step."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from xtransfer.report.page import charts
+from xtransfer.report.page.charts import Line
+from xtransfer.report.page.markup import Html, join, note, tag
+from xtransfer.report.page.sources import MissingSource, Source
+from xtransfer.train import loop
+
+Rows = Sequence[Mapping[str, float]]
+
+
+def build(source: Source) -> Html:
+    """Return a chart of the dev score and one of the loss for the teacher and every objective."""
+    runs = {name: runs for name in source.kinds if (runs := _runs(source, name))}
+    if not runs:
+        raise MissingSource("The workdir has no metrics.jsonl of its runs.")
+    metric = source.config.selection_metric
+    key = loop.DEV_ACCURACY if metric == "accuracy" else f"dev_{metric}"
+    scale, unit = (100, " (%)") if metric == "accuracy" else (1, "")
+    scores = {name: _lines(source, name, by_seed, key, scale) for name, by_seed in runs.items()}
+    losses = {name: _lines(source, name, by_seed, "loss", 1) for name, by_seed in runs.items()}
+    label = f"{metric} on {source.results.source_language} dev{unit}"
+    common = charts.axis([y for lines in scores.values() for line in lines for _, y in line.points], label, ticks=3)
+    pieces: list[Html] = []
+    if any(scores.values()):
+        pieces += [tag("h3", "Dev score"), _charts(source, scores, lambda lines: common)]
+    pieces += [
+        tag("h3", "Training loss"),
+        _charts(
+            source,
+            losses,
+            lambda lines: charts.axis([0, *(y for line in lines for _, y in line.points)], "loss", ticks=3),
+        ),
+        note(
+            "A line for each seed, and a point for each checkpoint. The large point is the checkpoint that the results "
+            "use. Losses of different objectives measure different things, so each chart has its own scale."
+        ),
+    ]
+    return join(pieces)
+
+
+def _runs(source: Source, objective: str) -> dict[int, Rows]:
+    by_seed = {
+        seed: loop.read_metrics(source.run_directory(objective, seed)) for seed in sorted(source.steps(objective))
+    }
+    return {seed: rows for seed, rows in by_seed.items() if rows}
+
+
+def _lines(source: Source, objective: str, by_seed: Mapping[int, Rows], key: str, scale: float) -> list[Line]:
+    steps = source.steps(objective)
+    lines = []
+    for seed, rows in by_seed.items():
+        points = tuple((float(row["step"]), row[key] * scale) for row in rows if key in row)
+        if points:
+            lines.append(Line(points, source.kinds[objective], f"{objective} seed {seed}", steps[seed]))
+    return lines
+
+
+def _charts(
+    source: Source, lines_by_name: Mapping[str, Sequence[Line]], y_axis: Callable[[Sequence[Line]], charts.Axis]
+) -> Html:
+    figures = []
+    for name, lines in lines_by_name.items():
+        if lines:
+            steps = charts.axis([0, *(x for line in lines for x, _ in line.points)], "step", ticks=4, whole=True)
+            y = y_axis(lines)
+            figures.append(
+                charts.panel(
+                    charts.named(source.kinds[name], name),
+                    charts.line_chart(lines, steps, y, f"{y.label} of {name} by step"),
+                )
+            )
+    return charts.panels(*figures)

@@ -1,0 +1,159 @@
+"""What the predictions are like: calibration, confusions, and scores by class."""
+
+import numpy as np
+
+from xtransfer.evaluation.calibration import expected_error
+from xtransfer.report.page import charts
+from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag, text_in
+from xtransfer.report.page.sources import BINS, Source, Tally
+
+_LANGUAGES = 6  # shown with small multiples
+_MOST_CLASSES = 12  # of a confusion matrix; more are listed
+_CONFUSIONS = 10  # listed pairs of classes
+
+
+def build_calibration(source: Source) -> Html:
+    """Return reliability diagrams of every objective in a few languages, and the calibration error in all of them."""
+    tallies = source.tallies
+    shown = source.shown_languages(_LANGUAGES)
+    pieces: list[Html] = []
+    for language in shown:
+        figures = []
+        for objective, kind in source.kinds.items():
+            if (objective, language) in tallies:
+                tally = tallies[objective, language]
+                figures.append(
+                    charts.panel(
+                        join([charts.named(kind, objective), tag("small", f"ECE {_error(tally):.1f}")]),
+                        charts.reliability(tally.bins, kind, f"calibration of {objective} in {language}"),
+                    )
+                )
+        pieces += [tag("h4", text_in(language, language)), charts.panels(*figures, small=True)]
+    pieces.append(
+        note(
+            f"Accuracy (%) against confidence in {BINS} bins of equal width, all seeds together. The area of a point "
+            f"grows with its share of the predictions. Below the diagonal, it is overconfident. {_few(source)}"
+        )
+    )
+    header: list[Child] = ["calibration error", *(charts.named(kind, name) for name, kind in source.kinds.items())]
+    rows: list[list[Child]] = [
+        [
+            name_of(language),
+            *(
+                f"{_error(tallies[objective, language]):.1f}" if (objective, language) in tallies else "–"
+                for objective in source.kinds
+            ),
+        ]
+        for language in source.languages
+    ]
+    pieces += [table(header, rows), note(f"Expected calibration error in points, over {BINS} bins.")]
+    return join(pieces)
+
+
+def build_confusions(source: Source) -> Html:
+    """Return confusion matrices in a few languages, or the most frequent confusions if there are many classes."""
+    labels = source.task.labels
+    pieces: list[Html] = []
+    for language in source.shown_languages(_LANGUAGES):
+        figures = []
+        for objective, kind in source.kinds.items():
+            if (objective, language) in source.tallies:
+                tally = source.tallies[objective, language]
+                content = _matrix(tally, labels) if len(labels) <= _MOST_CLASSES else _frequent(tally, labels)
+                figures.append(charts.panel(charts.named(kind, objective), content))
+        pieces += [tag("h4", text_in(language, language)), charts.panels(*figures)]
+    meaning = (
+        "Rows are labels and columns are predictions; each number is its share of the row in %, all seeds together."
+        if len(labels) <= _MOST_CLASSES
+        else f"The {_CONFUSIONS} most frequent confusions: label → prediction, and its share of the label in %."
+    )
+    pieces.append(note(f"{meaning} {_few(source)}"))
+    return join(pieces)
+
+
+def build_classes(source: Source) -> Html:
+    """Return precision, recall, and F1 of each class, in the source language and on average over the targets."""
+    pieces: list[Html] = []
+    for title, languages in (
+        (f"{source.results.source_language}, the source language", source.languages[:1]),
+        ("Average of the target languages", source.languages[1:]),
+    ):
+        objectives = [name for name in source.kinds if (name, languages[0]) in source.tallies]
+        header: list[Child] = ["class", "examples"]
+        header += [
+            join([charts.named(source.kinds[name], name), tag("small", "precision · recall · F1")])
+            for name in objectives
+        ]
+        scores = {
+            name: np.mean([class_scores(source.tallies[name, language].confusion) for language in languages], axis=0)
+            for name in objectives
+        }
+        support = np.sum([_support(source.tallies[objectives[-1], language]) for language in languages], axis=0)
+        rows: list[list[Child]] = [
+            [
+                name_of(label),
+                f"{int(support[index]):,}",
+                *(" · ".join(f"{value * 100:.1f}" for value in scores[name][:, index]) for name in objectives),
+            ]
+            for index, label in enumerate(source.task.labels)
+        ]
+        pieces += [tag("h3", title), table(header, rows)]
+    pieces.append(note("In %, all seeds together. A class that is never predicted has precision 0."))
+    return join(pieces)
+
+
+def class_scores(confusion: np.ndarray) -> np.ndarray:
+    """Return precision, recall, and F1 of each class [3, K] from a confusion matrix [K, K]; 0 in place of 0 / 0."""
+    right = np.diag(confusion).astype(float)
+    predicted, gold = confusion.sum(axis=0), confusion.sum(axis=1)
+    return np.stack(
+        [right / np.maximum(predicted, 1), right / np.maximum(gold, 1), 2 * right / np.maximum(predicted + gold, 1)]
+    )
+
+
+def _support(tally: Tally) -> np.ndarray:
+    """Return the number of examples of each class [K], each counted once."""
+    return tally.confusion.sum(axis=1) // tally.seeds
+
+
+def _error(tally: Tally) -> float:
+    return expected_error(tally.bins) * 100
+
+
+def _few(source: Source) -> str:
+    """Say which languages are shown, if not all."""
+    shown = len(source.shown_languages(_LANGUAGES)) - 1
+    total = len(source.results.target_languages)
+    return f"{shown} of {total} target languages are shown, from the hardest to the easiest." if shown < total else ""
+
+
+def _matrix(tally: Tally, labels: tuple[str, ...]) -> Html:
+    shares = tally.confusion / np.maximum(tally.confusion.sum(axis=1, keepdims=True), 1)
+    head = tag("tr", tag("td"), *(tag("th", tag("span", name_of(label, "bdi")), scope="col") for label in labels))
+    rows = []
+    for index, label in enumerate(labels):
+        cells = [
+            tag(
+                "td",
+                f"{share * 100:.0f}",
+                style=f"--share:{share:.2f}",
+                class_="strong" if share > 0.55 else None,
+                title=f"{tally.confusion[index, column]:,} predictions",
+            )
+            for column, share in enumerate(shares[index])
+        ]
+        rows.append(tag("tr", tag("th", name_of(label, "bdi"), scope="row"), *cells))
+    return tag("table", head, *rows, class_="confusion")
+
+
+def _frequent(tally: Tally, labels: tuple[str, ...]) -> Html:
+    shares = tally.confusion / np.maximum(tally.confusion.sum(axis=1, keepdims=True), 1)
+    wrong = tally.confusion * (1 - np.eye(len(labels), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    pairs = [divmod(int(position), len(labels)) for position in order]
+    items = [
+        tag("li", name_of(labels[gold]), " → ", name_of(labels[guess]), f" {shares[gold, guess] * 100:.0f}")
+        for gold, guess in pairs
+        if wrong[gold, guess]
+    ]
+    return tag("ol", *items, class_="confusions") if items else tag("p", "none")

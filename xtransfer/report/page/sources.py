@@ -1,0 +1,227 @@
+"""The recorded files of a workdir, as the parts of the page read them."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xtransfer import storage
+from xtransfer.config import ExperimentConfig
+from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.errors import UserError
+from xtransfer.evaluation import calibration, significance
+from xtransfer.evaluation.metrics import confusion_matrix
+from xtransfer.evaluation.paired import Students, differences_of, load
+from xtransfer.evaluation.results import BASELINE, ResultsTable, Row
+from xtransfer.evaluation.significance import Difference
+from xtransfer.report.page import charts
+from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir
+
+BINS = 10  # bins of a reliability diagram
+
+Interval = tuple[float, float]
+
+
+class MissingSource(Exception):
+    """A part of the page has nothing to show; the message is the sentence that stands in its place."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A checkpoint's predictions on n examples.
+
+    Attributes:
+      ids: the ids of the examples.
+      gold: the classes of their labels [n].
+      guesses: the predicted classes [n].
+      logits: float32 [n, K].
+    """
+
+    ids: tuple[str, ...]
+    gold: np.ndarray
+    guesses: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The predictions of one objective in one language, all seeds together.
+
+    Attributes:
+      confusion: the number of examples of gold class i that were predicted as class j, int64 [K, K].
+      bins: the occupied bins of equal width, by confidence.
+      seeds: the number of seeds.
+    """
+
+    confusion: np.ndarray
+    bins: tuple[calibration.Bin, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One objective with its intervals, and compared with the baseline.
+
+    Attributes:
+      intervals: the 95 % interval of its accuracy over items and seeds, by language; None is the average of targets.
+      differences: the differences from the baseline, by language; empty for the baseline, or without one.
+    """
+
+    intervals: Mapping[str | None, Interval]
+    differences: Mapping[str | None, Difference]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One workdir, and the results to show.
+
+    Attributes:
+      workdir: the experiment.
+      config: its settings.
+      task: the record of its task.
+      rows: all result rows.
+      results: the table for one metric, split, and selection protocol.
+    """
+
+    workdir: Workdir
+    config: ExperimentConfig
+    task: TaskRecord
+    rows: tuple[Row, ...]
+    results: ResultsTable
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The objectives of the students, in order."""
+        return tuple(line.objective for line in self.results.lines if line.objective != TEACHER)
+
+    @property
+    def kinds(self) -> dict[str, charts.Kind]:
+        """The look of the teacher and of every objective."""
+        return charts.kinds(line.objective for line in self.results.lines)
+
+    @property
+    def student_kinds(self) -> dict[str, charts.Kind]:
+        """The look of every objective of students."""
+        return {name: kind for name, kind in self.kinds.items() if name != TEACHER}
+
+    @property
+    def main_objective(self) -> str:
+        """The objective that the headline is about: the first with a monolingual teacher, or else the last one."""
+        monolingual = (
+            name for name in self.students if name in OBJECTIVES and OBJECTIVES[name].teacher == "monolingual"
+        )
+        return next(monolingual, self.students[-1])
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The source language, then the target languages."""
+        return (self.results.source_language, *self.results.target_languages)
+
+    def shown_languages(self, limit: int) -> tuple[str, ...]:
+        """Return the source language and target languages from the hardest to the easiest, `limit` in all.
+
+        If there are more, they are evenly spaced by the mean accuracy of the objectives.
+        """
+        targets = sorted(self.results.target_languages, key=self._mean_of_students)
+        count = min(limit - 1, len(targets))
+        positions = np.linspace(0, len(targets) - 1, count).round().astype(int)
+        return (self.results.source_language, *(targets[position] for position in positions))
+
+    def _mean_of_students(self, language: str) -> float:
+        lines = [line for line in self.results.lines if line.objective != TEACHER]
+        return sum(line.languages[language].mean for line in lines) / len(lines)
+
+    def steps(self, objective: str) -> dict[int, int]:
+        """Return the evaluated step of each seed of an objective."""
+        chosen = (objective, self.results.split, self.results.selection)
+        return {
+            row["seed"]: row["step"]
+            for row in self.rows
+            if (row["objective"], row["split"], row["selection"]) == chosen
+        }
+
+    def run_directory(self, objective: str, seed: int) -> Path:
+        """Return the directory of a run."""
+        return self.workdir.teacher if objective == TEACHER else self.workdir.student(objective, seed)
+
+    def predictions(self, objective: str, seed: int, language: str) -> Predictions:
+        """Read the predictions of one run in one language; MissingSource if there are none."""
+        run = self.run_directory(objective, seed)
+        path = self.workdir.predictions(run, self.steps(objective)[seed], self.results.split, language)
+        return read_predictions(path, self.task.labels)
+
+    @functools.cached_property
+    def tallies(self) -> dict[tuple[str, str], Tally]:
+        """The predictions by objective and language; MissingSource if a file is missing."""
+        result = {}
+        for objective in self.kinds:
+            languages = self.languages[:1] if objective == TEACHER else self.languages
+            for language in languages:
+                result[objective, language] = self._tally(objective, language)
+        return result
+
+    def _tally(self, objective: str, language: str) -> Tally:
+        parts = [self.predictions(objective, seed, language) for seed in sorted(self.steps(objective))]
+        logits = np.concatenate([part.logits for part in parts])
+        gold = np.concatenate([part.gold for part in parts])
+        guesses = np.concatenate([part.guesses for part in parts])
+        confusion = confusion_matrix(guesses, gold, len(self.task.labels))
+        return Tally(confusion, tuple(calibration.equal_width_bins(logits, gold, BINS)), len(parts))
+
+    @functools.cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """The intervals and tests by objective; a UserError if the predictions cannot be compared."""
+        return {name: self._comparison(name) for name in self.students}
+
+    def _comparison(self, objective: str) -> Comparison:
+        baseline = BASELINE if BASELINE in self.students else objective
+        pair = load(
+            Students(self.workdir, objective),
+            Students(self.workdir, baseline),
+            split=self.results.split,
+            selection=self.results.selection,
+        )
+        source, targets = self.results.source_language, self.results.target_languages
+        in_source = significance.bootstrap(pair.a.select((source,)).correct)[:, :1]
+        in_targets = significance.bootstrap(pair.a.select(targets).correct)
+        bounds = np.clip(significance.percentile_interval(np.column_stack([in_source, in_targets])), 0, 1)
+        keys = (source, *targets, None)
+        intervals = {key: (float(low), float(high)) for key, low, high in zip(keys, *bounds, strict=True)}
+        if baseline == objective:
+            return Comparison(intervals, {})
+        return Comparison(
+            intervals, {difference.language: difference for difference in differences_of(pair, source, targets)}
+        )
+
+
+def read_predictions(path: Path, labels: tuple[str, ...]) -> Predictions:
+    """Read a file of predictions.
+
+    Raises:
+      MissingSource: there is no such file.
+      UserError: it is malformed; the message names the line.
+    """
+    position = {label: index for index, label in enumerate(labels)}
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except FileNotFoundError:
+        raise MissingSource(f"The workdir has no {path.name} in {path.parent.name}/ of its predictions.") from None
+    ids: list[str] = []
+    classes: list[tuple[int, int]] = []
+    logits: list[list[float]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row: Any = storage.read_json(line.decode("utf-8"))
+            ids.append(row["id"])
+            classes.append((position[row["label"]], position[row["prediction"]]))
+            logits.append(row["logits"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a prediction ({error}): evaluate this run again") from error
+    gold, guesses = np.array(classes, np.int64).reshape(-1, 2).T
+    array = np.array(logits, np.float32)
+    if array.shape != (len(ids), len(labels)):
+        raise UserError(f"{path}: expected {len(labels)} logits in every line: evaluate this run again")
+    return Predictions(tuple(ids), gold, guesses, array)
