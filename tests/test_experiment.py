@@ -1,5 +1,6 @@
 """End-to-end experiments on tiny files: their outputs, resuming after a kill, and settings that are refused."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -18,7 +19,10 @@ from xtransfer import config, evaluate, experiment, main
 from xtransfer.data.registry import load_task
 from xtransfer.distillation.transfer_set import gather
 from xtransfer.errors import UserError
-from xtransfer.runs.workdir import Workdir
+from xtransfer.evaluation.token_counts import read_token_counts
+from xtransfer.runs.costs import read_costs
+from xtransfer.runs.starts import read_starts
+from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.train.checkpoints import Checkpoints
 
 OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
@@ -93,6 +97,34 @@ def test_logits_are_stored_once_per_teacher(finished):
         assert (manifest["classes"], manifest["count"]) == (["bad", "good"], 64)
         logits = np.load(path.parent / "shard-00000.npy", allow_pickle=False)
         assert logits.shape == (64, 2) and logits.dtype == np.float32
+
+
+def test_every_stage_records_its_cost(finished):
+    workdir = Workdir(finished)
+    config, costs = read_config(workdir), read_costs(workdir)
+    examples = {(cost.stage, cost.run): cost.examples for cost in costs}
+    assert len(examples) == len(costs)
+    steps, batch = config.student.steps, config.student.batch_size
+    assert examples["teacher", "teacher"] == config.teacher.steps * config.teacher.batch_size
+    for objective in OBJECTIVES:
+        run = f"students/{objective}/seed-0"
+        assert examples["students", run] == steps * batch
+        assert examples["evaluation", run] % 34 == 0 and examples["evaluation", run] > 0  # 17 in each of 2 languages
+    assert examples["labelling", "teacher"] == examples["labelling", "students/vanilla/seed-0"] == 64
+    assert all(0 < cost.real_tokens <= cost.tokens and cost.seconds > 0 and cost.peak_bytes > 0 for cost in costs)
+
+
+def test_the_start_and_the_tokens_are_recorded(finished):
+    workdir = Workdir(finished)
+    (start,) = read_starts(workdir)
+    assert start.packages["jax"] == importlib.metadata.version("jax") and start.processes == 1
+    counts = read_token_counts(workdir)
+    assert [(row.split, row.language, row.examples, row.unit) for row in counts] == [
+        ("test", "en", 17, "word"),
+        ("test", "de", 17, "word"),
+    ]
+    # Every word of the tiny task is one piece of its tokenizer.
+    assert all(row.tokens == row.units > 0 and row.unknown == 0 for row in counts)
 
 
 def test_running_again_redoes_nothing(config_file, finished):

@@ -14,7 +14,7 @@ from xtransfer.runs.costs import Cost
 from xtransfer.runs.starts import Start
 from xtransfer.runs.workdir import TEACHER, Workdir, as_record
 
-LABELS = ("good", "<script>document.title='run'</script>")
+LABELS = ("<script>document.title='run'</script>", "good")
 TEXTS = {"ar": "فاز فريقنا بالمباراة", "ja": "銀行は金利を引き上げた", "de": "unsere Mannschaft <b>gewann</b>"}
 ACCURACY = {TEACHER: 0.9, "vanilla": 0.65, "monox_kd": 0.85}
 STEPS = {"source_dev": 50, "last": 100}

@@ -183,7 +183,7 @@ def reliability(bins: Sequence[Bin], kind: Kind, description: str) -> Html:
         radius = 2 + 7 * math.sqrt(part.count / total)
         marks.append(tag("circle", tag("title", title), cx=x, cy=y, r=radius, class_="mark"))
     group = tag("g", *marks, class_=kind.colour)
-    return _frame([group], percent, Axis(0, 1, percent.ticks, ""), description, height=height)
+    return _frame([group], percent, Axis(0, 1, percent.ticks, "accuracy (%)"), description, height=height)
 
 
 @dataclass(frozen=True)

@@ -217,11 +217,10 @@ def read_predictions(path: Path, labels: tuple[str, ...]) -> Predictions:
             row: Any = storage.read_json(line.decode("utf-8"))
             ids.append(row["id"])
             classes.append((position[row["label"]], position[row["prediction"]]))
-            logits.append(row["logits"])
+            logits.append([float(value) for value in row["logits"]])
+            if len(logits[-1]) != len(labels):
+                raise ValueError(f"{len(logits[-1])} logits for {len(labels)} classes")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number}: not a prediction ({error}): evaluate this run again") from error
     gold, guesses = np.array(classes, np.int64).reshape(-1, 2).T
-    array = np.array(logits, np.float32)
-    if array.shape != (len(ids), len(labels)):
-        raise UserError(f"{path}: expected {len(labels)} logits in every line: evaluate this run again")
-    return Predictions(tuple(ids), gold, guesses, array)
+    return Predictions(tuple(ids), gold, guesses, np.array(logits, np.float32))

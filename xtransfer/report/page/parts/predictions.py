@@ -6,6 +6,7 @@ from xtransfer.evaluation.calibration import expected_error
 from xtransfer.report.page import charts
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag, text_in
 from xtransfer.report.page.sources import BINS, Source, Tally
+from xtransfer.runs.workdir import TEACHER
 
 _LANGUAGES = 6  # shown with small multiples
 _MOST_CLASSES = 12  # of a confusion matrix; more are listed
@@ -19,7 +20,7 @@ def build_calibration(source: Source) -> Html:
     pieces: list[Html] = []
     for language in shown:
         figures = []
-        for objective, kind in source.kinds.items():
+        for objective, kind in _aligned(source).items():
             if (objective, language) in tallies:
                 tally = tallies[objective, language]
                 figures.append(
@@ -32,7 +33,8 @@ def build_calibration(source: Source) -> Html:
     pieces.append(
         note(
             f"Accuracy (%) against confidence in {BINS} bins of equal width, all seeds together. The area of a point "
-            f"grows with its share of the predictions. Below the diagonal, it is overconfident. {_few(source)}"
+            f"grows with its share of the predictions. Below the diagonal, the classifier is overconfident. "
+            f"{_few(source)}"
         )
     )
     header: list[Child] = ["calibration error", *(charts.named(kind, name) for name, kind in source.kinds.items())]
@@ -56,7 +58,7 @@ def build_confusions(source: Source) -> Html:
     pieces: list[Html] = []
     for language in source.shown_languages(_LANGUAGES):
         figures = []
-        for objective, kind in source.kinds.items():
+        for objective, kind in _aligned(source).items():
             if (objective, language) in source.tallies:
                 tally = source.tallies[objective, language]
                 content = _matrix(tally, labels) if len(labels) <= _MOST_CLASSES else _frequent(tally, labels)
@@ -109,6 +111,11 @@ def class_scores(confusion: np.ndarray) -> np.ndarray:
     return np.stack(
         [right / np.maximum(predicted, 1), right / np.maximum(gold, 1), 2 * right / np.maximum(predicted + gold, 1)]
     )
+
+
+def _aligned(source: Source) -> dict[str, charts.Kind]:
+    """Return the objectives with the teacher last, which only the source language has, so that columns line up."""
+    return {**source.student_kinds, **{name: kind for name, kind in source.kinds.items() if name == TEACHER}}
 
 
 def _support(tally: Tally) -> np.ndarray:

@@ -67,7 +67,7 @@ def _gaps(source: Source) -> Html:
             charts.legend(source.student_kinds),
             charts.dot_rows(rows, scale, "transfer gap of every objective in every language"),
             note(
-                f"{source.results.metric} in the source language minus {source.results.metric} in each target "
+                f"Gap: {source.results.metric} in the source language minus {source.results.metric} in each target "
                 f"language, the largest gap first.{omitted}"
             ),
         ]
