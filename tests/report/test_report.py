@@ -139,6 +139,16 @@ def test_a_constant_prediction_is_named_in_every_language():
     assert summary.warnings(table(*rows)) == ["Warning: no better than the majority class: vanilla in en, de, ja."]
 
 
+def test_many_results_at_chance_stay_one_readable_line():
+    base = with_majority(make_rows({"vanilla": {0: (0.5, 0.5, 0.5)}}))
+    rows = [row for row in base if row["language"] == "en"]
+    rows += [row | {"language": f"l{i:02}"} for row in base if row["language"] == "de" for i in range(20)]
+    names = ", ".join(["en", *(f"l{i:02}" for i in range(7))])
+    assert summary.warnings(table(*rows)) == [
+        f"Warning: no better than the majority class: vanilla in {names} and 13 more languages."
+    ]
+
+
 def test_headline_by_hand():
     # Gains 8 and 5: mean 6.5, sd 2.1213. With one degree of freedom t = 12.706, so the half width is 19.06.
     assert summary.headline(table()) == (

@@ -9,6 +9,7 @@ from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TaskRecord
 
+_MOST_NAMED = 8  # languages of an objective that a caveat names
 _MARKDOWN_WIDTH = 120  # characters of a Markdown table's row, beyond which languages go into rows
 
 
@@ -209,5 +210,6 @@ def _at_majority(results: ResultsTable) -> str:
             if poor:
                 languages.append(f"{language} ({poor} of {len(values)} seeds)" if len(values) > 1 else language)
         if languages:
-            texts.append(f"{line.objective} in {', '.join(languages)}")
+            more = f" and {len(languages) - _MOST_NAMED} more languages" if len(languages) > _MOST_NAMED else ""
+            texts.append(f"{line.objective} in {', '.join(languages[:_MOST_NAMED])}{more}")
     return f"no better than the majority class: {'; '.join(texts)}" if texts else ""

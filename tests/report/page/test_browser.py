@@ -31,6 +31,16 @@ addEventListener("load", () => {
 </script>
 """
 
+FRAME = """<!doctype html><body style="margin:0">
+<iframe src="{page}" width="{width}" height="800" style="border:0"></iframe>
+<script>
+addEventListener("load", () => {{
+  const inner = document.querySelector("iframe").contentDocument.documentElement;
+  document.documentElement.dataset.measured = inner.dataset.measured;
+}});
+</script>
+"""
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
@@ -70,12 +80,7 @@ def test_nothing_overflows(copy, tmp_path, width):
 
 def measured_in_frame(page, width, tmp_path):
     outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<!doctype html><body style="margin:0"><iframe src="{page.as_uri()}" width="{width}" height="800" '
-        'style="border:0"></iframe><script>addEventListener("load", () => { document.documentElement.dataset.measured = '
-        'document.querySelector("iframe").contentDocument.documentElement.dataset.measured; });</script>',
-        encoding="utf-8",
-    )
+    outer.write_text(FRAME.format(page=page.as_uri(), width=width), encoding="utf-8")
     return measured(outer, 1600, tmp_path, "--allow-file-access-from-files")
 
 

@@ -38,7 +38,7 @@ def build(source: Source) -> Html:
     return join(
         [
             table(header, rows, class_="results"),
-            note(f"{source.results.metric} in %, average of the target languages. {meanings}. Small: selected steps."),
+            note(f"Average of the target languages, {source.results.metric} in %. {meanings}. Small: selected steps."),
         ]
     )
 
