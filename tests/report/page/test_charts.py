@@ -57,7 +57,18 @@ def test_a_line_and_a_point_by_hand():
     assert '<line x1="0.00%" y1="150" x2="50.00%" y2="0">' in markup
     assert markup.count("scale(.5)") == 1  # only the point that is not marked is small
     points = [Point(90, 50, BLUE, "t", "de")]
-    assert 'x="90.00%" y="75" dx="-8"' in charts.scatter(points, PERCENT, PERCENT, "x")
+    assert 'x="90.00%" y="75" dx="8"' in charts.scatter(points, PERCENT, PERCENT, "x")
+
+
+def test_labels_that_would_cover_each_other_move_or_go():
+    place = charts._label_places
+    assert place([(100, 50, "de")]) == [("start", 8, 4)]
+    assert place([(245, 50, "de")]) == [("end", -8, 4)]  # 13 pixels wide, and the chart has 250
+    # The first label is right of its point. There the second point is in the way, so the label goes to the left.
+    assert place([(100, 50, "de"), (112, 50, "fr")]) == [("end", -8, 4), ("start", 8, 4)]
+    crowd = place([(100, 50, name) for name in ("aa", "bb", "cc", "dd", "ee")])
+    assert crowd[-1] is None and len(set(crowd[:-1])) == 4
+    assert place([(100, 50, "")]) == [None]
 
 
 def test_a_reliability_diagram_by_hand():

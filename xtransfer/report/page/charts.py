@@ -14,6 +14,7 @@ from xtransfer.report.page.markup import Child, Html, join, name_of, tag
 from xtransfer.runs.workdir import TEACHER
 
 HEIGHT = 150  # pixels
+_WIDTH, _CHARACTER = 250, 6.5  # pixels of a small chart and of a character, to keep labels apart
 _COLOURS = 7  # classes k0 … k6 of the style sheet
 _SHAPES = (
     "M-4 -4H4V4H-4Z",  # square
@@ -136,7 +137,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, description: str) -> Htm
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a scatter chart: its place, its look, and its name, which is written beside it if `label`."""
+    """One point of a scatter chart: its place, look, and name, and a label to write beside it if there is room."""
 
     x: float
     y: float
@@ -152,22 +153,40 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, description: str) -> Html
         marks.append(tag("line", x1="0%", x2="100%", y1=_y(y, 0), y2=_y(y, 0), class_="zero"))
     for point in points:
         marks.append(marker(point.kind, _x(x, point.x), _y(y, point.y), point.title))
-    for point in points:
-        if point.label:
-            is_right = x.share(point.x) > 0.8
-            marks.append(
-                tag(
-                    "text",
-                    point.label,
-                    x=_x(x, point.x),
-                    y=_y(y, point.y),
-                    dx=-8.0 if is_right else 8.0,
-                    dy="0.32em",
-                    text_anchor="end" if is_right else "start",
-                    class_="label",
-                )
-            )
+    places = _label_places([(x.share(point.x) * _WIDTH, _y(y, point.y), point.label) for point in points])
+    for point, place in zip(points, places, strict=True):
+        if place is not None:
+            anchor, dx, dy = place
+            at_x, at_y = _x(x, point.x), _y(y, point.y)
+            marks.append(tag("text", point.label, x=at_x, y=at_y, dx=dx, dy=dy, text_anchor=anchor, class_="label"))
     return _frame(marks, x, y, description)
+
+
+def _label_places(points: Sequence[tuple[float, float, str]]) -> list[tuple[str, float, float] | None]:
+    """Return where to write each point's label: its anchor, and its offsets; None if it would cover something.
+
+    Args:
+      points: x and y in pixels of a chart of usual width, and the label.
+    """
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
+    places: list[tuple[str, float, float] | None] = []
+    for x, y, label in points:
+        width = _CHARACTER * len(label)
+        place = None
+        for anchor, dx, dy in (("start", 8, 4), ("end", -8, 4), ("middle", 0, -9), ("middle", 0, 17)):
+            left = x + dx - {"start": 0, "end": width, "middle": width / 2}[anchor]
+            box = (left, y + dy - 9, left + width, y + dy + 1)
+            if label and left >= 0 and left + width <= _WIDTH + 8 and not any(_overlap(box, other) for other in taken):
+                place = (anchor, float(dx), float(dy))
+                taken.append(box)
+                break
+        places.append(place)
+    return places
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Return whether two boxes (left, top, right, bottom) overlap."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def reliability(bins: Sequence[Bin], kind: Kind, description: str) -> Html:

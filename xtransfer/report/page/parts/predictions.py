@@ -9,6 +9,7 @@ from xtransfer.report.page.sources import BINS, Source, Tally
 from xtransfer.runs.workdir import TEACHER
 
 _LANGUAGES = 6  # shown with small multiples
+_FEW_CLASSES = 4  # of a confusion matrix that fits into a small panel
 _MOST_CLASSES = 12  # of a confusion matrix; more are listed
 _CONFUSIONS = 10  # listed pairs of classes
 
@@ -63,7 +64,7 @@ def build_confusions(source: Source) -> Html:
                 tally = source.tallies[objective, language]
                 content = _matrix(tally, labels) if len(labels) <= _MOST_CLASSES else _frequent(tally, labels)
                 figures.append(charts.panel(charts.named(kind, objective), content))
-        pieces += [tag("h4", text_in(language, language)), charts.panels(*figures)]
+        pieces += [tag("h4", text_in(language, language)), charts.panels(*figures, small=len(labels) <= _FEW_CLASSES)]
     meaning = (
         "Rows are labels and columns are predictions; each number is its share of the row in %, all seeds together."
         if len(labels) <= _MOST_CLASSES
