@@ -60,8 +60,8 @@ def build(source: Source) -> Html:
     return join(
         [
             note(
-                f"Up to {_EXAMPLES} examples per language on which two classifiers disagree. Each list starts with those "
-                f"on which both are most certain. {seeds}{omitted}"
+                f"Up to {_EXAMPLES} examples per language on which two classifiers disagree. Each list starts with "
+                f"those on which both are most certain. {seeds}{omitted}"
             ),
             *blocks,
         ]
