@@ -11,6 +11,7 @@ from xtransfer.report.page.sources import Source
 
 _LABELLED_POINTS = 25  # points with their names; more would overlap
 _CHART_LANGUAGES = 60
+_MANY_UNKNOWN = 0.001  # the smallest share worth a chart
 
 
 def build(source: Source) -> Html:
@@ -99,7 +100,7 @@ def _scatters(source: Source, counts: dict[str, TokenCounts], targets: Sequence[
         languages = [language for language in targets if counts[language].unit == unit]
         if len(languages) > 1:
             figures.append(chart(languages, lambda row: row.fertility, f"tokens per {unit}", False))
-    if any(counts[language].unknown > 0 for language in targets):
+    if any(counts[language].unknown >= _MANY_UNKNOWN for language in targets):
         figures.append(chart(targets, lambda row: row.unknown * 100, "unknown tokens (%)", True))
     return charts.panels(*figures) if figures else Html("")
 
