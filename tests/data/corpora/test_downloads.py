@@ -89,6 +89,16 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path):
     assert [file.name for file in (tmp_path / "sub").iterdir()] == ["x.zip"]
 
 
+def test_nothing_is_downloaded_where_downloads_are_refused(server: Server, tmp_path: Path):
+    download = Download(server.url, "x.zip", SHA, len(DATA))
+    with downloads.refused(), pytest.raises(UserError, match="no such file, and nothing is downloaded here"):
+        downloads.fetch(download, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    path = downloads.fetch(download, tmp_path)
+    with downloads.refused():
+        assert downloads.fetch(download, tmp_path) == path
+
+
 def test_a_file_with_the_wrong_checksum_is_refused_and_deleted(server: Server, error_message):
     server.answers = [(200, DATA[:-1] + b"\0", len(DATA))]
     message = error_message(Download(server.url, "x.zip", SHA, len(DATA)))
