@@ -15,10 +15,11 @@ import pytest
 
 from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny
-from xtransfer import config, evaluate, experiment, main
+from xtransfer import config, experiment, main
 from xtransfer.data.registry import load_task
 from xtransfer.distillation.transfer_set import gather
 from xtransfer.errors import UserError
+from xtransfer.evaluate import __main__ as evaluate
 from xtransfer.evaluation.token_counts import read_token_counts
 from xtransfer.runs.costs import read_costs
 from xtransfer.runs.starts import read_starts
@@ -135,7 +136,24 @@ def test_running_again_redoes_nothing(config_file, finished):
     main.main(["--config", str(config_file), "--workdir", str(finished)])
     after = modification_times()
     changed = {path.relative_to(finished).parts[0] for path in after if after[path] != before.get(path)}
-    assert changed <= {".run.lock", ".evaluation.lock", "report"}
+    assert changed <= {".run.lock", ".evaluation.lock", "finished.json", "report"}
+
+
+def test_the_end_marker_names_the_runs_and_is_removed_at_the_next_start(config_file, finished, monkeypatch):
+    runs = ["teacher", *(f"students/{objective}/seed-0" for objective in OBJECTIVES)]
+    assert json.loads((finished / "finished.json").read_text()) == {"runs": runs}
+
+    def stop(*args):
+        assert not (finished / "finished.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment.plan, "lines", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main.main(["--config", str(config_file), "--workdir", str(finished)])
+    assert not (finished / "finished.json").exists()
+    monkeypatch.undo()
+    main.main(["--config", str(config_file), "--workdir", str(finished)])
+    assert (finished / "finished.json").exists()
 
 
 def test_the_evaluate_command_writes_the_same_rows(finished):
@@ -198,7 +216,7 @@ def test_a_killed_run_resumes_to_identical_weights(config_file, uninterrupted, t
     process.send_signal(signal_number)
     status = process.wait(60)
     assert status == (-9 if signal_number == signal.SIGKILL else 143)
-    assert not (killed / "results.jsonl").exists()
+    assert not (killed / "results.jsonl").exists() and not (killed / "finished.json").exists()
     assert start(config_file, killed, *LONGER).wait(300) == 0, (tmp_path / "killed.log").read_text()
     assert "resuming from step" in (tmp_path / "killed.log").read_text()
 

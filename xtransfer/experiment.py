@@ -23,6 +23,7 @@ from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import dev_scores, evaluate
+from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import costs, encoders, plan, starts
 from xtransfer.runs import workdir as workdirs
@@ -79,6 +80,7 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
         workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
         starts.record(workdir)
+        processes.on_first(lambda: workdir.finished.unlink(missing_ok=True))
         for role in (workdirs.TEACHER, encoders.STUDENT):
             processes.on_first(functools.partial(encoders.save, workdir, role, models.base(role)))
         terminal.log(
@@ -94,6 +96,8 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
                 stages.train_student(objective, seed)
         with locks.group_lock(root, "evaluation", wait=True):
             evaluate(workdir, config, task, models)
+        # Write it while the workdir is still held, so that nobody takes a finished run for a dead one.
+        processes.on_first(lambda: workdirs.mark_finished(workdir, (run.directory for run in runs_of(workdir, config))))
 
 
 class Stages:

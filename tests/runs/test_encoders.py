@@ -10,8 +10,9 @@ import pytest
 
 from tests.helpers import tiny_run
 from xtransfer import config as settings
-from xtransfer import evaluate, experiment
+from xtransfer import experiment
 from xtransfer.errors import UserError
+from xtransfer.evaluate import __main__ as evaluate
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import encoders
 from xtransfer.runs.classifier import open_classifier

@@ -275,3 +275,40 @@ def test_a_lock_file_of_an_older_version_or_of_none_is_free(tmp_path, content):
     (tmp_path / ".run.lock").write_text(content, encoding="latin-1")
     with directory_lock(tmp_path):
         pass
+
+
+def test_a_lock_is_held_until_its_process_dies(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_beats", lambda *_: pytest.fail("watched"))
+    assert not locks.is_held(tmp_path / "nowhere")
+    assert not locks.is_held(tmp_path)
+    with holding(tmp_path) as process:
+        assert locks.is_held(tmp_path)
+        assert not locks.is_held(tmp_path, "watch")
+        process.kill()
+        process.wait()
+        assert not locks.is_held(tmp_path)
+
+
+def test_a_lock_of_another_machine_is_held_while_it_beats(tmp_path):
+    with beating(tmp_path, **ELSEWHERE):
+        assert locks.is_held(tmp_path)
+    lock_file(tmp_path, **ELSEWHERE)
+    assert not locks.is_held(tmp_path)
+
+
+def test_looking_at_a_lock_keeps_nobody_out(tmp_path):
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            locks.is_held(tmp_path)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(30):
+            with directory_lock(tmp_path):
+                pass
+    finally:
+        done.set()
+        watcher.join()

@@ -196,7 +196,7 @@ def _score(
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
                 path = workdir.predictions(run.directory, step, job.split, job.language)
-                predictions = storage.jsonl(_predictions(examples, logits, task.labels))
+                predictions = storage.jsonl(prediction_rows(examples, logits, task.labels))
                 processes.on_first(functools.partial(checksums.write, path, predictions))
 
 
@@ -217,7 +217,14 @@ def _scores(
     return metrics.scores(logits, gold, labels, names)
 
 
-def _predictions(examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+def prediction_rows(examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the line of a predictions file for each example.
+
+    Args:
+      examples: n examples.
+      logits: [n, K], columns as in `labels`.
+      labels: the names of the K classes.
+    """
     for example, scores in zip(examples, logits, strict=True):
         yield {
             "id": example.id,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,19 @@ class Workdir:
     def tokens(self) -> Path:
         """The tokens of each evaluated language (see `evaluation.token_counts`)."""
         return self.root / "tokens.jsonl"
+    def by_step(self) -> Path:
+        """The result rows of checkpoints that were scored as they landed, selected by nothing but their step."""
+        return self.root / "watch.jsonl"
+
+    @property
+    def finished(self) -> Path:
+        """The end marker: it exists from the end of the main command until its next start."""
+        return self.root / "finished.json"
+
+    @property
+    def snapshots(self) -> Path:
+        """Private copies of checkpoints while somebody reads them (see `train.snapshots`)."""
+        return self.root / ".snapshots"
 
     def student(self, objective: str, seed: int) -> Path:
         """Return the run of one student."""
@@ -164,6 +177,12 @@ def record(path: Path, facts: Mapping[str, Any]) -> None:
     processes.on_first(lambda: _record(path, facts))
     if not processes.is_first():
         check_unchanged(path, facts)
+
+
+def mark_finished(workdir: Workdir, runs: Iterable[Path]) -> None:
+    """Write the end marker, with the directories of the experiment's runs. The caller holds the workdir."""
+    names = [run.relative_to(workdir.root).as_posix() for run in runs]
+    storage.write_atomically(workdir.finished, json.dumps({"runs": names}, indent=2) + "\n")
 
 
 def _record(path: Path, facts: Mapping[str, Any]) -> None:

@@ -169,6 +169,19 @@ def directory_lock(directory: Path, purpose: str = "run", *, wait: bool = False)
             lease.end()
 
 
+def is_held(directory: Path, purpose: str = "run") -> bool:
+    """Return whether a live process holds a directory for a purpose, without taking the lock.
+
+    For an owner on another machine, this takes until its next beat, or `WATCH_SECONDS` if it is dead.
+    """
+    path = directory / f".{purpose}.lock"
+    owner, content = _read(path)
+    if owner is None:
+        return False
+    lives = _lives_here(owner, flocked=False) if owner.is_here else None
+    return _beats(path, content) if lives is None else lives
+
+
 def _acquire(file: TextIO, path: Path, wait: bool) -> None:
     """Return once nobody else holds the lock; a UserError names the owner unless `wait`."""
     watched = ""  # the nonce of the owner on another machine that was announced
@@ -183,6 +196,8 @@ def _acquire(file: TextIO, path: Path, wait: bool) -> None:
                 if owner.nonce != watched:
                     terminal.log(f"{path}: left by {owner}; watching it for up to {WATCH_SECONDS:g} s")
                 watched, lives = owner.nonce, _beats(path, content)
+                if not lives:
+                    terminal.log(f"{path}: no sign of life in {WATCH_SECONDS:g} s, so taking over the lock")
             if not lives:
                 return
         if not wait:
@@ -239,7 +254,6 @@ def _beats(path: Path, content: str) -> bool:
         time.sleep(_LOOK_SECONDS)
         if _read(path)[1] != content:
             return _read(path)[0] is not None
-    terminal.log(f"{path}: no sign of life in {WATCH_SECONDS:g} s, so taking over the lock")
     return False
 
 

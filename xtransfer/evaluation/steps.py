@@ -1,0 +1,183 @@
+"""Scoring the checkpoints of runs in training: each one once, in the order of its steps, into `watch.jsonl`.
+
+A checkpoint counts if training scored it on dev, that is, if `metrics.jsonl` has its row. One that an interrupted run
+saved in between, only to resume from it, does not.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xtransfer import storage
+from xtransfer.config import ExperimentConfig
+from xtransfer.data.batches.batches import Dataset
+from xtransfer.data.task import Task
+from xtransfer.errors import UserError
+from xtransfer.evaluation import metrics, results
+from xtransfer.evaluation.evaluator import Run
+from xtransfer.runs.workdir import TEACHER, Workdir
+from xtransfer.train import loop
+from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.finetuning import Finetuner, Models
+from xtransfer.train.snapshots import committed_steps, file_names, snapshot
+
+SELECTION = "step"
+"""The "selection" of a row of `watch.jsonl`: no protocol selected the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A run's checkpoints that nobody has scored or skipped yet.
+
+    Attributes:
+      steps: the steps of those that are complete, ascending.
+      deleted: the steps of those that training has deleted, ascending.
+    """
+
+    steps: tuple[int, ...]
+    deleted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint with its rows of `watch.jsonl`."""
+
+    run: Run
+    step: int
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that was not scored, and why: training had deleted it, or it is damaged."""
+
+    run: Run
+    step: int
+    reason: str
+    damaged: bool = False
+
+
+class StepScorer:
+    """The scores of an experiment's checkpoints by step. The caller holds the workdir for the purpose "watch".
+
+    Args:
+      workdir: the experiment's workdir.
+      config: its config; `metrics` and `evaluation_splits` say what to score.
+      task: its task.
+      models: its models.
+
+    Raises:
+      UserError: `watch.jsonl` cannot be read.
+    """
+
+    def __init__(self, workdir: Workdir, config: ExperimentConfig, task: Task, models: Models):
+        self._workdir, self._config, self._task, self._models = workdir, config, task, models
+        self.rows = results.read_rows(workdir.by_step) if workdir.by_step.exists() else []
+        self._done = {(row["objective"], row["seed"], row["step"]) for row in self.rows}
+        self._unreadable: dict[tuple[str, int, int], tuple[frozenset[str], str]] = {}  # its files, and the reason
+        self._datasets: dict[tuple[str, str, str], Dataset] = {}
+        shutil.rmtree(workdir.snapshots, ignore_errors=True)  # left by a killed process
+
+    def look(self, run: Run) -> Landed:
+        """Return the checkpoints of a run that are new."""
+        # Read the rows first. Each is written before its checkpoint, and checkpoints are completed in order, so a step
+        # with a row and a later checkpoint has been deleted. Without a later one, it is still being saved.
+        scheduled = [int(row["step"]) for row in loop.read_metrics(run.directory)]
+        committed = committed_steps(run.directory / loop.CHECKPOINTS)
+        new = [step for step in scheduled if _key(run, step) not in self._done]
+        newest = max(committed, default=0)
+        return Landed(
+            steps=tuple(step for step in new if step in committed),
+            deleted=tuple(step for step in new if step not in committed and step < newest),
+        )
+
+    def score(self, runs: Sequence[Run], *, last: bool = False) -> Iterator[Scored | Skipped]:
+        """Score every new checkpoint of these runs, and write its rows; a deleted one is yielded once, as skipped.
+
+        A checkpoint that cannot be read may be half deleted, so it is left for a later call.
+
+        Args:
+          runs: the runs, in the order of the experiment's stages.
+          last: training has ended, so checkpoints that cannot be read are damaged.
+
+        Raises:
+          UserError: logits are not finite, or a file cannot be written.
+        """
+        for run in runs:
+            landed = self.look(run)
+            for step in landed.deleted:
+                self._done.add(_key(run, step))
+                yield Skipped(run, step, "deleted before it could be read")
+            for step in landed.steps:
+                scored = self._score(run, step)
+                if scored is not None:
+                    self._done.add(_key(run, step))
+                    self.rows += scored.rows
+                    # All rows of a checkpoint are written at once, so that it has all of them or none.
+                    storage.write_jsonl(self._workdir.by_step, self.rows)
+                    yield scored
+                elif last and _key(run, step) in self._unreadable:
+                    self._done.add(_key(run, step))
+                    yield Skipped(run, step, self._unreadable[_key(run, step)][1], damaged=True)
+
+    def rows_of(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Return the rows of these runs, also those that an earlier process wrote, in the order of runs and steps."""
+        place = {(run.objective, run.seed): index for index, run in enumerate(runs)}
+        rows = [row for row in self.rows if (row["objective"], row["seed"]) in place]
+        return sorted(rows, key=lambda row: (place[row["objective"], row["seed"]], row["step"]))
+
+    def _score(self, run: Run, step: int) -> Scored | None:
+        """Return a checkpoint's rows, or None if it cannot be read now."""
+        is_teacher = run.objective == TEACHER
+        model = self._models.teacher if is_teacher else self._models.student
+        params = self._read(run, step, model)
+        if params is None:
+            return None
+        rows = []
+        for split, language in _parts(self._config, self._task, is_teacher=is_teacher):
+            row = {"task": self._task.name, "objective": run.objective, "seed": run.seed, "step": step}
+            row |= {"selection": SELECTION, "split": split, "language": language}
+            gold = np.array([example.label for example in self._task.load(split, language)])
+            logits = model.predict(params, self._dataset(model, split, language))
+            scores = metrics.scores(logits, gold, self._task.labels, self._config.metrics)
+            rows += [row | score._asdict() for score in scores]
+        return Scored(run, step, tuple(rows))
+
+    def _read(self, run: Run, step: int, model: Finetuner) -> Any:
+        """Return the parameters of a checkpoint from a snapshot of it, or None if it cannot be read now."""
+        directory, key = run.directory / loop.CHECKPOINTS, _key(run, step)
+        try:
+            files = file_names(directory, step)
+            if key in self._unreadable and self._unreadable[key][0] == files:
+                return None  # it would fail again
+            with (
+                snapshot(directory, step, self._workdir.snapshots) as private,
+                Checkpoints(private, read_only=True) as checkpoints,
+            ):
+                return checkpoints.restore_params(step, model.abstract_params())
+        except FileNotFoundError:
+            return None
+        except UserError as error:
+            reason = str(error).partition("this checkpoint ")[2].partition("; remove ")[0]
+            self._unreadable[key] = files, reason or str(error)
+            return None
+
+    def _dataset(self, model: Finetuner, split: str, language: str) -> Dataset:
+        key = (model.role, split, language)
+        if key not in self._datasets:
+            self._datasets[key] = model.dataset(self._task.load(split, language))
+        return self._datasets[key]
+
+
+def _parts(config: ExperimentConfig, task: Task, *, is_teacher: bool) -> list[tuple[str, str]]:
+    """Return what to score, as (split, language): the source language's dev, then the evaluation splits."""
+    languages = (task.source_language,) if is_teacher else (task.source_language, *task.target_languages)
+    parts = [(split, language) for split in config.evaluation_splits for language in languages]
+    return list(dict.fromkeys([("dev", task.source_language), *parts]))
+
+
+def _key(run: Run, step: int) -> tuple[str, int, int]:
+    return run.objective, run.seed, step
