@@ -52,7 +52,7 @@ class Waiting:
     dead_since: float | None = None
 
     def note_news(self) -> None:
-        """Note that a checkpoint was scored or skipped. The time that this took does not count as waiting."""
+        """Note that work was done, such as a checkpoint scored. The time that it took does not count as waiting."""
         self.last_news = time.monotonic()
 
     def has_ended(self) -> bool:
@@ -115,6 +115,7 @@ def watch(workdir: Workdir, patience: Patience, names: Sequence[str]) -> None:
     with locks.directory_lock(workdir.root, "watch"):
         experiment = opening.open_experiment(workdir, names)
         scorer, runs, skipped = _scorer(experiment), runs_of(workdir, experiment.config), []
+        waiting.note_news()  # opening it may take a while
         while True:
             # Look for the end first: everything that landed before it is scored below.
             ended, has_news = waiting.has_ended(), False

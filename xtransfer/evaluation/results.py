@@ -28,7 +28,7 @@ ROW: Mapping[str, type] = {
 """The keys of a row of results.jsonl, all of them required, and the types of their values.
 
 "selection" is the protocol (see `runs.selection.PROTOCOLS`) that selected the checkpoint. A checkpoint that two
-protocols selected has its rows twice.
+protocols selected has its rows twice. It is "step" in watch.jsonl, and "none" for a model that is no run.
 """
 
 Row = Mapping[str, Any]
