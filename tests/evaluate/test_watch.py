@@ -1,4 +1,7 @@
-"""Watch mode next to real processes: a trainer that is killed, preempted, restarted, stuck, and finished."""
+"""Watch mode next to real processes: a trainer that is killed, preempted, restarted, stuck, and finished.
+
+The first test takes about a minute on one core, because each of its four processes compiles separately.
+"""
 
 import json
 import os

@@ -7,6 +7,7 @@ saved in between, only to resume from it, does not.
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,23 +154,26 @@ class StepScorer:
             files = file_names(directory, step)
             if key in self._unreadable and self._unreadable[key][0] == files:
                 return None  # it would fail again
-            with (
-                snapshot(directory, step, self._workdir.snapshots) as private,
-                Checkpoints(private, read_only=True) as checkpoints,
-            ):
-                return checkpoints.restore_params(step, model.abstract_params())
-        except FileNotFoundError:
-            return None
-        except UserError as error:
-            reason = str(error).partition("this checkpoint ")[2].partition("; remove ")[0]
-            self._unreadable[key] = files, reason or str(error)
-            return None
+            with snapshot(directory, step, self._workdir.snapshots) as private:
+                try:
+                    return _restore(private, step, model)
+                except UserError as error:
+                    reason = str(error).partition("this checkpoint ")[2].partition("; remove ")[0]
+                    self._unreadable[key] = files, reason or str(error)
+        except FileNotFoundError:  # it is being deleted
+            pass
+        return None
 
     def _dataset(self, model: Finetuner, split: str, language: str) -> Dataset:
         key = (model.role, split, language)
         if key not in self._datasets:
             self._datasets[key] = model.dataset(self._task.load(split, language))
         return self._datasets[key]
+
+
+def _restore(checkpoints: Path, step: int, model: Finetuner) -> Any:
+    with Checkpoints(checkpoints, read_only=True) as opened:
+        return opened.restore_params(step, model.abstract_params())
 
 
 def _parts(config: ExperimentConfig, task: Task, *, is_teacher: bool) -> list[tuple[str, str]]:
