@@ -65,6 +65,8 @@ class Workdir:
     def tokens(self) -> Path:
         """The tokens of each evaluated language (see `evaluation.token_counts`)."""
         return self.root / "tokens.jsonl"
+
+    @property
     def by_step(self) -> Path:
         """The result rows of checkpoints that were scored as they landed, selected by nothing but their step."""
         return self.root / "watch.jsonl"
