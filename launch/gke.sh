@@ -69,7 +69,7 @@ only_if() { # condition: whether to keep the lines marked with it
     bucket) [[ -n "$bucket" ]] ;;
     claim) [[ -n "$claim" ]] ;;
     account) [[ -n "$service_account" ]] ;;
-    # One of several pods that exits with 1 may only have lost a peer.
+    # The statuses of an error that would recur. One of several pods that exits with 1 may only have lost a peer.
     alone) [[ $pods -eq 1 ]] ;;
     *) die "launch/jobset.yaml: no condition is called '$1'" ;;
   esac

@@ -1,6 +1,7 @@
 """Set up every test: eight virtual CPU devices, no network, no display, and the same hypothesis examples each time."""
 
 import os
+import signal
 from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count=8"
@@ -21,6 +22,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Steps in flight together on eight virtual devices can wait for each other's threads until XLA aborts.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -28,3 +30,13 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 # The first example of a jitted function pays for its compilation, so a deadline would measure the compiler.
 hypothesis.settings.register_profile("xtransfer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("xtransfer")
+
+
+@pytest.fixture(autouse=True)
+def restore_signal_handlers():
+    """Undo what a command that runs inside a test sets for the whole process."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCONT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

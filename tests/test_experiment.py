@@ -341,10 +341,10 @@ def test_a_teacher_head_with_other_classes_is_refused(config_file, tmp_path):
         experiment.run(load_config(config_file, f"--config.teacher.checkpoint={tmp_path / 'three'}"), tmp_path / "run")
 
 
-def test_a_command_line_mistake_prints_one_line_and_exits_with_1(config_file, tmp_path):
+def test_a_command_line_mistake_prints_one_line_and_exits_with_2(config_file, tmp_path):
     flags = ["--config.student.learning_rte=1"]
     result = subprocess.run([*command(config_file, tmp_path / "run"), *flags], capture_output=True, text=True)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == "error: unknown config key student.learning_rte; did you mean 'learning_rate'?\n"
     assert not (tmp_path / "run").exists()
 

@@ -141,6 +141,6 @@ def test_a_second_group_is_refused_in_one_line(command, preempted):
     from xtransfer.runtime.locks import directory_lock
 
     with directory_lock(preempted), Group([*command, str(preempted)], 2, 1, preempted.with_name("second")) as second:
-        assert second.statuses(60) == [1, 1]
+        assert second.statuses(60) == [6, 6]
         assert "is in use by process" in second.err(0) and second.err(0).count("\n") == 1
         assert second.err(1) == second.out(1) == ""

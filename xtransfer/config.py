@@ -85,7 +85,7 @@ class TaskConfig:
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
         if (self.unlabelled_from == "file") != bool(self.unlabelled_file):
-            raise UserError(
+            raise ConfigError(
                 f"config key {prefix}unlabelled_file is {self.unlabelled_file!r} and {prefix}unlabelled_from is "
                 f"{self.unlabelled_from!r}: name a file if, and only if, that is 'file'"
             )
@@ -116,12 +116,12 @@ class ModelConfig:
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
         if 0 < self.row_length < self.max_length:
-            raise UserError(
+            raise ConfigError(
                 f"config key {prefix}row_length is {self.row_length}: a row must hold an example of {prefix}max_length "
                 f"{self.max_length} tokens"
             )
         if self.accumulation > self.batch_size:
-            raise UserError(
+            raise ConfigError(
                 f"config key {prefix}accumulation is {self.accumulation}: a batch of {prefix}batch_size "
                 f"{self.batch_size} examples has at most as many microbatches"
             )
@@ -129,7 +129,7 @@ class ModelConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(
+                raise ConfigError(
                     f"config key {prefix}frozen: {pattern!r} is not a regular expression: {error}"
                 ) from error
 
@@ -174,7 +174,7 @@ class ExperimentConfig:
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
         if "accuracy" not in self.metrics:
-            raise UserError(
+            raise ConfigError(
                 f"config key {prefix}metrics is {self.metrics!r}: add 'accuracy', which other commands report"
             )
 
@@ -213,13 +213,15 @@ class PretrainConfig:
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
         if self.hidden_size % self.num_heads:
-            raise UserError(f"config key num_heads is {self.num_heads}: it must divide hidden_size {self.hidden_size}")
+            raise ConfigError(
+                f"config key num_heads is {self.num_heads}: it must divide hidden_size {self.hidden_size}"
+            )
         if self.rows == 1 and (self.split_texts or self.split_pairs):
-            raise UserError("config key rows is 1: split texts and pairs need at least 2, one for each half")
+            raise ConfigError("config key rows is 1: split texts and pairs need at least 2, one for each half")
         if self.masks > self.row_length:
-            raise UserError(f"config key masks is {self.masks}: a row has only {self.row_length} tokens (row_length)")
+            raise ConfigError(f"config key masks is {self.masks}: a row has only {self.row_length} tokens (row_length)")
         if self.row_length > self.max_positions and not self.start_from:
-            raise UserError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
+            raise ConfigError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
 # Settings that may differ between two starts in one workdir: the stages, the locations of the data and the checkpoints
@@ -259,7 +261,7 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
     last_by_key: dict[str, str] = {}
     for override in overrides:
         if not override.startswith("--config.") or "=" not in override:
-            raise UserError(f"unknown flag {override}: overrides are written --config.KEY=VALUE")
+            raise ConfigError(f"unknown flag {override}: overrides are written --config.KEY=VALUE")
         key = override[len("--config.") :].partition("=")[0]
         _check_key(schema, key)
         last_by_key[key] = override  # config_flags would concatenate tuples
@@ -269,7 +271,7 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
     try:
         values(argv)
     except flags.Error as error:
-        raise UserError(f"{error}") from error
+        raise ConfigError(f"{error}") from error
     return parse(holder.value, schema)
 
 
@@ -279,11 +281,11 @@ def _run(source: str, path: str, arg: str) -> ConfigDict:
         functions = runpy.run_path(path)
         config = functions["get_config"](*[arg] if arg else []) if "get_config" in functions else None
     except Exception as error:  # the file is the user's program, so any exception is about the file
-        raise UserError(f"{source}: {type(error).__name__}: {one_line(error)}") from error
+        raise ConfigError(f"{source}: {type(error).__name__}: {one_line(error)}") from error
     if "get_config" not in functions:
-        raise UserError(f"{path} has no function get_config; pass a config such as configs/quickstart.py")
+        raise ConfigError(f"{path} has no function get_config; pass a config such as configs/quickstart.py")
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{source}: get_config returned {config!r}, not a ConfigDict")
+        raise ConfigError(f"{source}: get_config returned {config!r}, not a ConfigDict")
     return config
 
 
@@ -297,7 +299,7 @@ def split_source(source: str) -> tuple[str, str]:
         path = ":".join(parts[:count])
         if Path(path).is_file():
             return path, ":".join(parts[count:])
-    raise UserError(f"{source}: no such config file; --config takes FILE or FILE:arg")
+    raise ConfigError(f"{source}: no such config file; --config takes FILE or FILE:arg")
 
 
 def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, prefix: str = "") -> Any:
@@ -310,7 +312,7 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
         _check_key(schema, key, prefix)
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise UserError(f"config key {prefix}{key} has keys below it, so it cannot be {value!r}")
+                raise ConfigError(f"config key {prefix}{key} has keys below it, so it cannot be {value!r}")
             checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
         else:
             checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
@@ -326,7 +328,7 @@ def _check_key(schema: Any, key: str, prefix: str = "") -> None:
     hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
     if name not in hints:
         hint = nearest(name, hints) or f"; the keys are {', '.join(hints) or 'none below it'}"
-        raise UserError(f"unknown config key {prefix}{name}{hint}")
+        raise ConfigError(f"unknown config key {prefix}{name}{hint}")
     if rest:
         _check_key(hints[name], rest, f"{prefix}{name}.")
 
@@ -334,16 +336,16 @@ def _check_key(schema: Any, key: str, prefix: str = "") -> None:
 def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyType) -> Any:
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"config key {key} takes a tuple, not {value!r}")
+            raise ConfigError(f"config key {key} takes a tuple, not {value!r}")
         item_kind = typing.get_args(kind)[0]
         items = tuple(_checked_value(f"{key}[{i}]", item, item_kind, bounds) for i, item in enumerate(value))
         if bounds.get("distinct") and (not items or len(set(items)) < len(items)):
-            raise UserError(f"config key {key} is {items!r}: expected at least one, and each only once")
+            raise ConfigError(f"config key {key} is {items!r}: expected at least one, and each only once")
         return items
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"config key {key} takes {kind.__name__}, not {value!r}")
+        raise ConfigError(f"config key {key} takes {kind.__name__}, not {value!r}")
     if kind is str:
         try:
             value.encode("utf-8")
@@ -355,12 +357,12 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
         except UserError as error:
             raise UserError(f"config key {key}: {error}") from None
     if kind is float and not math.isfinite(value):
-        raise UserError(f"config key {key} is {value!r}: it must be a finite number")
+        raise ConfigError(f"config key {key} is {value!r}: it must be a finite number")
     if bounds.get("choices") and value not in bounds["choices"]:
-        raise UserError(f"config key {key} is {value!r}: choose one of {', '.join(bounds['choices'])}")
+        raise ConfigError(f"config key {key} is {value!r}: choose one of {', '.join(bounds['choices'])}")
     low, high = bounds.get("at_least"), bounds.get("at_most")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise UserError(
+        raise ConfigError(
             f"config key {key} is {value!r}: it must be between {low} and {'infinity' if high is None else high}"
         )
     return value
@@ -391,7 +393,7 @@ def cache_dir(task: TaskConfig) -> Path:
     try:
         return refuse_pattern(Path.home() / ".cache" / "xtransfer", "task.cache_dir")
     except RuntimeError:  # as in a container whose user has no entry in /etc/passwd
-        raise UserError("no home directory for downloads: set HOME or --config.task.cache_dir=DIR") from None
+        raise MachineError("no home directory for downloads: set HOME or --config.task.cache_dir=DIR") from None
 
 
 def refuse_pattern(path: Path, key: str) -> Path:
@@ -408,7 +410,7 @@ def refuse_pattern(path: Path, key: str) -> Path:
     """
     characters = [character for character in "[*?" if character in str(path.absolute())]
     if characters:
-        raise UserError(
+        raise ConfigError(
             f"{path.absolute()}: files below a path with {' and '.join(characters)} in it would not be found again: "
             f"choose another {key}, or a link to it"
         )

@@ -1,28 +1,119 @@
-"""The exceptions that a user is meant to read.
+"""The exceptions that a user is meant to read, and the statuses with which every command exits.
 
     Exception
-    └── UserError              something the user can fix, in one line
-        ├── MissingSplitError  a task has no such split in a language
-        └── DamagedError       an archive is truncated or corrupt (`data.corpora.archives`)
+    └── UserError                  something the user can fix, in one line; always one of these:
+        ├── ConfigError        2   a flag, a setting, or a config file
+        ├── DataError          3   a task's data, text to label, or results
+        │   ├── MissingSplitError  a task has no such split in a language
+        │   └── DamagedError       an archive is truncated or corrupt (`data.corpora.archives`)
+        ├── CheckpointError    4   a checkpoint, a tokenizer, or a file of a working directory
+        ├── MachineError       5   disk, memory, permissions, devices, network, or standard output
+        ├── BusyError          6   another process holds a directory, a file, or a port
+        └── DivergedError      7   a loss, a parameter, or a logit is not finite
 
-Anything else that is raised is a defect of the program, and keeps its stack trace.
+Anything else that is raised is a defect of the program, and shows its stack trace.
 """
 
 import difflib
+import enum
 import errno
 import os
 import re
 from collections.abc import Iterable
+from typing import ClassVar, Self
+
+
+class Exit(enum.IntEnum):
+    """The exit statuses of every command. The README shows this table, and the launch scripts act on it.
+
+    Attributes:
+      meaning: the reason for the status, for people.
+    """
+
+    meaning: str
+
+    def __new__(cls, status: int, meaning: str) -> Self:
+        """Create a member that is the integer `status`."""
+        member = int.__new__(cls, status)
+        member._value_ = status
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    DEFECT = 1, "a defect of xtransfer, to report with the lines above the message; or `parity` finds a difference"
+    CONFIG = 2, "a flag, a setting, or a config file is wrong"
+    DATA = 3, "a task's data, text to label, or results cannot be used"
+    CHECKPOINT = 4, "a checkpoint, a tokenizer, or a file of a working directory cannot be used"
+    MACHINE = 5, "the machine refuses: disk, memory, permissions, devices, network, or standard output"
+    BUSY = 6, "another process holds the directory, the file, or the port: wait for it"
+    DIVERGED = 7, "training diverged: a loss, a parameter, or a logit is not finite"
+    STALLED = 124, "no progress for `--stall-timeout` seconds: the message has the stacks of all threads"
+    INTERRUPTED = 130, "Ctrl-C: run the same command again to resume"
+    LOST = 134, "another process of the same run died: see the logs of the others"
+    PREEMPTED = 143, "SIGTERM or SIGHUP: the work is saved; run the same command again to resume"
 
 
 class UserError(Exception):
     """Something the user can fix: one line that names the thing and says what to do.
 
-    The commands print it without a stack trace and exit with status 1 (see `runtime.terminal`).
+    Raise one of its subclasses. The commands print it without a stack trace and exit with its status (see
+    `runtime.terminal`).
+
+    Attributes:
+      exit_status: the status with which a command exits.
     """
 
+    exit_status: ClassVar[Exit] = Exit.DEFECT
 
-class MissingSplitError(UserError):
+
+class ConfigError(UserError):
+    """A flag, a setting, or a config file is wrong."""
+
+    exit_status = Exit.CONFIG
+
+
+class DataError(UserError):
+    """A task's data, text to label, or results cannot be used."""
+
+    exit_status = Exit.DATA
+
+
+class CheckpointError(UserError):
+    """A checkpoint, a tokenizer, or a file of a working directory cannot be used."""
+
+    exit_status = Exit.CHECKPOINT
+
+
+class MachineError(UserError):
+    """The machine refuses: disk, memory, permissions, devices, network, or standard output."""
+
+    exit_status = Exit.MACHINE
+
+
+class BusyError(UserError):
+    """Another process holds a directory, a file, or a port."""
+
+    exit_status = Exit.BUSY
+
+
+class DivergedError(UserError):
+    """Training diverged: a loss, a parameter, or a logit is not finite."""
+
+    exit_status = Exit.DIVERGED
+
+
+KINDS = (ConfigError, DataError, CheckpointError, MachineError, BusyError, DivergedError)
+
+
+def user_error(status: int, message: str) -> UserError:
+    """Return the kind of error that exits with `status`, with a message.
+
+    This passes an error to another process, and gives it a longer message: `user_error(error.exit_status, …)`.
+    """
+    return next((kind for kind in KINDS if kind.exit_status == status), UserError)(message)
+
+
+class MissingSplitError(DataError):
     """A task has no such split in a language.
 
     Attributes:

@@ -20,7 +20,7 @@ from xtransfer.distillation.labelling import label, permute_classes
 from xtransfer.distillation.logits_store import LogitsStore, open_store
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.distillation.transfer_set import TransferSet
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import dev_scores, evaluate
 from xtransfer.evaluation.evaluator import runs as runs_of
@@ -58,7 +58,7 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
     first_record = processes.on_first(lambda: config_record)
     if first_record != config_record:
         keys = ", ".join(key for key in config_record if first_record[key] != config_record[key])
-        raise UserError(f"config keys {keys} differ from process 0: start all processes with the same settings")
+        raise ConfigError(f"config keys {keys} differ from process 0: start all processes with the same settings")
     with locks.group_lock(root):
         workdirs.check_config_unchanged(workdir, config)
         if from_earlier_step:

@@ -3,7 +3,6 @@
 python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart [--config.key=value …]
 """
 
-import argparse
 import shlex
 
 from xtransfer import config, experiment
@@ -15,10 +14,8 @@ from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 def main(argv: list[str]) -> None:
     """Parse the flags, run the stages, and report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m xtransfer.main",
-        description=__doc__.partition("\n")[0],
-        epilog="Every setting of the config is a flag: --config.student.learning_rate=3e-5",
+    parser = terminal.parser(
+        "main", __doc__, "Every setting of the config is a flag: --config.student.learning_rate=3e-5"
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment, see configs/")
     parser.add_argument(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xtransfer.errors import UserError
+from xtransfer.errors import BusyError, CheckpointError, MachineError, UserError
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -46,7 +46,7 @@ class AtomicFile:
         try:
             with self._naming_the_path():
                 if exclusive and not self._lock():
-                    raise UserError(f"{path}: another process is writing it; wait, or choose another name")
+                    raise BusyError(f"{path}: another process is writing it; wait, or choose another name")
                 self._file.truncate(0)
         except UserError:
             self._file.close()
@@ -101,7 +101,7 @@ class AtomicFile:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise MachineError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -165,7 +165,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise MachineError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_json(text: str) -> Any:
@@ -184,7 +184,9 @@ def refuse_lfs_pointer(path: Path) -> None:
     """Raise a UserError if Git LFS has left a pointer in place of the file's content."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise UserError(f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+            raise CheckpointError(
+                f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
+            )
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -192,9 +194,9 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
         value = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}): {remedy}") from error
+        raise CheckpointError(f"{path}: not valid JSON ({error}): {remedy}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}: {remedy}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}: {remedy}")
     return value
 
 

@@ -208,7 +208,7 @@ def test_user_error_is_one_line(
     with pytest.raises(SystemExit) as raised:
         terminal.run(describe.main)
     out, error = capsys.readouterr()
-    assert raised.value.code == 1 and out == ""
+    assert raised.value.code == 2 and out == ""
     assert error.startswith("error: task.source_language: no data in 'it'") and error.count("\n") == 1
 
 

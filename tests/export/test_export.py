@@ -245,11 +245,11 @@ def test_broken_results_stop_the_export_before_anything_is_written(workdir, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_command_line_mistake_prints_one_line_and_exits_with_1(workdir, tmp_path):
+def test_a_command_line_mistake_prints_one_line_and_exits_with_2(workdir, tmp_path):
     arguments = [sys.executable, "-m", "xtransfer.export", *command(workdir, tmp_path / "out", objective="vanila")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == (
         f"error: {workdir.root}: no run of 'vanila'; did you mean 'vanilla'?; runs: teacher, students/vanilla/seed-0\n"
     )

@@ -18,7 +18,7 @@ MAIN = ("-m", "xtransfer.main")
 BINARY = """
 import argparse, functools, os, sys, threading, time
 from xtransfer.runtime import cluster, preemption, processes, terminal
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError, Exit
 
 def together(x):
     from jax.experimental import multihost_utils

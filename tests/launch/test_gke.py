@@ -70,7 +70,7 @@ def test_a_run_on_one_machine_with_a_bucket(launcher: Launcher) -> None:
     assert [expanded(word) for word in container["command"]] == [*program, *MAIN[1:]]
     assert container["resources"]["limits"] == {"google.com/tpu": 8} and container["image"] == "x/y:1"
     assert (job["parallelism"], job["completions"], spec["failurePolicy"]["maxRestarts"]) == (1, 1, 30)
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1, 2]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1, 2, 3, 4, 7]
     assert pod["serviceAccountName"] == "me" and job["template"]["metadata"]["annotations"]
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",

@@ -347,4 +347,4 @@ def test_compilation_for_a_tpu(file: Path, tmp_path: Path) -> None:
     assert np.isclose(sum(entry["groups"].values()), entry["estimated_mcycles"], rtol=0.5)
     assert "student_train: 2 rows of 12 tokens per chip" in done.stdout
     done = subprocess.run([*command, "--topology", "v5e:3x7"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "--topology v5e:3x7: " in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--topology v5e:3x7: " in done.stderr

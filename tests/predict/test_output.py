@@ -137,9 +137,9 @@ def test_signal_leaves_no_output(
 
     monkeypatch.setattr(module, during, with_signal)
     monkeypatch.setattr(terminal, "_stop", threading.Event())
+    monkeypatch.setattr(terminal, "_interrupted", threading.Event())
     handler = signal.signal(signal.SIGTERM, terminal._terminate)
-    # Tests that run in the background inherit an ignored Ctrl-C, which predict would keep ignoring.
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ctrl_c = signal.signal(signal.SIGINT, terminal._interrupt)
     try:
         with pytest.raises(SystemExit) as exit_:
             predict.main(["--model", str(model), "--input", str(source), "--output", str(output)])

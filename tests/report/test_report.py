@@ -283,7 +283,7 @@ def test_the_command_fails_with_one_line(tmp_path):
         file.write('{"value": NaN}\n')
     command = [sys.executable, "-m", "xtransfer.report", "--workdir", str(root)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
-    assert result.returncode == 1
+    assert result.returncode == 3
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "results.jsonl:14: not strict JSON: NaN" in result.stderr
     assert not (root / "report").exists()

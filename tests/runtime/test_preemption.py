@@ -17,7 +17,7 @@ with terminal.deferred_stop() as stopping:
         if stopping():
             print(f"saved {{step}}")
             open({directory!r} + f"/saved{{me}}", "w").write(str(step))
-            raise SystemExit(terminal.EXIT_PREEMPTED)
+            raise SystemExit(Exit.PREEMPTED)
 """
 
 
@@ -108,12 +108,12 @@ if me: processes._LOOK_SECONDS = 100.0  # it stops looking for signs
 time.sleep(1)
 if me:
     time.sleep(0.5)
-    raise UserError('no such file here')
+    raise DataError('no such file here')
 preemption.request_stop()
 time.sleep(100)
 """
     with snippet(tmp_path, body) as group:
-        assert group.statuses(60) == [1, 1], group.outputs()
+        assert group.statuses(60) == [3, 3], group.outputs()
         assert group.err(0) == "error: process 1 has ended: no such file here\n"
 
 

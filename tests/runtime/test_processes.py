@@ -35,20 +35,20 @@ with terminal.progress_bar("work", 2) as ticker:
 
 
 def test_error_of_the_first_process_is_printed_once_and_ends_all(tmp_path):
-    with snippet(tmp_path, "def fail(): raise UserError('a.tsv: no\\nlabel')\nfirst(fail)") as group:
-        assert group.statuses(60) == [1, 1]
+    with snippet(tmp_path, "def fail(): raise DataError('a.tsv: no\\nlabel')\nfirst(fail)") as group:
+        assert group.statuses(60) == [3, 3]
         assert (group.err(0), group.err(1)) == ("error: a.tsv: no label\n", "")
 
 
 def test_error_in_all_processes_is_printed_once(tmp_path):
-    with snippet(tmp_path, "together(1)\nraise UserError('no such checkpoint')") as group:
-        assert group.statuses(60) == [1, 1]
+    with snippet(tmp_path, "together(1)\nraise DataError('no such checkpoint')") as group:
+        assert group.statuses(60) == [3, 3]
         assert (group.err(0), group.err(1)) == ("error: no such checkpoint\n", "")
 
 
 def test_error_of_another_process_names_it_and_ends_the_waiting_ones(tmp_path):
-    with snippet(tmp_path, "if me: raise UserError('no such file here')\ntogether(1)") as group:
-        assert group.statuses(60) == [1, 1]
+    with snippet(tmp_path, "if me: raise DataError('no such file here')\ntogether(1)") as group:
+        assert group.statuses(60) == [3, 3]
         assert group.err(1) == "process 1: error: no such file here\n"
         assert group.err(0) == "error: process 1 has ended: no such file here\n"
 
@@ -143,7 +143,7 @@ def test_ctrl_c_in_one_process_ends_all(tmp_path, default_ctrl_c):
 
 def test_different_device_count_is_reported_before_the_run_starts(tmp_path):
     with snippet(tmp_path, "print('joined')", count=3, devices=(2, 1, 2)) as group:
-        assert group.statuses(60) == [1, 1, 1], group.outputs()
+        assert group.statuses(60) == [5, 5, 5], group.outputs()
         message = "error: the processes have different numbers of devices (2 in process 0, 2; 1 in process 1): "
         assert group.err(0).startswith(message) and group.err(0).count("\n") == 1
         assert {group.err(1), group.err(2), *map(group.out, range(3))} == {""}
@@ -171,7 +171,7 @@ def test_signal_ends_a_process_that_waits_for_the_others(tmp_path, default_ctrl_
 def test_missing_process_is_reported_by_the_others(tmp_path):
     with snippet(tmp_path, "pass", "--start-timeout", "3") as group:
         group.processes[1].kill()
-        assert group.statuses(60) == [1, -signal.SIGKILL]
+        assert group.statuses(60) == [5, -signal.SIGKILL]
         assert group.err(0) == (
             f"error: not all processes met at 127.0.0.1:{group.port} within 3 s: see their logs, and start all of "
             "them, each with its own --process\n"
@@ -183,6 +183,6 @@ def test_malformed_slurm_variable_is_named(tmp_path, monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     with snippet(tmp_path, "print('joined')", count=1) as group:
-        assert group.statuses(60) == [1]
+        assert group.statuses(60) == [5]
         assert group.err(0).startswith("error: SLURM_NTASKS is '2 tasks', but SLURM sets a number: ")
         assert group.err(0).count("\n") == 1 and group.out(0) == ""

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from xtransfer.errors import UserError
+from xtransfer.errors import KINDS, CheckpointError, ConfigError, DataError
 from xtransfer.runtime import processes, terminal
 
 
 @pytest.fixture(autouse=True)
 def restore_process_state(monkeypatch):
-    """Restore the signal handler and the log level, which a command sets for the whole process."""
-    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("absl").level
+    """Restore the log level, which a command sets for the whole process."""
+    level = logging.getLogger("absl").level
     monkeypatch.setattr(sys, "argv", ["x"])
     yield
-    signal.signal(signal.SIGTERM, handler)
     logging.getLogger("absl").setLevel(level)
 
 
@@ -35,7 +34,6 @@ def failing_main(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (UserError("a.tsv:3: no\nlabel"), "error: a.tsv:3: no label"),
         (
             PermissionError(errno.EACCES, "Permission denied", "/locked/a.tsv"),
             "error: /locked/a.tsv: Permission denied",
@@ -55,25 +53,53 @@ def test_user_errors_are_one_line(error, line, capsys):
     with pytest.raises(SystemExit) as caught:
         terminal.run(failing_main(error))
     output = capsys.readouterr().err
-    assert caught.value.code == terminal.EXIT_USER_ERROR
+    assert caught.value.code == 5
     assert output.startswith(line) and output.count("\n") == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_error_has_its_exit_status(kind, capsys):
+    with pytest.raises(SystemExit) as caught:
+        terminal.run(failing_main(kind("a.tsv:3: no\nlabel")))
+    assert caught.value.code == kind.exit_status and capsys.readouterr().err == "error: a.tsv:3: no label\n"
+
+
+def parse_and_fail(error: BaseException):
+    def main(argv: list[str]) -> None:
+        terminal.parser("main", __doc__).parse_args(argv)
+        raise error
+
+    return main
+
+
+def test_the_traceback_of_a_users_error_is_shown_if_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--traceback"])
+    with pytest.raises(SystemExit) as caught:
+        terminal.run(parse_and_fail(DataError("a.tsv:3: no label")))
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 3 and lines[0] == "Traceback (most recent call last):"
+    assert lines[-2:] == ["xtransfer.errors.DataError: a.tsv:3: no label", "error: a.tsv:3: no label"]
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit):
+        terminal.run(parse_and_fail(DataError("a.tsv:3: no label")))
+    assert capsys.readouterr().err == "error: a.tsv:3: no label\n"
+
+
 @pytest.mark.parametrize(
-    "error", [UserError("runs/heartbeat: no such file"), OSError(errno.EACCES, "Permission denied", "/Gloo")]
+    "error", [CheckpointError("runs/heartbeat: no such file"), OSError(errno.EACCES, "Permission denied", "/Gloo")]
 )
 def test_file_name_is_not_mistaken_for_a_lost_process(error, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(SystemExit) as caught:
         terminal.run(failing_main(error))
-    assert caught.value.code == terminal.EXIT_USER_ERROR
+    assert caught.value.code in (4, 5)
 
 
 def test_lost_process_is_recognised_by_the_error_of_jax(monkeypatch, capsys):
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(SystemExit) as caught:
         terminal.run(failing_main(RuntimeError("UNAVAILABLE: Gloo: connection closed by peer")))
-    assert caught.value.code == terminal.EXIT_LOST and "cannot be reached (UNAVAILABLE: Gloo" in capsys.readouterr().err
+    assert caught.value.code == 134 and "cannot be reached (UNAVAILABLE: Gloo" in capsys.readouterr().err
 
 
 def test_signal_after_the_last_poll_takes_effect_after_the_section(monkeypatch):
@@ -85,14 +111,19 @@ def test_signal_after_the_last_poll_takes_effect_after_the_section(monkeypatch):
             terminal._terminate(signal.SIGTERM, None)
         reached.append("the outer section")
     assert caught.value.code == 143 and reached
-    with pytest.raises(UserError), terminal.deferred_stop():
-        raise UserError("the error comes first")
+    with pytest.raises(ConfigError), terminal.deferred_stop():
+        raise ConfigError("the error comes first")
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), OSError("no file is named")])
-def test_bug_keeps_its_traceback(error):
-    with pytest.raises(type(error)):
+def test_a_defect_shows_its_traceback_and_one_line(error, capsys):
+    with pytest.raises(SystemExit) as caught:
         terminal.run(failing_main(error))
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and lines[0] == "Traceback (most recent call last):"
+    kind = type(error).__name__
+    line = f"error: this is a defect of xtransfer, {kind}: {error} (please report it with the lines above)"
+    assert lines[-2:] == [f"{kind}: {error}", line]
 
 
 def test_ctrl_c_prints_the_given_message(capsys):
@@ -119,7 +150,7 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(error, capsys):
     with pytest.raises(SystemExit) as caught:
         terminal.run(failing_main(error))
     output = capsys.readouterr().err
-    assert caught.value.code == terminal.EXIT_USER_ERROR and output.count("\n") == 1
+    assert caught.value.code == 5 and output.count("\n") == 1
     assert output.startswith("error: the disk is full (") and "memory" not in output
 
 
@@ -156,7 +187,7 @@ def test_work_goes_on_without_a_reader(monkeypatch, capsys):
 def test_work_goes_on_on_a_full_disk_and_the_status_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run_with_output(os.open("/dev/full", os.O_WRONLY), monkeypatch)
-    assert caught.value.code == terminal.EXIT_USER_ERROR
+    assert caught.value.code == 5
     expected = (
         "error: standard output: No space left on device; part of the output is lost, everything else is finished"
     )

@@ -196,5 +196,5 @@ def test_command_runs_as_a_process(tmp_path: Path) -> None:
     assert result.returncode == 0, result
     assert "| pieces |" in result.stdout and f"{tmp_path}/model: wrote the trimmed model" in result.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert again.stderr.splitlines() == [f"error: {tmp_path}/model already exists; choose a new directory"]

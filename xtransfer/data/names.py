@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 from xtransfer.data import blank
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import DataError, nearest
 
 MAX_BYTES = 200  # of a name in a path: file systems allow 255, and files add a split and an ending
 
@@ -57,7 +57,7 @@ def check_distinct(names: Iterable[str], where: str, remedy: str) -> None:
     pair = look_alikes(names)
     if pair is not None:
         first, second = map(with_code_points, pair)
-        raise UserError(f"{where}: {first} and {second} look alike: {remedy}")
+        raise DataError(f"{where}: {first} and {second} look alike: {remedy}")
 
 
 def check_columns(columns: Iterable[str], requested: Iterable[str], where: str) -> None:
@@ -98,4 +98,4 @@ def check_path_part(name: str, where: str) -> None:
         problem = f"is longer than {MAX_BYTES} bytes"
     else:
         return
-    raise UserError(f"{where}: {name[:_SHOWN]!r}{'…' if len(name) > _SHOWN else ''} {problem}: rename it")
+    raise DataError(f"{where}: {name[:_SHOWN]!r}{'…' if len(name) > _SHOWN else ''} {problem}: rename it")

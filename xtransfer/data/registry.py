@@ -12,7 +12,7 @@ from xtransfer.data import user_files
 from xtransfer.data.corpora import loader, massive, paws_x, sib200, webis_cls, xnli
 from xtransfer.data.corpora.minireviews import task as minireviews
 from xtransfer.data.task import Task, TextSource, check_languages
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import ConfigError, nearest
 
 CORPORA = (*xnli.CORPORA, *webis_cls.CORPORA, *paws_x.CORPORA, *sib200.CORPORA, *massive.CORPORA)
 
@@ -46,7 +46,7 @@ def load_task(config: TaskConfig) -> Task:
       UserError: there is no such task, the config does not suit it, or a language's name cannot be part of a path.
     """
     if config.name not in TASKS:
-        raise UserError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
+        raise ConfigError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
     task = TASKS[config.name](config)
     check_languages((task.source_language, *task.target_languages), f"the languages of task {config.name!r}")
     return user_files.with_unlabelled_file(task, config) if config.unlabelled_from == "file" else task

@@ -8,7 +8,7 @@ import numpy as np
 
 from xtransfer.config import TaskConfig
 from xtransfer.data.task import UNLABELLED, Example, Task
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
     available = {label: len(draw) for label, draw in draws.items()}
     if any(available[label] <= (n - 1 - turn) // len(turns) for turn, label in enumerate(turns)) or not turns:
         have = ", ".join(f"{names[label] if names else label} {available[label]}" for label in sorted(available))
-        raise UserError(f"task.labelled {n}, balanced over classes, is more than available: {have or 'nothing'}")
+        raise ConfigError(f"task.labelled {n}, balanced over classes, is more than available: {have or 'nothing'}")
     return [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
 
 
@@ -74,7 +74,7 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
     everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
     examples = [example for example in everything if example.id not in labelled_ids]
     if limit > len(examples):
-        raise UserError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
+        raise ConfigError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
     if limit:
         indices = _shuffled(range(len(examples)), seed, 0)[:limit]
         examples = [examples[i] for i in sorted(indices)]
@@ -105,7 +105,7 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
         by_class.setdefault(example.label, []).append(i)
     spare = len(examples) - len(by_class)
     if not spare or n > spare:
-        raise UserError(
+        raise ConfigError(
             f"task.held_out_dev {n}: {len(examples)} training examples of {len(by_class)} classes can spare {spare}, "
             f"because each class keeps one: {'lower it, or ' if spare else ''}add a dev split"
         )

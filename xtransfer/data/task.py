@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from xtransfer.config import TaskConfig
 from xtransfer.data import names
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError, DataError
 
 SPLITS = ("train", "dev", "test", "unlabelled")
 UNLABELLED = "unlabelled"
@@ -81,7 +81,7 @@ def data_set(example: Example) -> str:
 def label_index(name: str, labels: Sequence[str], where: str) -> int:
     """Return the index of a label's name; the UserError for an unknown one starts with `where` and lists the names."""
     if name not in labels:
-        raise UserError(f"{where}: label {name!r} is not one of {', '.join(labels)}{names.similar(name, labels)}")
+        raise DataError(f"{where}: label {name!r} is not one of {', '.join(labels)}{names.similar(name, labels)}")
     return labels.index(name)
 
 
@@ -96,14 +96,16 @@ def target_languages(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...
     for key, language in keys_and_languages:
         if language not in known:
             shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
-            raise UserError(f"task.{key}: no data in {language!r}; there are {shown}{_near(language, known)}")
+            raise ConfigError(f"task.{key}: no data in {language!r}; there are {shown}{_near(language, known)}")
     if source in targets or len(set(targets)) < len(targets):
-        raise UserError(
+        raise ConfigError(
             f"task.target_languages {', '.join(targets)}: name each language once, and not the source language {source}"
         )
     targets = targets or tuple(language for language in known if language != source)
     if not targets:
-        raise UserError(f"task.target_languages: there is no language but {source}, so nothing to transfer to: add one")
+        raise ConfigError(
+            f"task.target_languages: there is no language but {source}, so nothing to transfer to: add one"
+        )
     return targets
 
 
@@ -124,7 +126,7 @@ def check_request(split: str, language: str, config: TaskConfig, targets: Sequen
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if language != config.source_language and language not in targets:
         languages = ", ".join((config.source_language, *targets))
-        raise UserError(f"task {config.name!r} was set up without language {language!r}; it has {languages}")
+        raise ConfigError(f"task {config.name!r} was set up without language {language!r}; it has {languages}")
 
 
 def _near(language: str, known: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from xtransfer.data.task import (
     label_index,
     target_languages,
 )
-from xtransfer.errors import MissingSplitError, UserError
+from xtransfer.errors import ConfigError, DataError, MissingSplitError
 
 RowCounts = Mapping[str, Mapping[str, int]]  # split -> language -> number of rows, or 0 if they are not counted
 Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
@@ -63,7 +63,7 @@ def task(config: TaskConfig) -> Task:
     read = _reader(config)
     labels = config.labels or _labels_in_train(config, read)
     if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UserError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
+        raise ConfigError(f"task.labels {', '.join(map(repr, labels))}: expected two or more different names")
     names.check_distinct(labels, "task.labels", "name each class once")
     held_out = {language for language in row_counts["train"] if language not in row_counts["dev"]}
     if source in held_out:
@@ -126,7 +126,7 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
     """
     path = user_path(config.unlabelled_file)
     if not path.is_file():
-        raise UserError(f"task.unlabelled_file {path}: no such file")
+        raise ConfigError(f"task.unlabelled_file {path}: no such file")
     columns = _columns(config, labelled=False)
 
     def load(split: str, language: str) -> list[Example]:
@@ -135,7 +135,7 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
         has_pairs = any(example.text_pair is not None for example in task.load("test", language)[:1])
         if has_pairs != bool(config.pair_column):
             remedy = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
-            raise UserError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
+            raise ConfigError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
         has_languages = bool(config.language_column) and config.language_column in tables.column_names(
             path, config.delimiter
         )
@@ -189,7 +189,7 @@ def _select_language(config: TaskConfig, records: Sequence[Record], language: st
     if not rows:
         known = sorted({record.language for record in records})
         near = names.similar(language, known)
-        raise UserError(
+        raise DataError(
             f"{path}: no row with text whose column {column!r} is {language!r}; there are {', '.join(known)}{near}"
         )
     if len(spellings) > 1:
@@ -197,7 +197,7 @@ def _select_language(config: TaskConfig, records: Sequence[Record], language: st
         for record in rows:
             first = lines_by_id.setdefault(record.id, record.line)
             if first != record.line:
-                raise UserError(f"{path}:{record.line}: id {record.id!r} of {language!r} already occurs in {first}")
+                raise DataError(f"{path}:{record.line}: id {record.id!r} of {language!r} already occurs in {first}")
     return rows
 
 
@@ -226,33 +226,33 @@ def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) 
     used = {example.label for example in train}
     missing = [repr(name) for i, name in enumerate(labels) if i not in used]
     if missing:
-        raise UserError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")
+        raise DataError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")
 
 
 def _check_pattern(config: TaskConfig) -> None:
     if not config.data_dir:
-        raise UserError("task.data_dir is empty: name the directory that task.path starts from")
+        raise ConfigError("task.data_dir is empty: name the directory that task.path starts from")
     if not user_path(config.data_dir).is_dir():
-        raise UserError(f"task.data_dir {config.data_dir}: no such directory")
+        raise ConfigError(f"task.data_dir {config.data_dir}: no such directory")
     if not config.label_column:
-        raise UserError("task.label_column is empty: name the column of the labels")
+        raise ConfigError("task.label_column is empty: name the column of the labels")
     if config.delimiter and Path(config.path).suffix.lower() not in (".tsv", ".csv"):
-        raise UserError(
+        raise ConfigError(
             f"task.delimiter is {config.delimiter!r}, but task.path {config.path!r} is neither .tsv nor .csv"
         )
     fields = sorted(set(re.findall(r"{(.*?)}", config.path)))
     if config.language_column and fields != ["split"]:
-        raise UserError(
+        raise ConfigError(
             f"task.path {config.path!r}: expected {{split}} in it and no other {{}}, because the languages are in "
             f"task.language_column {config.language_column!r}"
         )
     if not config.language_column and fields != ["language", "split"]:
-        raise UserError(
+        raise ConfigError(
             f"task.path {config.path!r}: expected {{language}} and {{split}} in it, and no other {{}}; if one file has "
             "all languages, name the column in task.language_column"
         )
     if Path(config.path).is_absolute() or ".." in Path(config.path).parts:
-        raise UserError(f"task.path {config.path!r}: expected a path below task.data_dir, without '..'")
+        raise ConfigError(f"task.path {config.path!r}: expected a path below task.data_dir, without '..'")
 
 
 def _file(config: TaskConfig, split: str, language: str) -> Path:
@@ -320,7 +320,7 @@ def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
     """Return the target languages; a language that is requested or has any file must have test."""
     known = tuple(row_counts["test"])
     if not known:
-        raise UserError(f"task.path {config.path!r}: there is no such file for split 'test' below {config.data_dir}")
+        raise ConfigError(f"task.path {config.path!r}: there is no such file for split 'test' below {config.data_dir}")
     requested = {config.source_language, *config.target_languages}
     for split in SPLITS:
         for language in row_counts[split]:
@@ -329,7 +329,7 @@ def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
                 remedy = names.similar(language, known)
                 if language not in requested:
                     remedy = f", or list the languages that you mean in task.target_languages{remedy}"
-                raise UserError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
+                raise DataError(f"{path}: {language!r} has {split}, but no test: add it to {test}{remedy}")
     targets = target_languages(config, known)
     if not config.language_column:
         return targets

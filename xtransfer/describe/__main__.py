@@ -6,14 +6,13 @@ Print the splits, labels, lengths in tokens, tokens per word, packing, and a few
 trains nothing and reads no weights. The output is tables on a terminal and Markdown elsewhere.
 """
 
-import argparse
 import dataclasses
 import json
 
 from xtransfer import config, storage
 from xtransfer.describe.dataset import Description, describe
 from xtransfer.describe.tables import fields, introduction, tables, title
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.report import table as table_writer
 from xtransfer.runtime import terminal
 
@@ -22,7 +21,7 @@ _EXAMPLES = "Examples as the models read them"
 
 def main(argv: list[str]) -> None:
     """Parse the flags, describe the task, and print the description."""
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.describe", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("describe", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment's config; see configs/")
     parser.add_argument(
         "--batches", type=int, default=100, metavar="N", help="training batches to pack (default: %(default)s)"
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
     )
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
-        raise UserError(f"--batches is {args.batches}; expected 1 or more")
+        raise ConfigError(f"--batches is {args.batches}; expected 1 or more")
     description = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
         storage.write_atomically(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from xtransfer.distillation.logits_store import LogitsStore
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 from xtransfer.runtime import processes
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ def permute_classes(logits: np.ndarray, teacher_classes: Sequence[str], student_
     """
     teacher, student = list(teacher_classes), list(student_classes)
     if sorted(teacher) != sorted(student) or len(set(teacher)) != len(teacher):
-        raise UserError(f"teacher and student differ in classes: the teacher has {teacher}, the student has {student}")
+        raise CheckpointError(
+            f"teacher and student differ in classes: the teacher has {teacher}, the student has {student}"
+        )
     if logits.shape[-1] != len(teacher):
-        raise UserError(f"logits of shape {logits.shape} for the {len(teacher)} classes {teacher}")
+        raise CheckpointError(f"logits of shape {logits.shape} for the {len(teacher)} classes {teacher}")
     return logits[..., [teacher.index(name) for name in student]]

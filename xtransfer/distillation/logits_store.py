@@ -95,13 +95,13 @@ class LogitsStore:
         indices = self.shard_indices(shard)
         expected = (len(indices), len(self.classes))
         if logits.shape != expected or logits.dtype != np.float32:
-            raise UserError(
+            raise CheckpointError(
                 f"{self._path(shard)}: the teacher gave logits of shape {logits.shape} {logits.dtype}, "
                 f"expected {expected} float32 for classes {list(self.classes)}"
             )
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
-            raise UserError(
+            raise CheckpointError(
                 f"the teacher's logits of {len(bad)} examples are NaN or infinite, "
                 f"first {self.ids[indices[bad[0]]]!r}: its training or its checkpoint is broken"
             )
@@ -121,7 +121,9 @@ class LogitsStore:
         row_by_id = {id_: row for row, id_ in enumerate(self.ids)}
         unknown = [id_ for id_ in ids if id_ not in row_by_id]
         if unknown:
-            raise UserError(f"{self.directory}: no logits of example {unknown[0]!r} ({len(unknown)} ids are missing)")
+            raise CheckpointError(
+                f"{self.directory}: no logits of example {unknown[0]!r} ({len(unknown)} ids are missing)"
+            )
         shards = [np.load(self._path(shard), allow_pickle=False) for shard in range(self.num_shards)]
         return np.concatenate(shards)[[row_by_id[id_] for id_ in ids]].reshape(len(ids), len(self.classes))
 
@@ -181,17 +183,17 @@ def open_store(
 
 def _check(classes: tuple[str, ...], ids: tuple[str, ...], shard_size: int) -> None:
     if not ids:
-        raise UserError("no examples for the teacher to label")
+        raise DataError("no examples for the teacher to label")
     if shard_size < 1:
-        raise UserError(f"shard_size = {shard_size}, expected 1 or more")
+        raise ConfigError(f"shard_size = {shard_size}, expected 1 or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise UserError(f"the teacher's classes {list(classes)}: expected two or more different names")
+        raise DataError(f"the teacher's classes {list(classes)}: expected two or more different names")
     seen = set()
     for id_ in ids:
         if id_ in seen:
-            raise UserError(f"example id {id_!r} occurs twice: ids must be unique")
+            raise DataError(f"example id {id_!r} occurs twice: ids must be unique")
         if not id_ or id_.splitlines() != [id_] or not _is_unicode(id_):
-            raise UserError(f"example id {id_!r}: expected one non-empty line of valid Unicode")
+            raise DataError(f"example id {id_!r}: expected one non-empty line of valid Unicode")
         seen.add(id_)
 
 
@@ -212,7 +214,7 @@ def _compare(path: Path, manifest: dict[str, Any]) -> None:
             for key in sorted(stored.keys() | manifest.keys())
             if key not in stored or key not in manifest or stored[key] != manifest[key]
         )
-        raise UserError(f"{path}: holds other logits ({differences}): delete {path.parent} to label again")
+        raise CheckpointError(f"{path}: holds other logits ({differences}): delete {path.parent} to label again")
 
 
 def _npy(array: np.ndarray) -> bytes:

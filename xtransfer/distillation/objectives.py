@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from xtransfer.config import ExperimentConfig
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import ConfigError, nearest
 
 Pair = tuple[jax.Array, jax.Array]
 """A (sum, count) pair of float32 scalars. It stays exact over ragged batches and devices until it is divided."""
@@ -79,7 +79,7 @@ def validate(objective: Objective) -> None:
     """Check an objective; a UserError names the first field with an impossible value."""
 
     def refuse(field: str, expected: str) -> None:
-        raise UserError(f"objective {objective.name!r}: {field} = {getattr(objective, field)!r}, expected {expected}")
+        raise ConfigError(f"objective {objective.name!r}: {field} = {getattr(objective, field)!r}, expected {expected}")
 
     for field, choices in _CHOICES.items():
         if getattr(objective, field) not in choices:
@@ -205,7 +205,7 @@ def configured_objective(config: ExperimentConfig, name: str) -> Objective:
     """
     if name not in OBJECTIVES:
         choices = f"choose from {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
-        raise UserError(f"config key objectives: no objective {name!r}; {choices}")
+        raise ConfigError(f"config key objectives: no objective {name!r}; {choices}")
     options = config.transfer
     objective = dataclasses.replace(
         OBJECTIVES[name],
@@ -216,5 +216,7 @@ def configured_objective(config: ExperimentConfig, name: str) -> Objective:
     )
     validate(objective)
     if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
-        raise UserError(f"config key objectives: {name} learns from the student of 'vanilla'; list that one before it")
+        raise ConfigError(
+            f"config key objectives: {name} learns from the student of 'vanilla'; list that one before it"
+        )
     return objective

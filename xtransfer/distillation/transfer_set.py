@@ -7,7 +7,7 @@ from xtransfer.config import ExperimentConfig
 from xtransfer.data.sampling import labelled_subset, unlabelled_examples
 from xtransfer.data.task import UNLABELLED, Example, Task
 from xtransfer.distillation.objectives import OBJECTIVES
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.runtime import terminal
 
 
@@ -62,4 +62,4 @@ def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested
     missing = [repr(name) for label, name in enumerate(labels) if label not in used]
     if missing:
         remedy = f"raise it to {len(labels)} or more" if requested else "add some to train"
-        raise UserError(f"task.labelled {requested} leaves no example of {', '.join(missing)} to train on: {remedy}")
+        raise ConfigError(f"task.labelled {requested} leaves no example of {', '.join(missing)} to train on: {remedy}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import ConfigError, DataError, UserError, nearest
 from xtransfer.evaluation import calibration
 
 SIGNIFICANCE = 0.05
@@ -72,13 +72,13 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
 
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1:
-        raise UserError(f"predictions of shape {predictions.shape} for labels of shape {labels.shape}")
+        raise DataError(f"predictions of shape {predictions.shape} for labels of shape {labels.shape}")
     if len(labels) == 0:
-        raise UserError("no examples to score")
+        raise DataError("no examples to score")
     for name, values in (("label", labels), ("prediction", predictions)):
         bad = np.flatnonzero((values < 0) | (values >= num_classes))
         if len(bad):
-            raise UserError(f"{name} {values[bad[0]]} at position {bad[0]}: expected 0 to {num_classes - 1}")
+            raise DataError(f"{name} {values[bad[0]]} at position {bad[0]}: expected 0 to {num_classes - 1}")
     return count(labels, predictions, labels=np.arange(num_classes)).astype(np.int64)
 
 
@@ -239,7 +239,7 @@ def metric_of(name: str) -> Metric:
     kind = name.partition("/")[0]
     if kind not in METRICS:
         hint = nearest(kind, METRICS) or f"; the metrics are {', '.join(METRICS)}"
-        raise UserError(f"no metric {name!r}{hint}")
+        raise ConfigError(f"no metric {name!r}{hint}")
     return METRICS[kind]
 
 
@@ -255,14 +255,14 @@ def check_names(key: str, names: Sequence[str], classes: Sequence[str]) -> None:
         try:
             metric = metric_of(name)
         except UserError as error:
-            raise UserError(f"config key {key}: {error}") from error
+            raise ConfigError(f"config key {key}: {error}") from error
         kind, has_class, label = name.partition("/")
         if metric.binary and len(classes) != 2:
-            raise UserError(f"config key {key}: {kind} needs a task with 2 classes, and this one has {len(classes)}")
+            raise ConfigError(f"config key {key}: {kind} needs a task with 2 classes, and this one has {len(classes)}")
         if has_class and not metric.per_class:
-            raise UserError(f"config key {key}: {kind} has one value for all classes: write {kind!r}, not {name!r}")
+            raise ConfigError(f"config key {key}: {kind} has one value for all classes: write {kind!r}, not {name!r}")
         if has_class and label not in classes:
-            raise UserError(
+            raise ConfigError(
                 f"config key {key}: {name!r} names no class; the classes are {', '.join(classes)}"
                 f"{nearest(label, classes)}"
             )
@@ -272,14 +272,14 @@ def check_single(key: str, name: str, classes: Sequence[str]) -> None:
     """Refuse a metric that does not have exactly one value for a task with these classes; see `check_names`."""
     check_names(key, (name,), classes)
     if metric_of(name).per_class and "/" not in name:
-        raise UserError(f"config key {key}: {name} has a value for each class: name one, such as {name}/{classes[0]}")
+        raise ConfigError(f"config key {key}: {name} has a value for each class: name one, such as {name}/{classes[0]}")
 
 
 def check_defined(names: Sequence[str], labels: Sequence[int] | np.ndarray, where: str) -> None:
     """Refuse binary metrics for labels of a single class; `where` names the examples."""
     binary = [name for name in names if metric_of(name).binary]
     if binary and len(np.unique(labels)) < 2:
-        raise UserError(f"{where}: all have the same label, so {binary[0]} is not defined: choose another metric")
+        raise ConfigError(f"{where}: all have the same label, so {binary[0]} is not defined: choose another metric")
 
 
 def at_chance(accuracy: float, count: int, majority: float) -> bool:

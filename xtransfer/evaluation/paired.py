@@ -60,13 +60,13 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     steps_a, steps_b = (_steps(students, split, selection) for students in (a, b))
     seeds = tuple(sorted(steps_a.keys() & steps_b.keys()))
     if not seeds:
-        raise UserError(
+        raise DataError(
             f"no seed in common: {_name(a)} has {_listed(steps_a)}, and {_name(b)} has {_listed(steps_b)}; train both "
             "with the same seed"
         )
     languages = (task.source_language, *task.target_languages)
     if len(languages) == 1:
-        raise UserError(f"{a.workdir.root}: the task has no target language to compare objectives in")
+        raise DataError(f"{a.workdir.root}: the task has no target language to compare objectives in")
     is_shared = all(shares_items(read_config(students.workdir).task) for students in (a, b))
     right: list[dict[tuple[str, str], list[bool]]] = [{}, {}]  # for A and B: correctness by language and item
     for language in languages:
@@ -100,7 +100,7 @@ def _common_task(a: Students, b: Students) -> TaskRecord:
         values = [getattr(task, key) for task in (first, second)]
         if values[0] != values[1]:
             texts = [", ".join(value) if isinstance(value, tuple) else value for value in values]
-            raise UserError(
+            raise ConfigError(
                 f"{a.workdir.root} and {b.workdir.root}: {key} is {texts[0]} in one and {texts[1]} in the other; "
                 "compare workdirs with the same test items"
             )
@@ -111,19 +111,19 @@ def _steps(students: Students, split: str, selection: str) -> dict[int, int]:
     """Return the evaluated step of each seed."""
     path, objective = students.workdir.results, students.objective
     if objective == TEACHER:
-        raise UserError("--compare teacher: it knows the source language only; compare two objectives of students")
+        raise ConfigError("--compare teacher: it knows the source language only; compare two objectives of students")
     rows = [row for row in read_rows(path) if (row["split"], row["selection"]) == (split, selection)]
     names = sorted({row["objective"] for row in rows} - {TEACHER})
     if objective not in names:
         available = f"; there are {', '.join(names)}" if names else ""
-        raise UserError(
+        raise ConfigError(
             f"{path}: no {split} results of {objective!r}, checkpoints selected by {selection}"
             f"{nearest(objective, names) or available}"
         )
     steps: dict[int, int] = {}
     for row in rows:
         if row["objective"] == objective and steps.setdefault(row["seed"], row["step"]) != row["step"]:
-            raise UserError(
+            raise DataError(
                 f"{path}: {objective} seed {row['seed']} has two different results: steps {steps[row['seed']]} and "
                 f"{row['step']}; remove the file and run python -m xtransfer.evaluate"
             )
@@ -154,10 +154,10 @@ def _read(path: Path, prefix: str, workdir: Workdir) -> _Predictions:
             case {"id": str(full), "label": str(label), "prediction": str(guess)}:
                 item = full.removeprefix(prefix)
             case _:
-                raise UserError(f"{where}: expected an object with the texts id, label, and prediction: {remedy}")
+                raise DataError(f"{where}: expected an object with the texts id, label, and prediction: {remedy}")
         if item == full or item in labels:
             fault = f"does not start with {prefix}" if item == full else "occurs twice"
-            raise UserError(f"{where}: id {full!r} {fault}: {remedy}")
+            raise DataError(f"{where}: id {full!r} {fault}: {remedy}")
         labels[item], guesses[item] = label, guess
     return _Predictions(path, labels, guesses)
 
@@ -166,12 +166,12 @@ def _rows(path: Path, remedy: str) -> Iterator[tuple[int, object]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: {remedy}") from error
+        raise DataError(f"{path}: {error.strerror}: {remedy}") from error
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
         try:
             yield number, storage.read_json(line.decode("utf-8"))
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not strict JSON: {error}: {remedy}") from error
+            raise DataError(f"{path}:{number}: not strict JSON: {error}: {remedy}") from error
 
 
 def _check_same(first: _Predictions, second: _Predictions) -> None:
@@ -179,12 +179,12 @@ def _check_same(first: _Predictions, second: _Predictions) -> None:
     for one, other in ((first, second), (second, first)):
         absent = next((item for item in one.labels if item not in other.labels), None)
         if absent is not None:
-            raise UserError(
+            raise DataError(
                 f"{other.path} lacks item {absent}, which {one.path} has: evaluate both objectives on the same items"
             )
     for item, label in first.labels.items():
         if second.labels[item] != label:
-            raise UserError(
+            raise DataError(
                 f"{second.path}: item {item} has the label {second.labels[item]!r}, and {label!r} in {first.path}: "
                 "evaluate both objectives on the same items"
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.distillation.objectives import OBJECTIVES
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 from xtransfer.evaluation.metrics import CHANCE, value_range
 from xtransfer.runs.workdir import TEACHER
 
@@ -107,10 +107,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: run python -m xtransfer.evaluate first") from error
+        raise DataError(f"{path}: {error.strerror}: run python -m xtransfer.evaluate first") from error
     lines = content.split(b"\n")  # not splitlines: U+2028 inside a string ends no line
     if lines[-1]:
-        raise UserError(f"{path}:{len(lines)}: the last line is cut off: remove it and evaluate again")
+        raise DataError(f"{path}:{len(lines)}: the last line is cut off: remove it and evaluate again")
     return [_row(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], start=1)]
 
 
@@ -118,17 +118,17 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:
-        raise UserError(f"{where}: not strict JSON: {error}") from error
+        raise DataError(f"{where}: not strict JSON: {error}") from error
     if not isinstance(row, dict) or row.keys() != ROW.keys():
         actual = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: expected an object with the keys {sorted(ROW)}, found {actual}")
+        raise DataError(f"{where}: expected an object with the keys {sorted(ROW)}, found {actual}")
     for key, kind in ROW.items():
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):
-            raise UserError(f"{where}: {key} = {row[key]!r}, expected {kind.__name__}")
+            raise DataError(f"{where}: {key} = {row[key]!r}, expected {kind.__name__}")
     low, high = value_range(row["metric"])
     if not low <= row["value"] <= high:
-        raise UserError(f"{where}: value = {row['value']!r}, expected {low:g} to {high:g}")
+        raise DataError(f"{where}: value = {row['value']!r}, expected {low:g} to {high:g}")
     return row
 
 
@@ -158,21 +158,21 @@ def aggregate(
     rows = list(rows)
     matching = _matching(rows, metric, split, selection)
     if not matching:
-        raise UserError(
+        raise DataError(
             f"no results: {metric} on split {split}, checkpoints selected by {selection}; {_describe_available(rows)}"
         )
     tasks = sorted({row["task"] for row in matching})
     if len(tasks) > 1:
-        raise UserError(f"results of more than one task in one table: {', '.join(tasks)}")
+        raise DataError(f"results of more than one task in one table: {', '.join(tasks)}")
     runs = _runs(matching)
     evaluated = {language for run in runs.values() for language in run} - {source_language}
     targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
-        raise UserError(f"no {split} results in any language but the source language {source_language}")
+        raise DataError(f"no {split} results in any language but the source language {source_language}")
     for (objective, seed), run in runs.items():
         for language in (source_language,) if objective == TEACHER else (source_language, *targets):
             if language not in run:
-                raise UserError(f"{objective} seed {seed} has no {split} {metric} in {language}: evaluate it first")
+                raise DataError(f"{objective} seed {seed} has no {split} {metric} in {language}: evaluate it first")
     lines = _lines(runs, source_language, targets)
     counts = _counts(matching, (source_language, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
@@ -202,7 +202,7 @@ def _runs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, float]]:
         run = runs.setdefault(key, {})
         same_step = steps.setdefault(key, row["step"]) == row["step"]
         if not same_step or run.setdefault(row["language"], row["value"]) != row["value"]:
-            raise UserError(
+            raise DataError(
                 f"{key[0]} seed {key[1]} has two different results: steps {steps[key]} and {row['step']}, "
                 f"{row['split']} {row['metric']} in {row['language']}"
             )
@@ -213,7 +213,7 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for row in rows:
         if counts.setdefault(row["language"], row["count"]) != row["count"]:
-            raise UserError(
+            raise DataError(
                 f"{row['objective']} seed {row['seed']} was scored on {row['count']} examples in {row['language']}, "
                 f"other runs on {counts[row['language']]}: evaluate all of them on the same data"
             )

@@ -5,10 +5,9 @@
 NAME is an objective, or "teacher". The output appears complete or not at all.
 """
 
-import argparse
 from pathlib import Path
 
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.evaluation.results import read_rows
 from xtransfer.export.model_card import model_card
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -23,7 +22,7 @@ CARD = "README.md"
 
 def main(argv: list[str]) -> None:
     """Parse the flags, and export."""
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.export", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("export", __doc__)
     parser.add_argument(
         "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the workdir of xtransfer.main"
     )
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output} already exists; choose a new directory")
+        raise ConfigError(f"{args.output} already exists; choose a new directory")
     export(find_run(Workdir(args.workdir), args.objective, args.seed, args.selection), args.output)
 
 

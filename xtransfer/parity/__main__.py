@@ -6,13 +6,12 @@ If PyTorch is installed, it computes the reference with `transformers`. Otherwis
 from DIR/reference.safetensors, which --record wrote on another machine. The exit status is 1 if the two models differ.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError, Exit
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.parity import activations
 from xtransfer.parity.activations import Difference
@@ -24,7 +23,7 @@ from xtransfer.runtime import terminal
 
 def main(argv: list[str]) -> None:
     """Parse the flags, compare the two models, and print the report."""
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.parity", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("parity", __doc__)
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a directory, a hub id, or an embedded checkpoint"
     )
@@ -37,13 +36,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=terminal.path_argument, metavar="FILE", help="also write the report as JSON")
     args = parser.parse_args(argv)
     if args.json is not None and args.json.exists():
-        raise UserError(f"{args.json} already exists; choose another file for --json")
+        raise ConfigError(f"{args.json} already exists; choose another file for --json")
     report = check(hf_checkpoint.resolve(args.model), args.reference, args.record)
     show(report)
     if args.json is not None:
         storage.write_atomically(args.json, as_json(report))
     if not report.ok:
-        sys.exit(terminal.EXIT_USER_ERROR)
+        sys.exit(Exit.DEFECT)
 
 
 HEADER = ("activation", "shape", "max diff", "mean diff", "largest ref", "allowed", "agrees")

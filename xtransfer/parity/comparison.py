@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from xtransfer.data.tokens.tokenizer import load_tokenizer, tokenize
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, ConfigError, MachineError, UserError
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.tokenizer import check_pairs, check_tokenizer
 from xtransfer.parity import activations, reference
@@ -96,7 +96,7 @@ def check(directory: Path, recorded: Path | None = None, record: Path | None = N
     try:
         rows = activations.compare(ours, expected.activations)
     except ValueError as error:
-        raise UserError(f"{directory}: not the architecture of the reference: {error}") from error
+        raise CheckpointError(f"{directory}: not the architecture of the reference: {error}") from error
     if rows[-1].name != "logits":
         notes.append("the checkpoint has no trained classification head, so there are no logits to compare")
     return Report(directory, source, tuple(notes), rows)
@@ -105,18 +105,20 @@ def check(directory: Path, recorded: Path | None = None, record: Path | None = N
 def _reference(directory: Path, recorded: Path | None, record: Path | None, notes: list[str]) -> tuple[Reference, str]:
     """Return the reference and its origin. If it is computed here, also add a note on its inputs to `notes`."""
     if recorded is not None and record is not None:
-        raise UserError("--record saves a newly computed reference; leave out --reference")
+        raise ConfigError("--record saves a newly computed reference; leave out --reference")
     if recorded is None and reference.available():
         if record is not None and record.exists() and not reference.is_reference(record):
-            raise UserError(f"{record} exists and is not a reference; choose another file for --record")
+            raise ConfigError(f"{record} exists and is not a reference; choose another file for --record")
         inputs, note = _inputs(directory)
         notes.append(note)
         computed = reference.compute(directory, inputs)
         return computed, f"computed live by {computed.made_with}"
     if record is not None:
-        raise UserError("--record needs PyTorch, which is not installed; install torch, or record on another machine")
+        raise MachineError(
+            "--record needs PyTorch, which is not installed; install torch, or record on another machine"
+        )
     if recorded is None and not (directory / reference.FILE).is_file():
-        raise UserError(
+        raise MachineError(
             f"{directory}: nothing to compare with; install torch, or record a reference with --record on a machine "
             f"that has it, and pass it as --reference or copy it to {directory / reference.FILE}"
         )

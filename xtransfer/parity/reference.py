@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from xtransfer import storage
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import CheckpointError, MachineError, one_line
 from xtransfer.models.hf.config import CONFIG, class_names, read_config, read_family, read_pooling, write_config
 from xtransfer.models.hf.pytorch_file import PytorchFile
 from xtransfer.models.hf.weight_map import Family
@@ -93,7 +93,7 @@ def compute(
       UserError: PyTorch is not installed, or `transformers` cannot load all of the checkpoint.
     """
     if not available():
-        raise UserError("PyTorch is not installed; install torch, or pass a reference that was recorded elsewhere")
+        raise MachineError("PyTorch is not installed; install torch, or pass a reference that was recorded elsewhere")
     import torch
     import transformers
 
@@ -155,19 +155,21 @@ def load(file: str | Path, directory: str | Path) -> Reference:
     """
     file = Path(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such file; record one with --record on a machine with PyTorch")
+        raise CheckpointError(f"{file}: no such file; record one with --record on a machine with PyTorch")
     try:
         with safe_open(file, "np") as handle:
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a complete safetensors file ({error}); record it again") from error
+        raise CheckpointError(f"{file}: not a complete safetensors file ({error}); record it again") from error
     names = metadata.get("activations", "").split()
     required = {f"inputs.{name}" for name in INPUTS} | {f"activations.{name}" for name in names}
     if metadata.get("format") != _FORMAT or not required <= set(tensors):
-        raise UserError(f"{file}: not a reference in the format {_FORMAT}; record it again")
+        raise CheckpointError(f"{file}: not a reference in the format {_FORMAT}; record it again")
     if metadata["weights"] != fingerprint(directory):
-        raise UserError(f"{file} is stale: it was recorded from other weights than {directory} has; record it again")
+        raise CheckpointError(
+            f"{file} is stale: it was recorded from other weights than {directory} has; record it again"
+        )
 
     def group(name: str) -> dict[str, np.ndarray]:
         prefix = f"{name}."
@@ -232,7 +234,7 @@ def _load(directory: Path, architecture: str | None, family: Family, *, has_head
     model, missing = _from_pretrained(transformers.AutoModel, directory, **options)
     untrained = sorted(name for name in missing if "pooler" not in name)  # transformers initialises them randomly
     if untrained:
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: transformers does not find {', '.join(untrained[:3])} in it, so there is nothing to compare "
             "with"
         )
@@ -257,7 +259,7 @@ def _from_pretrained(cls: Any, directory: Path, **options: Any) -> tuple[Any, fr
             **options,
         )
     except Exception as error:  # several libraries raise their own exceptions for damaged files
-        raise UserError(f"{directory}: transformers cannot load it: {one_line(error, limit=300)}") from error
+        raise CheckpointError(f"{directory}: transformers cannot load it: {one_line(error, limit=300)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if has_progress_bar:

@@ -18,7 +18,7 @@ import jax
 
 from xtransfer import storage
 from xtransfer.config import load
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import ConfigError, nearest
 from xtransfer.precompile.compilation import compile_and_measure
 from xtransfer.precompile.steps import STEPS, Override, steps
 from xtransfer.precompile.topology import EXAMPLES, Chip, chip_of, devices_of
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     names = [name.strip() for name in args.steps.split(",")]
     for name in names:
         if name not in STEPS:
-            raise UserError(f"--steps {name}: no such step{nearest(name, STEPS)}; choose from {', '.join(STEPS)}")
+            raise ConfigError(f"--steps {name}: no such step{nearest(name, STEPS)}; choose from {', '.join(STEPS)}")
     chip, config = chip_of(args.topology), load(args.config, overrides)
     mesh = make_mesh(dataclasses.astuple(config.mesh), devices_of(args.topology))
     sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
         _write(args.json, args.topology, mesh, reports)  # after each step, so that an interruption loses only one
     too_large = [report["step"] for report in reports if not report["fits"]]
     if too_large:
-        raise UserError(
+        raise ConfigError(
             f"{', '.join(too_large)}: more than the {chip.memory:g} GiB of a chip; lower batch_size or "
             "evaluation_batch_size, or set mesh.fsdp, accumulation, or remat"
         )
@@ -100,11 +100,11 @@ def _write(path: Path | None, topology: str, mesh: jax.sharding.Mesh, reports: S
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m xtransfer.precompile",
-        description=__doc__.partition("\n")[0],
-        epilog="Every setting of the config is a flag: --config.mesh.fsdp=8. The exit status is 0 if every step fits "
-        "into a chip. It is 1 if one does not fit (the JSON is written anyway) or if the input is wrong.",
+    parser = terminal.parser(
+        "precompile",
+        __doc__,
+        "Every setting of the config is a flag: --config.mesh.fsdp=8. The exit status is 0 if every step fits "
+        "into a chip, and 2 if one does not fit (the JSON is written anyway).",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the experiment's config; see configs/")
     parser.add_argument("--topology", required=True, metavar="NAME", help=f"the TPU topology, such as {EXAMPLES}")

@@ -15,7 +15,7 @@ from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import INPUTS, default_rows
 from xtransfer.runtime.sharding import batch_sharding, data_shards
@@ -123,7 +123,9 @@ class Role:
         """Return the layout of a batch. It does not depend on the tokenizer."""
         shards = data_shards(self.mesh)
         if self.rows is not None and self.rows % microbatches:
-            raise UserError(f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation={microbatches}")
+            raise ConfigError(
+                f"--rows-per-chip {self.rows} is not a multiple of {self.role}.accumulation={microbatches}"
+            )
         batch_size = batch_size if self.rows is None else self.rows * shards
         return plan_of(self.settings, self.architecture, batch_size, shards * microbatches)
 
@@ -133,14 +135,15 @@ class Role:
         if self.rows is not None or not plan.packed:
             return plan, (packing.round_up(plan.batch_size, plan.multiple_of),)
         if plan.row_length < self.settings.max_length:
-            raise UserError(
+            raise ConfigError(
                 f"--row-length {plan.row_length} is below {self.role}.max_length; also pass --rows-per-chip"
             )
         try:
             return self._packed_training(objective)
         except UserError as error:
-            raise UserError(
-                f"{error} (to compile without data and tokenizer, pass --rows-per-chip or --unpacked)"
+            raise user_error(
+                error.exit_status,
+                f"{error} (to compile without data and tokenizer, pass --rows-per-chip or --unpacked)",
             ) from error
 
     def _packed_training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
@@ -186,4 +189,6 @@ def _task(config: ExperimentConfig) -> Task:
     try:
         return load_task(config.task)
     except UserError as error:
-        raise UserError(f"{error} (to compile without data, pass --config.task.name=minireviews)") from error
+        raise user_error(
+            error.exit_status, f"{error} (to compile without data, pass --config.task.name=minireviews)"
+        ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from xtransfer.errors import UserError, nearest, one_line
+from xtransfer.errors import BusyError, ConfigError, MachineError, nearest, one_line
 
 # This JAX may be unable to read the programs of a newer libtpu.
 FITTING_LIBTPU = f"pip install 'jax[tpu]=={jax.__version__}'"
@@ -59,7 +59,7 @@ def devices_of(topology: str) -> list[Any]:
       UserError: libtpu does not know the topology, is not installed, or is in use.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
+        raise MachineError(
             "libtpu, which compiles for TPUs on any Linux machine, is not installed; run "
             f"{FITTING_LIBTPU}, or XTRANSFER_EXTRAS=tpu launch/test.sh --version"
         )
@@ -73,8 +73,8 @@ def devices_of(topology: str) -> list[Any]:
     except Exception as error:
         message = one_line(error, limit=1000)
         if "lockfile" in message:
-            raise UserError(f"another process is using libtpu; wait for it to end ({message[:150]})") from error
-        raise UserError(f"--topology {topology}: {message[:200]}; choose one like {EXAMPLES}") from error
+            raise BusyError(f"another process is using libtpu; wait for it to end ({message[:150]})") from error
+        raise ConfigError(f"--topology {topology}: {message[:200]}; choose one like {EXAMPLES}") from error
 
 
 def chip_of(topology: str) -> Chip:
@@ -82,7 +82,7 @@ def chip_of(topology: str) -> Chip:
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
         hint = nearest(name.lower(), CHIPS) or f"; choose from {', '.join(CHIPS)}"
-        raise UserError(f"--topology {topology}: no such chip; choose one like {EXAMPLES}{hint}")
+        raise ConfigError(f"--topology {topology}: no such chip; choose one like {EXAMPLES}{hint}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
-        raise UserError(f"--topology {topology}: its shape is missing or malformed; choose one like {EXAMPLES}")
+        raise ConfigError(f"--topology {topology}: its shape is missing or malformed; choose one like {EXAMPLES}")
     return CHIPS[name]

@@ -10,20 +10,17 @@ tokens than the model reads at once is truncated, or with `--long mean` read who
 
 import argparse
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 
 from xtransfer.data.formats import tables
 from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import tokenize
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError, DataError, Exit
 from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.predict.output import Output
 from xtransfer.predict.predictor import LONG, Window, predict
@@ -36,38 +33,20 @@ from xtransfer.runtime.sharding import make_mesh
 def main(argv: list[str]) -> None:
     """Parse the flags and label the input. The output file appears complete or not at all."""
     args = _parser().parse_args(argv)
-    interrupted = threading.Event()
+    with terminal.deferred_stop(message="") as should_stop:
 
-    def interrupt(number: int, frame: Any) -> None:
-        # Python drops an exception raised inside a garbage collection callback. So only set a flag here, and let the
-        # next check raise. A second Ctrl-C raises at once.
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
+        def check() -> None:
+            if should_stop():
+                status = terminal.stop_status()
+                reason = "interrupted" if status == Exit.INTERRUPTED else "stopped"
+                print(f"{reason}: {args.output} was not written", file=sys.stderr, flush=True)
+                sys.exit(status)
 
-    previous_handler = signal.getsignal(signal.SIGINT)
-    if previous_handler is signal.default_int_handler:  # a background job keeps ignoring Ctrl-C
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        with terminal.deferred_stop(message="") as should_stop:
-
-            def check() -> None:
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                if should_stop():
-                    print(f"stopped: {args.output} was not written", file=sys.stderr, flush=True)
-                    sys.exit(terminal.EXIT_PREEMPTED)
-
-            _run(args, check)
-    except KeyboardInterrupt:
-        print(f"interrupted: {args.output} was not written", file=sys.stderr, flush=True)
-        sys.exit(terminal.EXIT_INTERRUPTED)
-    finally:
-        signal.signal(signal.SIGINT, previous_handler)
+        _run(args, check)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.predict", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("predict", __doc__)
     parser.add_argument(
         "--model",
         required=True,
@@ -167,7 +146,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
                     truncated += int(np.count_nonzero(window.truncated))
                     in_chunks += int(np.count_nonzero(window.chunks > 1))
         if written != with_text:
-            raise UserError(
+            raise DataError(
                 f"{source.path} changed while it was read: it had {with_text} rows with text, then {written}"
             )
         output.commit()
@@ -191,7 +170,7 @@ def _max_length(classifier: TrainedClassifier, requested: int | None, *, pairs: 
     """Return the most tokens per text: the requested number, if the model has the positions, or the classifier's."""
     positions = classifier.architecture.max_positions - classifier.architecture.position_offset
     if requested is not None and requested > positions:
-        raise UserError(f"--max-length {requested} is more than the {positions} positions of {classifier.directory}")
+        raise ConfigError(f"--max-length {requested} is more than the {positions} positions of {classifier.directory}")
     length = classifier.max_length if requested is None else requested
     if pairs:
         check_pairs(classifier.directory, classifier.tokenizer)
@@ -210,4 +189,4 @@ def _lines(window: Window, labels: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    terminal.run(main, interrupted="the output is complete or does not exist")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 
 
 class Output:
@@ -18,11 +18,11 @@ class Output:
     def __init__(self, path: Path, source: Path, *, overwrite: bool):
         if path.exists():
             if not path.is_file():
-                raise UserError(f"{path}: not a file; choose another --output")
+                raise ConfigError(f"{path}: not a file; choose another --output")
             if os.path.samefile(path, source):
-                raise UserError(f"{path} is the input; choose another --output")
+                raise ConfigError(f"{path} is the input; choose another --output")
             if not overwrite:
-                raise UserError(f"{path} already exists; choose another --output, or pass --overwrite")
+                raise ConfigError(f"{path} already exists; choose another --output, or pass --overwrite")
         self._file = storage.AtomicFile(path, exclusive=True)
 
     def write(self, lines: Iterator[str]) -> None:

@@ -16,7 +16,7 @@ from xtransfer.data.formats.tables import Text, TextTable
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.chunks import tokenize_chunks
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, UserError, user_error
 from xtransfer.models import inference
 from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runtime.sharding import data_shards
@@ -118,7 +118,9 @@ def predict(
             not_finite = np.flatnonzero(~np.isfinite(window.logits).all(axis=1))
             if len(not_finite):
                 line = window.lines[not_finite[0]]
-                raise UserError(f"{source.path}:{line}: the logits are not finite: {classifier.source} is damaged")
+                raise CheckpointError(
+                    f"{source.path}:{line}: the logits are not finite: {classifier.source} is damaged"
+                )
             yield window
 
 
@@ -174,5 +176,7 @@ def _encoded(encode: Encode, source: TextTable, rows: Sequence[Text]) -> Iterato
                 for _ in encode([row]):
                     pass
             except UserError as error:
-                raise UserError(f"{source.path}:{row.line}: {tokenization.without_index(error)}") from error
+                raise user_error(
+                    error.exit_status, f"{source.path}:{row.line}: {tokenization.without_index(error)}"
+                ) from error
         raise

@@ -7,11 +7,9 @@ used if the languages have parallel text. The result is a Hugging Face checkpoin
 An interrupted run resumes from `DIR.work/`, which is kept afterwards for its `metrics.jsonl`.
 """
 
-import argparse
-
 from xtransfer import config
 from xtransfer.config import PretrainConfig
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.runtime import terminal
 from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
@@ -19,7 +17,7 @@ from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 def main(argv: list[str]) -> None:
     """Parse the flags and pretrain."""
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.pretrain", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("pretrain", __doc__)
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARG]", help="the recipe, such as configs/pretrain_mini.py:english"
     )

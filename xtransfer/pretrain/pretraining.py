@@ -19,7 +19,7 @@ from xtransfer.config import PretrainConfig, cache_dir, refuse_pattern, user_pat
 from xtransfer.data import blank
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.distillation.objectives import Pair, mean
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, ConfigError, DataError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import MaskedLM, segment_mean
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -62,13 +62,13 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
     texts, pairs = text.texts(settings.task, settings.languages), text.pairs(settings.task, settings.languages)
     empty = [name for name, group in texts.items() if all(map(blank.is_empty, group))]
     if empty or not texts:
-        raise UserError(
+        raise DataError(
             f"task {settings.task.name!r} has no text to pretrain on in {', '.join(empty or settings.languages)}; it "
             "is read from the unlabelled split"
         )
     mesh = sharding.make_mesh()
     if settings.rows % sharding.data_shards(mesh):
-        raise UserError(f"config key rows is {settings.rows}; choose a multiple of the {jax.device_count()} devices")
+        raise ConfigError(f"config key rows is {settings.rows}; choose a multiple of the {jax.device_count()} devices")
     # Recorded only now, so that a recipe that cannot work is not held against the corrected one.
     if settings.start_from:
         tokenizer, architecture = _load_tokenizer(settings.start_from), _load_architecture(settings)
@@ -148,7 +148,7 @@ def _load_architecture(settings: PretrainConfig) -> EncoderConfig:
     architecture = hf_config.read_config(hf_checkpoint.resolve(settings.start_from))
     positions = architecture.max_positions - architecture.position_offset
     if settings.row_length > positions:
-        raise UserError(f"row_length is {settings.row_length}, but {settings.start_from} has {positions} positions")
+        raise ConfigError(f"row_length is {settings.row_length}, but {settings.start_from} has {positions} positions")
     return architecture
 
 
@@ -194,7 +194,7 @@ def _load_tokenizer(start_from: str) -> Any:
     tokenizer = load_tokenizer(start)
     check_tokenizer(start, tokenizer)
     if tokenizer.mask_token_id is None:
-        raise UserError(f"{start_from}: its tokenizer has no mask token, so it cannot be pretrained further")
+        raise CheckpointError(f"{start_from}: its tokenizer has no mask token, so it cannot be pretrained further")
     return tokenizer
 
 

@@ -11,9 +11,7 @@ Prints objectives × languages for each workdir, and writes `report/results.md`,
 Compares the accuracy of two objectives, paired by seed and test item, and writes `report/compare-A-B.md` and `.jsonl`.
 """
 
-import argparse
-
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.evaluation.metrics import metric_of
 from xtransfer.report.comparison import compare, students_of
 from xtransfer.report.workdir_report import report, write_page
@@ -24,7 +22,7 @@ from xtransfer.runtime import terminal
 
 def main(argv: list[str]) -> None:
     """Parse the flags, and report on every workdir."""
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.report", description=__doc__.split("\n")[0])
+    parser = terminal.parser("report", __doc__)
     parser.add_argument(
         "--workdir",
         type=terminal.path_argument,
@@ -49,7 +47,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     if not metric_of(args.metric).is_share:
-        raise UserError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
+        raise ConfigError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
     if args.compare:
         if args.metric != "accuracy":
             raise UserError(f"--metric {args.metric}: --compare compares accuracy only")

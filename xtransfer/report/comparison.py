@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.paired import Pair, Students, differences_of, load
 from xtransfer.evaluation.significance import Difference
@@ -30,7 +30,7 @@ def students_of(name: str, workdirs: Sequence[Path]) -> Students:
     if has_root:
         return Students(Workdir(Path(root)), objective)
     if len(workdirs) != 1:
-        raise UserError(f"--compare {name}: name one workdir with --workdir DIR, or write DIR:{name}")
+        raise ConfigError(f"--compare {name}: name one workdir with --workdir DIR, or write DIR:{name}")
     return Students(Workdir(workdirs[0]), name)
 
 
@@ -94,7 +94,7 @@ def _names(a: Students, b: Students) -> tuple[str, str]:
     if a.workdir.root.resolve() != b.workdir.root.resolve():
         return f"{a.workdir.root.resolve().name}:{a.objective}", f"{b.workdir.root.resolve().name}:{b.objective}"
     if a.objective == b.objective:
-        raise UserError(f"--compare {a.objective} {b.objective}: name two objectives, or two workdirs")
+        raise ConfigError(f"--compare {a.objective} {b.objective}: name two objectives, or two workdirs")
     return a.objective, b.objective
 
 

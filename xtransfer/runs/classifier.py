@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from xtransfer.data.tokens.tokenizer import load_tokenizer
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
@@ -87,7 +87,7 @@ def selected_run(directory: Path, selection: str) -> SelectedRun | None:
     if run is None:
         is_root = directory.resolve() == workdir.root.resolve()
         problem = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
-        raise UserError(f"{directory}: {problem}: name the directory of a run; runs: {list_runs(workdir)}")
+        raise CheckpointError(f"{directory}: {problem}: name the directory of a run; runs: {list_runs(workdir)}")
     objective, seed = run
     return find_run(workdir, objective, seed, selection)
 
@@ -135,7 +135,7 @@ def _base(run: SelectedRun) -> Path:
         return saved.directory
     base = hf_checkpoint.resolve(run.settings.checkpoint)
     if hf_checkpoint.fingerprint_files(base) != run.fingerprint:
-        raise UserError(
+        raise CheckpointError(
             f"{base}: no longer the checkpoint that {run.directory} was trained from (the fingerprint of its files "
             f"differs from the one in {run.workdir.task}): restore the old files"
         )
@@ -161,7 +161,7 @@ def _workdir_around(directory: Path) -> Workdir | None:
         if _is_workdir(candidate):
             return Workdir(candidate)
     hf_config.refuse_adapter(path)
-    raise UserError(f"{directory}: neither a run of a workdir nor a Hugging Face directory, which has a {CONFIG}")
+    raise CheckpointError(f"{directory}: neither a run of a workdir nor a Hugging Face directory, which has a {CONFIG}")
 
 
 def _is_workdir(directory: Path) -> bool:
@@ -195,10 +195,10 @@ def _classes(directory: Path) -> int:
     """Return the number of outputs of the trained head, which must be the logits of one class among several."""
     head = WeightSource.open(directory, hf_config.read_family(directory)).targets.get("head.kernel")
     if head is None:
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: its weights have no trained classification head, so it cannot predict: name a fine-tuned "
             "classifier, or train one with python -m xtransfer.main"
         )
     if head.shape[:1] < (2,):
-        raise UserError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: fewer than two classes")
+        raise CheckpointError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: fewer than two classes")
     return head.shape[0]

@@ -11,7 +11,7 @@ import json
 import shutil
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, MachineError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_task
 from xtransfer.train.inputs import SavedEncoder
@@ -39,7 +39,7 @@ def save(workdir: Workdir, role: str, base: SavedEncoder) -> None:
             }
             (partial / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise MachineError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def saved(workdir: Workdir) -> dict[str, SavedEncoder]:
@@ -68,13 +68,13 @@ def saved_encoder(workdir: Workdir, task: TaskRecord, role: str) -> SavedEncoder
     remedy = f"restore it, or remove {directory} to read the base checkpoint instead"
     path = directory / DIGESTS
     if not path.is_file():
-        raise UserError(f"{path}: no such file: {remedy}")
+        raise CheckpointError(f"{path}: no such file: {remedy}")
     digests = storage.read_object(path, remedy)
     files = digests.get("files")
     if digests.get("checkpoint") != fingerprint or not isinstance(files, dict):
-        raise UserError(f"{path}: not of the checkpoint that {workdir.task} records: {remedy}")
+        raise CheckpointError(f"{path}: not of the checkpoint that {workdir.task} records: {remedy}")
     for name, digest in files.items():
         file = directory / name
         if not file.is_file() or storage.sha256(file) != digest:
-            raise UserError(f"{file}: missing or changed since the experiment started: {remedy}")
+            raise CheckpointError(f"{file}: missing or changed since the experiment started: {remedy}")
     return SavedEncoder(directory, fingerprint)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtransfer.config import ExperimentConfig, ModelConfig
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import CheckpointError, ConfigError, nearest
 from xtransfer.runs.selection import PROTOCOLS, choose
 from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.train import loop
@@ -62,7 +62,7 @@ class SelectedRun:
 def check_selection(selection: str) -> None:
     """Refuse a protocol that is not one of `SELECTIONS`."""
     if selection not in SELECTIONS:
-        raise UserError(f"selection {selection!r}: one of {', '.join(SELECTIONS)}{nearest(selection, SELECTIONS)}")
+        raise ConfigError(f"selection {selection!r}: one of {', '.join(SELECTIONS)}{nearest(selection, SELECTIONS)}")
 
 
 def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str) -> SelectedRun:
@@ -83,13 +83,13 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     task = read_task(workdir)
     if objective == TEACHER:
         if seed not in (None, config.teacher_seed):
-            raise UserError(f"{workdir.root}: the teacher's seed is {config.teacher_seed}, not {seed}")
+            raise ConfigError(f"{workdir.root}: the teacher's seed is {config.teacher_seed}, not {seed}")
         seed, directory, steps = config.teacher_seed, workdir.teacher, config.teacher.steps
     else:
         seed = _known_seed(workdir, objective, seed)
         directory, steps = workdir.student(objective, seed), config.student.steps
     if not loop.finished(directory, steps):
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: this run is not finished (it needs step {steps:,}): "
             "run python -m xtransfer.main with its config and workdir again to resume"
         )
@@ -129,7 +129,7 @@ def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
         problem = f"{objective} has a run for each seed; name one"
     else:
         problem = f"no run of {objective} with seed {seed}"
-    raise UserError(f"{workdir.root}: {problem}; runs: {list_runs(workdir)}")
+    raise ConfigError(f"{workdir.root}: {problem}; runs: {list_runs(workdir)}")
 
 
 def _students(workdir: Workdir) -> list[tuple[str, int]]:

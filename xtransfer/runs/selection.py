@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _target_dev_oracle(scores: DevScores) -> int | None:
     for language, values in scores.targets.items():
         for step in sorted(scores.source):
             if step not in values:
-                raise UserError(
+                raise CheckpointError(
                     f"step {step} has no dev result in {language}: no average is taken over fewer languages"
                 )
     return _best({step: sum(values[step] for values in scores.targets.values()) for step in scores.source})
@@ -86,11 +86,11 @@ def choose(
       UserError: no checkpoint, a NaN value, or a step without one of the target languages.
     """
     if not source_dev:
-        raise UserError("no dev result in the source language, so no checkpoint can be selected")
+        raise CheckpointError("no dev result in the source language, so no checkpoint can be selected")
     scores = DevScores(source_dev, target_dev or {})
     for language, values in {"the source language": source_dev, **scores.targets}.items():
         for step, value in values.items():
             if value != value:
-                raise UserError(f"step {step}: the dev result in {language} is NaN")
+                raise CheckpointError(f"step {step}: the dev result in {language} is NaN")
     step_by_protocol = {name: protocol.choose(scores) for name, protocol in PROTOCOLS.items()}
     return {name: step for name, step in step_by_protocol.items() if step is not None}

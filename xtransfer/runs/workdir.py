@@ -9,7 +9,7 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, differences, parse
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.runtime import processes
 
 TEACHER = "teacher"
@@ -106,7 +106,7 @@ class TaskRecord:
 def read_config(workdir: Workdir) -> ExperimentConfig:
     """Return the config of the experiment in a workdir."""
     if not workdir.config.is_file():
-        raise UserError(f"{workdir.root}: no config.json, so no experiment has been started in this workdir")
+        raise CheckpointError(f"{workdir.root}: no config.json, so no experiment has been started in this workdir")
     return parse(_read(workdir.config))
 
 
@@ -114,16 +114,16 @@ def read_task(workdir: Workdir) -> TaskRecord:
     """Read the task as the experiment recorded it; a UserError says if the record is missing or broken."""
     path, remedy = workdir.task, "start the experiment again with python -m xtransfer.main"
     if not path.is_file():
-        raise UserError(f"{path}: no such file: {remedy}")
+        raise CheckpointError(f"{path}: no such file: {remedy}")
     facts = storage.read_object(path, remedy)
     for key in ("labels", "target_languages"):
         if not isinstance(facts.get(key), list) or not all(isinstance(name, str) for name in facts[key]):
-            raise UserError(f"{path}: {key} = {facts.get(key)!r}, expected a list of names: {remedy}")
+            raise CheckpointError(f"{path}: {key} = {facts.get(key)!r}, expected a list of names: {remedy}")
     for key in ("name", "source_language", "teacher_checkpoint", "student_checkpoint"):
         if not isinstance(facts.get(key), str):
-            raise UserError(f"{path}: {key} = {facts.get(key)!r}, expected text: {remedy}")
+            raise CheckpointError(f"{path}: {key} = {facts.get(key)!r}, expected text: {remedy}")
     if len(facts["labels"]) < 2 or not isinstance(facts.get("synthetic"), bool):
-        raise UserError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
+        raise CheckpointError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
     return TaskRecord(
         name=facts["name"],
         labels=tuple(facts["labels"]),
@@ -149,7 +149,7 @@ def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
 def _refuse_differences(path: Path, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     changed = differences(recorded, facts)
     if changed:
-        raise UserError(
+        raise ConfigError(
             f"{path.parent} was made with other settings or data ({'; '.join(changed)}): choose another directory, "
             "or go back to the recorded settings and data"
         )

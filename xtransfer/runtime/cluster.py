@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtransfer.errors import UserError
+from xtransfer.errors import BusyError, ConfigError, Exit, MachineError
 
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _WORKERS_URL = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _PROBE_SECONDS = 0.5
+_STATUS_BY_SIGNAL: dict[int, Exit] = {
+    signal.SIGINT: Exit.INTERRUPTED,
+    signal.SIGTERM: Exit.PREEMPTED,
+    signal.SIGHUP: Exit.PREEMPTED,
+}
 
 
 @dataclass(frozen=True)
@@ -81,19 +86,19 @@ def parse_flags(args: argparse.Namespace) -> Flags:
     missing = [name for name, value in values.items() if value is None]
     for name, value in (("--start-timeout", args.start_timeout), ("--stall-timeout", args.stall_timeout)):
         if value is not None and not 0 <= value < float("inf"):
-            raise UserError(f"{name} is {value:g}: expected a number of seconds, 0 or more")
+            raise ConfigError(f"{name} is {value:g}: expected a number of seconds, 0 or more")
     timeouts = {"start_timeout": args.start_timeout, "stall_timeout": args.stall_timeout}
     if len(missing) == len(values):
         return Flags(**timeouts)
     if missing:
-        raise UserError(f"{', '.join(missing)} missing: --coordinator, --processes, and --process go together")
+        raise ConfigError(f"{', '.join(missing)} missing: --coordinator, --processes, and --process go together")
     host, _, port = args.coordinator.rpartition(":")
     if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise UserError(f"--coordinator {args.coordinator}: expected HOST:PORT with a port from 1 to 65535")
+        raise ConfigError(f"--coordinator {args.coordinator}: expected HOST:PORT with a port from 1 to 65535")
     if args.processes < 1:
-        raise UserError(f"--processes is {args.processes}: expected 1 or more")
+        raise ConfigError(f"--processes is {args.processes}: expected 1 or more")
     if not 0 <= args.process < args.processes:
-        raise UserError(
+        raise ConfigError(
             f"--process is {args.process}: expected 0 to {args.processes - 1} for {args.processes} processes"
         )
     return Flags(args.coordinator, args.processes, args.process, **timeouts)
@@ -141,7 +146,7 @@ def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int | None:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", environment[name]):
-        raise UserError(
+        raise MachineError(
             f"{name} is {environment[name]!r}, but SLURM sets a number: start with srun, unset the variable, or "
             "describe the processes with --coordinator, --processes, and --process"
         )
@@ -164,7 +169,7 @@ def check_port(flags: Flags) -> None:
             probe.bind(("", flags.port))
             probe.listen(1)
     except OSError as error:
-        raise UserError(
+        raise BusyError(
             f"--coordinator {flags.coordinator}: cannot listen on port {flags.port} here ({error.strerror}): "
             "stop the program that uses it, or give all processes another port"
         ) from error
@@ -179,7 +184,7 @@ def await_coordinator(flags: Flags) -> None:
                 return
         except OSError as error:
             if time.monotonic() >= end:
-                raise UserError(
+                raise MachineError(
                     f"nobody answers at {flags.coordinator} within {flags.start_timeout:g} s "
                     f"({error.strerror or error}): start process 0 with the same --coordinator, and open its port in "
                     "the firewall"
@@ -189,7 +194,7 @@ def await_coordinator(flags: Flags) -> None:
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """End this process on SIGINT or SIGTERM inside the block: no Python handler runs while JAX waits for the others."""
+    """End this process on Ctrl-C, SIGTERM, or SIGHUP inside the block: no Python handler runs while JAX waits."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
 
@@ -198,8 +203,9 @@ def exit_on_signals() -> Iterator[None]:
             number = receiver.recv(1)
             if not number:
                 return
-            if number[0] in (signal.SIGINT, signal.SIGTERM):
-                os._exit(128 + number[0])
+            status = _STATUS_BY_SIGNAL.get(number[0])
+            if status is not None:
+                os._exit(status)
 
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=listen, name="signals", daemon=True).start()

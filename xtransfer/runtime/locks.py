@@ -79,7 +79,7 @@ def _check_shared(directory: Path, mark: str) -> None:
         except OSError:
             pass
         if time.monotonic() >= end:
-            raise UserError(
+            raise MachineError(
                 f"{directory} is not the directory that process 0 writes to: the workdir must be on storage that all "
                 "processes share"
             )
@@ -152,14 +152,14 @@ def directory_lock(directory: Path, purpose: str = "run", *, wait: bool = False)
         directory.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{directory} cannot be written to: {error.strerror}; choose another directory") from error
+        raise MachineError(f"{directory} cannot be written to: {error.strerror}; choose another directory") from error
     with file:
         _acquire(file, path, wait)
         owner = _this_process()
         try:
             _write(path, owner, 0)
         except OSError as error:
-            raise UserError(
+            raise MachineError(
                 f"{path} cannot be written: {error.strerror}; free some space, or choose another disk"
             ) from error
         lease = _Lease(path, owner)

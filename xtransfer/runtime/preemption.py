@@ -11,9 +11,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from xtransfer.errors import Exit
 from xtransfer.runtime import processes
 
-EXIT_PREEMPTED = 143
 SAVING = "stopping as soon as the work is saved; run the same command again to resume"
 
 _STOP, _OUT = f"{processes.SIGNS}stop/", "out/"
@@ -63,7 +63,7 @@ def leave_if_stopped() -> None:
             return
         processes.publish(_OUT, "")
         if processes.read_all(_OUT) is not None:
-            processes.leave(EXIT_PREEMPTED)
+            processes.leave(Exit.PREEMPTED)
 
 
 def stop_requested() -> bool:
@@ -89,7 +89,7 @@ def _agree() -> None:
         polls, borders, saving_counts = zip(*map(json.loads, messages), strict=True)
         _work.stop_at, _work.out_at = max(polls) + 1, max(borders)
         if not any(saving_counts):  # nothing to save: stop at once
-            processes.leave(EXIT_PREEMPTED)
+            processes.leave(Exit.PREEMPTED)
         if processes.is_first():
             print(SAVING, file=sys.stderr, flush=True)
         leave_if_stopped()  # the lock keeps the work here out of other sections while others save

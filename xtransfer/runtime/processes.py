@@ -22,16 +22,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import ConfigError, Exit, MachineError, UserError, one_line, user_error
 from xtransfer.runtime import cluster
 from xtransfer.runtime.cluster import Flags
 
 HEARTBEAT_SECONDS = 20
 STALL_SECONDS = 1800.0
-EXIT_STALLED = 124
 SIGNS = "sign/"  # prefix of the messages that every watcher looks for
 
 _LOOK_SECONDS = 0.25
+_STOPPED_SECONDS = 2.0  # if the watcher sleeps for longer, the whole process was stopped
 _FINISH_SECONDS = 600
 _GRACE_SECONDS = 3.0  # time for the others to see a sign before process 0, which holds the store, ends
 # Process 0 stays for this long after all have said goodbye. If one is kept from its last instruction until the store is
@@ -116,7 +116,7 @@ def start(flags: Flags, on_signs: Callable[[set[str]], None]) -> None:
         return
     expected = on_first(count)
     if expected != count():
-        raise UserError(f"--processes is {count()}, but process 0 was started with {expected}: use the same for all")
+        raise ConfigError(f"--processes is {count()}, but process 0 was started with {expected}: use the same for all")
     _compare_devices()
 
 
@@ -151,7 +151,7 @@ def _join(flags: Flags) -> None:
             )
     except (RuntimeError, ValueError, OSError) as error:
         reason = one_line(error)
-        raise UserError(
+        raise MachineError(
             f"cannot join the processes of this cluster ({reason}): describe them with --coordinator, --processes, and "
             "--process"
         ) from error
@@ -173,7 +173,7 @@ def _abort_start(flags: Flags) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    os._exit(Exit.MACHINE)
 
 
 def _compare_devices() -> None:
@@ -190,7 +190,7 @@ def _compare_devices() -> None:
             for n, processes in processes_by_count.items():
                 more = ", …" if len(processes) > 4 else ""
                 listed.append(f"{n} in process {', '.join(processes[:4])}{more}")
-            raise UserError(
+            raise MachineError(
                 f"the processes have different numbers of devices ({'; '.join(listed)}): give each the same number, by "
                 "its devices, CUDA_VISIBLE_DEVICES, or XLA_FLAGS"
             )
@@ -212,7 +212,7 @@ def on_first(work: Callable[[], T]) -> T:
     through JSON, so tuples become lists.
 
     Raises:
-      UserError: raised by `work` in process 0, and then in all processes.
+      UserError: raised by `work` in process 0, and then in all processes, with the same exit status.
     """
     if _group.client is None:
         return work()
@@ -221,7 +221,7 @@ def on_first(work: Callable[[], T]) -> T:
         try:
             answer = json.dumps({"value": work()})
         except UserError as error:
-            _group.client.key_value_set(key, json.dumps({"error": str(error)}))
+            _group.client.key_value_set(key, json.dumps({"error": str(error), "status": error.exit_status}))
             raise
         _group.client.key_value_set(key, answer)
     else:
@@ -229,7 +229,7 @@ def on_first(work: Callable[[], T]) -> T:
     note_progress()
     decoded = json.loads(answer)
     if "error" in decoded:
-        raise UserError(decoded["error"])
+        raise user_error(decoded["status"], decoded["error"])
     return decoded["value"]
 
 
@@ -277,12 +277,17 @@ def read_all(key: str) -> list[str] | None:
 
 
 def _watch(stall_timeout: float) -> None:
+    before = time.monotonic()
     while not _group.done.wait(_LOOK_SECONDS):
+        waited = time.monotonic() - before
+        if waited > _STOPPED_SECONDS:  # a stopped process (Ctrl-Z) is not a stalled one: leave that time out
+            _group.last_progress += waited
         if _group.client is not None:
             with contextlib.suppress(RuntimeError):  # process 0 is gone, and JAX ends this process
                 _look_for_signs()
         if stall_timeout and time.monotonic() - _group.last_progress > stall_timeout:
             _stalled(stall_timeout)
+        before = time.monotonic()
 
 
 def _look_for_signs() -> None:
@@ -296,14 +301,14 @@ def _look_for_signs() -> None:
 def _stalled(seconds: float) -> None:
     print(f"{prefix()}error: no progress for {seconds:g} s; the stacks of its threads:", file=sys.stderr)
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    end("", EXIT_STALLED)
+    end("", Exit.STALLED)
 
 
 def _follow(by: int, message: str, status: int) -> None:
     """End this process because another one did."""
     if by == _group.index:
         return
-    if status == EXIT_STALLED:
+    if status == Exit.STALLED:
         _group.leaving.set()
         print(f"{prefix()}process {by} sees no progress; the stacks of the threads here:", file=sys.stderr)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

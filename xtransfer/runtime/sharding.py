@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import ConfigError, MachineError, one_line
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
@@ -48,7 +48,7 @@ def make_mesh(shape: Sequence[int] | None = None, devices: Sequence[jax.Device] 
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(shape or (0, 1, 1), len(devices))
     if math.prod(sizes) != len(devices):
-        raise UserError(
+        raise ConfigError(
             f"config keys mesh.data, mesh.fsdp, mesh.tensor: {'×'.join(map(str, sizes))} does not fit {len(devices)} "
             "devices: their product must equal that; mesh.data = 0 takes all remaining devices"
         )
@@ -142,9 +142,9 @@ def check_platform(requested: str) -> None:
         actual = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # AssertionError if JAX has no package for any of them
         reason = one_line(error) if str(error) else "no such backend"
-        raise UserError(f"JAX finds no device of a kind that JAX_PLATFORMS names: {reason}") from error
+        raise MachineError(f"JAX finds no device of a kind that JAX_PLATFORMS names: {reason}") from error
     if requested and actual != requested:
-        raise UserError(
+        raise MachineError(
             f"config key platform is {requested!r}, but JAX finds only {actual} devices: install JAX's package for "
             f"{requested} on a machine that has one, or leave platform empty"
         )

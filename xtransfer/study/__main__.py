@@ -7,9 +7,7 @@ is an experiment with a directory of its own, `DIR/VARIANT/NUMBER`, and the same
 printed, and written to `DIR/study.md` and `DIR/study.jsonl`.
 """
 
-import argparse
-
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import ConfigError, nearest
 from xtransfer.runtime import terminal
 from xtransfer.study.design import load
 from xtransfer.study.runner import run
@@ -18,7 +16,7 @@ from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 def main(argv: list[str]) -> None:
     """Parse the flags, run the missing repetitions, and compare the variants."""
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.study", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("study", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the study; see configs/studies/claim.py")
     parser.add_argument(
         "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the directory of all repetitions"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xtransfer.config import split_source
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 
 _NAME = re.compile(r"\w[\w .=,+-]{0,99}")  # becomes a directory
 
@@ -44,11 +44,11 @@ def load(source: str) -> Study:
         functions = runpy.run_path(path)
         study = functions["get_study"](arg) if "get_study" in functions else None
     except Exception as error:  # the file is the user's program, so any exception is about the file
-        raise UserError(f"{source}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{source}: {type(error).__name__}: {error}") from error
     if "get_study" not in functions:
-        raise UserError(f"{path} has no function get_study; pass a study such as configs/studies/claim.py")
+        raise ConfigError(f"{path} has no function get_study; pass a study such as configs/studies/claim.py")
     if not isinstance(study, Study):
-        raise UserError(f"{source}: get_study returned {type(study).__name__}, not a Study")
+        raise ConfigError(f"{source}: get_study returned {type(study).__name__}, not a Study")
     _check(source, study)
     return study
 
@@ -58,10 +58,12 @@ def _check(source: str, study: Study) -> None:
     for name in (*study.variants, *study.pretrained):
         is_taken = name == "pretrained" and name in study.variants  # the folder of the encoders
         if not _NAME.fullmatch(name) or is_taken or name.endswith(".work"):
-            raise UserError(f"{source}: {name!r} cannot be the name of a variant or an encoder; use letters and digits")
+            raise ConfigError(
+                f"{source}: {name!r} cannot be the name of a variant or an encoder; use letters and digits"
+            )
     for name, repetitions in study.variants.items():
         if not repetitions:
-            raise UserError(f"{source}: variant {name!r} has no repetition")
+            raise ConfigError(f"{source}: variant {name!r} has no repetition")
 
 
 def with_directories(flags: Flags, directories: Mapping[str, Path]) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 
 from xtransfer import config, experiment, storage
 from xtransfer.config import ExperimentConfig, PretrainConfig
-from xtransfer.errors import UserError
+from xtransfer.errors import UserError, user_error
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.pretrain.pretraining import pretrain
@@ -46,7 +46,7 @@ def run(
             terminal.log(f"pretraining {name}")
             pretrain(recipes[name], directories[name], from_earlier_step=from_earlier_step)
             jax.clear_caches()
-    failures: list[str] = []
+    failures: list[UserError] = []
     comparisons: list[comparison.Comparison] = []
     for name in names:
         for number, settings in enumerate(experiments[name]):
@@ -54,7 +54,7 @@ def run(
             try:
                 experiment.run(settings, root / name / str(number), from_earlier_step=from_earlier_step)
             except UserError as error:
-                failures.append(f"{name} {number}: {error}")
+                failures.append(user_error(error.exit_status, f"{name} {number}: {error}"))
                 terminal.log(f"error: {failures[-1]}")
             jax.clear_caches()  # the next experiment compiles functions of its own
         comparisons = _finished(experiments, root)
@@ -65,7 +65,7 @@ def run(
         for note in table.notes:
             terminal.log(note)
     if failures:
-        raise UserError(f"{len(failures)} repetitions failed; the first is {failures[0]}")
+        raise user_error(failures[0].exit_status, f"{len(failures)} repetitions failed; the first is {failures[0]}")
     return comparisons
 
 

@@ -141,7 +141,7 @@ class Checkpoints:
             # The manager lists the failed step too. On the disk a step gets its name when it is complete.
             complete = _named_steps(self.directory)
             intact = f"step {complete[-1]:,} is intact" if complete else "there is no earlier one"
-            raise UserError(
+            raise MachineError(
                 f"{self.directory}: no space left for a checkpoint; {intact}: free some space and run the same command "
                 "again to resume"
             ) from error

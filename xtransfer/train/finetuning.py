@@ -16,7 +16,7 @@ from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.task import Example, Task, data_set
 from xtransfer.distillation.objectives import Objective
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, DivergedError, UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import default_rows, predict
 from xtransfer.runtime import processes, terminal
@@ -93,7 +93,7 @@ class Finetuner:
     def check_weights(self) -> None:
         """Refuse to train from a checkpoint that is gone."""
         if not self.has_weights:
-            raise UserError(
+            raise CheckpointError(
                 f"{self.role}.checkpoint {self.settings.checkpoint} is gone, and training needs its weights: restore "
                 f"it, or set --config.{self.role}.checkpoint to where it is now"
             )
@@ -129,7 +129,7 @@ class Finetuner:
         )
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
-            raise UserError(
+            raise DivergedError(
                 f"{self.role}: the logits of {len(bad)} examples are not finite; the first is {dataset.ids[bad[0]]}: "
                 "training diverged, try a lower learning_rate"
             )

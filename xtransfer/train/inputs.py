@@ -13,7 +13,7 @@ from xtransfer.data.batches.batches import BatchPlan, Dataset, make_plan
 from xtransfer.data.task import Example
 from xtransfer.data.tokens.cache import TokenCache
 from xtransfer.data.tokens.tokenizer import Tokens, concatenate, load_tokenizer, tokenize
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
@@ -122,7 +122,7 @@ class ModelInputs:
 def checkpoint_of(role: str, settings: ModelConfig, *, only_config: bool = False) -> Path:
     """Return the directory of a role's checkpoint; with `only_config`, only its config.json needs to exist."""
     if not settings.checkpoint:
-        raise UserError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory, or a hub id")
+        raise ConfigError(f"config key {role}.checkpoint is empty: name a checkpoint, a directory, or a hub id")
     return hf_checkpoint.resolve(settings.checkpoint, only_config=only_config)
 
 
@@ -130,7 +130,7 @@ def check_length(role: str, settings: ModelConfig, architecture: EncoderConfig) 
     """Refuse a maximum length beyond the encoder's positions."""
     positions = architecture.max_positions - architecture.position_offset
     if settings.max_length > positions:
-        raise UserError(
+        raise ConfigError(
             f"{role}.max_length is {settings.max_length}, but {settings.checkpoint} has {positions} positions"
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.data.batches.prefetch import prefetch
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, DivergedError, Exit
 from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import place_batch, process_slice
 from xtransfer.train.checkpoints import Checkpoints
@@ -141,7 +141,7 @@ def fit(
                     checkpoints.save(state, score=None)
                 if stop:
                     checkpoints.wait()
-                    raise SystemExit(terminal.EXIT_PREEMPTED)
+                    raise SystemExit(Exit.PREEMPTED)
                 if due and gives_up:
                     reason = f"{plan.patience} evaluations without a better score"
                     terminal.log(f"{plan.title}: stopped at step {step:,}: {reason}")
@@ -254,7 +254,9 @@ def _means(window: list[Terms], step: int, directory: Path) -> dict[str, float]:
     for i, pairs in enumerate(terms):
         if not math.isfinite(float(pairs["loss"][0])):
             step_of_loss = step - len(terms) + i + 1
-            raise UserError(f"{directory}: the loss of step {step_of_loss} is not finite: try a lower learning_rate")
+            raise DivergedError(
+                f"{directory}: the loss of step {step_of_loss} is not finite: try a lower learning_rate"
+            )
     means = {"loss": 0.0}
     for name in terms[0]:
         total, count = (float(sum(pairs[name][i] for pairs in terms)) for i in (0, 1))
@@ -266,7 +268,9 @@ def _means(window: list[Terms], step: int, directory: Path) -> dict[str, float]:
 def _check_finite(params: Any, step: int, directory: Path) -> None:
     # The loss of a step belongs to the parameters before it, so it says nothing about the last update.
     if not bool(_all_finite(params)):
-        raise UserError(f"{directory}: step {step} led to parameters that are not finite: try a lower learning_rate")
+        raise DivergedError(
+            f"{directory}: step {step} led to parameters that are not finite: try a lower learning_rate"
+        )
 
 
 @jax.jit

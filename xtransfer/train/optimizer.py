@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.runtime.sharding import path_name
 
 SCHEDULES = ("linear", "cosine")
@@ -65,11 +65,11 @@ def _frozen_labels(params: Any, patterns: Sequence[str]) -> Any:
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
-            raise UserError(f"frozen pattern {pattern!r} matches no parameter; they are named like {names[0]}")
+            raise ConfigError(f"frozen pattern {pattern!r} matches no parameter; they are named like {names[0]}")
     frozen = {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
     if len(frozen) == len(names):
         shown = ", ".join(map(repr, patterns))
-        raise UserError(f"frozen patterns {shown} match every parameter, so nothing would be trained: keep one free")
+        raise ConfigError(f"frozen patterns {shown} match every parameter, so nothing would be trained: keep one free")
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "frozen" if path_name(path) in frozen else "trained", params
     )

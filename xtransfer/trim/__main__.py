@@ -14,7 +14,7 @@ import json
 
 from xtransfer import storage
 from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runs.find import SELECTIONS
@@ -28,9 +28,9 @@ def main(argv: list[str]) -> None:
     """Parse the flags, trim, and print the sizes."""
     args = _parser().parse_args(argv)
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output} already exists; choose a new directory")
+        raise ConfigError(f"{args.output} already exists; choose a new directory")
     if args.json is not None and args.json.exists():
-        raise UserError(f"{args.json} already exists; choose another file for --json")
+        raise ConfigError(f"{args.json} already exists; choose another file for --json")
     limits = Limits(args.min_count, args.keep_pieces)
     source = open_source(args.model, args.selection)
     report = trim(source, args.text, args.text_column, limits, args.check, args.output)
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m xtransfer.trim", description=__doc__.partition("\n")[0])
+    parser = terminal.parser("trim", __doc__)
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a finished run, a Hugging Face directory, or a hub id"
     )

@@ -13,7 +13,7 @@ from xtransfer.data.formats import lines, tables
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import Tokens, tokenize
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError, MachineError, UserError, user_error
 from xtransfer.trim.vocabulary import Usage, dead_end
 
 _PLAIN = ".txt"
@@ -66,14 +66,14 @@ def read(paths: Iterable[Path], column: str) -> Iterator[Line]:
     """
     for path in paths:
         if path.suffix.lower() not in ENDINGS:
-            raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
+            raise DataError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
         any_text = False
         for line in _plain(path) if path.suffix.lower() == _PLAIN else _table(path, column):
             if not blank.is_empty(line.text):
                 any_text = True
                 yield line
         if not any_text:
-            raise UserError(f"{path}: no rows with text")
+            raise DataError(f"{path}: no rows with text")
 
 
 def _plain(path: Path) -> Iterator[Line]:
@@ -82,9 +82,9 @@ def _plain(path: Path) -> Iterator[Line]:
             for number, text in lines.lines(file, str(path)):
                 yield _line(f"{path}:{number}", text.rstrip("\r\n"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise MachineError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _table(path: Path, column: str) -> Iterator[Line]:
@@ -176,7 +176,7 @@ def _tokenize(tokenizer: Any, chunk: Sequence[Line]) -> Tokens:
         return tokenize(tokenizer, [line.text for line in chunk], None, _WHOLE)
     except UserError as error:
         if len(chunk) == 1:
-            raise UserError(f"{chunk[0].place}: {tokenization.without_index(error)}") from error
+            raise user_error(error.exit_status, f"{chunk[0].place}: {tokenization.without_index(error)}") from error
     for line in chunk:
         _tokenize(tokenizer, [line])
     raise AssertionError("a chunk fails, but none of its texts does")

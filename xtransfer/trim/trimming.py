@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from xtransfer.data.tokens.tokenizer import load_tokenizer
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, DataError, MachineError, UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
@@ -155,14 +155,14 @@ def trim(
     state = read_state(source.tokenizer)  # before anything else uses the tokenizer and sets its truncation
     usage = text.count(source.tokenizer, state["model"], read(*texts))
     if {*np.flatnonzero(usage.counts).tolist()} <= {*source.tokenizer.all_special_ids}:
-        raise UserError(f"{source.name}: its vocabulary has no piece for any of the texts; give text that it can read")
+        raise DataError(f"{source.name}: its vocabulary has no piece for any of the texts; give text that it can read")
     kept, complete = select(state, usage, _always(source, state), limits)
     tokenizer_before, tokenizer = _trimmed_tokenizer(source, trimmed(state, kept))
     _check_ids(source, state, kept, tokenizer)
     agreement = text.compare(source.tokenizer, tokenizer, kept, read(*texts))
     agreement_on_check = None if check is None else text.compare(source.tokenizer, tokenizer, kept, read(check))
     if complete and agreement.first:
-        raise UserError(
+        raise CheckpointError(
             f"{agreement.first}: the tokenizer of {source.name} would split this text into other pieces: it cannot be "
             "trimmed"
         )
@@ -206,7 +206,7 @@ def _pad_id(source: Source) -> int:
     if pad_id is None:
         pad_id = source.architecture.pad_id
     if pad_id not in source.tokenizer.get_vocab().values():
-        raise UserError(
+        raise CheckpointError(
             f"{source.name}: pad_token_id is {pad_id} in its config.json, but its tokenizer has no such token"
         )
     return pad_id
@@ -220,7 +220,7 @@ def _trimmed_tokenizer(source: Source, state: Mapping[str, Any]) -> tuple[int, A
             save_as_loaded(source.tokenizer, Path(temporary))
             return (Path(temporary) / TOKENIZER).stat().st_size, _load_trimmed(source, state, Path(temporary))
     except OSError as error:
-        raise UserError(
+        raise MachineError(
             f"the tokenizer cannot be written to a temporary directory: {error.strerror or error}; free some space, or "
             "name another directory in TMPDIR"
         ) from error
@@ -233,7 +233,7 @@ def _load_trimmed(source: Source, state: Mapping[str, Any], directory: Path) -> 
         return load_tokenizer(directory)
     except UserError as error:
         reason = str(error).removeprefix(f"{directory}: ")
-        raise UserError(f"{source.name}: the trimmed tokenizer cannot be loaded: {reason}") from error
+        raise CheckpointError(f"{source.name}: the trimmed tokenizer cannot be loaded: {reason}") from error
 
 
 def _check_ids(source: Source, state: Mapping[str, Any], kept: Sequence[int], tokenizer: Any) -> None:
@@ -244,7 +244,7 @@ def _check_ids(source: Source, state: Mapping[str, Any], kept: Sequence[int], to
     different = sorted(piece for piece in expected.keys() | actual.keys() if expected.get(piece) != actual.get(piece))
     if different:
         piece = different[0]
-        raise UserError(
+        raise CheckpointError(
             f"{source.name}: token {piece!r} would get the id {actual.get(piece)} and not {expected.get(piece)}: "
             "its tokenizer cannot be trimmed"
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 
 State = Mapping[str, Any]  # a tokenizer as its tokenizer.json describes it, or the part `model` of it
 
@@ -68,17 +68,19 @@ def read_state(tokenizer: Any) -> dict[str, Any]:
     model = state["model"]
     kind = MODELS.get(str(model.get("type")))
     if kind is None:
-        raise UserError(f"{name}: a {model.get('type')} tokenizer cannot be trimmed: one of {', '.join(MODELS)}")
+        raise CheckpointError(f"{name}: a {model.get('type')} tokenizer cannot be trimmed: one of {', '.join(MODELS)}")
     unknown = [key for key in state if key not in _PARTS and state[key]]
     unknown += [f"model.{key}" for key in model if key not in (*kind.keys, *kind.only_empty) and model[key]]
     unknown += [f"model.{key}" for key in kind.only_empty if model.get(key)]
     if unknown:
         value = json.dumps(model.get(unknown[0].removeprefix("model."), state.get(unknown[0])))[:60]
-        raise UserError(f"{name}: {unknown[0]} is {value} in its tokenizer.json: such a tokenizer cannot be trimmed")
+        raise CheckpointError(
+            f"{name}: {unknown[0]} is {value} in its tokenizer.json: such a tokenizer cannot be trimmed"
+        )
     for processor in _flatten(state.get("post_processor"), "processors"):
         if processor["type"] not in _PROCESSORS:
             known = ", ".join(_PROCESSORS)
-            raise UserError(f"{name}: post_processor {processor['type']} cannot be trimmed: one of {known}")
+            raise CheckpointError(f"{name}: post_processor {processor['type']} cannot be trimmed: one of {known}")
     return state
 
 

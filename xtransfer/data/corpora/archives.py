@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import DataError, MachineError, UserError, one_line
 
 _MEMBERS = 100_000  # of an archive or folder, more than any corpus has
 _HEADERS = 64 << 20  # bytes of a tar that belong to no member: headers and padding
@@ -39,7 +39,7 @@ _BROKEN = (
 )
 
 
-class DamagedError(UserError):
+class DamagedError(DataError):
     """An archive that is truncated or corrupt."""
 
 
@@ -75,7 +75,7 @@ def open_members(
                 members = _tar(source, is_selected, limits, compressed=head.startswith(_GZIP))
             else:
                 hint = "; it looks like a web page" if is_web_page(source) else ""
-                raise UserError(f"{source}: neither a zip, tar, or tar.gz archive nor a folder{hint}")
+                raise DataError(f"{source}: neither a zip, tar, or tar.gz archive nor a folder{hint}")
     for name, stream in members:
         with io.BufferedReader(_Member(stream, name, limits), _BLOCK) as reader:
             yield name, reader
@@ -101,7 +101,7 @@ def open_member(
     with contextlib.closing(members):  # type: ignore[type-var]
         member = next(members, None)
         if member is None:
-            raise UserError(f"{source}: it has no {ending}; use the complete archive, or choose other languages")
+            raise DataError(f"{source}: it has no {ending}; use the complete archive, or choose other languages")
         try:
             yield member
         except UserError:
@@ -113,7 +113,7 @@ def open_member(
         _drain(member[1])
         second = next(members, None)
         if second is not None:
-            raise UserError(f"{source}: {member[0]} or {second[0]}? Leave only one {ending} in it")
+            raise DataError(f"{source}: {member[0]} or {second[0]}? Leave only one {ending} in it")
 
 
 def unpacked_name(filename: str) -> str:
@@ -139,7 +139,7 @@ def files_below(folder: Path, *, but: Path | None = None) -> list[str]:
         folders[:] = [name for name in folders if Path(directory, name).resolve() != skipped]
         names += (Path(directory, file).relative_to(folder).as_posix() for file in files)
         if len(names) > _MEMBERS:
-            raise UserError(f"{folder}: over {_MEMBERS:,} files: name the folder that holds the data and nothing else")
+            raise DataError(f"{folder}: over {_MEMBERS:,} files: name the folder that holds the data and nothing else")
     return sorted(names)
 
 
@@ -160,14 +160,14 @@ class _Limits:
         if selected:
             self.check_member(name, size)
         if self.declared > self.total:
-            raise UserError(f"{self.source}: {name}: over {self.total:,} bytes in total so far: refused")
+            raise DataError(f"{self.source}: {name}: over {self.total:,} bytes in total so far: refused")
         if self.members > _MEMBERS:
-            raise UserError(f"{self.source}: {name}: over {_MEMBERS:,} members so far: refused")
+            raise DataError(f"{self.source}: {name}: over {_MEMBERS:,} members so far: refused")
 
     def check_member(self, name: str, size: int) -> None:
         """Refuse a member of more bytes than allowed."""
         if size > self.member:
-            raise UserError(f"{self.source}: {name}: over {self.member:,} bytes: refused")
+            raise DataError(f"{self.source}: {name}: over {self.member:,} bytes: refused")
 
 
 class _Member(io.RawIOBase):
@@ -198,7 +198,7 @@ class _Flow:
         data: bytes = self._stream.read(min(size, _BLOCK))
         self._count += len(data)
         if self._count > self._limits.total + _HEADERS:
-            raise UserError(f"{self._limits.source}: over {self._limits.total:,} bytes when unpacked: refused")
+            raise DataError(f"{self._limits.source}: over {self._limits.total:,} bytes when unpacked: refused")
         self.tail = (self.tail + data)[-tarfile.BLOCKSIZE :]
         return data
 
@@ -209,9 +209,9 @@ def _folder(source: Path, is_selected: Callable[[str], bool], limits: _Limits) -
         with _naming_the_archive(source, name):
             path = (source / name).resolve()
             if not path.is_relative_to(root):
-                raise UserError(f"{source}: {name} is a link that leads out of the folder: refused")
+                raise DataError(f"{source}: {name} is a link that leads out of the folder: refused")
             if not path.is_file():
-                raise UserError(f"{source}: {name} is not a plain file: refused")
+                raise DataError(f"{source}: {name} is not a plain file: refused")
             limits.declare(name, path.stat().st_size, selected=True)
             file = path.open("rb")
         with file:
@@ -226,7 +226,7 @@ def _zip(source: Path, is_selected: Callable[[str], bool], limits: _Limits) -> I
             name = _checked_name(source, member.filename)
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 unless the zip was made on Unix
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{source}: {name} is a link or device: refused")
+                raise DataError(f"{source}: {name} is a link or device: refused")
             selected = not member.is_dir() and is_selected(name)
             limits.declare(name, member.file_size, selected=selected)
             if selected:
@@ -252,7 +252,7 @@ def _tar(
             archive.members = []  # otherwise tarfile keeps them all
             name = _checked_name(source, member.name)
             if not (member.isdir() or member.isreg()) or member.issparse():
-                raise UserError(f"{source}: {name} is a link, device, or sparse file: refused")
+                raise DataError(f"{source}: {name} is a link, device, or sparse file: refused")
             selected = member.isreg() and is_selected(name)
             limits.declare(name, member.size, selected=selected)
             if selected:
@@ -268,7 +268,7 @@ def _checked_name(source: Path, name: str) -> str:
     """Return the name as a relative posix path; refuse one that leads out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{source}: {name!r} leads out of the archive: refused")
+        raise DataError(f"{source}: {name!r} leads out of the archive: refused")
     return path.as_posix()
 
 
@@ -281,10 +281,10 @@ def _naming_the_archive(source: Path, name: str = "") -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file or folder") from None
+        raise DataError(f"{where}: no such file or folder") from None
     except _BROKEN as error:
         if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"{where}: cannot be read: {error.strerror}") from None
+            raise MachineError(f"{where}: cannot be read: {error.strerror}") from None
         reason = one_line(error, limit=1000)
         raise DamagedError(f"{where}: the archive is truncated or corrupt ({reason}): download it again") from None
 
@@ -306,4 +306,4 @@ def _drain(stream: BinaryIO) -> None:
 
 
 def _raise(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+    raise MachineError(f"{error.filename}: cannot be read: {error.strerror}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Sources:
           UserError: the user's data have no such file.
         """
         if filename not in self.paths:
-            raise UserError(f"{filename} is missing; set task.data_dir to a folder with {filename} or its contents")
+            raise DataError(f"{filename} is missing; set task.data_dir to a folder with {filename} or its contents")
         return self.paths[filename]
 
 

@@ -14,7 +14,7 @@ import requests
 from xtransfer import storage
 from xtransfer.data.corpora.archives import is_web_page, unpacked_name
 from xtransfer.data.corpora.corpus import Download
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import DataError, MachineError, one_line
 from xtransfer.runtime import terminal
 
 _CHUNK = _MIB = 1 << 20
@@ -72,9 +72,9 @@ def fetch(download: Download, directory: Path) -> Path:
             with storage.AtomicFile(path, unique=True) as file:
                 actual = _fetch(download, file)
                 if not expected and unpacked_name(path.name) != path.name and is_web_page(file.temporary):
-                    raise UserError(f"{download.url}: a web page and not an archive: refused; {_by_hand(download)}")
+                    raise DataError(f"{download.url}: a web page and not an archive: refused; {_by_hand(download)}")
                 if expected and actual != expected:
-                    raise UserError(
+                    raise DataError(
                         f"{download.url}: its sha256 is {actual}, expected {expected}: refused; {_by_hand(download)}"
                     )
                 file.commit()
@@ -98,12 +98,12 @@ def _fetch(download: Download, file: storage.AtomicFile) -> str:
         except (_TryAgain, *_TRANSIENT) as error:
             reason = _reason(error)
         except requests.RequestException as error:
-            raise UserError(f"{download.url}: {_reason(error)}; {_by_hand(download)}") from None
+            raise MachineError(f"{download.url}: {_reason(error)}; {_by_hand(download)}") from None
         if wait is None:
             break
         _log.warning("%s: %s; trying again in %.0f s", download.url, reason, wait)
         time.sleep(wait)
-    raise UserError(f"{download.url}: {reason} (attempt {len(_WAITS) + 1}); {_by_hand(download)}")
+    raise MachineError(f"{download.url}: {reason} (attempt {len(_WAITS) + 1}); {_by_hand(download)}")
 
 
 def _attempt(download: Download, file: storage.AtomicFile) -> str:
@@ -113,7 +113,7 @@ def _attempt(download: Download, file: storage.AtomicFile) -> str:
         if response.status_code in _BUSY:
             raise _TryAgain(f"HTTP {response.status_code} {response.reason}")
         if response.status_code != 200:
-            raise UserError(f"{download.url}: HTTP {response.status_code} {response.reason}; {_by_hand(download)}")
+            raise MachineError(f"{download.url}: HTTP {response.status_code} {response.reason}; {_by_hand(download)}")
         announced = _announced(response)
         limit = download.size or _UNKNOWN_SIZE
         total = math.ceil((download.size or announced or limit) / _MIB)
@@ -121,7 +121,7 @@ def _attempt(download: Download, file: storage.AtomicFile) -> str:
             for chunk in response.iter_content(_CHUNK):
                 size += len(chunk)
                 if size > limit:
-                    raise UserError(f"{download.url}: over {limit:,} bytes: refused; {_by_hand(download)}")
+                    raise DataError(f"{download.url}: over {limit:,} bytes: refused; {_by_hand(download)}")
                 digest.update(chunk)
                 file.write(chunk)
                 progress.advance(len(chunk) / _MIB)
@@ -157,4 +157,4 @@ def _writable(path: Path) -> Iterator[None]:
     except requests.RequestException:
         raise
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise MachineError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ from xtransfer.data.corpora import archives, downloads
 from xtransfer.data.corpora.corpus import Corpus, Download, Sources
 from xtransfer.data.corpora.tfds_prepare import find_or_write, quiet, write
 from xtransfer.data.task import UNLABELLED, Example, Task, check_request, example_id, target_languages
-from xtransfer.errors import MissingSplitError, UserError, one_line
+from xtransfer.errors import ConfigError, DataError, MissingSplitError, UserError, one_line, user_error
 from xtransfer.runtime import terminal
 
 _Result = TypeVar("_Result")
@@ -35,7 +35,9 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
     for language in (config.source_language, *config.target_languages):
         release = dict(corpus.elsewhere).get(language)
         if release is not None:
-            raise UserError(f"{corpus.name} has no {language!r}, which only {release} has: read that as your own files")
+            raise ConfigError(
+                f"{corpus.name} has no {language!r}, which only {release} has: read that as your own files"
+            )
     _check_source(corpus, config)
     targets = target_languages(config, corpus.languages)
     languages = PreparedLanguages(corpus, config)
@@ -89,7 +91,9 @@ def _check_source(corpus: Corpus, config: TaskConfig) -> None:
     usable = list(dict.fromkeys([corpus.source_language, *with_train]))
     suggested = next((language for language in usable if language.startswith(requested)), corpus.source_language)
     shown = ", ".join(usable[:_SHOWN]) + (f" and {len(usable) - _SHOWN} more" if len(usable) > _SHOWN else "")
-    raise UserError(f"task.source_language {requested!r}: set it to {suggested!r}; {corpus.name} has train in {shown}")
+    raise ConfigError(
+        f"task.source_language {requested!r}: set it to {suggested!r}; {corpus.name} has train in {shown}"
+    )
 
 
 class PreparedLanguages:
@@ -226,7 +230,7 @@ def find_sources(corpus: Corpus, config: TaskConfig, language: str) -> Sources:
         try:
             fetched = downloads.fetch(download, folder)
         except UserError as error:
-            raise UserError(f"{error}. {corpus.notes}" if corpus.notes else str(error)) from error
+            raise user_error(error.exit_status, f"{error}. {corpus.notes}" if corpus.notes else str(error)) from error
         paths[download.filename] = fetched if _is_archive(download.filename) else folder
     return Sources(paths)
 
@@ -236,12 +240,12 @@ def _user_paths(data_dir: Path, needed: Sequence[Download]) -> dict[str, Path]:
     if data_dir.is_dir():
         return {download.filename: _user_path(data_dir, download.filename) for download in needed}
     if not data_dir.is_file():
-        raise UserError(f"task.data_dir {data_dir}: no such file or folder")
+        raise ConfigError(f"task.data_dir {data_dir}: no such file or folder")
     names = [download.filename for download in needed]
     if data_dir.name in names:
         return {data_dir.name: data_dir}
     if len(names) > 1 and any(map(_is_archive, names)):  # this one archive may hold all files that are not archives
-        raise UserError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents")
+        raise ConfigError(f"task.data_dir {data_dir}: expected a folder with {', '.join(names)} or their contents")
     return dict.fromkeys(names, data_dir)
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Sources
 from xtransfer.data.formats import lines, tables
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 _LANGUAGES = """
 af-ZA am-ET ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL hi-IN hu-HU hy-AM
@@ -62,10 +62,10 @@ def parse(stream: BinaryIO, name: str, locale: str, split: str, label: str) -> I
         where = f"{name}:{line}"
         partition = tables.string_of(values, "partition", where)
         if partition not in SPLITS:
-            raise UserError(f"{where}: partition {partition!r} is not one of {', '.join(SPLITS)}")
+            raise DataError(f"{where}: partition {partition!r} is not one of {', '.join(SPLITS)}")
         actual = tables.string_of(values, "locale", where)
         if actual != locale:
-            raise UserError(f"{where}: locale {actual!r} in the file of {locale}")
+            raise DataError(f"{where}: locale {actual!r} in the file of {locale}")
         id_, class_name = (tables.string_of(values, key, where) for key in ("id", label))
         text = tables.text_of(values, "utt", where)
         if partition == split:

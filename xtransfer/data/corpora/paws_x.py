@@ -10,7 +10,7 @@ from typing import BinaryIO
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.formats import lines, tables
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 LANGUAGES = ("en", "de", "es", "fr", "ja", "ko", "zh")
 LABELS = ("different", "paraphrase")  # 0 and 1 in the files
@@ -46,7 +46,7 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow | Skipped]:
         if _PLACEHOLDER in (first.strip(), second.strip()):
             yield Skipped(where, _UNTRANSLATED)
         elif label not in _NAMES:
-            raise UserError(f"{where}: label {label!r} is not 0 or 1; download the file again")
+            raise DataError(f"{where}: label {label!r} is not 0 or 1; download the file again")
         else:
             yield CorpusRow(id=number, text=first, text_pair=second, label=_NAMES[label], where=where)
 

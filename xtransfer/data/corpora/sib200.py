@@ -11,7 +11,7 @@ from typing import BinaryIO
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Sources
 from xtransfer.data.formats import lines
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 _LANGUAGES = """
 ace_Arab ace_Latn acm_Arab acq_Arab aeb_Arab afr_Latn ajp_Arab aka_Latn als_Latn amh_Ethi apc_Arab arb_Arab
@@ -63,13 +63,13 @@ def parse(stream: BinaryIO, name: str) -> Iterator[CorpusRow]:
         try:
             cells = next(csv.reader([text.removesuffix("\n").removesuffix("\r")], delimiter="\t", strict=True), [])
         except csv.Error as error:
-            raise UserError(f"{where}: malformed TSV: {error}; download the file again") from None
+            raise DataError(f"{where}: malformed TSV: {error}; download the file again") from None
         if header is None:
             header = cells
             if tuple(header) != COLUMNS:
-                raise UserError(f"{where}: the columns are {', '.join(header)}, expected {', '.join(COLUMNS)}")
+                raise DataError(f"{where}: the columns are {', '.join(header)}, expected {', '.join(COLUMNS)}")
         elif len(cells) != len(COLUMNS):
-            raise UserError(f"{where}: {len(cells)} columns, expected {len(COLUMNS)}")
+            raise DataError(f"{where}: {len(cells)} columns, expected {len(COLUMNS)}")
         else:
             yield CorpusRow(id=cells[0], text=cells[2], text_pair=None, label=cells[1], where=where)
 

@@ -19,7 +19,7 @@ from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Skipped, Sources
 from xtransfer.data.corpora.tfds_prepare import quiet
 from xtransfer.data.task import UNLABELLED, label_index
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError, UserError
 from xtransfer.runtime import terminal
 
 _EMPTY = "without text"
@@ -95,7 +95,7 @@ class XtransferCorpus(tfds.core.GeneratorBasedBuilder):
             yield count, {"id": row.id, "text": row.text, "text_pair": row.text_pair or "", "label": label}
             count += 1
         if not count:
-            raise UserError(f"{self._corpus.name}: no rows of {split} in {self._language}")
+            raise DataError(f"{self._corpus.name}: no rows of {split} in {self._language}")
         self._metadata[split] = {
             "digest": digest.hexdigest(),
             "skipped": [[reason, skipped[reason], first[reason]] for reason in skipped],
@@ -151,10 +151,10 @@ def _checked(
             yield row
             continue
         if row.id in ids:
-            raise UserError(f"{row.where}: id {row.id!r} occurs twice in {split} of {language}")
+            raise DataError(f"{row.where}: id {row.id!r} occurs twice in {split} of {language}")
         ids.add(row.id)
         if row.id.splitlines() != [row.id]:
-            raise UserError(f"{row.where}: id {row.id!r} is not one line of text; remove the line separators")
+            raise DataError(f"{row.where}: id {row.id!r} is not one line of text; remove the line separators")
         if (row.text_pair is not None) != corpus.has_pairs:
             raise ValueError(f"{corpus.name}: {row.where}: has_pairs is {corpus.has_pairs}, the row says otherwise")
         texts = [row.text] if row.text_pair is None else [row.text, row.text_pair]
@@ -162,12 +162,12 @@ def _checked(
             _check_encodable(text, row.where)
         if any(map(blank.is_empty, texts)):
             if empty_text != "skip":
-                raise UserError(f"{row.where}: a text is empty; fill it in, or set task.empty_text to 'skip'")
+                raise DataError(f"{row.where}: a text is empty; fill it in, or set task.empty_text to 'skip'")
             yield Skipped(row.where, _EMPTY)
         elif split == UNLABELLED:
             yield CorpusRow(row.id, row.text, row.text_pair, None, row.where)
         elif row.label is None:
-            raise UserError(f"{row.where}: the row has no label")
+            raise DataError(f"{row.where}: the row has no label")
         else:
             label_index(row.label, corpus.labels, row.where)
             yield row
@@ -177,4 +177,4 @@ def _check_encodable(text: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: half of a surrogate pair (\\ud800..\\udfff) in {text[:40]!a}") from None
+        raise DataError(f"{where}: half of a surrogate pair (\\ud800..\\udfff) in {text[:40]!a}") from None

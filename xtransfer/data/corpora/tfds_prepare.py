@@ -90,7 +90,7 @@ def _writable(root: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any failure of the file system
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{root} cannot be written: {reason}") from error
+        raise MachineError(f"{root} cannot be written: {reason}") from error
 
 
 @contextmanager

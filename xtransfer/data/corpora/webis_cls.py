@@ -15,7 +15,7 @@ from xml.parsers import expat
 from xtransfer.data import blank
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 DOMAINS = ("books", "dvd", "music")
 LABELS = ("negative", "positive")
@@ -72,7 +72,7 @@ def parse(stream: BinaryIO, member: str, *, labelled: bool, chunk: int = _CHUNK)
             yield CorpusRow(id=str(items), text=text, text_pair=None, label=label, where=where)
         items += 1
     if malformed > max(_FEW, _FEW_SHARE * items):
-        raise UserError(f"{member}: {malformed} of {items} items are malformed; download the file again")
+        raise DataError(f"{member}: {malformed} of {items} items are malformed; download the file again")
 
 
 class _MalformedError(ValueError):
@@ -146,7 +146,7 @@ class _Window:
     def _read(self) -> bool:
         rest = self._data[self._start :]
         if len(rest) > _ITEM_LIMIT:
-            raise UserError(f"{self._member}:{self.line}: an item of more than {_ITEM_LIMIT >> 20} MiB")
+            raise DataError(f"{self._member}:{self.line}: an item of more than {_ITEM_LIMIT >> 20} MiB")
         more = self._stream.read(self._chunk)
         self._data, self._start = rest + more, 0
         return bool(more)
@@ -160,7 +160,7 @@ def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, by
     window = _Window(stream, member, chunk)
     mark = window.next_mark()
     if mark is None:
-        raise UserError(f"{member}: it has no <item>; expected <items> of reviews")
+        raise DataError(f"{member}: it has no <item>; expected <items> of reviews")
     _check_prologue(window.take(mark[1]), member)
     mark = window.next_mark()
     while mark is not None:
@@ -172,20 +172,20 @@ def _pieces(stream: BinaryIO, member: str, chunk: int) -> Iterator[tuple[int, by
             line = window.line
             window.take(len(tag))
             if any(part.strip() for part in window.rest()):
-                raise UserError(f"{member}:{line}: there is text after </items>")
+                raise DataError(f"{member}:{line}: there is text after </items>")
             return
         mark = window.next_mark(len(tag) if tag == b"<item" else 0)
-    raise UserError(f"{member}:{window.line}: truncated: </items> is missing; download the file again")
+    raise DataError(f"{member}:{window.line}: truncated: </items> is missing; download the file again")
 
 
 def _check_prologue(prologue: bytes, member: str) -> None:
     encoding = _ENCODING.search(prologue)
     if b"<!DOCTYPE" in prologue:
-        raise UserError(f"{member}: a document type declaration is not allowed, because it may define entities")
+        raise DataError(f"{member}: a document type declaration is not allowed, because it may define entities")
     if encoding and encoding[1].lower() not in (b"utf-8", b"utf8", b"us-ascii"):
-        raise UserError(f"{member}: its encoding is {encoding[1].decode('latin-1')!r}, expected 'utf-8'")
+        raise DataError(f"{member}: its encoding is {encoding[1].decode('latin-1')!r}, expected 'utf-8'")
     if not _PROLOGUE.fullmatch(prologue):
-        raise UserError(f"{member}: expected <items> before the first <item>")
+        raise DataError(f"{member}: expected <items> before the first <item>")
 
 
 def _rows(domain: str, sources: Sources, language: str, split: str) -> Iterator[CorpusRow | Skipped]:

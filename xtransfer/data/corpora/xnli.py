@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from xtransfer.data.corpora import archives
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
 from xtransfer.data.formats import lines, tables
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 LABELS = ("entailment", "neutral", "contradiction")
@@ -57,7 +57,7 @@ def parse_xnli(stream: BinaryIO, member: str, language: str) -> Iterator[CorpusR
         if row_language == language:
             yield _row(values, str(tables.value_of(values, "pairID", where)), where)
         elif row_language not in LANGUAGES:
-            raise UserError(f"{where}: language {row_language!r} is not one of {', '.join(LANGUAGES)}")
+            raise DataError(f"{where}: language {row_language!r} is not one of {', '.join(LANGUAGES)}")
 
 
 def parse_multinli(stream: BinaryIO, member: str) -> Iterator[CorpusRow | Skipped]:
@@ -118,10 +118,10 @@ def _member(source: Path, endings: Sequence[str]) -> str:
     for ending in endings:
         matches = [name for name in names if name.rpartition("/")[2] == ending]
         if len(matches) > 1:
-            raise UserError(f"{source}: it has {matches[0]} and {matches[1]}; leave only one of them in it")
+            raise DataError(f"{source}: it has {matches[0]} and {matches[1]}; leave only one of them in it")
         if matches:
             return matches[0]
-    raise UserError(
+    raise DataError(
         f"{source}: it has no {' or '.join(endings)}; download it again, or set task.data_dir to its folder"
     )
 

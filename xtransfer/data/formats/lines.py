@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 Lines = Iterable[tuple[int, str]]  # line numbers from 1, and lines with their ending
 Row = tuple[int, dict[str, Any]]  # the line it starts on, and values by column name
@@ -38,13 +38,13 @@ def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
         number += 1
         where = f"{name}:{number}"
         if len(data) > _MAX_LINE:
-            raise UserError(f"{where}: a line of over {_MAX_LINE >> 20} MiB; is this a text file?")
+            raise DataError(f"{where}: a line of over {_MAX_LINE >> 20} MiB; is this a text file?")
         if number == 1:
             data = data.removeprefix(_BOM)
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+            raise DataError(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
         if text:
             yield number, text
 
@@ -92,7 +92,7 @@ def _read_csv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iter
         for number, line in numbered:
             size += len(line)
             if size > _MAX_LINE:
-                raise UserError(f"{path}:{start}: a row of over {_MAX_LINE >> 20} MiB; is a quote not closed?")
+                raise DataError(f"{path}:{start}: a row of over {_MAX_LINE >> 20} MiB; is a quote not closed?")
             # An unquoted lone "\r" ends a row too, but not a line.
             following = number
             *first, last = io.StringIO(line, newline="") if "\r" in line else (line,)
@@ -108,7 +108,7 @@ def _read_csv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iter
                 yield start, row
                 start, size = following, 0
         except csv.Error as error:
-            raise UserError(f"{path}:{start}: malformed CSV: {error}") from None
+            raise DataError(f"{path}:{start}: malformed CSV: {error}") from None
 
     return _with_header(cells(), path, ".csv", delimiter)
 
@@ -123,10 +123,10 @@ def _with_header(
             _check_header(header, f"{path}:{line}", ending, delimiter)
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
-                raise UserError(f"{path}:{line}: column {repeated[0]!r} occurs twice in the header")
+                raise DataError(f"{path}:{line}: column {repeated[0]!r} occurs twice in the header")
         elif len(cells) != len(header):
             plural = "" if len(cells) == 1 else "s"
-            raise UserError(f"{path}:{line}: {len(cells)} column{plural}, expected {len(header)}")
+            raise DataError(f"{path}:{line}: {len(cells)} column{plural}, expected {len(header)}")
         else:
             yield line, dict(zip(header, cells, strict=True))
 
@@ -137,13 +137,13 @@ def _check_header(header: list[str], where: str, ending: str, delimiter: str | N
     other = next((name for name, character in DELIMITERS.items() if character in "".join(header)), None)
     if len(header) == 1 and other is not None:
         setting = f", or set task.delimiter to {other!r}" if delimiter is not None else ""
-        raise UserError(
+        raise DataError(
             f"{where}: the columns are separated by {DELIMITERS[other]!r} ({other}), not by {DELIMITERS[used]!r}: save "
             f"the file with {DELIMITERS[used]!r}{setting}"
         )
     if ending == ".tsv" and header and all(len(name) > 2 and name[0] == name[-1] == '"' for name in header):
         setting = f" and set task.delimiter to {used!r}" if delimiter is not None else " with commas"
-        raise UserError(
+        raise DataError(
             f"{where}: the columns are in quotes, which are ordinary characters in a {ending} file: save it without "
             f"quotes, or as .csv{setting}"
         )
@@ -155,11 +155,11 @@ def _read_jsonl(numbered: Lines, path: Path, delimiter: str | None = None) -> It
         try:
             values = storage.read_json(content.removesuffix("\n"))
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
+            raise DataError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
         except ValueError as error:
-            raise UserError(f"{where}: malformed JSON: {error}") from None
+            raise DataError(f"{where}: malformed JSON: {error}") from None
         if not isinstance(values, dict):
-            raise UserError(f"{where}: expected a JSON object, got {kind_of(values)}")
+            raise DataError(f"{where}: expected a JSON object, got {kind_of(values)}")
         yield line, values
 
 

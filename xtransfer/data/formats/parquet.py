@@ -11,7 +11,7 @@ from pyarrow import types
 
 from xtransfer.data import names
 from xtransfer.data.formats.lines import Row
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import DataError, MachineError, one_line
 
 _BUFFER = 1 << 20  # bytes of each column to read ahead
 _BATCH_BYTES = 16 << 20  # bytes of text, roughly
@@ -58,7 +58,7 @@ def rows(path: Path, requested: Collection[str]) -> Iterator[Row]:
                 number += 1
                 yield number, dict(zip(columns, cells, strict=True))
         if number != file.metadata.num_rows:
-            raise UserError(f"{path}: has {number} rows, but its metadata say {file.metadata.num_rows}: it is damaged")
+            raise DataError(f"{path}: has {number} rows, but its metadata say {file.metadata.num_rows}: it is damaged")
 
 
 @contextmanager
@@ -67,12 +67,12 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         path.open("rb").close()  # its errors say more than Arrow's
         file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file") from None
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None)
         if reason:
-            raise UserError(f"{path}: cannot be read: {reason}") from None
-        raise UserError(f"{path}: damaged, or not a Parquet file: {one_line(error)}") from None
+            raise MachineError(f"{path}: cannot be read: {reason}") from None
+        raise DataError(f"{path}: damaged, or not a Parquet file: {one_line(error)}") from None
     with file:
         yield file
 
@@ -82,7 +82,7 @@ def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.Reco
         # An empty batch is not the end.
         return next((batch for batch in batches if batch.num_rows), None)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged after row {number}: {one_line(error)}") from None
+        raise DataError(f"{path}: damaged after row {number}: {one_line(error)}") from None
 
 
 def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[str]:
@@ -90,13 +90,13 @@ def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[
     for name in requested:
         if name not in schema.names:
             shown = ", ".join(map(repr, schema.names))
-            raise UserError(f"{path}: no column {name!r} among {shown}{names.similar(name, schema.names)}")
+            raise DataError(f"{path}: no column {name!r} among {shown}{names.similar(name, schema.names)}")
         if schema.names.count(name) > 1:
-            raise UserError(f"{path}: column {name!r} occurs twice")
+            raise DataError(f"{path}: column {name!r} occurs twice")
         names.check_columns(schema.names, (name,), str(path))
         type_ = schema.field(name).type
         if not _is_readable(type_):
-            raise UserError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
+            raise DataError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
     return [name for name in schema.names if name in requested]
 
 
@@ -139,5 +139,5 @@ def _values(column: pa.Array, name: str, path: Path, before: int) -> list[Any]:
                 cell.as_py()
             except UnicodeDecodeError as error:
                 byte = f"byte 0x{error.object[error.start]:02x}"
-                raise UserError(f"{path}:{i}: column {name!r}: {byte} is not UTF-8") from None
+                raise DataError(f"{path}:{i}: column {name!r}: {byte} is not UTF-8") from None
         raise

@@ -10,7 +10,7 @@ from typing import Any
 from xtransfer.data import blank, names
 from xtransfer.data.formats import lines, parquet
 from xtransfer.data.formats.lines import READERS, Row, kind_of
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError, MachineError
 
 _PARQUET = ".parquet"
 ENDINGS = (*READERS, _PARQUET)
@@ -126,16 +126,16 @@ def read_records(
         lines_by_id.setdefault(key, line)
         if first is not None:  # in CSV perhaps on the same line
             scope = f" of {record.language!r}" if columns.language else ""
-            raise UserError(f"{where}: id {record.id!r}{scope} already occurs in {_unit(path)} {first}")
+            raise DataError(f"{where}: id {record.id!r}{scope} already occurs in {_unit(path)} {first}")
         column = _empty_column(record, columns)
         if column is None:
             records.append(record)
         elif empty_text == "skip":
             skipped += 1
         else:
-            raise UserError(f"{where}: column {column!r} is empty; fill it in, or set task.empty_text to 'skip'")
+            raise DataError(f"{where}: column {column!r} is empty; fill it in, or set task.empty_text to 'skip'")
     if not records:
-        raise UserError(f"{path}: no rows with text")
+        raise DataError(f"{path}: no rows with text")
     return records, skipped
 
 
@@ -167,10 +167,10 @@ def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
       UserError: there is no row.
     """
     if not path.is_file() and path.exists():
-        raise UserError(f"{path}: not a file")
+        raise DataError(f"{path}: not a file")
     available = column_names(path)
     if not available:
-        raise UserError(f"{path}: no rows with text")
+        raise DataError(f"{path}: no rows with text")
     columns, undeclared = {"pair": pair, "id": id_}, []
     if id_ is None and path.suffix.lower() == _PARQUET:
         type_ = parquet.unreadable(path).get(_OPTIONAL["id"])
@@ -196,7 +196,7 @@ def read_texts(source: TextTable) -> Iterator[Text]:
         where = f"{source.path}:{line}"
         for name in source.undeclared:
             if name in values:
-                raise UserError(f"{where}: column {name!r} is not in the first row; add it to all rows, or to none")
+                raise DataError(f"{where}: column {name!r} is not in the first row; add it to all rows, or to none")
         row = Text(
             line=line,
             id=_id(values, columns.id, where) if columns.id else number,
@@ -205,7 +205,7 @@ def read_texts(source: TextTable) -> Iterator[Text]:
         )
         column = _empty_column(row, columns)
         if column is not None and not source.skip_empty:
-            raise UserError(f"{where}: column {column!r} is empty; fill it in, or pass --empty-text skip")
+            raise DataError(f"{where}: column {column!r} is empty; fill it in, or pass --empty-text skip")
         yield row
 
 
@@ -219,9 +219,9 @@ def _empty_column(row: Record | Text, columns: Columns) -> str | None:
 def _id(values: dict[str, Any], column: str, where: str) -> Any:
     value = value_of(values, column, where)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or a number")
+        raise DataError(f"{where}: column {column!r} is {kind_of(value)}, expected text or a number")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: column {column!r} is {value}, expected text or a number")
+        raise DataError(f"{where}: column {column!r} is {value}, expected text or a number")
     return value
 
 
@@ -241,7 +241,7 @@ def read_rows(path: Path, requested: Collection[str] | None = None, delimiter: s
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        raise UserError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
+        raise DataError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
     if ending == _PARQUET:
         yield from parquet.rows(path, parquet.column_names(path) if requested is None else requested)
         return
@@ -255,9 +255,9 @@ def read_rows(path: Path, requested: Collection[str] | None = None, delimiter: s
                     checked = columns
                 yield line, values
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise MachineError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _unit(path: Path) -> str:
@@ -268,13 +268,13 @@ def value_of(values: dict[str, Any], column: str, where: str) -> Any:
     """Return a column's value in the row at `where`; UserError without that column, or with half a surrogate pair."""
     if column not in values:
         near = names.similar(column, values)
-        raise UserError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
+        raise DataError(f"{where}: no column {column!r} among {', '.join(map(repr, values))}{near}")
     value = values[column]
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"{where}: column {column!r} has half of a surrogate pair (\\ud800..\\udfff)") from None
+            raise DataError(f"{where}: column {column!r} has half of a surrogate pair (\\ud800..\\udfff)") from None
     return value
 
 
@@ -287,7 +287,7 @@ def string_of(values: dict[str, Any], column: str, where: str) -> str:
     """Return a column's string, which may be empty; UserError as in `value_of`, or if it is not a string."""
     value = value_of(values, column, where)
     if not isinstance(value, str):
-        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text")
+        raise DataError(f"{where}: column {column!r} is {kind_of(value)}, expected text")
     return value
 
 
@@ -295,7 +295,7 @@ def _row_id(values: dict[str, Any], column: str, where: str) -> str:
     """Return the value of the id column, which must be one line, because files list ids in lines."""
     name = _name(values, column, where)
     if name.splitlines() != [name]:
-        raise UserError(f"{where}: column {column!r} is {name!r}, which has a line separator: remove it")
+        raise DataError(f"{where}: column {column!r} is {name!r}, which has a line separator: remove it")
     return name
 
 
@@ -303,7 +303,7 @@ def _name(values: dict[str, Any], column: str, where: str) -> str:
     """Return the value of a label, language, or id column, which may be an integer in JSON."""
     value = value_of(values, column, where)
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise UserError(f"{where}: column {column!r} is {kind_of(value)}, expected text or an integer")
+        raise DataError(f"{where}: column {column!r} is {kind_of(value)}, expected text or an integer")
     if blank.is_empty(str(value)):
-        raise UserError(f"{where}: column {column!r} is empty")
+        raise DataError(f"{where}: column {column!r} is empty")
     return str(value)

@@ -107,7 +107,7 @@ class TokenCache:
                                 on_batch(size)
                     tokens = _read(entry, key, warn=True)
             if tokens is None:
-                raise UserError(f"{entry}: the tokens written there cannot be read again: the disk is failing")
+                raise MachineError(f"{entry}: the tokens written there cannot be read again: the disk is failing")
         return tokens
 
     @cached_property
@@ -224,4 +224,6 @@ def _disk_errors(entry: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{entry}: the tokens cannot be written: {error.strerror or error}; free some space") from error
+        raise MachineError(
+            f"{entry}: the tokens cannot be written: {error.strerror or error}; free some space"
+        ) from error

@@ -13,7 +13,7 @@ import numpy as np
 
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.tokenizer import Texts, Tokens
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -122,7 +122,7 @@ def _layout(tokenizer: "PreTrainedTokenizerFast", sides: int) -> _Layout:
         _, ids, types = zip(*members, strict=True)
         pieces.append((side, np.array(ids, np.int32), np.array(types, np.uint8)))
     if [side for side, _, _ in pieces if side is not None] != list(range(sides)):
-        raise UserError(
+        raise CheckpointError(
             "the tokenizer gives no token for the letter a, so it cannot divide texts; pass --long truncate"
         )
     return _Layout(tuple(pieces))
@@ -158,7 +158,7 @@ def _divide(sides: Sides, room: int, example: int, max_length: int) -> Iterator[
     divided = int(np.argmax(lengths))
     size = room - (sum(lengths) - lengths[divided])
     if size < 1:
-        raise UserError(
+        raise DataError(
             f"example {example}: even the shorter text of the pair has {min(lengths)} tokens, which leave no room for "
             f"the other one in {max_length}; raise --max-length, or pass --long truncate"
         )

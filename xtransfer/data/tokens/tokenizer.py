@@ -12,7 +12,7 @@ import numpy as np
 
 from xtransfer.data import blank
 from xtransfer.data.tokens import vocabularies
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import CheckpointError, ConfigError, UserError, one_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -99,7 +99,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     directory = Path(directory)
     files = vocabularies.vocabulary_files(directory)
     if not files:
-        raise UserError(f"{directory}: no tokenizer files (tokenizer.json or a vocabulary) in this directory")
+        raise CheckpointError(f"{directory}: no tokenizer files (tokenizer.json or a vocabulary) in this directory")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -117,12 +117,14 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
             raise
         vocabularies.refuse_damaged(directory, files)
         remedy = vocabularies.remedy(files)
-        raise UserError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}{remedy}") from error
+        raise CheckpointError(f"{directory}: the tokenizer cannot be loaded: {one_line(error)}{remedy}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json")
+        raise CheckpointError(
+            f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json"
+        )
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers accepts a missing vocabulary file
         vocabularies.refuse_damaged(directory, files)
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: the tokenizer has no words beside its special tokens{vocabularies.remedy(files)}"
         )
     vocabularies.correct_pipeline(tokenizer, files)
@@ -193,7 +195,7 @@ def check_room(tokenizer: "PreTrainedTokenizerFast", max_length: int, *, pairs: 
     """Return the number of tokens of text in an example of max_length tokens; UserError if there is room for none."""
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if max_length <= special:
-        raise UserError(f"max_length {max_length} leaves no room for text beside {special} special tokens; raise it")
+        raise ConfigError(f"max_length {max_length} leaves no room for text beside {special} special tokens; raise it")
     return max_length - special
 
 
@@ -290,7 +292,7 @@ def encode_each(encode: Callable[[list[Texts]], list[T]], examples: list[Texts],
             raise
         if len(examples) == 1:
             text = " + ".join(repr(text[:40]) for text in examples[0])
-            raise UserError(f"example {start}: the tokenizer fails on {text}: {one_line(error)}") from error
+            raise CheckpointError(f"example {start}: the tokenizer fails on {text}: {one_line(error)}") from error
     return [result for i, example in enumerate(examples, start) for result in encode_each(encode, [example], i)]
 
 

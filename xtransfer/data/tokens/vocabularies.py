@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -74,10 +74,10 @@ def refuse_damaged(directory: Path, files: list[Path]) -> None:
         return
     names = {file.name for file in files}
     if len(names & _BPE) == 1:
-        raise UserError(f"{directory}: {min(names & _BPE)} without {min(_BPE - names)}: add it")
+        raise CheckpointError(f"{directory}: {min(names & _BPE)} without {min(_BPE - names)}: add it")
     for file in files:
         if file.suffix == ".model" and not _is_sentencepiece(file):
-            raise UserError(f"{file}: not a whole SentencePiece model: download it again")
+            raise CheckpointError(f"{file}: not a whole SentencePiece model: download it again")
 
 
 def remedy(files: list[Path]) -> str:
@@ -125,7 +125,7 @@ def check_max_length(tokenizer: "PreTrainedTokenizerFast", directory: Path) -> N
     except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
-        raise UserError(f"{directory / SETTINGS}: model_max_length is {value!r}, expected a positive integer")
+        raise CheckpointError(f"{directory / SETTINGS}: model_max_length is {value!r}, expected a positive integer")
     tokenizer.model_max_length = whole
 
 
@@ -177,7 +177,7 @@ def _take_pipeline(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
     backend = tokenizer.backend_tokenizer
     kind, expected = content["model"].get("type"), type(backend.model).__name__
     if kind not in (None, expected):
-        raise UserError(
+        raise CheckpointError(
             f"{file}: holds a {kind} model, but {type(tokenizer).__name__} is for {expected}: name the right "
             f"tokenizer_class in {SETTINGS}"
         )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from xtransfer import storage
 from xtransfer.config import user_path
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import CheckpointError, ConfigError, MachineError, UserError, nearest, user_error
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier, MaskedLM
 from xtransfer.models.hf import hub
@@ -60,13 +60,13 @@ def resolve(name: str, revision: str | None = None, *, only_config: bool = False
     repo, _, pinned = name.partition("@")
     embedded = sorted(p.parent.name for p in EMBEDDED.glob(f"*/{CONFIG}"))
     if path.exists() or not hub.is_id(repo):
-        raise UserError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({', '.join(embedded)})")
+        raise CheckpointError(f"{name}: not a directory, a hub id, or an embedded checkpoint ({', '.join(embedded)})")
     if pinned and revision and pinned != revision:
-        raise UserError(f"{name}: two revisions, {pinned} and {revision}: choose one")
+        raise CheckpointError(f"{name}: two revisions, {pinned} and {revision}: choose one")
     try:
         return (hub.fetch_config if only_config else hub.fetch)(repo, pinned or revision)
     except UserError as error:
-        raise UserError(f"{error}{nearest(name, embedded)}") from error
+        raise user_error(error.exit_status, f"{error}{nearest(name, embedded)}") from error
 
 
 def abstract_classifier(
@@ -120,7 +120,7 @@ def load_classifier(
         class_order = _label_order(Path(directory), num_classes, labels, source.targets["head.kernel"].shape[0])
         saved_pooling = read_pooling(directory)
         if saved_pooling != pooling:
-            raise UserError(
+            raise CheckpointError(
                 f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved_pooling}, not {pooling}"
             )
         order = {"head.kernel": class_order, "head.bias": class_order}
@@ -219,18 +219,18 @@ def _label_order(directory: Path, num_classes: int, labels: Sequence[str] | None
     names = class_names(directory, outputs)
     path = directory / CONFIG
     if len(names) != outputs:
-        raise UserError(f"{path}: id2label names {len(names)} classes, but the head in the weights has {outputs}")
+        raise CheckpointError(f"{path}: id2label names {len(names)} classes, but the head in the weights has {outputs}")
     if labels is None:
         labels = names
     if len(labels) != num_classes:
-        raise UserError(
+        raise CheckpointError(
             f"{path}: the head has {len(names)} classes ({', '.join(names)}), expected {num_classes}: {_WITHOUT_HEAD}"
         )
     if sorted(labels) != sorted(names):
         remedy = _WITHOUT_HEAD
         if len(labels) == len(names):
             remedy = f"if they are the same classes, write the task's names into id2label; otherwise {remedy}"
-        raise UserError(
+        raise CheckpointError(
             f"{path}: the head's classes are {', '.join(names)}, the task's are {', '.join(labels)}: {remedy}"
         )
     return [names.index(label) for label in labels]
@@ -266,7 +266,7 @@ def save(
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} already exists; choose a new directory")
+        raise ConfigError(f"{directory} already exists; choose a new directory")
     paths = frozenset(leaves(params))
     try:
         with storage.atomic_directory(directory) as partial:
@@ -279,7 +279,7 @@ def save(
             for file in partial.iterdir():
                 file.chmod(0o644)  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise MachineError(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def description_files(directory: str | Path) -> list[Path]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, MachineError
 from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import POOLINGS
@@ -38,17 +38,17 @@ def read_config(directory: str | Path) -> EncoderConfig:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         supported = ", ".join(sorted(FAMILIES))
-        raise UserError(f"{path}: model_type {raw.get('model_type')!r} is not supported: one of {supported}")
+        raise CheckpointError(f"{path}: model_type {raw.get('model_type')!r} is not supported: one of {supported}")
     if "auto_map" in raw:
         _log_ignored_code(path, family.name)
     _check_fixed(path, raw, family)
     missing = [key for key in family.required if key not in raw]
     if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing")
+        raise CheckpointError(f"{path}: {', '.join(missing)} missing")
     try:
         raw = family.read(raw)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     defaults = dict(family.defaults)
     config_class = ARCHITECTURES[str(defaults.get("architecture", EncoderConfig.architecture))].config_class
     stated = {
@@ -61,14 +61,14 @@ def read_config(directory: str | Path) -> EncoderConfig:
         values["position_offset"] = values["pad_id"] + 1
     config = config_class(**values, family=family.name)
     if config.pad_id >= config.vocab_size:
-        raise UserError(f"{path}: pad_token_id is {config.pad_id}, beyond vocab_size {config.vocab_size}")
+        raise CheckpointError(f"{path}: pad_token_id is {config.pad_id}, beyond vocab_size {config.vocab_size}")
     if config.position_offset >= config.max_positions:
-        raise UserError(
+        raise CheckpointError(
             f"{path}: positions start after pad_token_id {config.pad_id}, beyond the {config.max_positions} of "
             "max_position_embeddings"
         )
     if config.hidden_size % config.num_heads:
-        raise UserError(
+        raise CheckpointError(
             f"{path}: hidden_size {config.hidden_size} is not a multiple of its {config.num_heads} attention heads"
         )
     return config
@@ -98,11 +98,11 @@ def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
     """Refuse a checkpoint that would run differently here from how it was trained."""
     _check_values(path, raw, family.fixed)
     if raw.get("problem_type") not in (None, _SINGLE_LABEL):
-        raise UserError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
+        raise CheckpointError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
     unread = tuple(end for end, _ in family.other_heads)
     for name in _architectures(raw):
         if name.endswith(_OTHER_HEADS) and not name.endswith(unread):
-            raise UserError(
+            raise CheckpointError(
                 f"{path}: architectures has {name}, whose head is for another task: use a checkpoint of the encoder, "
                 "…ForMaskedLM, or …ForSequenceClassification"
             )
@@ -111,7 +111,7 @@ def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
 def _check_values(path: Path, raw: Mapping[str, Any], fixed: Iterable[tuple[str, tuple[object, ...]]]) -> None:
     for key, allowed in fixed:
         if raw.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{path}: {key} is {raw[key]!r}: only {', '.join(map(repr, allowed))} is supported")
+            raise CheckpointError(f"{path}: {key} is {raw[key]!r}: only {', '.join(map(repr, allowed))} is supported")
 
 
 def check_pretraining(directory: str | Path) -> None:
@@ -119,7 +119,9 @@ def check_pretraining(directory: str | Path) -> None:
     path, family = Path(directory) / CONFIG, FAMILIES[read_config(directory).family]
     if not family.pretrains:
         supported = ", ".join(name for name, other in FAMILIES.items() if other.pretrains)
-        raise UserError(f"{path}: model_type is {family.name}: only {supported} checkpoints can be pretrained further")
+        raise CheckpointError(
+            f"{path}: model_type is {family.name}: only {supported} checkpoints can be pretrained further"
+        )
     _check_values(path, read_raw(directory), family.fixed_in_pretraining)
 
 
@@ -153,7 +155,7 @@ def _checked(path: Path, key: str, field: dataclasses.Field[Any], value: Any, *,
     else:
         valid, expected = True, ""
     if not valid and not (value is None and nullable):
-        raise UserError(f"{path}: {key} is {value!r}, expected {expected}")
+        raise CheckpointError(f"{path}: {key} is {value!r}, expected {expected}")
     return value
 
 
@@ -173,16 +175,18 @@ def read_labels(directory: str | Path) -> tuple[str, ...] | None:
     if table is None:
         return None
     if not isinstance(table, dict) or sorted(table) != sorted(map(str, range(len(table)))):
-        raise UserError(f"{path}: id2label must map 0 … n-1 to names")
+        raise CheckpointError(f"{path}: id2label must map 0 … n-1 to names")
     names = [table[str(index)] for index in range(len(table))]
     labels = tuple(map(str, names))
     if not all(type(name) in (str, int) for name in names) or len(set(labels)) != len(labels):
-        raise UserError(f"{path}: id2label must give every class a name of its own")
+        raise CheckpointError(f"{path}: id2label must give every class a name of its own")
     label2id = raw.get("label2id")
     # A label2id with other names is left over from an earlier checkpoint; transformers does not read it either.
     expected = {name: index for index, name in enumerate(labels)}
     if isinstance(label2id, dict) and set(label2id) == set(labels) and label2id != expected:
-        raise UserError(f"{path}: id2label and label2id list the classes in different orders: correct one of them")
+        raise CheckpointError(
+            f"{path}: id2label and label2id list the classes in different orders: correct one of them"
+        )
     return labels
 
 
@@ -194,7 +198,7 @@ def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
     """
     stated = read_raw(directory).get("num_labels", outputs)
     if stated != outputs:
-        raise UserError(
+        raise CheckpointError(
             f"{Path(directory) / CONFIG}: num_labels is {stated!r}, but the head in the weights has {outputs} outputs: "
             "correct it"
         )
@@ -216,7 +220,7 @@ def read_pooling(directory: str | Path) -> str:
         names = {theirs: ours for ours, theirs in family.poolings}
     value = family.read(raw).get(key, default)
     if not isinstance(value, str) or value not in names:
-        raise UserError(f"{path}: {key} is {value!r}, expected one of {', '.join(names)}")
+        raise CheckpointError(f"{path}: {key} is {value!r}, expected one of {', '.join(names)}")
     return names[value]
 
 
@@ -271,7 +275,7 @@ def write_config(
 def refuse_adapter(directory: Path) -> None:
     """Raise a UserError if a directory holds the weights of a PEFT adapter and no model."""
     if (directory / _ADAPTER).is_file() and not (directory / CONFIG).is_file():
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: a PEFT adapter ({_ADAPTER} without {CONFIG}), not a whole model: merge it into its base "
             "model with merge_and_unload(), and save the result with save_pretrained()"
         )
@@ -284,6 +288,6 @@ def read_raw(directory: str | Path) -> dict[str, Any]:
         return storage.read_object(path, "download it again")
     except FileNotFoundError:
         refuse_adapter(path.parent)
-        raise UserError(f"{path}: no such file: not a Hugging Face model directory?") from None
+        raise CheckpointError(f"{path}: no such file: not a Hugging Face model directory?") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise MachineError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from xtransfer import storage
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import CheckpointError, UserError, one_line
 from xtransfer.models.hf.config import CONFIG, read_config
 from xtransfer.models.hf.weights import NO_WEIGHTS, PYTORCH, SAFETENSORS, read_index
 
@@ -65,7 +65,9 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     except UserError:
         raise
     except Exception as error:  # the hub client raises from several libraries
-        raise UserError(f"{name}: no such directory, and not available from the hub: {_reason(error, repo)}") from error
+        raise CheckpointError(
+            f"{name}: no such directory, and not available from the hub: {_reason(error, repo)}"
+        ) from error
 
 
 def fetch_config(repo: str, revision: str | None = None) -> Path:
@@ -78,7 +80,9 @@ def fetch_config(repo: str, revision: str | None = None) -> Path:
         return _file(repo, CONFIG, revision).parent
     except Exception as error:  # as in `fetch`
         name = f"{repo}@{revision}" if revision else repo
-        raise UserError(f"{name}: no such directory, and not available from the hub: {_reason(error, repo)}") from error
+        raise CheckpointError(
+            f"{name}: no such directory, and not available from the hub: {_reason(error, repo)}"
+        ) from error
 
 
 def _fetch_tokenizer(repo: str, commit: str) -> None:
@@ -108,7 +112,7 @@ def _fetch_weights(repo: str, name: str, directory: Path) -> Path:
         return converted
     if _fetch_files(repo, directory, PYTORCH):
         return directory
-    raise UserError(f"{name}: {NO_WEIGHTS}")
+    raise CheckpointError(f"{name}: {NO_WEIGHTS}")
 
 
 @functools.cache

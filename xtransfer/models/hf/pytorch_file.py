@@ -27,7 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import CheckpointError, one_line
 
 _REMEDY = "download it again, or save the model's state_dict alone, as safetensors"
 
@@ -157,7 +157,7 @@ class PytorchFile:
             }
         except (ValueError, OSError, OverflowError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
             reason = getattr(error, "strerror", None) or one_line(error)  # without the path of an OSError
-            raise UserError(f"{path}: {reason}: {_REMEDY}") from error
+            raise CheckpointError(f"{path}: {reason}: {_REMEDY}") from error
 
     def __enter__(self) -> "PytorchFile":
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import CheckpointError, one_line
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf.config import CONFIG, read_config, read_raw
 from xtransfer.models.hf.families import FAMILIES
@@ -59,7 +59,7 @@ def check_tokenizer(directory: str | Path, tokenizer: Any, pooling: str = "cls")
     else:
         problem = _wrong_special_id(config, raw, tokenizer) or _wrong_layout(config, tokenizer, pooling)
     if problem:
-        raise UserError(f"{name}: {problem} {config_file}: another model's tokenizer?")
+        raise CheckpointError(f"{name}: {problem} {config_file}: another model's tokenizer?")
     if len(vocabulary) < _USUAL_SHARE * config.vocab_size:
         _warn(f"{name}: only {len(vocabulary)} tokens, but the model embeds {config.vocab_size} {config_file}")
     if tokenizer.pad_token_id != config.pad_id:
@@ -75,7 +75,7 @@ def check_pairs(directory: str | Path, tokenizer: Any) -> None:
     """
     types = _types_beyond(read_config(directory), _encode(tokenizer, "a", "a"))
     if types:
-        raise UserError(
+        raise CheckpointError(
             f"{_name_of(tokenizer)}: pairs have {types} ({Path(directory) / CONFIG}): it cannot be used with text pairs"
         )
 
@@ -118,7 +118,7 @@ def _encode(tokenizer: Any, *texts: str) -> Mapping[str, Any]:
     try:
         return tokenizer(*texts, return_special_tokens_mask=True)
     except Exception as error:  # tokenizers raises nothing narrower
-        raise UserError(
+        raise CheckpointError(
             f"{_name_of(tokenizer)}: the tokenizer fails on {texts[0]!r}: {one_line(error)}: correct its tokenizer.json"
         ) from error
 

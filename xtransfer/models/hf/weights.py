@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 from xtransfer.models.hf.pytorch_file import PytorchFile
 from xtransfer.models.hf.weight_map import Family, Layout
 from xtransfer.runtime.sharding import path_name
@@ -82,12 +82,12 @@ class Tensor:
         rows, *others = shape[::-1] if self.layout.transposed else shape
         expected = (rows * self.layout.parts, *others)
         if self.shape != expected:
-            raise UserError(
+            raise CheckpointError(
                 f"{self.file}: tensor {self.name} has shape {list(self.shape)}, the model of its config.json needs "
                 f"{list(expected)}"
             )
         if self.dtype not in DTYPES:
-            raise UserError(
+            raise CheckpointError(
                 f"{self.file}: tensor {self.name} has dtype {self.dtype}, expected one of {', '.join(DTYPES)}: "
                 "convert it"
             )
@@ -104,7 +104,7 @@ class Tensor:
         start = self.shape[0] // self.layout.parts * self.layout.part
         for rows, piece in self.pieces(files, (slice(start + first.start, start + first.stop), *others)):
             if not np.isfinite(piece).all():
-                raise UserError(f"{self.file}: tensor {self.name} has NaN or Inf: the checkpoint is broken")
+                raise CheckpointError(f"{self.file}: tensor {self.name} has NaN or Inf: the checkpoint is broken")
             as_in_file[rows] = piece
         return region
 
@@ -119,7 +119,9 @@ class Tensor:
                 piece = tensor[(slice(start, stop), *others)].astype(np.float32, copy=False)
                 yield slice(start - first.start, stop - first.start), piece
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{self.file}: tensor {self.name} cannot be read ({error}): download it again") from error
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name} cannot be read ({error}): download it again"
+            ) from error
 
     def equals(self, other: "Tensor", files: "Files") -> bool:
         """Return whether both tensors, of the same shape, hold the same numbers."""
@@ -161,13 +163,13 @@ class WeightSource:
                 copy = family.copy_of(source)
                 matches = family.targets(copy[0] if copy else source)
                 if not matches:
-                    raise UserError(
+                    raise CheckpointError(
                         f"{file}: unknown tensor {name} {list(shape)}: not a plain {family.name} checkpoint"
                     )
                 table = copies if copy else targets
                 for target, layout in matches:
                     if target in table:
-                        raise UserError(f"{file}: tensors {table[target].name} and {name} are the same parameter")
+                        raise CheckpointError(f"{file}: tensors {table[target].name} and {name} are the same parameter")
                     table[target] = Tensor(file, name, dtype, shape, layout, copy[1] if copy else None)
         return cls(Path(directory), family, targets, copies)
 
@@ -211,7 +213,7 @@ class WeightSource:
         with self._open_files() as files:
             for path, copy in self._copies_in(shapes):
                 if not copy.equals(self.targets[path], files):
-                    raise UserError(
+                    raise CheckpointError(
                         f"{copy.file}: tensor {copy.name} differs from the one it is tied to: not supported"
                     )
             trees = (abstract,) if shardings is None else (abstract, shardings)
@@ -230,7 +232,7 @@ class WeightSource:
             if path in shapes:
                 tensor.check(shapes[path])
             elif not self.family.may_be_unused(path):
-                raise UserError(
+                raise CheckpointError(
                     f"{tensor.file}: tensor {tensor.name} has no place in the model that its config.json describes"
                 )
         for path, tensor in self._copies_in(shapes):
@@ -254,7 +256,7 @@ class WeightSource:
         if not_allowed:
             names = list(dict.fromkeys(self.family.source(path)[0] for path in not_allowed))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"{self.directory}: the weights lack tensor {', '.join(names[:3])}{more}")
+            raise CheckpointError(f"{self.directory}: the weights lack tensor {', '.join(names[:3])}{more}")
 
 
 def _placed(read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
@@ -291,7 +293,7 @@ def find_weights(directory: str | Path) -> Path:
     for name in (*SAFETENSORS, *PYTORCH):
         if (Path(directory) / name).is_file():
             return Path(directory) / name
-    raise UserError(f"{directory}: {NO_WEIGHTS}")
+    raise CheckpointError(f"{directory}: {NO_WEIGHTS}")
 
 
 def weight_files(directory: str | Path) -> list[Path]:
@@ -307,14 +309,16 @@ def weight_files(directory: str | Path) -> list[Path]:
     files = [index.parent / name for name in sorted(set(table.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise UserError(f"{index}: {', '.join(absent)} missing")
+        raise CheckpointError(f"{index}: {', '.join(absent)} missing")
     file_of_tensor = [(name, file.name) for file in files for name, _, _ in _tensors(file)]
     repeated = [name for name, count in Counter(name for name, _ in file_of_tensor).items() if count > 1]
     if repeated:
-        raise UserError(f"{index}: tensor {min(repeated)} is in several of the files")
+        raise CheckpointError(f"{index}: tensor {min(repeated)} is in several of the files")
     different = set(file_of_tensor) ^ set(table.items())
     if different:
-        raise UserError(f"{index}: tensor {min(different)[0]} is not in the file that the index names, or not in both")
+        raise CheckpointError(
+            f"{index}: tensor {min(different)[0]} is not in the file that the index names, or not in both"
+        )
     return files
 
 
@@ -324,7 +328,7 @@ def read_index(index: Path) -> dict[str, str]:
     names = list(table.values()) if isinstance(table, dict) else []
     suffix = ".safetensors" if index.name == INDEX else ".bin"
     if not names or not all(isinstance(n, str) and re.fullmatch(rf"\w[\w.-]*\{suffix}", n) for n in names):
-        raise UserError(f"{index}: weight_map must map tensors to {suffix} files of this directory")
+        raise CheckpointError(f"{index}: weight_map must map tensors to {suffix} files of this directory")
     return dict(table or {})
 
 
@@ -341,7 +345,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, "np")
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a complete safetensors file ({error}): download it again") from error
+        raise CheckpointError(f"{file}: not a complete safetensors file ({error}): download it again") from error
 
 
 def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "float32") -> None:
@@ -355,7 +359,7 @@ def write_weights(file: Path, params: nnx.State, family: Family, dtype: str = "f
         name, layout = family.source(path)
         array = np.asarray(variable[...]).astype(STORED[dtype])
         if not np.isfinite(array).all():
-            raise UserError(f"{file}: tensor {name} has NaN or Inf, or numbers beyond {dtype}: not saved")
+            raise CheckpointError(f"{file}: tensor {name} has NaN or Inf, or numbers beyond {dtype}: not saved")
         parts.setdefault(name, {})[layout.part] = np.ascontiguousarray(array.T) if layout.transposed else array
     tensors = {
         name: np.concatenate([arrays[part] for part in sorted(arrays)]) if len(arrays) > 1 else arrays[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtransfer.data.corpora.minireviews import generator
 from xtransfer.data.corpora.tfds_prepare import find_or_write, quiet, write
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 
 if TYPE_CHECKING:
     from xtransfer.data.corpora.minireviews.builder import MiniReviews
@@ -20,7 +20,7 @@ def _builder(config_name: str, data_dir: Path) -> MiniReviews:
     from xtransfer.data.corpora.minireviews.builder import MiniReviews, config_names
 
     if config_name not in config_names():
-        raise UserError(f"minireviews has no config {config_name!r}; it has {', '.join(config_names())}")
+        raise DataError(f"minireviews has no config {config_name!r}; it has {', '.join(config_names())}")
     return MiniReviews(config=config_name, data_dir=str(_root(data_dir)), file_format="array_record")
 
 
@@ -66,9 +66,9 @@ def read(config_name: str, split: str, data_dir: Path) -> list[dict[str, Any]]:
     with quiet():
         is_prepared = builder.is_prepared()
     if not is_prepared:
-        raise UserError(f"minireviews/{config_name} is not prepared in {data_dir}: call prepare() first")
+        raise DataError(f"minireviews/{config_name} is not prepared in {data_dir}: call prepare() first")
     if split not in builder.info.splits:
-        raise UserError(f"minireviews/{config_name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        raise DataError(f"minireviews/{config_name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     source = builder.as_data_source(split=split)
     rows = source.__getitems__(range(len(source)))  # all at once: one by one takes ten times as long
     return [{key: _plain(value) for key, value in row.items()} for row in rows]
