@@ -25,7 +25,7 @@ from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import dev_scores, evaluate
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs import costs, encoders, plan, starts
+from xtransfer.runs import costs, encoders, plan, starts, versions
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.find import selected_steps
 from xtransfer.runs.workdir import Workdir
@@ -77,6 +77,7 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
         _check_weights(workdir, config, models)
+        versions.note(workdir)
         workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
         starts.record(workdir)

@@ -1,5 +1,6 @@
 """Atomic files and directories, digests, and strict JSON."""
 
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 
 from xtransfer.errors import BusyError, CheckpointError, MachineError, UserError
 
+LARGEST_FILE = 256 << 20  # bytes of a JSON object or a vocabulary; those of the hub have up to 35 MB
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -189,8 +191,16 @@ def refuse_lfs_pointer(path: Path) -> None:
             )
 
 
+def refuse_size(path: Path) -> None:
+    """Raise a UserError for a file that is too large to be what its name says, so that it does not fill the memory."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > LARGEST_FILE:
+            raise CheckpointError(f"{path}: over {LARGEST_FILE >> 20} MiB, so this is no such file: replace it")
+
+
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """Read the JSON object in a file strictly; anything else raises a UserError that ends with the remedy."""
+    refuse_size(path)
     try:
         value = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -207,8 +217,8 @@ def _line(row: Mapping[str, Any]) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        counts = collections.Counter(name for name, _ in pairs)
+        repeated = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"the key {repeated!r} occurs twice")
     return result
 

@@ -3,6 +3,7 @@
 A row is read exactly, or an error names its line. `tables` opens the user's own files.
 """
 
+import collections
 import csv
 import io
 import json
@@ -121,9 +122,9 @@ def _with_header(
         if header is None:
             header = cells
             _check_header(header, f"{path}:{line}", ending, delimiter)
-            repeated = sorted({name for name in header if header.count(name) > 1})
+            repeated = [name for name, count in collections.Counter(header).items() if count > 1]
             if repeated:
-                raise DataError(f"{path}:{line}: column {repeated[0]!r} occurs twice in the header")
+                raise DataError(f"{path}:{line}: column {min(repeated)!r} occurs twice in the header")
         elif len(cells) != len(header):
             plural = "" if len(cells) == 1 else "s"
             raise DataError(f"{path}:{line}: {len(cells)} column{plural}, expected {len(header)}")

@@ -128,6 +128,7 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
             f"{directory}: the tokenizer has no words beside its special tokens{vocabularies.remedy(files)}"
         )
     vocabularies.correct_pipeline(tokenizer, files)
+    vocabularies.refuse_growth(tokenizer, directory)
     vocabularies.check_max_length(tokenizer, directory)
     vocabularies.warn_of_lowercasing(tokenizer, directory)
     return tokenizer

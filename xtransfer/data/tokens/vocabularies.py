@@ -23,6 +23,8 @@ _BPE = {"vocab.json", "merges.txt"}
 _CONVERTER_SETTINGS = ("do_lower_case", "split_by_punct", "keep_accents")
 _MOST_UNREACHABLE = 0.01  # the share of an uncased vocabulary's pieces that may have capitals by accident
 
+_MOST_GROWTH = 64  # the normalizers of published tokenizers replace one character by one or two
+
 _log = logging.getLogger(__name__)
 
 
@@ -30,12 +32,13 @@ def vocabulary_files(directory: Path) -> list[Path]:
     """Return the files of a directory that may hold a tokenizer's vocabulary, in order of preference.
 
     Raises:
-      UserError: a file that will be read is a Git LFS pointer.
+      UserError: a file that will be read is a Git LFS pointer, or far larger than any vocabulary.
     """
     files = [file for pattern in _VOCABULARY_FILES for file in sorted(directory.glob(pattern))]
     read_alone = bool(files) and files[0].name == TOKENIZER
     for file in files[:1] if read_alone else files:
         storage.refuse_lfs_pointer(file)
+        storage.refuse_size(file)
     return files
 
 
@@ -154,6 +157,24 @@ def warn_of_lowercasing(tokenizer: "PreTrainedTokenizerFast", directory: Path) -
             100 * capitals / len(pieces),
             SETTINGS,
         )
+
+
+def refuse_growth(tokenizer: "PreTrainedTokenizerFast", directory: Path) -> None:
+    """Refuse a normalizer that multiplies the length of a text, since the tokenizer would fill the memory with it."""
+    growth = 1
+    parts = [_state(tokenizer.backend_tokenizer.normalizer)]
+    while parts:
+        part = parts.pop()
+        parts += part.get("normalizers", [])
+        growth *= max(1, len(part.get("content") or ""))
+        if growth > _MOST_GROWTH:
+            raise CheckpointError(
+                f"{directory / TOKENIZER}: its normalizer makes a text over {_MOST_GROWTH} times as long: not supported"
+            )
+
+
+def _state(normalizer: Any) -> dict[str, Any]:
+    return {} if normalizer is None else json.loads(normalizer.__getstate__())
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ POOLING_KEY = "xtransfer_pooling"  # the key of config.json for a saved classifi
 
 _OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")  # may share our tensor names
 _ADAPTER = "adapter_config.json"
+_MOST_LAYERS = 128  # published encoders have up to 48; building layers takes time before any tensor is read
+_LARGEST_SIZE = 1 << 24  # of a vocabulary, which has at most a million pieces; every other size is smaller
 _SINGLE_LABEL = "single_label_classification"
 
 log = logging.getLogger(__name__)
@@ -152,6 +154,9 @@ def _checked(path: Path, key: str, field: dataclasses.Field[Any], value: Any, *,
         may_be_zero = bool(field.metadata.get("may_be_zero"))
         valid = type(value) is int and (value > 0 or (may_be_zero and value == 0))
         expected = "0 or a positive integer" if may_be_zero else "a positive integer"
+        largest = _MOST_LAYERS if field.name == "num_layers" else _LARGEST_SIZE
+        if valid and value > largest:
+            valid, expected = False, f"at most {largest:,}"
     else:
         valid, expected = True, ""
     if not valid and not (value is None and nullable):
