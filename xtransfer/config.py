@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from xtransfer.errors import UserError, nearest, one_line, refuse_url
+from xtransfer.errors import ConfigError, MachineError, UserError, nearest, one_line, refuse_url
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
@@ -350,12 +350,14 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:  # half surrogates, which stand for the other bytes
-            raise UserError(f"config key {key} is {value!r}, which is not UTF-8: rename that file or folder") from None
+            raise ConfigError(
+                f"config key {key} is {value!r}, which is not UTF-8: rename that file or folder"
+            ) from None
     if bounds.get("is_path"):
         try:
             refuse_url(value)
         except UserError as error:
-            raise UserError(f"config key {key}: {error}") from None
+            raise ConfigError(f"config key {key}: {error}") from None
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"config key {key} is {value!r}: it must be a finite number")
     if bounds.get("choices") and value not in bounds["choices"]:

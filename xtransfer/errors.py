@@ -9,7 +9,9 @@
         ├── CheckpointError    4   a checkpoint, a tokenizer, or a file of a working directory
         ├── MachineError       5   disk, memory, permissions, devices, network, or standard output
         ├── BusyError          6   another process holds a directory, a file, or a port
-        └── DivergedError      7   a loss, a parameter, or a logit is not finite
+        ├── DivergedError      7   a loss, a parameter, or a logit is not finite
+        ├── StalledError     124   nothing new came in time from the run that a command follows
+        └── LostError        134   the run that a command follows has died
 
 Anything else that is raised is a defect of the program, and shows its stack trace.
 """
@@ -47,9 +49,9 @@ class Exit(enum.IntEnum):
     MACHINE = 5, "the machine refuses: disk, memory, permissions, devices, network, or standard output"
     BUSY = 6, "another process holds the directory, the file, or the port: wait for it"
     DIVERGED = 7, "training diverged: a loss, a parameter, or a logit is not finite"
-    STALLED = 124, "no progress for `--stall-timeout` seconds: the message has the stacks of all threads"
+    STALLED = 124, "no progress for `--stall-timeout` seconds: the message has the stacks; or `--watch` saw nothing new"
     INTERRUPTED = 130, "Ctrl-C: run the same command again to resume"
-    LOST = 134, "another process of the same run died: see the logs of the others"
+    LOST = 134, "another process of the same run died, or the run that `--watch` follows: see its log"
     PREEMPTED = 143, "SIGTERM or SIGHUP: the work is saved; run the same command again to resume"
 
 
@@ -102,7 +104,28 @@ class DivergedError(UserError):
     exit_status = Exit.DIVERGED
 
 
-KINDS = (ConfigError, DataError, CheckpointError, MachineError, BusyError, DivergedError)
+class StalledError(UserError):
+    """Nothing new came in time from the run that a command follows."""
+
+    exit_status = Exit.STALLED
+
+
+class LostError(UserError):
+    """The run that a command follows has died."""
+
+    exit_status = Exit.LOST
+
+
+KINDS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    MachineError,
+    BusyError,
+    DivergedError,
+    StalledError,
+    LostError,
+)
 
 
 def user_error(status: int, message: str) -> UserError:
@@ -149,7 +172,7 @@ def refuse_url(text: str) -> None:
       UserError: the text starts with a scheme, as in gs://bucket/folder.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise UserError(f"{text!r} is an address and not a path: give a directory of a local or mounted disk")
+        raise ConfigError(f"{text!r} is an address and not a path: give a directory of a local or mounted disk")
 
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:

@@ -251,7 +251,7 @@ def test_a_deleted_lock_file_lets_nobody_in(tmp_path):
 def test_a_process_ends_if_its_lock_was_taken_over(tmp_path):
     with holding(tmp_path) as process:
         lock_file(tmp_path, **ELSEWHERE)
-        assert process.wait() == 1
+        assert process.wait() == 6
         assert re.match(
             f"error: {tmp_path} was taken over by process 1 on elsewhere since .*; this process ends".encode(),
             process.stderr.read(),

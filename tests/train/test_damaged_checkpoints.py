@@ -230,6 +230,6 @@ with Checkpoints(pathlib.Path({str(copy / "checkpoints")!r}), read_only=True) as
     checkpoints.restore_arrays(20)
 """
     with group.snippet(tmp_path, body) as both:
-        assert both.statuses() == [1, 1], both.outputs()
+        assert both.statuses() == [4, 4], both.outputs()
         assert f"checkpoints/20: this checkpoint is damaged: {name} " in both.err(0)
         assert "Traceback" not in both.err(0) + both.err(1)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, ConfigError, DataError
 from xtransfer.runtime import checksums, processes
 
 FORMAT = 1
@@ -115,7 +115,7 @@ class LogitsStore:
         """
         missing = self.missing_shards()
         if missing:
-            raise UserError(
+            raise CheckpointError(
                 f"{self.directory}: {self.fault(missing[0])} ({len(missing)} of {self.num_shards} shards): {_RERUN}"
             )
         row_by_id = {id_: row for row, id_ in enumerate(self.ids)}

@@ -19,7 +19,7 @@ import argparse
 import math
 
 from xtransfer.data.task import SPLITS, UNLABELLED
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError
 from xtransfer.evaluate.model import Request, evaluate_model
 from xtransfer.evaluate.opening import open_experiment
 from xtransfer.evaluate.watch import Patience, score_once, watch
@@ -81,11 +81,8 @@ def _evaluate_workdir(workdir: Workdir, names: tuple[str, ...]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m xtransfer.evaluate",
-        description=__doc__.partition("\n")[0],
-        epilog="With --config, every setting of the task is a flag: --config.task.data_dir=DIR",
-        allow_abbrev=False,
+    parser = terminal.parser(
+        "evaluate", __doc__, epilog="With --config, every setting of the task is a flag: --config.task.data_dir=DIR"
     )
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--workdir", type=terminal.path_argument, metavar="DIR", help="the workdir of xtransfer.main")
@@ -144,7 +141,7 @@ def _check_flags(args: argparse.Namespace, overrides: list[str]) -> None:
     """Refuse flags that do not belong to the requested mode."""
     if args.workdir is not None:
         if overrides:
-            raise UserError(f"unknown flag {overrides[0]}: with --workdir, the settings are those of the experiment")
+            raise ConfigError(f"unknown flag {overrides[0]}: with --workdir, the settings are those of the experiment")
         _refuse(args, _MODEL_FLAGS, "--model")
     if args.model is not None:
         _refuse(args, ("watch",), "--workdir")
@@ -155,7 +152,7 @@ def _check_flags(args: argparse.Namespace, overrides: list[str]) -> None:
 def _refuse(args: argparse.Namespace, names: tuple[str, ...], needed: str) -> None:
     for name in names:
         if getattr(args, name) not in (None, False):
-            raise UserError(f"--{name.replace('_', '-')} needs {needed}")
+            raise ConfigError(f"--{name.replace('_', '-')} needs {needed}")
 
 
 def _names(text: str | None, flag: str) -> tuple[str, ...]:
@@ -164,7 +161,7 @@ def _names(text: str | None, flag: str) -> tuple[str, ...]:
         return ()
     names = tuple(name.strip() for name in text.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{flag} {text}: expected names with commas between them, each only once")
+        raise ConfigError(f"{flag} {text}: expected names with commas between them, each only once")
     return names
 
 

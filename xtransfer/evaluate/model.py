@@ -12,7 +12,7 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError, MachineError
 from xtransfer.evaluate import step_table, xtreme
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.classifiers import ClassifierScorer, LanguageResult
@@ -62,10 +62,10 @@ def evaluate_model(request: Request) -> None:
       UserError: the model, the task, or a flag cannot be used; or classifier and task have different classes.
     """
     if processes.count() > 1:
-        raise UserError("--model runs in one process: leave out --processes")
+        raise ConfigError("--model runs in one process: leave out --processes")
     output = request.output
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} already exists; choose another --output")
+        raise ConfigError(f"{output} already exists; choose another --output")
     directory = hf_checkpoint.resolve(str(request.model))
     run = selected_run(directory, request.selection)
     config = _config(request, run)
@@ -96,9 +96,11 @@ def _config(request: Request, run: SelectedRun | None) -> ExperimentConfig:
     if request.config:
         config = settings.load(request.config, request.overrides)
     elif run is None:
-        raise UserError(f"{request.model}: name the task to score it on: --config FILE[:arg]")
+        raise ConfigError(f"{request.model}: name the task to score it on: --config FILE[:arg]")
     elif request.overrides:
-        raise UserError(f"{request.overrides[0]}: an override needs --config FILE[:arg]; without it, the run's counts")
+        raise ConfigError(
+            f"{request.overrides[0]}: an override needs --config FILE[:arg]; without it, the run's counts"
+        )
     else:
         config = run.config
     return dataclasses.replace(config, metrics=request.metrics) if request.metrics else config
@@ -155,5 +157,5 @@ def _write(
                 predictions = prediction_rows(result.examples, result.logits, task.labels)
                 storage.write_jsonl(partial / "predictions" / f"{split}-{result.language}.jsonl", predictions)
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from error
+        raise MachineError(f"{output} cannot be written: {error.strerror or error}") from error
     terminal.log(f"written: {output}")

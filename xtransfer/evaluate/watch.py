@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, ConfigError, LostError, StalledError
 from xtransfer.evaluate import opening, step_table
 from xtransfer.evaluate.opening import Experiment
 from xtransfer.evaluation.evaluator import Run
@@ -74,7 +74,7 @@ class Waiting:
             self.dead_since = time.monotonic()
             terminal.log(f"{root}: no training run; waiting up to {grace:g} s for one")
         elif time.monotonic() - self.dead_since >= grace:
-            raise UserError(
+            raise LostError(
                 f"{root}: the training run has died or has not started, and none came within {grace:g} s (--grace): "
                 "see its log, start python -m xtransfer.main with its config and workdir, then this command again"
             )
@@ -87,7 +87,7 @@ class Waiting:
           UserError: there has been nothing new for too long.
         """
         if 0 < self.patience.timeout <= time.monotonic() - self.last_news:
-            raise UserError(
+            raise StalledError(
                 f"{self.workdir.root}: no new checkpoint for {self.patience.timeout:g} s (--timeout): see the log of "
                 "the training run, then start this command again"
             )
@@ -106,11 +106,13 @@ def watch(workdir: Workdir, patience: Patience, names: Sequence[str]) -> None:
       UserError: the trainer is dead, nothing new came in time, another process watches, or a checkpoint is damaged.
     """
     if processes.count() > 1:
-        raise UserError("--watch runs in one process: leave out --processes")
+        raise ConfigError("--watch runs in one process: leave out --processes")
     waiting = Waiting(workdir, patience)
     while not (workdir.config.is_file() and workdir.task.is_file()):
         if waiting.has_ended():
-            raise UserError(f"{workdir.root}: it has an end marker, but no config.json or task.json: restore them")
+            raise CheckpointError(
+                f"{workdir.root}: it has an end marker, but no config.json or task.json: restore them"
+            )
         waiting.sleep()
     with locks.directory_lock(workdir.root, "watch"):
         experiment = opening.open_experiment(workdir, names)
@@ -168,7 +170,7 @@ def _finish(scorer: StepScorer, runs: Sequence[Run], experiment: Experiment, ski
     terminal.log(f"{workdir.by_step}: {count:,} checkpoints scored{note}")
     damaged = [result for result in skipped if result.damaged]
     if damaged:
-        raise UserError(
+        raise CheckpointError(
             f"{workdir.root}: {_names(damaged)} {damaged[0].reason}: remove the directory of the run to train it again"
         )
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from xtransfer import storage
 from xtransfer.data.corpora import paws_x, xnli
 from xtransfer.data.task import Task
-from xtransfer.errors import UserError
+from xtransfer.errors import ConfigError, DataError, MachineError
 from xtransfer.evaluation.classifiers import LanguageResult
 from xtransfer.runtime import terminal
 
@@ -68,13 +68,13 @@ def check(task: str, split: str, directory: Path) -> Layout:
       UserError: the benchmark has no such task, the split is not test, or the folder exists.
     """
     if task not in LAYOUTS:
-        raise UserError(f"--export-xtreme: task {task!r} is not one of {', '.join(LAYOUTS)}")
+        raise ConfigError(f"--export-xtreme: task {task!r} is not one of {', '.join(LAYOUTS)}")
     if split != SPLIT:
-        raise UserError(f"--export-xtreme: the benchmark scores {SPLIT}, not {split}: leave out --split")
+        raise ConfigError(f"--export-xtreme: the benchmark scores {SPLIT}, not {split}: leave out --split")
     layout = LAYOUTS[task]
     folder = directory / layout.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists; choose another --export-xtreme")
+        raise ConfigError(f"{folder} already exists; choose another --export-xtreme")
     return layout
 
 
@@ -103,7 +103,7 @@ def export(directory: Path, layout: Layout, task: Task, results: Sequence[Langua
                         f"warning: {folder}: {result.language} has {len(lines):,} lines, the benchmark {layout.lines:,}"
                     )
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise MachineError(f"{folder} cannot be written: {error.strerror or error}") from error
     missing = [name for name in layout.languages if name not in {result.language for result in results}]
     if missing:
         terminal.log(f"warning: {folder}: the benchmark also scores {', '.join(missing)}")
@@ -141,5 +141,5 @@ def _row(example_id: str) -> int:
     """Return the row that an example's id counts, from 1."""
     number = example_id.rpartition("/")[2]
     if not number.isdecimal() or int(number) < 1:
-        raise UserError(f"{example_id}: the id does not count rows from 1, so the predictions have no place")
+        raise DataError(f"{example_id}: the id does not count rows from 1, so the predictions have no place")
     return int(number)

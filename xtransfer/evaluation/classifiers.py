@@ -10,7 +10,7 @@ from xtransfer.data.batches.batches import Dataset, eval_batches, make_plan
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.task import Example, Task
 from xtransfer.data.tokens.tokenizer import tokenize
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError
 from xtransfer.evaluation import metrics
 from xtransfer.models import inference
 from xtransfer.models.hf.tokenizer import check_pairs
@@ -89,7 +89,7 @@ class ClassifierScorer:
         )[:, self._order]
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
-            raise UserError(
+            raise CheckpointError(
                 f"{self._classifier.source}: the logits of {len(bad)} examples are not finite; the first is "
                 f"{ids[bad[0]]}: the classifier is damaged"
             )
@@ -104,7 +104,7 @@ def class_order(classifier: TrainedClassifier, task: Task) -> list[int]:
       UserError: they do not name the same classes.
     """
     if sorted(classifier.labels) != sorted(task.labels):
-        raise UserError(
+        raise CheckpointError(
             f"{classifier.source}: its classes are {', '.join(classifier.labels)}, and the classes of {task.name} are "
             f"{', '.join(task.labels)}: if they are the same, write the task's names into id2label of config.json"
         )

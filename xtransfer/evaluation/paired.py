@@ -10,7 +10,7 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.data.registry import shares_items
 from xtransfer.data.task import example_id
-from xtransfer.errors import UserError, nearest
+from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.results import read_rows
 from xtransfer.evaluation.significance import Difference, Outcomes
@@ -144,7 +144,7 @@ def _read(path: Path, prefix: str, workdir: Workdir) -> _Predictions:
     command = f"run python -m xtransfer.evaluate --workdir {shlex.quote(str(workdir.root))} to write it again"
     fault = checksums.fault_of(path)
     if fault is not None:
-        raise UserError(f"{path} is damaged: {fault}: {command}")
+        raise DataError(f"{path} is damaged: {fault}: {command}")
     remedy = f"remove it and {command}" if path.exists() else command
     labels: dict[str, str] = {}
     guesses: dict[str, str] = {}

@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
                 with_text += 1
             check()
         if not with_text:
-            raise UserError(f"{source.path}: no rows with text")
+            raise DataError(f"{source.path}: no rows with text")
         compilation_cache.enable_default()
         mesh = make_mesh()
         classifier = open_classifier(args.model, mesh, selection=args.selection)

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
     args, overrides = parser.parse_known_args(argv)
     if args.output.exists():
-        raise UserError(f"{args.output} already exists; choose another --output")
+        raise ConfigError(f"{args.output} already exists; choose another --output")
     settings = config.load(args.config, overrides, PretrainConfig)
     pretrain(settings, args.output, from_earlier_step=args.from_earlier_step)
 

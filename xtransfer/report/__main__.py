@@ -50,14 +50,14 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
     if args.compare:
         if args.metric != "accuracy":
-            raise UserError(f"--metric {args.metric}: --compare compares accuracy only")
+            raise ConfigError(f"--metric {args.metric}: --compare compares accuracy only")
         if args.output is not None:
-            raise UserError("--output: a comparison is written to the workdir of A; leave out one of the two flags")
+            raise ConfigError("--output: a comparison is written to the workdir of A; leave out one of the two flags")
         a, b = (students_of(name, args.workdir) for name in args.compare)
         compare(a, b, split=args.split, selection=args.selection)
         return
     if not args.workdir:
-        raise UserError("name the workdirs to report on: --workdir DIR …")
+        raise ConfigError("name the workdirs to report on: --workdir DIR …")
     sources = [
         report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection) for root in args.workdir
     ]

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TextIO
 
 from xtransfer import storage
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import BusyError, Exit, MachineError, one_line
 from xtransfer.runtime import processes, terminal
 
 HEARTBEAT_SECONDS = 5.0
@@ -202,7 +202,7 @@ def _acquire(file: TextIO, path: Path, wait: bool) -> None:
                 return
         if not wait:
             name = owner or f"process {content.strip() or 'unknown'}"
-            raise UserError(f"{path.parent} is in use by {name}; wait, or choose another directory")
+            raise BusyError(f"{path.parent} is in use by {name}; wait, or choose another directory")
         if flocked:
             fcntl.flock(file, fcntl.LOCK_UN)
         processes.note_progress()
@@ -218,7 +218,7 @@ def _flock(file: TextIO, path: Path) -> bool | None:
     except OSError as error:
         if error.errno in _NO_FLOCK:
             return None
-        raise UserError(f"{path} cannot be locked: {error.strerror}; choose a directory on another disk") from error
+        raise MachineError(f"{path} cannot be locked: {error.strerror}; choose a directory on another disk") from error
     return True
 
 
@@ -317,7 +317,7 @@ class _Lease:
         message = f"{self._path.parent} was taken over by {owner}; this process ends: wait for that one to finish"
         with contextlib.suppress(OSError):
             print(f"{processes.prefix()}error: {message}", file=sys.stderr, flush=True)
-        processes.end(message, terminal.EXIT_USER_ERROR)
+        processes.end(message, Exit.BUSY)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xtransfer.errors import UserError, is_disk_full, one_line, refuse_url
+from xtransfer.errors import Exit, MachineError, UserError, is_disk_full, one_line, refuse_url
 from xtransfer.runtime import preemption, processes
 from xtransfer.runtime.cluster import Flags
 
@@ -45,7 +45,10 @@ def parser(command: str, doc: str | None, epilog: str | None = None) -> argparse
       epilog: the last paragraph of `--help`.
     """
     result = argparse.ArgumentParser(
-        prog=f"python -m xtransfer.{command}", description=(doc or "").partition("\n")[0], epilog=epilog
+        prog=f"python -m xtransfer.{command}",
+        description=(doc or "").partition("\n")[0],
+        epilog=epilog,
+        allow_abbrev=False,
     )
     result.add_argument(
         "--traceback", action=_ShowTraceback, nargs=0, help="if an error ends the command, show its traceback too"

@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
     names = args.variants or list(study.variants)
     for name in names:
         if name not in study.variants:
-            raise UserError(f"--variants {name}: not one of {', '.join(study.variants)}{nearest(name, study.variants)}")
+            raise ConfigError(
+                f"--variants {name}: not one of {', '.join(study.variants)}{nearest(name, study.variants)}"
+            )
     run(study, names, args.workdir, from_earlier_step=args.from_earlier_step)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xtransfer.config import refuse_pattern
-from xtransfer.errors import UserError, is_disk_full, one_line
+from xtransfer.errors import CheckpointError, MachineError, UserError, is_disk_full, one_line
 from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
@@ -173,7 +173,7 @@ class Checkpoints:
                 raise  # the checkpoint may be whole, so nobody should remove it
             path, reason = self.directory / str(step), one_line(error)
             if (path / checksums.CHECKSUMS).exists():
-                raise UserError(
+                raise CheckpointError(
                     f"{path}: this checkpoint cannot be read: {reason}; its files are as they were written, so keep "
                     "it, and restore the settings and package versions that it was saved with"
                 ) from error
@@ -184,7 +184,7 @@ class Checkpoints:
         path = self.directory / str(step)
         if not path.is_dir():
             others = ", ".join(map(str, _named_steps(self.directory))) or "none"
-            raise UserError(
+            raise CheckpointError(
                 f"{path}: no such checkpoint (the steps here: {others}); restore it, or remove {self.directory} to "
                 "train this run again"
             )
@@ -234,7 +234,7 @@ def _damaged(directory: Path, step: int, fault: str) -> UserError:
         remedy = f"step {last} is whole: train with {FALL_BACK_FLAG} to remove step {step} and resume from step {last}"
     else:
         remedy = f"remove it to resume from step {last}"
-    return UserError(f"{path}: this checkpoint is damaged: {fault}; {remedy}")
+    return CheckpointError(f"{path}: this checkpoint is damaged: {fault}; {remedy}")
 
 
 def _named_steps(directory: Path) -> list[int]:

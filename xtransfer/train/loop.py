@@ -206,9 +206,9 @@ def _row(line: bytes, where: str) -> dict[str, float]:
     try:
         row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error}): {_remedy(Path(where).parent)}") from error
+        raise CheckpointError(f"{where}: not valid JSON ({error}): {_remedy(Path(where).parent)}") from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise UserError(f"{where}: expected an object with a step: {_remedy(Path(where).parent)}")
+        raise CheckpointError(f"{where}: expected an object with a step: {_remedy(Path(where).parent)}")
     return row
 
 
@@ -233,10 +233,10 @@ def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan)
         rows = [row for row in read_metrics(directory) if row["step"] <= newest]
         storage.write_jsonl(directory / METRICS_FILE, rows)
         if newest and newest >= plan.steps and (not rows or rows[-1]["step"] != plan.steps):
-            raise UserError(f"{directory}: the score of its last step {newest} is lost: {_remedy(directory)}")
+            raise CheckpointError(f"{directory}: the score of its last step {newest} is lost: {_remedy(directory)}")
         missing = {step for step in plan.milestones() if step <= newest} - {row["step"] for row in rows}
         if plan.patience and missing:
-            raise UserError(
+            raise CheckpointError(
                 f"{directory}: the score of step {min(missing)} is lost, and patience counts it: {_remedy(directory)}"
             )
         return newest

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xtransfer.errors import UserError
+from xtransfer.errors import MachineError
 
 
 def committed_steps(checkpoints: Path) -> list[int]:
@@ -58,7 +58,7 @@ def snapshot(checkpoints: Path, step: int, private: Path) -> Iterator[Path]:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(
+            raise MachineError(
                 f"{target}: the snapshot of a checkpoint cannot be written: {error.strerror or error}: free some space"
             ) from error
         yield private

@@ -65,9 +65,9 @@ def fetch(download: Download, directory: Path) -> Path:
         if path.is_file():
             actual = storage.sha256(path)
             if expected and actual != expected:
-                raise UserError(f"{path}: its sha256 is {actual}, expected {expected}: delete it to download it again")
+                raise DataError(f"{path}: its sha256 is {actual}, expected {expected}: delete it to download it again")
         elif _are_refused.get():
-            raise UserError(f"{path}: no such file, and nothing is downloaded here")
+            raise DataError(f"{path}: no such file, and nothing is downloaded here")
         else:
             with storage.AtomicFile(path, unique=True) as file:
                 actual = _fetch(download, file)

@@ -196,7 +196,7 @@ class PreparedLanguages:
         except (UserError, OSError):
             raise
         except Exception as error:  # TFDS and array_record raise many kinds for a file that is not as they wrote it
-            raise UserError(
+            raise DataError(
                 f"{self._data(language)}: the prepared data are damaged ({one_line(error)}): delete that folder and "
                 "run again"
             ) from error

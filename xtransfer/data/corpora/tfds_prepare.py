@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xtransfer.errors import UserError, one_line
+from xtransfer.errors import MachineError, UserError, one_line
 from xtransfer.runtime import checksums, locks, terminal
 
 _log = logging.getLogger(__name__)

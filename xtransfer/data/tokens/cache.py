@@ -28,7 +28,7 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.tokenizer import Tokens
-from xtransfer.errors import UserError
+from xtransfer.errors import MachineError
 from xtransfer.runtime import checksums
 from xtransfer.runtime.locks import directory_lock
 

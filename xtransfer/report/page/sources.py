@@ -11,7 +11,7 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.distillation.objectives import OBJECTIVES
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError
 from xtransfer.evaluation import calibration, significance
 from xtransfer.evaluation.metrics import confusion_matrix
 from xtransfer.evaluation.paired import Students, differences_of, load
@@ -221,6 +221,6 @@ def read_predictions(path: Path, labels: tuple[str, ...]) -> Predictions:
             if len(logits[-1]) != len(labels):
                 raise ValueError(f"{len(logits[-1])} logits for {len(labels)} classes")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not a prediction ({error}): evaluate this run again") from error
+            raise DataError(f"{path}:{number}: not a prediction ({error}): evaluate this run again") from error
     gold, guesses = np.array(classes, np.int64).reshape(-1, 2).T
     return Predictions(tuple(ids), gold, guesses, np.array(logits, np.float32))
