@@ -110,6 +110,7 @@ class ModelConfig:
     packed: bool = True
     evaluations: int = setting(5, at_least=1)  # evenly spaced checkpoints, each scored on the source dev split
     patience: int = setting(0, at_least=0)  # evaluations without a better score after which training stops; 0 = off
+    average_last: int = setting(0, at_least=0)  # checkpoints at the end whose parameters are averaged; 0 = off
     accumulation: int = setting(0, at_least=0)  # microbatches per batch; 0 = automatic
     remat: bool = False  # compute each layer again in the backward pass, which saves memory
 
@@ -124,6 +125,11 @@ class ModelConfig:
             raise ConfigError(
                 f"config key {prefix}accumulation is {self.accumulation}: a batch of {prefix}batch_size "
                 f"{self.batch_size} examples has at most as many microbatches"
+            )
+        if self.average_last > min(self.evaluations, self.steps):
+            raise UserError(
+                f"config key {prefix}average_last is {self.average_last}: there are only "
+                f"{min(self.evaluations, self.steps)} checkpoints ({prefix}evaluations) to average"
             )
         for pattern in self.frozen:
             try:
@@ -142,6 +148,15 @@ class TransferConfig:
     temperature_on: str = setting("teacher", choices=("teacher", "both"))
     scale_by_t2: bool = False
     threshold: float = setting(0.0, at_least=0, at_most=1)  # pseudo-labels below this confidence do not count
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """What is fitted to the selected checkpoints on the source dev split (`xtransfer.evaluation.recalibration`)."""
+
+    temperature: bool = False  # divides the logits; fitted by log loss
+    # The metric that a decision threshold between two classes maximises; "" = no threshold.
+    threshold: str = setting("", choices=("", "accuracy", "macro_f1"))
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,10 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     selection_metric: str = "accuracy"  # scores checkpoints on the source dev split; one of `evaluation/metrics.py`
+    # Score every student's checkpoint on the target languages' dev splits too, and keep the best ones, for the protocol
+    # target_dev, which is not zero-shot.
+    oracle: bool = False
+    calibration: CalibrationConfig = CalibrationConfig()
     metrics: tuple[str, ...] = setting(("accuracy", "macro_f1"), distinct=True)  # what `evaluate` scores, of the same
     evaluation_splits: tuple[str, ...] = setting(("test",), choices=("dev", "test"), distinct=True)
     evaluation_batch_size: int = setting(0, at_least=0)  # rows; 0 = chosen for the devices
@@ -225,14 +244,16 @@ class PretrainConfig:
 
 
 # Settings that may differ between two starts in one workdir: the stages, the locations of the data and the checkpoints
-# (whose fingerprints may not), what is scored, the rows to predict at a time, the devices, and the number of
-# microbatches.
+# (whose fingerprints may not), what is scored and calibrated, the rows to predict at a time, the devices, and the number
+# of microbatches.
 CHANGEABLE = (
     "objectives",
     "seeds",
     "task.cache_dir",
     "task.data_dir",
     "metrics",
+    "calibration.temperature",
+    "calibration.threshold",
     "evaluation_batch_size",
     "mesh.data",
     "mesh.fsdp",

@@ -1,8 +1,9 @@
 """Orbax checkpoints of a training run in `<directory>/<step>/`. Only this module imports Orbax.
 
-A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer state. Two are
-kept: the newest, to resume from, and the best on the source language's dev split, to use. If the newest is the best,
-the one before it is the second, to fall back to.
+A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer state. If the run
+averages its last checkpoints, it also holds `average`, their mean so far. Two checkpoints are kept: the newest, to
+resume from, and the best on the source language's dev split, to use. If the newest is the best, the one before it is
+the second, to fall back to. A run with an oracle also keeps the best on the dev split of each target language.
 
 A checkpoint takes its name when it is complete and its checksums are written, and it loses its name before any of its
 files is removed. So a step exists completely or not at all, whenever a process is killed, and a file of a named step
@@ -11,8 +12,9 @@ and compared before each restore. A step without them was saved by an older vers
 """
 
 import asyncio
+import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,8 +34,11 @@ from xtransfer.train.state import TrainState
 FALL_BACK_FLAG = "--from-earlier-step"
 FALL_BACK_HELP = "remove a run's newest checkpoint if it is damaged, and resume from the one before it"
 
+PARAMS, RESUME, AVERAGE = "params", "resume", "average"
+"""The items of a checkpoint."""
+
 _policies = ocp.checkpoint_managers
-_PARAMS, _RESUME, _METRICS = "params", "resume", "metrics"
+_METRICS = "metrics"
 _REMOVED = ".removed"  # steps that have lost their names, and are about to be deleted
 # Orbax writes its commit time and its mark after the checksums. Neither decides what is restored.
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -48,29 +53,45 @@ class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
-class _NewestAndBest:
-    """Keep the newest step and the best one; if they are the same, also the step before it."""
+class _NewestAndBest(_policies.PreservationPolicy):
+    """Keep the newest step and the best ones; if that is a single step, also the one before it.
+
+    Args:
+      languages: the target languages whose best steps are kept beside the best on source dev.
+    """
+
+    def __init__(self, languages: Sequence[str]):
+        self._ranks = [_rank, *(functools.partial(_rank_in, language) for language in languages)]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Return for each checkpoint, of ascending steps, whether to keep it."""
         *earlier, newest = range(len(checkpoints))
         scored = [i for i in (*earlier, newest) if checkpoints[i].metrics is not None]
-        best = max(scored, key=lambda i: _rank(checkpoints[i].metrics), default=newest)
-        kept = {newest, best if best != newest else max(earlier, default=newest)}
+        kept = {newest}
+        for rank in self._ranks if scored else []:
+            kept.add(max(scored, key=lambda i: rank(checkpoints[i].metrics)))
+        if kept == {newest} and earlier:
+            kept.add(earlier[-1])
         return [i in kept for i in range(len(checkpoints))]
 
 
 class Checkpoints:
-    """The checkpoints of one run. As a context manager it waits on exit until everything saved is on the disk."""
+    """The checkpoints of one run. As a context manager it waits on exit until everything saved is on the disk.
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
+    Args:
+      directory: the directory of the checkpoints.
+      languages: the target languages whose best checkpoints are kept too; every scored checkpoint has their scores.
+      read_only: refuse to save, and delete nothing.
+    """
+
+    def __init__(self, directory: Path, *, languages: Sequence[str] = (), read_only: bool = False):
         refuse_pattern(directory, "directory")
         self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax keeps scores in memory only, and a resumed run would lose the best checkpoint.
             best_fn=_rank,
-            preservation_policy=_NewestAndBest(),
+            preservation_policy=_NewestAndBest(languages),
             save_decision_policy=_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
@@ -82,7 +103,7 @@ class Checkpoints:
         )
         if not read_only:
             processes.on_first(self._check_scores)
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(_PARAMS, _RESUME))
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(PARAMS, RESUME, AVERAGE))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -96,14 +117,27 @@ class Checkpoints:
         """Return the steps of all complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, *, score: float | None) -> None:
-        """Save a state under its step, in the background; its score on source dev decides whether it is kept."""
+    def save(
+        self,
+        state: TrainState,
+        *,
+        score: float | None,
+        target_scores: Mapping[str, float] | None = None,
+        average: Any = None,
+    ) -> None:
+        """Save a state under its step, in the background; its scores decide whether it is kept.
+
+        Args:
+          state: the state.
+          score: its score on source dev; None keeps it only while it is the newest.
+          target_scores: its scores on target dev by language, for the `languages` of the constructor.
+          average: the mean of the last checkpoints' parameters so far; None if there is none.
+        """
         step = int(state.step)
         self.wait()  # raises if the last save failed, such as on a full disk
-        metrics = None if score is None else {"score": score, "step": step}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params), resume=ocp.args.StandardSave(state.opt_state)
-        )
+        metrics = None if score is None else {"score": score, "step": step, "targets": dict(target_scores or {})}
+        saved = {PARAMS: state.params, RESUME: state.opt_state} | ({} if average is None else {AVERAGE: average})
+        items = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in saved.items()})
         with self._naming_a_full_disk():
             is_saved = self._manager.save(step, args=items, metrics=metrics)
         if not is_saved:
@@ -155,13 +189,19 @@ class Checkpoints:
         counter = abstract.step
         return TrainState(_scalar(step, counter), restored["params"], restored["resume"])
 
-    def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """Return the parameters of a step, in the shapes, dtypes, and shardings of `abstract_params`."""
-        return self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params)))["params"]
+    def restore_params(self, step: int, abstract_params: Any, item: str = PARAMS) -> Any:
+        """Return the parameters of a step, in the shapes, dtypes, and shardings of `abstract_params`.
 
-    def restore_arrays(self, step: int) -> dict[str, np.ndarray]:
+        Args:
+          step: the step.
+          abstract_params: what to restore.
+          item: `PARAMS`, or `AVERAGE` for the mean that the checkpoint holds.
+        """
+        return self._restore(step, ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)}))[item]
+
+    def restore_arrays(self, step: int, item: str = PARAMS) -> dict[str, np.ndarray]:
         """Return every parameter of a step by its dotted path, on the host, without knowing the model."""
-        tree = self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
+        tree = self._restore(step, ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
         return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
     def _restore(self, step: int, items: Any) -> Any:
@@ -247,6 +287,10 @@ def _named_steps(directory: Path) -> list[int]:
 def _rank(metrics: dict[str, Any]) -> Any:
     # Of two equal scores the earlier step is better, as in runs/selection.py.
     return metrics["score"], -metrics["step"]
+
+
+def _rank_in(language: str, metrics: dict[str, Any]) -> Any:
+    return metrics["targets"][language], -metrics["step"]
 
 
 def _scalar(step: int, like: Any) -> Any:

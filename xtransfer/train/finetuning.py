@@ -143,14 +143,31 @@ class Finetuner:
             yield indices, batch
 
     def train(
-        self, directory: Path, objective: Objective, dataset: Dataset, dev: Dataset, seed: int, dev_scores: DevScores
+        self,
+        directory: Path,
+        objective: Objective,
+        dataset: Dataset,
+        dev: Dataset,
+        seed: int,
+        dev_scores: DevScores,
+        target_dev: Mapping[str, Dataset] = MappingProxyType({}),
     ) -> None:
-        """Train by `objective`, scoring checkpoints on `dev`, or resume; do nothing if it is finished."""
+        """Train by `objective`, scoring checkpoints on `dev`, or resume; do nothing if it is finished.
+
+        For an oracle, `target_dev` holds the dev splits of the target languages, on which checkpoints are scored too.
+        """
         if self.is_trained(directory):
             return
 
-        def score(params: Any) -> dict[str, float]:
-            return dev_scores(self.predict(params, dev), dev.labels)
+        def score(params: Any) -> dict[str, Any]:
+            scores = dev_scores(self.predict(params, dev), dev.labels)
+            if not target_dev:
+                return scores
+            ranks = {
+                language: loop.dev_score(dev_scores(self.predict(params, split), split.labels))
+                for language, split in target_dev.items()
+            }
+            return {**scores, loop.TARGET_DEV_SCORES: ranks}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
         plan = dataclasses.replace(self.inputs.training_plan, process_slice=process_slice(self.mesh))
@@ -173,7 +190,15 @@ class Finetuner:
             terminal.log(f"warning: {title}: more than a quarter of each batch is padding; change {keys} to save time")
         loop.fit(
             directory,
-            loop.Plan(title, self.settings.steps, self.settings.evaluations, seed, self.settings.patience),
+            loop.Plan(
+                title,
+                self.settings.steps,
+                self.settings.evaluations,
+                seed,
+                self.settings.patience,
+                self.settings.average_last,
+                tuple(target_dev),
+            ),
             loop.Start(
                 lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),
                 self.compiled_steps.abstract_state,

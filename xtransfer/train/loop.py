@@ -18,7 +18,7 @@ from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.errors import CheckpointError, DivergedError, Exit
 from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import place_batch, process_slice
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import AVERAGE, Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
 
@@ -27,6 +27,12 @@ _READ_SECONDS = 5.0  # between two reads of the loss for the progress bar; a rea
 METRICS_FILE = "metrics.jsonl"
 DEV_ACCURACY, DEV_SCORE = "dev_accuracy", "dev_score"
 """The keys of `metrics.jsonl` that rank checkpoints: the second if a row has it, and otherwise the first."""
+
+TARGET_DEV_SCORES = "target_dev_scores"
+"""The key of `metrics.jsonl` with the scores on target dev by language, higher is better, if the run has an oracle."""
+
+AVERAGED = "averaged"
+"""The key of `metrics.jsonl` with the number of checkpoints in the average that the step's checkpoint holds."""
 
 _STOPPED = "stopped_early"  # marks the last row of a run that ran out of patience
 CHECKPOINTS = "checkpoints"
@@ -42,6 +48,8 @@ class Plan:
       evaluations: the number of checkpoints, evenly spaced, the last of them at the last step.
       seed: the seed of the dropout masks.
       patience: the number of evaluations without a better score after which training stops; 0 = never.
+      average_last: the number of checkpoints at the end whose parameters are averaged; 0 = none.
+      languages: the target languages whose best checkpoints are kept for an oracle.
     """
 
     title: str
@@ -49,11 +57,18 @@ class Plan:
     evaluations: int
     seed: int
     patience: int = 0
+    average_last: int = 0
+    languages: tuple[str, ...] = ()
 
     def milestones(self) -> frozenset[int]:
         """Return the steps after which the model is scored and saved."""
         count = min(self.evaluations, self.steps)
         return frozenset(round(self.steps * (i + 1) / count) for i in range(count))
+
+    def averaged(self, step: int) -> int:
+        """Return the number of checkpoints in the average after a step: of the last `average_last`, those up to it."""
+        last = sorted(self.milestones())[-self.average_last :] if self.average_last else []
+        return sum(milestone <= step for milestone in last)
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,16 @@ def fit(
     start: Start,
     train_step: TrainStep,
     batch_at: Callable[[int], Mapping[str, np.ndarray]],
-    score: Callable[[Any], dict[str, float]] | None,
+    score: Callable[[Any], dict[str, Any]] | None,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
     """Train to `plan.steps`, or resume, with checkpoints and `metrics.jsonl` in `directory`.
 
     Patience counts the rows of `metrics.jsonl`, so a run that is interrupted stops at the same step as one that is not.
     SIGTERM saves the current step and exits.
+
+    The average is a running mean over the last planned checkpoints, so that one extra set of parameters is enough. A run
+    that stops early has averaged those it reached. If it reached none, its average is its last checkpoint.
 
     Args:
       directory: the run's directory.
@@ -91,7 +109,8 @@ def fit(
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.
       score: returns metrics of parameters on the source language's dev split; `dev_score` of them ranks the
-        checkpoints. Without it, only the newest checkpoint is kept.
+        checkpoints. Without it, only the newest checkpoint is kept. If the plan has languages, `TARGET_DEV_SCORES`
+        holds the scores in them.
       mesh: the device mesh.
 
     Raises:
@@ -100,8 +119,11 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
-    with Checkpoints(directory / CHECKPOINTS) as checkpoints, terminal.deferred_stop() as stop_requested:
-        state = _resume(checkpoints, start, directory, plan)
+    with (
+        Checkpoints(directory / CHECKPOINTS, languages=plan.languages) as checkpoints,
+        terminal.deferred_stop() as stop_requested,
+    ):
+        state, average = _resume(checkpoints, start, directory, plan)
         history = processes.on_first(functools.partial(_history, directory)) if plan.patience else []
         if _out_of_patience(history, plan.patience):
             return state
@@ -133,12 +155,17 @@ def fit(
                     gives_up = step < plan.steps and processes.on_first(
                         functools.partial(_out_of_patience, history, plan.patience)
                     )
+                    averaged = plan.averaged(step) or int(gives_up and plan.average_last > 0)
+                    if averaged:
+                        average = _running_mean(average, state.params, averaged)
                     # The row comes first: resuming drops a row without its checkpoint.
-                    row = {"step": step, **means, **metrics} | ({_STOPPED: True} if gives_up else {})
+                    row = {"step": step, **means, **metrics} | ({AVERAGED: averaged} if averaged else {})
+                    row |= {_STOPPED: True} if gives_up else {}
                     processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
-                    checkpoints.save(state, score=rank)
+                    target_scores = metrics.get(TARGET_DEV_SCORES)
+                    checkpoints.save(state, score=rank, target_scores=target_scores, average=average)
                 elif stop:
-                    checkpoints.save(state, score=None)
+                    checkpoints.save(state, score=None, average=average)
                 if stop:
                     checkpoints.wait()
                     raise SystemExit(Exit.PREEMPTED)
@@ -225,7 +252,19 @@ def _out_of_patience(history: Sequence[float], patience: int) -> bool:
     return 0 < patience < len(history) and max(history[-patience:]) <= max(history[:-patience])
 
 
-def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan) -> TrainState:
+def _running_mean(mean: Any, params: Any, count: int) -> Any:
+    """Return the mean of `count` sets of parameters, of which `params` is the last and `mean` is over the others."""
+    # A copy, because the next training step takes the memory of its parameters.
+    return jax.tree.map(jnp.copy, params) if count == 1 else _add_to_mean(mean, params, count)
+
+
+@jax.jit
+def _add_to_mean(mean: Any, params: Any, count: jax.Array) -> Any:
+    return jax.tree.map(lambda old, new: old + (new - old) / jnp.asarray(count, old.dtype), mean, params)
+
+
+def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan) -> tuple[TrainState, Any]:
+    """Return the state to continue from, and the average that belongs to it, which is None before there is one."""
     steps = checkpoints.steps()
 
     def drop_unsaved_rows() -> int:
@@ -243,9 +282,11 @@ def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan)
 
     newest = processes.on_first(drop_unsaved_rows)
     if not newest:
-        return start.initial()
+        return start.initial(), None
     terminal.log(f"{directory}: resuming from step {newest:,}")
-    return checkpoints.restore(newest, start.abstract)
+    has_average = plan.averaged(newest) > 0
+    average = checkpoints.restore_params(newest, start.abstract.params, AVERAGE) if has_average else None
+    return checkpoints.restore(newest, start.abstract), average
 
 
 def _means(window: list[Terms], step: int, directory: Path) -> dict[str, float]:
