@@ -154,9 +154,8 @@ class TransferConfig:
 class CalibrationConfig:
     """What is fitted to the selected checkpoints on the source dev split (`xtransfer.evaluation.recalibration`)."""
 
-    temperature: bool = False  # divides the logits; fitted by log loss
-    # The metric that a decision threshold between two classes maximises; "" = no threshold.
-    threshold: str = setting("", choices=("", "accuracy", "macro_f1"))
+    temperature: bool = False  # what to divide the logits by, for the lowest log loss
+    threshold: bool = False  # where to decide between two classes, for the highest macro-F1
 
 
 @dataclass(frozen=True)
@@ -244,8 +243,8 @@ class PretrainConfig:
 
 
 # Settings that may differ between two starts in one workdir: the stages, the locations of the data and the checkpoints
-# (whose fingerprints may not), what is scored and calibrated, the rows to predict at a time, the devices, and the number
-# of microbatches.
+# (whose fingerprints may not), what is scored and calibrated, the rows to predict at a time, the devices, and the
+# number of microbatches.
 CHANGEABLE = (
     "objectives",
     "seeds",

@@ -3,9 +3,10 @@
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from xtransfer.distillation.logits_store import LogitsStore, open_store
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import ConfigError
-from xtransfer.evaluation import metrics, results
+from xtransfer.evaluation import metrics, recalibration, results
 from xtransfer.evaluation.evaluator import dev_scores, evaluate
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -70,9 +71,13 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
         metrics.check_single("selection_metric", config.selection_metric, task.labels)
         examples = transfer_set.gather(config, task)
         metrics.check_defined((config.selection_metric,), _labels(examples.dev), f"{task.source_language} dev")
+        recalibration.check(config.calibration, task.labels, _labels(examples.dev))
         for language in (task.source_language, *task.target_languages):
             for split in config.evaluation_splits:
                 metrics.check_defined(config.metrics, _labels(task.load(split, language)), f"{language} {split}")
+        target_dev = {name: task.load("dev", name) for name in task.target_languages} if config.oracle else {}
+        for language, split_examples in target_dev.items():
+            metrics.check_defined((config.selection_metric,), _labels(split_examples), f"{language} dev")
         models = Models(config, task, encoders.saved(workdir))
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
@@ -88,9 +93,13 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
             f"{task.name}: {len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {_devices()}"
         )
+        if config.oracle:
+            terminal.log(
+                "oracle: every checkpoint is scored on target dev too; the protocol target_dev is not zero-shot"
+            )
         for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
             terminal.log(line)
-        stages = Stages(workdir, config, models, examples)
+        stages = Stages(workdir, config, models, examples, target_dev)
         stages.train_teacher()
         for seed in config.seeds:
             for objective in objectives:
@@ -102,10 +111,21 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
 
 
 class Stages:
-    """The stages up to the students. All seeds and objectives share tokens and logits stores."""
+    """The stages up to the students. All seeds and objectives share tokens and logits stores.
 
-    def __init__(self, workdir: Workdir, config: ExperimentConfig, models: Models, examples: TransferSet):
+    For an oracle, `target_dev` holds the examples of each target language's dev split.
+    """
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        config: ExperimentConfig,
+        models: Models,
+        examples: TransferSet,
+        target_dev: Mapping[str, Sequence[Example]] = MappingProxyType({}),
+    ):
         self.workdir, self.config, self.models, self.examples = workdir, config, models, examples
+        self._target_examples = target_dev
         self._stores: dict[Path, LogitsStore] = {}
 
     def train_teacher(self) -> None:
@@ -129,9 +149,9 @@ class Stages:
             store = self._label(model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher)
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
             dataset = replace(dataset, teacher_logits=logits)
-        dev = self._dev
+        dev, target_dev = self._dev, self._target_dev
         with costs.recorded(self.workdir, "students", directory, student.trained):
-            student.train(directory, objective, dataset, dev, seed, self._dev_scores)
+            student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev)
 
     def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)
@@ -182,6 +202,10 @@ class Stages:
     def _dev(self) -> Dataset:
         return self.models.student.dataset(self.examples.dev)
 
+    @functools.cached_property
+    def _target_dev(self) -> dict[str, Dataset]:
+        return {name: self.models.student.dataset(examples) for name, examples in self._target_examples.items()}
+
 
 def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
     for directory in (workdir.teacher, *_students(workdir, config)):
@@ -231,7 +255,9 @@ def _planned_stages(
         seconds = sum(model.inference_seconds(machine, count) for model in labellers.values())
         stages.append(plan.Stage("labelling", f"{len(labellers)} × {count:,} examples", seconds))
 
-    dev = config.student.evaluations * student.inference_seconds(machine, len(examples.dev))
+    oracle = task.target_languages if config.oracle else ()
+    scored = len(examples.dev) + sum(len(task.load("dev", language)) for language in oracle)
+    dev = config.student.evaluations * student.inference_seconds(machine, scored)
     seconds = student.training_seconds(machine, config.student.steps, config.student.batch_size) + dev
     seconds *= len(missing)
     seconds += len({objective.loss_settings() for objective, _ in missing}) * machine.compile_seconds
@@ -244,8 +270,9 @@ def _planned_stages(
         for split in config.evaluation_splits
         for language in (task.source_language, *task.target_languages)
     )
-    seconds = 2 * unscored * student.inference_seconds(machine, count)
-    size = f"{len(runs)} × 2 checkpoints, {count:,} examples each"
+    selected = 2 + bool(config.student.average_last) + config.oracle  # at most
+    seconds = selected * unscored * student.inference_seconds(machine, count)
+    size = f"{len(runs)} × {selected} checkpoints, {count:,} examples each"
     stages.append(plan.Stage("evaluation", size, seconds if unscored else None))
     return stages
 

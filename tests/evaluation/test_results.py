@@ -126,9 +126,9 @@ def test_a_table_without_results_is_an_error():
 def test_the_error_for_missing_results_lists_the_available_ones():
     rows = make_rows() + make_rows(selection="last", step=7) + make_rows(metric="majority_share", value=0.5)
     with pytest.raises(UserError) as caught:
-        table(rows, selection="target_dev_oracle")
+        table(rows, selection="target_dev")
     assert str(caught.value) == (
-        "no results: accuracy on split test, checkpoints selected by target_dev_oracle; "
+        "no results: accuracy on split test, checkpoints selected by target_dev; "
         "available: metric accuracy; split test; selection last, source_dev"
     )
 

@@ -98,7 +98,7 @@ def test_the_caption_describes_the_measurement():
         "All seeds share one labelled sample, one unlabelled sample, and one monolingual teacher",
     ):
         assert phrase in text
-    oracle = table(*make_rows(selection="target_dev_oracle"), selection="target_dev_oracle")
+    oracle = table(*make_rows(selection="target_dev"), selection="target_dev")
     assert "not zero-shot" in "\n".join(summary.caption(oracle, TASK))
 
 
@@ -166,8 +166,8 @@ def test_headline_by_hand():
     )
     # The same as a loss, with another metric, and selected by an oracle.
     swapped = {"vanilla": values["monox_kd"], "monox_kd": values["vanilla"]}
-    rows = make_rows(swapped, metric="macro_f1", selection="target_dev_oracle")
-    assert summary.headline(table(*rows, metric="macro_f1", selection="target_dev_oracle")) == (
+    rows = make_rows(swapped, metric="macro_f1", selection="target_dev")
+    assert summary.headline(table(*rows, metric="macro_f1", selection="target_dev")) == (
         "monox_kd lowers oracle macro_f1 by 8.0 points over direct fine-tuning (vanilla): "
         "95 % interval 5.5 to 10.5 over 3 seeds."
     )
@@ -323,8 +323,8 @@ def test_the_default_split_is_test_if_it_was_evaluated(tmp_path, splits, expecte
 
 def test_a_protocol_without_rows_lists_the_available_ones(tmp_path):
     root = make_workdir(tmp_path / "a", make_rows() + make_rows(selection="last"))
-    with pytest.raises(UserError, match=r"selected by target_dev_oracle; .* split test; selection last, source_dev$"):
-        report.main(["--workdir", str(root), "--selection", "target_dev_oracle"])
+    with pytest.raises(UserError, match=r"selected by target_dev; .* split test; selection last, source_dev$"):
+        report.main(["--workdir", str(root), "--selection", "target_dev"])
 
 
 @pytest.mark.parametrize(

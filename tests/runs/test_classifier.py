@@ -131,7 +131,7 @@ def test_another_directory_in_a_workdir_is_refused_with_a_list_of_runs(copy, mes
         open_classifier(copy / directory, mesh)
 
 
-@pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
+@pytest.mark.parametrize("selection", ["target_dev", "lst"])
 def test_an_unknown_protocol_is_refused(run, mesh, selection):
     with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
         open_classifier(run / "teacher", mesh, selection=selection)

@@ -99,7 +99,7 @@ def test_a_score_selects_where_there_is_one(copy):
     assert find_run(Workdir(copy), "vanilla", 0, "source_dev").step == 4
 
 
-@pytest.mark.parametrize("selection", ["target_dev_oracle", "lst"])
+@pytest.mark.parametrize("selection", ["target_dev", "lst"])
 def test_an_unknown_protocol_is_refused(run, selection):
     with pytest.raises(UserError, match=f"selection '{selection}': one of source_dev, last"):
         find_run(Workdir(run), "teacher", None, selection)

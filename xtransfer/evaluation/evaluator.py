@@ -1,5 +1,6 @@
 """Scoring the checkpoints of a workdir in every language: Orbax checkpoints in, result rows out."""
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -14,13 +15,15 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
-from xtransfer.evaluation import metrics, results, token_counts
+from xtransfer.evaluation import metrics, recalibration, results, token_counts
+from xtransfer.evaluation.recalibration import Recalibration
 from xtransfer.runs import costs
-from xtransfer.runs.find import selected_steps
+from xtransfer.runs.find import read_dev_scores
+from xtransfer.runs.selection import PROTOCOLS, choose, weights_name
 from xtransfer.runs.workdir import TEACHER, Workdir
 from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.train import loop
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import PARAMS, Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 
 _log = logging.getLogger(__name__)
@@ -56,8 +59,9 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
     """Score every selected checkpoint that has no rows yet, and return all rows of the experiment's runs.
 
     A checkpoint whose predictions are missing or damaged predicts again, and keeps the rows that it has. The teacher is
-    scored in the source language only, the one it knows. Unfinished runs are named and skipped. All processes take
-    part, and process 0 writes.
+    scored in the source language only, the one it knows. Unfinished runs are named and skipped. If the config asks for
+    a temperature or a threshold, fit them on source dev first, and score their effect too. All processes take part, and
+    process 0 writes.
     """
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
@@ -75,12 +79,16 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
             continue
         source, targets = task.source_language, task.target_languages
         languages = (source,) if is_teacher else (source, *targets)
-        jobs = list(_jobs(run, config.evaluation_splits, languages, metrics.score_names(config.metrics, task.labels)))
+        names = tuple(dict.fromkeys((*config.metrics, *recalibration.metrics_of(config.calibration))))
+        effects = recalibration.effects_of(config.calibration)
+        rows_of_job = [*metrics.score_names(names, task.labels), *effects]
+        jobs = list(_jobs(run, config.evaluation_splits, languages, rows_of_job))
         due = processes.on_first(functools.partial(_due, workdir, run, jobs, scored))
         jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
         if jobs:
             model = models.teacher if is_teacher else models.student
-            new = _score(workdir, task, model, run, jobs, dataset, config.metrics, constants)
+            recalibrate = functools.partial(_recalibrate, workdir, config, task, model, run, dataset)
+            new = _score(workdir, task, model, run, jobs, dataset, names, constants, effects, recalibrate)
             with costs.recorded(workdir, "evaluation", run.directory, model.predicted):
                 rows += (row for row in new if _key(row) not in scored)
             # All rows of a run are written at once, so that it has all of them or none.
@@ -115,10 +123,11 @@ def dev_scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], n
 
 @dataclass(frozen=True)
 class _Job:
-    """One checkpoint of a run on one split of one language, for the protocols that selected it.
+    """The weights of a checkpoint on one split of one language, for the protocols that selected them.
 
     Attributes:
       step: the checkpoint's step.
+      item: the checkpoint's item that holds the weights.
       protocols: the protocols that selected it.
       split: the split to score.
       language: the language to score.
@@ -126,10 +135,16 @@ class _Job:
     """
 
     step: int
+    item: str
     protocols: tuple[str, ...]
     split: str
     language: str
     keys: frozenset[tuple[Any, ...]]
+
+    @property
+    def weights_name(self) -> str:
+        """The name of the weights."""
+        return weights_name(self.step, self.item)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -137,7 +152,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _due(workdir: Workdir, run: Run, jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
-    paths = [workdir.predictions(run.directory, job.step, job.split, job.language) for job in jobs]
+    paths = [workdir.predictions(run.directory, job.weights_name, job.split, job.language) for job in jobs]
     return [not job.keys <= scored or _is_lost(path) for job, path in zip(jobs, paths, strict=True)]
 
 
@@ -152,17 +167,21 @@ def _is_lost(predictions: Path) -> bool:
 
 
 def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str], names: Sequence[str]) -> Iterator[_Job]:
-    step_by_protocol = selected_steps(run.directory)
-    for step in sorted(set(step_by_protocol.values())):
-        protocols = tuple(name for name, selected in step_by_protocol.items() if selected == step)
+    scores = read_dev_scores(run.directory)
+    protocols_by_weights: dict[tuple[int, str], dict[str, list[str]]] = {}
+    for language in languages:
+        for protocol, step in choose(scores, language).items():
+            by_language = protocols_by_weights.setdefault((step, PROTOCOLS[protocol].item), {})
+            by_language.setdefault(language, []).append(protocol)
+    for step, item in sorted(protocols_by_weights, key=lambda weights: (weights[0], weights[1] != PARAMS)):
         for split in splits:
-            for language in languages:
+            for language, protocols in protocols_by_weights[step, item].items():
                 keys = frozenset(
                     (run.objective, run.seed, step, protocol, split, language, name)
                     for protocol in protocols
                     for name in names
                 )
-                yield _Job(step, protocols, split, language, keys)
+                yield _Job(step, item, tuple(protocols), split, language, keys)
 
 
 def _score(
@@ -174,6 +193,8 @@ def _score(
     dataset: Callable[[Finetuner, str, str], Dataset],
     names: Sequence[str],
     constants: list[str],
+    effects: Sequence[str],
+    recalibrate: Callable[[Any, str], Recalibration],
 ) -> Iterator[dict[str, Any]]:
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
@@ -181,9 +202,10 @@ def _score(
         terminal.progress_bar(title, total, unit="examples") as progress,
         Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints,
     ):
-        for step, jobs_of_step in itertools.groupby(jobs, lambda job: job.step):
-            params = checkpoints.restore_params(step, model.abstract_params())
-            for job in jobs_of_step:
+        for (step, item), jobs_of_weights in itertools.groupby(jobs, lambda job: (job.step, job.item)):
+            params = checkpoints.restore_params(step, model.abstract_params(), item)
+            fitted = recalibrate(params, weights_name(step, item)) if effects else recalibration.UNCHANGED
+            for job in jobs_of_weights:
                 examples = task.load(job.split, job.language)
                 data = dataset(model, job.split, job.language)
                 logits = model.predict(params, data, progress.advance)
@@ -191,29 +213,57 @@ def _score(
                     record = functools.partial(token_counts.record, workdir, job.split, model.inputs)
                     processes.on_first(functools.partial(record, examples, data.tokens))
                 row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
-                for score in _scores(run, job, examples, logits, task.labels, names, constants):
+                gold = np.array([example.label for example in examples])
+                scores = _scores(run, job, gold, logits, task.labels, names, constants)
+                for score in [*scores, *recalibration.effects(fitted, effects, logits, gold, task.labels)]:
                     for protocol in job.protocols:
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
-                path = workdir.predictions(run.directory, step, job.split, job.language)
+                path = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
                 predictions = storage.jsonl(prediction_rows(examples, logits, task.labels))
                 processes.on_first(functools.partial(checksums.write, path, predictions))
+
+
+def _recalibrate(
+    workdir: Workdir,
+    config: ExperimentConfig,
+    task: Task,
+    model: Finetuner,
+    run: Run,
+    dataset: Callable[[Finetuner, str, str], Dataset],
+    params: Any,
+    name: str,
+) -> Recalibration:
+    """Return what the config asks to fit to the weights of this name, from the run's record or fitted now."""
+    path, settings = workdir.calibration(run.directory), config.calibration
+    recorded = Recalibration(**processes.on_first(lambda: dataclasses.asdict(recalibration.recorded(path, name))))
+    if recorded.has(temperature=settings.temperature, threshold=settings.threshold):
+        return recorded
+    dev = dataset(model, "dev", task.source_language)
+    logits = model.predict(params, dev)
+
+    def fit() -> dict[str, float | None]:
+        fitted = recalibration.fit(settings, recorded, logits, dev.labels, f"{run.name} step {name}")
+        recalibration.record(path, name, fitted, len(dev))
+        return dataclasses.asdict(fitted)
+
+    # Process 0 fits for all, because other hosts may round the logits differently.
+    return Recalibration(**processes.on_first(fit))
 
 
 def _scores(
     run: Run,
     job: _Job,
-    examples: Sequence[Example],
+    gold: np.ndarray,
     logits: np.ndarray,
     labels: Sequence[str],
     names: Sequence[str],
     constants: list[str],
 ) -> list[metrics.Score]:
     """Score one job by the named metrics, and add it to `constants` if the model gave every example the same class."""
-    gold, guesses = np.array([example.label for example in examples]), logits.argmax(-1)
-    constant = metrics.constant_prediction(guesses, gold)
+    constant = metrics.constant_prediction(logits.argmax(-1), gold)
     if constant is not None:
-        constants.append(f"{run.name} step {job.step} on {job.split} {job.language} ({labels[constant]})")
+        constants.append(f"{run.name} step {job.weights_name} on {job.split} {job.language} ({labels[constant]})")
     return metrics.scores(logits, gold, labels, names)
 
 

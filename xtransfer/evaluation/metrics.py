@@ -197,6 +197,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 """The metrics by name."""
 
+EFFECTS: Mapping[str, str] = MappingProxyType(
+    {
+        "log_loss_calibrated": "log_loss",
+        "ece_calibrated": "ece",
+        "accuracy_thresholded": "accuracy",
+        "macro_f1_thresholded": "macro_f1",
+    }
+)
+"""The scores after recalibration, and the metrics that they are scores of (see `recalibration.Recalibration`)."""
+
 CHANCE = "majority_share"
 """The name of the row beside the metrics that holds `majority_share`, the accuracy that needs no model."""
 
@@ -231,12 +241,12 @@ def score_names(names: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def metric_of(name: str) -> Metric:
-    """Return the metric that a score's name belongs to, such as the one of "class_f1/positive".
+    """Return the metric that a score's name belongs to, such as "class_f1/positive" or "ece_calibrated".
 
     Raises:
       UserError: there is no such metric; the message names the nearest one.
     """
-    kind = name.partition("/")[0]
+    kind = _kind(name)
     if kind not in METRICS:
         hint = nearest(kind, METRICS) or f"; the metrics are {', '.join(METRICS)}"
         raise ConfigError(f"no metric {name!r}{hint}")
@@ -245,13 +255,16 @@ def metric_of(name: str) -> Metric:
 
 def value_range(name: str) -> tuple[float, float]:
     """Return the smallest and the largest value of a score; an unknown one is a share."""
-    kind = name.partition("/")[0]
+    kind = _kind(name)
     return (METRICS[kind].low, METRICS[kind].high) if kind in METRICS else (0.0, 1.0)
 
 
 def check_names(key: str, names: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse metrics that do not exist for a task with these classes; `key` is the config key, for the message."""
     for name in names:
+        if name in EFFECTS:
+            setting = "temperature" if name.endswith("_calibrated") else "threshold"
+            raise UserError(f"config key {key}: {name} is not a metric to choose: calibration.{setting} adds it")
         try:
             metric = metric_of(name)
         except UserError as error:
@@ -306,6 +319,12 @@ def constant_prediction(predictions: np.ndarray, labels: np.ndarray) -> int | No
     if len(predictions) == 0 or np.any(predictions != predictions[0]) or np.all(labels == predictions[0]):
         return None
     return int(predictions[0])
+
+
+def _kind(name: str) -> str:
+    """Return the key of `METRICS` that a score's name belongs to, if there is one."""
+    kind = name.partition("/")[0]
+    return EFFECTS.get(kind, kind)
 
 
 def _cases(name: str, classes: Sequence[str]) -> list[tuple[str, int | None]]:

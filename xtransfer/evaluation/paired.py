@@ -1,7 +1,7 @@
 """The predictions of two objectives on the same test items: files of workdirs to arrays of correctness."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.results import read_rows
 from xtransfer.evaluation.significance import Difference, Outcomes
+from xtransfer.runs.selection import PROTOCOLS, weights_name
 from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import checksums
 
@@ -74,7 +75,14 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
         for side, (students, steps) in enumerate(((a, steps_a), (b, steps_b))):
             for seed in seeds:
                 run = students.workdir.student(students.objective, seed)
-                path = students.workdir.predictions(run, steps[seed], split, language)
+                step = steps[seed].get(language)
+                if step is None:
+                    raise DataError(
+                        f"{students.workdir.results}: no {split} results of {students.objective} seed {seed} in "
+                        f"{language}: run python -m xtransfer.evaluate"
+                    )
+                weights = weights_name(step, PROTOCOLS[selection].item)
+                path = students.workdir.predictions(run, weights, split, language)
                 predictions = _read(path, example_id(task.name, split, language, ""), students.workdir)
                 reference = reference or predictions
                 _check_same(reference, predictions)
@@ -107,8 +115,8 @@ def _common_task(a: Students, b: Students) -> TaskRecord:
     return first
 
 
-def _steps(students: Students, split: str, selection: str) -> dict[int, int]:
-    """Return the evaluated step of each seed."""
+def _steps(students: Students, split: str, selection: str) -> dict[int, dict[str, int]]:
+    """Return the evaluated step of each seed and language."""
     path, objective = students.workdir.results, students.objective
     if objective == TEACHER:
         raise ConfigError("--compare teacher: it knows the source language only; compare two objectives of students")
@@ -120,11 +128,17 @@ def _steps(students: Students, split: str, selection: str) -> dict[int, int]:
             f"{path}: no {split} results of {objective!r}, checkpoints selected by {selection}"
             f"{nearest(objective, names) or available}"
         )
-    steps: dict[int, int] = {}
+    steps: dict[int, dict[str, int]] = {}
     for row in rows:
-        if row["objective"] == objective and steps.setdefault(row["seed"], row["step"]) != row["step"]:
+        if row["objective"] != objective:
+            continue
+        of_seed = steps.setdefault(row["seed"], {})
+        of_seed.setdefault(row["language"], row["step"])
+        same = [of_seed[row["language"]]] if PROTOCOLS[selection].per_language else of_seed.values()
+        other = next((step for step in same if step != row["step"]), None)
+        if other is not None:
             raise DataError(
-                f"{path}: {objective} seed {row['seed']} has two different results: steps {steps[row['seed']]} and "
+                f"{path}: {objective} seed {row['seed']} has two different results: steps {other} and "
                 f"{row['step']}; remove the file and run python -m xtransfer.evaluate"
             )
     return steps
@@ -209,5 +223,5 @@ def _name(students: Students) -> str:
     return f"{students.objective} in {students.workdir.root}"
 
 
-def _listed(seeds: Mapping[int, int]) -> str:
+def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(seeds)))

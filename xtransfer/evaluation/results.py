@@ -11,6 +11,7 @@ from xtransfer import storage
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import DataError
 from xtransfer.evaluation.metrics import CHANCE, value_range
+from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TEACHER
 
 ROW: Mapping[str, type] = {
@@ -164,7 +165,7 @@ def aggregate(
     tasks = sorted({row["task"] for row in matching})
     if len(tasks) > 1:
         raise DataError(f"results of more than one task in one table: {', '.join(tasks)}")
-    runs = _runs(matching)
+    runs = _runs(matching, per_language=PROTOCOLS[selection].per_language)
     evaluated = {language for run in runs.values() for language in run} - {source_language}
     targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
@@ -193,17 +194,20 @@ def _describe_available(rows: Iterable[Row]) -> str:
     return f"available: metric {metrics}; split {splits}; selection {selections}"
 
 
-def _runs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, float]]:
-    """Return value by language for each (objective, seed); a repeated row counts once, and a contradiction fails."""
+def _runs(rows: Iterable[Row], *, per_language: bool) -> dict[tuple[str, int], dict[str, float]]:
+    """Return value by language for each (objective, seed); a repeated row counts once, and a contradiction fails.
+
+    A run has one step, or one for each language if the selection is `per_language`.
+    """
     runs: dict[tuple[str, int], dict[str, float]] = {}
-    steps: dict[tuple[str, int], int] = {}
+    steps: dict[tuple[str, int, str], int] = {}
     for row in rows:
         key = (row["objective"], row["seed"])
         run = runs.setdefault(key, {})
-        same_step = steps.setdefault(key, row["step"]) == row["step"]
-        if not same_step or run.setdefault(row["language"], row["value"]) != row["value"]:
+        step = steps.setdefault((*key, row["language"] if per_language else ""), row["step"])
+        if step != row["step"] or run.setdefault(row["language"], row["value"]) != row["value"]:
             raise DataError(
-                f"{key[0]} seed {key[1]} has two different results: steps {steps[key]} and {row['step']}, "
+                f"{key[0]} seed {key[1]} has two different results: steps {step} and {row['step']}, "
                 f"{row['split']} {row['metric']} in {row['language']}"
             )
     return runs

@@ -2,12 +2,18 @@
 
     python -m xtransfer.export --workdir DIR --objective NAME --seed N --output DIR
 
-NAME is an objective, or "teacher". The output appears complete or not at all.
+NAME is an objective, or "teacher". The output appears complete or not at all. `--calibrated` and `--threshold`
+fold what was fitted on source dev into the head: a temperature, and a decision threshold between two classes.
 """
 
 from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
 
 from xtransfer.errors import ConfigError
+from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration, fitted_to
 from xtransfer.evaluation.results import read_rows
 from xtransfer.export.model_card import model_card
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -15,7 +21,7 @@ from xtransfer.runs.classifier import load_run, warn_of_pooling
 from xtransfer.runs.find import SELECTIONS, SelectedRun, find_run
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
-from xtransfer.runtime.sharding import make_mesh
+from xtransfer.runtime.sharding import make_mesh, path_name
 
 CARD = "README.md"
 
@@ -37,34 +43,60 @@ def main(argv: list[str]) -> None:
         default="source_dev",
         help="the protocol that selects the checkpoint (default: %(default)s)",
     )
+    parser.add_argument("--calibrated", action="store_true", help="divide the head by the run's temperature")
+    parser.add_argument(
+        "--threshold", action="store_true", help="shift the head's bias by the run's threshold, for two classes"
+    )
     args = parser.parse_args(argv)
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise ConfigError(f"{args.output} already exists; choose a new directory")
-    export(find_run(Workdir(args.workdir), args.objective, args.seed, args.selection), args.output)
+    run = find_run(Workdir(args.workdir), args.objective, args.seed, args.selection)
+    export(run, args.output, fitted_to(run, temperature=args.calibrated, threshold=args.threshold))
 
 
-def export(run: SelectedRun, output: Path) -> None:
+def export(run: SelectedRun, output: Path, applied: Recalibration = UNCHANGED) -> None:
     """Write a checkpoint as config.json, model.safetensors (float32), tokenizer files, and README.md, the model card.
+
+    Args:
+      run: the checkpoint.
+      output: the directory to create.
+      applied: what to fold into the head.
 
     Raises:
       UserError: `output` is not empty or cannot be written, or the checkpoint cannot be read.
     """
     results = run.workdir.results
     classifier = load_run(run, make_mesh())
-    card = model_card(run, read_rows(results) if results.exists() else [], family=classifier.architecture.family)
+    rows = read_rows(results) if results.exists() else []
+    card = model_card(run, rows, family=classifier.architecture.family, applied=applied)
     warn_of_pooling(classifier.architecture.family, classifier.pooling, output)
     classifier.tokenizer.model_max_length = classifier.max_length  # so that others truncate texts as in training
     with terminal.deferred_stop(message=""):  # so that SIGTERM leaves no half-written hidden directory
         hf_checkpoint.save(
             output,
             classifier.architecture,
-            classifier.params,
+            _folded(classifier.params, applied),
             tokenizer=classifier.tokenizer,
             labels=classifier.labels,
             pooling=classifier.pooling,
             notes={CARD: card},
         )
     terminal.log(f"{output}: wrote {run.objective} seed {run.seed}, step {run.step:,} ({run.selection})")
+
+
+def _folded(params: Any, applied: Recalibration) -> Any:
+    """Return the parameters of a classifier with a recalibrated head."""
+    if applied == UNCHANGED:
+        return params
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    names = ("head.kernel", "head.bias")
+    head = dict(zip(names, applied.folded(*(np.asarray(leaves[name]) for name in names)), strict=True))
+
+    def replace(path: Any, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return jax.device_put(head[name], leaf.sharding) if name in head else leaf
+
+    return jax.tree_util.tree_map_with_path(replace, params)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The form follows https://huggingface.co/docs/hub/model-cards. The results are in
 read them.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from xtransfer import __version__
 from xtransfer.distillation.objectives import OBJECTIVES
-from xtransfer.evaluation.metrics import CHANCE, METRICS, at_chance
+from xtransfer.evaluation.metrics import CHANCE, EFFECTS, METRICS, at_chance
+from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration
 from xtransfer.evaluation.results import Row
 from xtransfer.export.provenance import as_code, as_line, origin
 from xtransfer.models.hf.config import transformers_pools
@@ -20,10 +22,13 @@ from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.train.checkpoints import AVERAGE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+_OF_PROBABILITIES = ("log_loss", "brier_score", "ece", "adaptive_ece")  # a temperature changes them
+_OF_RANKS = ("auroc", "recall_at_fpr_0.01", "recall_at_fpr_0.05")  # neither temperature nor threshold changes them
 _HUB_METRICS = {"macro_f1": "f1", "auroc": "roc_auc"}  # the hub's names of our metrics, if they differ
 
 _UNLABELLED = {
@@ -43,22 +48,25 @@ class Scores:
     count: int
 
 
-def model_card(run: SelectedRun, rows: Sequence[Row], *, family: str = "bert") -> str:
+def model_card(
+    run: SelectedRun, rows: Sequence[Row], *, family: str = "bert", applied: Recalibration = UNCHANGED
+) -> str:
     """Return README.md of an exported checkpoint: YAML front matter, then Markdown. It names no local directory.
 
     Args:
       run: the checkpoint.
       rows: all result rows of the experiment; the card uses the rows of this checkpoint and protocol.
       family: the checkpoint's family, which decides how `transformers` can pool.
+      applied: what is folded into the classification head; the card has the scores after it.
     """
-    scores = scores_of(run, rows)
+    scores = [recalibrated(entry, applied) for entry in scores_of(run, rows)]
     by_transformers = transformers_pools(family, run.settings.pooling)
     sections = (
         f"# {_title(run)}",
         *_notices(run, scores, by_transformers),
         _what_it_does(run),
         _how_to_use(run, by_transformers),
-        _how_it_was_made(run),
+        _how_it_was_made(run, applied),
         _results(run, scores),
         _limits(run),
         _licence(run),
@@ -79,6 +87,22 @@ def scores_of(run: SelectedRun, rows: Sequence[Row]) -> list[Scores]:
                 values = {row["metric"]: row["value"] for row in matching}
                 scores.append(Scores(split, language, values, matching[0]["count"]))
     return scores
+
+
+def recalibrated(scores: Scores, applied: Recalibration) -> Scores:
+    """Return the scores of a recalibrated classifier. A metric that was not scored after it, and changes, is left out.
+
+    A temperature changes what depends on probabilities. A threshold changes predictions, and shifts probabilities.
+    """
+    if applied == UNCHANGED:
+        return scores
+    if applied.log_odds is None:
+        suffix, kept = "_calibrated", scores.values.keys() - set(_OF_PROBABILITIES)
+    else:
+        suffix, kept = "_thresholded", scores.values.keys() & {*_OF_RANKS, CHANCE}
+    values = {name: value for name, value in scores.values.items() if name in kept}
+    after = {EFFECTS[name]: scores.values[name] for name in EFFECTS if name in scores.values and name.endswith(suffix)}
+    return dataclasses.replace(scores, values={**values, **after})
 
 
 def _title(run: SelectedRun) -> str:
@@ -148,7 +172,7 @@ def _how_to_use(run: SelectedRun, by_transformers: bool) -> str:
     )
 
 
-def _how_it_was_made(run: SelectedRun) -> str:
+def _how_it_was_made(run: SelectedRun, applied: Recalibration) -> str:
     settings, task = run.settings, run.task
     base = origin(settings.checkpoint)
     facts = [
@@ -160,10 +184,28 @@ def _how_it_was_made(run: SelectedRun) -> str:
         f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}; compute in {settings.compute_dtype}; "
         f"pooling: {settings.pooling}{_frozen(run)}; seed {run.seed}{_patience(run)}.",
         f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
-        f"{_selected_by(run)}).",
+        f"{_selected_by(run)}{_averaged(run)}).",
+        *_recalibration(applied, as_code(task.labels[1])),
         f"**Software**: xtransfer {__version__}.",
     ]
     return "## How it was trained\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def _recalibration(applied: Recalibration, positive: str) -> list[str]:
+    facts = []
+    if applied.temperature is not None:
+        facts.append(
+            f"**Temperature**: {applied.temperature:.4g}, which has the lowest log loss on the source language's dev "
+            "split. The head's weights and bias are divided by it."
+        )
+    if applied.threshold is not None:
+        facts.append(
+            f"**Threshold**: {positive} is predicted if its probability before any recalibration is above "
+            f"{applied.threshold:.4g}, which has the highest macro-F1 on the source language's dev split. The head's "
+            "bias is shifted so that this point has the probability 0.5. The probabilities serve this decision, and "
+            "are not calibrated."
+        )
+    return facts
 
 
 def _method(run: SelectedRun) -> str:
@@ -217,6 +259,10 @@ def _patience(run: SelectedRun) -> str:
 def _selected_by(run: SelectedRun) -> str:
     metric = run.config.selection_metric
     return "" if metric == "accuracy" else f", by {as_code(metric)}"
+
+
+def _averaged(run: SelectedRun) -> str:
+    return f", at most {run.settings.average_last}" if run.item == AVERAGE else ""
 
 
 def _frozen(run: SelectedRun) -> str:

@@ -5,7 +5,8 @@
 DIR is a finished run (WORKDIR/students/<objective>/seed-<n> or WORKDIR/teacher) or a Hugging Face classifier. The input
 is a .tsv, .csv, .jsonl, or .parquet file with a `text` column, and optionally `text_pair` and `id` columns. The output
 has one JSON line per row, in the order of the input: {"id", "label", "probabilities": {name: p}}. A text with more
-tokens than the model reads at once is truncated, or with `--long mean` read whole, in chunks.
+tokens than the model reads at once is truncated, or with `--long mean` read whole, in chunks. `--calibrated` and
+`--threshold` apply what was fitted to a run on source dev: a temperature to probabilities, and a threshold to labels.
 """
 
 import argparse
@@ -21,10 +22,12 @@ from xtransfer.data.formats import tables
 from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import tokenize
 from xtransfer.errors import ConfigError, DataError, Exit
+from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration, fitted_to
+from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.predict.output import Output
 from xtransfer.predict.predictor import LONG, Window, predict
-from xtransfer.runs.classifier import TrainedClassifier, open_classifier
+from xtransfer.runs.classifier import TrainedClassifier, open_classifier, selected_run
 from xtransfer.runs.find import SELECTIONS
 from xtransfer.runtime import compilation_cache, terminal
 from xtransfer.runtime.sharding import make_mesh
@@ -101,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--selection", choices=SELECTIONS, default="source_dev", help="how to select a run's checkpoint"
     )
+    parser.add_argument("--calibrated", action="store_true", help="divide the logits by the run's temperature")
+    parser.add_argument("--threshold", action="store_true", help="decide by the run's threshold, for two classes")
     return parser
 
 
@@ -126,6 +131,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
             check()
         if not with_text:
             raise DataError(f"{source.path}: no rows with text")
+        applied = _recalibration(args)
         compilation_cache.enable_default()
         mesh = make_mesh()
         classifier = open_classifier(args.model, mesh, selection=args.selection)
@@ -141,7 +147,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
             predictions = predict(classifier, mesh, source, max_length, args.batch_size, on_batch, long=args.long)
             with closing(predictions) as windows:
                 for window in windows:
-                    output.write(_lines(window, classifier.labels))
+                    output.write(_lines(window, classifier.labels, applied))
                     written += len(window.lines)
                     truncated += int(np.count_nonzero(window.truncated))
                     in_chunks += int(np.count_nonzero(window.chunks > 1))
@@ -166,6 +172,19 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
         )
 
 
+def _recalibration(args: argparse.Namespace) -> Recalibration:
+    """Return what the flags apply of what was fitted to the model."""
+    if not args.calibrated and not args.threshold:
+        return UNCHANGED
+    run = selected_run(hf_checkpoint.resolve(str(args.model)), args.selection)
+    if run is None:
+        raise UserError(
+            f"{args.model}: a Hugging Face classifier, and only a run has a temperature and a threshold: leave out "
+            "--calibrated and --threshold, or name a run's directory"
+        )
+    return fitted_to(run, temperature=args.calibrated, threshold=args.threshold)
+
+
 def _max_length(classifier: TrainedClassifier, requested: int | None, *, pairs: bool) -> int:
     """Return the most tokens per text: the requested number, if the model has the positions, or the classifier's."""
     positions = classifier.architecture.max_positions - classifier.architecture.position_offset
@@ -178,13 +197,15 @@ def _max_length(classifier: TrainedClassifier, requested: int | None, *, pairs: 
     return length
 
 
-def _lines(window: Window, labels: Sequence[str]) -> Iterator[str]:
+def _lines(window: Window, labels: Sequence[str], applied: Recalibration) -> Iterator[str]:
     """Yield a window's predictions, one JSON line per row."""
-    logits = window.logits.astype(np.float64)
+    logits = applied.scaled(window.logits)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))  # [n, K]
-    for row_id, row in zip(window.ids, odds / odds.sum(axis=1, keepdims=True), strict=True):
+    predictions = applied.shifted(window.logits).argmax(axis=1)  # [n]
+    rows = zip(window.ids, predictions.tolist(), odds / odds.sum(axis=1, keepdims=True), strict=True)
+    for row_id, label, row in rows:
         probabilities = {name: float(f"{p:.6g}") for name, p in zip(labels, row.tolist(), strict=True)}
-        prediction = {"id": row_id, "label": labels[int(row.argmax())], "probabilities": probabilities}
+        prediction = {"id": row_id, "label": labels[label], "probabilities": probabilities}
         yield json.dumps(prediction, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -9,14 +9,19 @@ Prints objectives × languages for each workdir, and writes `report/results.md`,
     python -m xtransfer.report --compare DIR1:A DIR2:B
 
 Compares the accuracy of two objectives, paired by seed and test item, and writes `report/compare-A-B.md` and `.jsonl`.
+
+    python -m xtransfer.report --workdir DIR --protocols
+
+Puts the selection protocols side by side, a row for each objective and protocol, and writes `report/protocols.md`.
 """
 
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation.metrics import metric_of
 from xtransfer.report.comparison import compare, students_of
-from xtransfer.report.workdir_report import report, write_page
+from xtransfer.report.protocols import compare_protocols
+from xtransfer.report.workdir_report import default_split, report, write_page
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.runtime import terminal
 
 
@@ -45,6 +50,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--selection", choices=PROTOCOLS, default="source_dev", help="the selection protocol (default: %(default)s)"
     )
+    parser.add_argument("--protocols", action="store_true", help="compare the selection protocols")
     args = parser.parse_args(argv)
     if not metric_of(args.metric).is_share:
         raise ConfigError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
@@ -58,6 +64,11 @@ def main(argv: list[str]) -> None:
         return
     if not args.workdir:
         raise ConfigError("name the workdirs to report on: --workdir DIR …")
+    if args.protocols:
+        for root in args.workdir:
+            split = args.split or default_split(read_config(Workdir(root)).evaluation_splits)
+            compare_protocols(Workdir(root), metric=args.metric, split=split)
+        return
     sources = [
         report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection) for root in args.workdir
     ]

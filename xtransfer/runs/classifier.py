@@ -113,7 +113,7 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
         architecture, len(run.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
     )
     with Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints:
-        params = checkpoints.restore_params(run.step, abstract_params(shapes, mesh))
+        params = checkpoints.restore_params(run.step, abstract_params(shapes, mesh), run.item)
     return TrainedClassifier(
         source=run.directory,
         directory=base,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import CheckpointError, ConfigError, nearest
-from xtransfer.runs.selection import PROTOCOLS, choose
+from xtransfer.runs.selection import PROTOCOLS, DevScores, choose, weights_name
 from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.train import loop
 
@@ -43,6 +43,16 @@ class SelectedRun:
         return self.objective == TEACHER
 
     @property
+    def item(self) -> str:
+        """The item of the checkpoint that holds the weights."""
+        return PROTOCOLS[self.selection].item
+
+    @property
+    def weights_name(self) -> str:
+        """The name of the weights, see `selection.weights_name`."""
+        return weights_name(self.step, self.item)
+
+    @property
     def settings(self) -> ModelConfig:
         """The settings that this run's model was trained with."""
         return self.config.teacher if self.is_teacher else self.config.student
@@ -76,7 +86,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
 
     Raises:
       UserError: there is no experiment, no such run (the message lists the runs), or no such protocol; or the run is
-        not finished.
+        not finished, or has no average.
     """
     check_selection(selection)
     config = read_config(workdir)
@@ -93,13 +103,30 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
             f"{directory}: this run is not finished (it needs step {steps:,}): "
             "run python -m xtransfer.main with its config and workdir again to resume"
         )
-    step = selected_steps(directory)[selection]
-    return SelectedRun(workdir, config, task, objective, seed, directory, selection, step)
+    steps_by_protocol = selected_steps(directory)
+    if selection not in steps_by_protocol:
+        role = "teacher" if objective == TEACHER else "student"
+        raise UserError(
+            f"{directory}: this run has no average of its last checkpoints: train it in another workdir with "
+            f"--config.{role}.average_last=3"
+        )
+    return SelectedRun(workdir, config, task, objective, seed, directory, selection, steps_by_protocol[selection])
 
 
 def selected_steps(run: Path) -> dict[str, int]:
-    """Return the step that each protocol selects, from the dev scores in a run's metrics.jsonl."""
-    return choose({int(row["step"]): loop.dev_score(row) for row in loop.read_metrics(run)})
+    """Return the step that each protocol selects for all languages, from the dev scores in a run's metrics.jsonl."""
+    return choose(read_dev_scores(run))
+
+
+def read_dev_scores(run: Path) -> DevScores:
+    """Read the dev scores in a run's metrics.jsonl."""
+    rows = {int(row["step"]): row for row in loop.read_metrics(run)}
+    targets: dict[str, dict[int, float]] = {}
+    for step, row in rows.items():
+        for language, score in row.get(loop.TARGET_DEV_SCORES, {}).items():
+            targets.setdefault(language, {})[step] = score
+    source = {step: loop.dev_score(row) for step, row in rows.items()}
+    return DevScores(source, targets, [step for step, row in rows.items() if loop.AVERAGED in row])
 
 
 def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:

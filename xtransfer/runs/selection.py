@@ -1,57 +1,71 @@
-"""Selection protocols: which checkpoint of a run is reported. A new protocol is a new entry in `PROTOCOLS`.
+"""Selection protocols: which weights of a run are reported. A new protocol is a new entry in `PROTOCOLS`.
 
 In zero-shot transfer nothing from the target languages selects the checkpoint: the source language's dev split does, or
-nothing at all. The oracle shows what that costs.
+nothing at all. The oracle shows what that costs: Keung, Lu, Salazar, and Bhardwaj, "Don't Use English Dev: On the
+Zero-Shot Cross-Lingual Evaluation of Contextual Embeddings", EMNLP 2020. Averaging checkpoints does without a dev
+split: Schmidt, Vulić, and Glavaš, "Free Lunch: Robust Cross-Lingual Transfer via Model Checkpoint Averaging", ACL 2023.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 from xtransfer.errors import CheckpointError
+from xtransfer.train.checkpoints import AVERAGE, PARAMS
 
 
 @dataclasses.dataclass(frozen=True)
 class DevScores:
-    """A run's dev scores by step, and in the target languages by language and step. Higher is better."""
+    """The dev scores of a run's checkpoints. Higher is better.
+
+    Attributes:
+      source: the score on the source language's dev split by step, for every checkpoint.
+      targets: the score on each target language's dev split by language and step; empty without an oracle.
+      averaged: the steps whose checkpoints hold an average.
+    """
 
     source: Mapping[int, float]
-    targets: Mapping[str, Mapping[int, float]]
+    targets: Mapping[str, Mapping[int, float]] = dataclasses.field(default_factory=dict)
+    averaged: Collection[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """A way to select a checkpoint.
+    """A way to select the weights of a run.
 
     Attributes:
       description: the protocol in words.
+      choose: returns the selected step for a language, or None if the run lacks what the protocol needs. Without a
+        language it is for all of them.
       zero_shot: whether it uses nothing from the target languages.
-      choose: returns the selected step, or None if the run lacks the scores for it.
+      per_language: whether it may select another step for every language.
+      item: the item of the checkpoint with the weights, `PARAMS` or `AVERAGE`.
     """
 
     description: str
-    zero_shot: bool
-    choose: Callable[[DevScores], int | None]
+    choose: Callable[[DevScores, str | None], int | None]
+    zero_shot: bool = True
+    per_language: bool = False
+    item: str = PARAMS
 
 
-def _source_dev(scores: DevScores) -> int | None:
+def _source_dev(scores: DevScores, language: str | None) -> int | None:
     return _best(scores.source)
 
 
-def _last(scores: DevScores) -> int | None:
+def _last(scores: DevScores, language: str | None) -> int | None:
     return max(scores.source)
 
 
-def _target_dev_oracle(scores: DevScores) -> int | None:
-    if not scores.targets:
+def _average(scores: DevScores, language: str | None) -> int | None:
+    last = max(scores.source)
+    return last if last in scores.averaged else None
+
+
+def _target_dev(scores: DevScores, language: str | None) -> int | None:
+    if language is None or not scores.targets:
         return None
-    for language, values in scores.targets.items():
-        for step in sorted(scores.source):
-            if step not in values:
-                raise CheckpointError(
-                    f"step {step} has no dev result in {language}: no average is taken over fewer languages"
-                )
-    return _best({step: sum(values[step] for values in scores.targets.values()) for step in scores.source})
+    return _best(scores.targets.get(language, scores.source))  # the source language has its own dev split
 
 
 def _best(values: Mapping[int, float]) -> int:
@@ -61,36 +75,44 @@ def _best(values: Mapping[int, float]) -> int:
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
-        "source_dev": Protocol("best on the source language's dev split", True, _source_dev),
-        "last": Protocol("last checkpoint", True, _last),
-        "target_dev_oracle": Protocol(
-            "best on the target languages' dev splits: an oracle, not zero-shot", False, _target_dev_oracle
+        "source_dev": Protocol("best on the source language's dev split", _source_dev),
+        "last": Protocol("last checkpoint", _last),
+        "average": Protocol("average of the last checkpoints", _average, item=AVERAGE),
+        "target_dev": Protocol(
+            "best on each language's own dev split: an oracle, not zero-shot",
+            _target_dev,
+            zero_shot=False,
+            per_language=True,
         ),
     }
 )
 
 
-def choose(
-    source_dev: Mapping[int, float], target_dev: Mapping[str, Mapping[int, float]] | None = None
-) -> dict[str, int]:
+def choose(scores: DevScores, language: str | None = None) -> dict[str, int]:
     """Return the step that each protocol selects among the checkpoints of one run.
 
     Args:
-      source_dev: the metric on the source language's dev split by step, for every checkpoint.
-      target_dev: the metric by language and step, if target languages have dev results.
+      scores: the run's scores.
+      language: the language to classify. Without it, protocols that select a step for each language are left out.
 
     Returns:
-      The step by protocol; ties go to the earliest step. "target_dev_oracle" only occurs with `target_dev`.
+      The step by protocol; ties go to the earliest step. A protocol for which the run lacks something is left out.
 
     Raises:
       UserError: no checkpoint, a NaN value, or a step without one of the target languages.
     """
-    if not source_dev:
+    if not scores.source:
         raise CheckpointError("no dev result in the source language, so no checkpoint can be selected")
-    scores = DevScores(source_dev, target_dev or {})
-    for language, values in {"the source language": source_dev, **scores.targets}.items():
-        for step, value in values.items():
-            if value != value:
-                raise CheckpointError(f"step {step}: the dev result in {language} is NaN")
-    step_by_protocol = {name: protocol.choose(scores) for name, protocol in PROTOCOLS.items()}
+    for name, values in {"the source language": scores.source, **scores.targets}.items():
+        for step in sorted(scores.source):
+            if step not in values:
+                raise CheckpointError(f"step {step} has no dev result in {name}, so no best checkpoint can be selected")
+            if values[step] != values[step]:
+                raise CheckpointError(f"step {step}: the dev result in {name} is NaN")
+    step_by_protocol = {name: protocol.choose(scores, language) for name, protocol in PROTOCOLS.items()}
     return {name: step for name, step in step_by_protocol.items() if step is not None}
+
+
+def weights_name(step: int, item: str) -> str:
+    """Return the name of an item's weights in the workdir: "40" for the parameters of step 40, or "40-average"."""
+    return str(step) if item == PARAMS else f"{step}-{item}"

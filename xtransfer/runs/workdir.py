@@ -90,9 +90,13 @@ class Workdir:
         """Return the run of one student."""
         return self.root / "students" / objective / f"seed-{seed}"
 
-    def predictions(self, run: Path, step: int, split: str, language: str) -> Path:
-        """Return the file with a checkpoint's predictions on one split of one language."""
-        return self.root / "predictions" / run.relative_to(self.root) / str(step) / f"{split}-{language}.jsonl"
+    def predictions(self, run: Path, weights: str | int, split: str, language: str) -> Path:
+        """Return the predictions on one split of one language by the weights of a run, named by `weights_name`."""
+        return self.root / "predictions" / run.relative_to(self.root) / str(weights) / f"{split}-{language}.jsonl"
+
+    def calibration(self, run: Path) -> Path:
+        """Return the temperatures and thresholds of a run's weights (see `evaluation.recalibration`)."""
+        return run / "calibration.json"
 
 
 @dataclass(frozen=True)

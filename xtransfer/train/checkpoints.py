@@ -53,7 +53,7 @@ class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
-class _NewestAndBest(_policies.PreservationPolicy):
+class _NewestAndBest:
     """Keep the newest step and the best ones; if that is a single step, also the one before it.
 
     Args:

@@ -98,8 +98,8 @@ def fit(
     Patience counts the rows of `metrics.jsonl`, so a run that is interrupted stops at the same step as one that is not.
     SIGTERM saves the current step and exits.
 
-    The average is a running mean over the last planned checkpoints, so that one extra set of parameters is enough. A run
-    that stops early has averaged those it reached. If it reached none, its average is its last checkpoint.
+    The average is a running mean over the last planned checkpoints, so that one extra set of parameters is enough. A
+    run that stops early has averaged those it reached. If it reached none, its average is its last checkpoint.
 
     Args:
       directory: the run's directory.
@@ -215,12 +215,12 @@ def finished(directory: Path, steps: int) -> bool:
         return processes.on_first(lambda: is_saved)
 
 
-def dev_score(row: Mapping[str, float]) -> float:
+def dev_score(row: Mapping[str, Any]) -> float:
     """Return the score on dev that ranks a checkpoint, from its row or its metrics; higher is better."""
     return row[DEV_SCORE] if DEV_SCORE in row else row[DEV_ACCURACY]
 
 
-def read_metrics(directory: Path) -> list[dict[str, float]]:
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Return the rows of `metrics.jsonl`, one per scored checkpoint, by step. A half-written last row is left out."""
     path = directory / METRICS_FILE
     if not path.exists():
@@ -229,7 +229,7 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def _row(line: bytes, where: str) -> dict[str, float]:
+def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:

@@ -1,0 +1,92 @@
+"""Selection protocols side by side: what each way to select checkpoints scores, as in Keung et al. (EMNLP 2020)."""
+
+from collections.abc import Iterable, Sequence
+
+from xtransfer import storage
+from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Row, SeedSummary, aggregate, read_rows
+from xtransfer.report import summary
+from xtransfer.report import table as table_writer
+from xtransfer.report.table import Table
+from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_task
+from xtransfer.runtime import terminal
+
+REFERENCE = "source_dev"
+"""The protocol that the others are compared with, and the one of the headline."""
+
+
+def compare_protocols(workdir: Workdir, *, metric: str, split: str) -> None:
+    """Print a row for each objective and protocol, and write `report/protocols.md` below the workdir.
+
+    Args:
+      workdir: an experiment that has been evaluated.
+      metric: a name from `METRICS`, of a metric from 0 to 1.
+      split: an evaluated split.
+
+    Raises:
+      UserError: there are no such results, or the file cannot be written.
+    """
+    task, rows = read_task(workdir), read_rows(workdir.results)
+    by_protocol = results_by_protocol(rows, task, metric=metric, split=split)
+    table = protocol_table(by_protocol, task)
+    path = workdir.root / "report" / "protocols.md"
+    storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
+    table_writer.show(table, terminal.console, wrap=False)
+    for note in table.notes:
+        terminal.console.print(note, markup=False)
+    terminal.log(f"written: {path}")
+
+
+def results_by_protocol(rows: Sequence[Row], task: TaskRecord, *, metric: str, split: str) -> list[ResultsTable]:
+    """Return the results of each protocol that has any, `REFERENCE` first, in the order of `PROTOCOLS`."""
+    available = {row["selection"] for row in rows if (row["metric"], row["split"]) == (metric, split)}
+    names = [name for name in PROTOCOLS if name in available or name == REFERENCE]
+    languages = {"source_language": task.source_language, "target_languages": task.target_languages}
+    return [aggregate(rows, **languages, metric=metric, split=split, selection=name) for name in names]
+
+
+def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Table:
+    """Return a table of students: source language, average of targets, and its distance from `REFERENCE`.
+
+    Args:
+      by_protocol: from `results_by_protocol`.
+      task: the task's record.
+    """
+    first = by_protocol[0]
+    rows = [
+        (
+            line.objective,
+            results.selection if PROTOCOLS[results.selection].zero_shot else f"{results.selection} (not zero-shot)",
+            summary.value_text(line.languages[results.source_language]),
+            summary.value_text(line.average),
+            summary.value_text(_difference(line, first), "+.1f"),
+        )
+        for objective in _objectives(by_protocol)
+        for results in by_protocol
+        for line in results.lines
+        if line.objective == objective
+    ]
+    header = ("objective", "protocol", f"{first.source_language} (source)", "avg of targets", f"minus {REFERENCE}")
+    notes = [
+        f"{first.metric} in %, mean ± sample standard deviation over seeds; the last column is in points, paired by "
+        "seed.",
+        *(f"{results.selection}: {PROTOCOLS[results.selection].description}." for results in by_protocol),
+    ]
+    title = f"{summary.title_of(first, task)}, by selection protocol"
+    return Table(header, tuple(rows), text_columns=2, title=title, notes=tuple(notes))
+
+
+def _objectives(by_protocol: Iterable[ResultsTable]) -> list[str]:
+    """Return the objectives of students; the teacher has no target languages."""
+    names = [line.objective for results in by_protocol for line in results.lines]
+    return [name for name in dict.fromkeys(names) if name != TEACHER]
+
+
+def _difference(line: ObjectiveResults, reference: ResultsTable) -> SeedSummary | None:
+    """Return an objective's average of targets minus its own by the reference protocol; None for that protocol."""
+    other = next((own for own in reference.lines if own.objective == line.objective), None)
+    if other is None or other is line or other.average is None or line.average is None:
+        return None
+    seeds = [seed for seed in line.seeds if seed in other.average.by_seed]
+    values = {seed: line.average.by_seed[seed] - other.average.by_seed[seed] for seed in seeds}
+    return SeedSummary(values) if values else None
