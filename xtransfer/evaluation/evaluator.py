@@ -83,7 +83,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         effects = recalibration.effects_of(config.calibration)
         rows_of_job = [*metrics.score_names(names, task.labels), *effects]
         jobs = list(_jobs(run, config.evaluation_splits, languages, rows_of_job))
-        due = processes.on_first(functools.partial(_due, workdir, run, jobs, scored))
+        due = processes.on_first(functools.partial(_due, workdir, config, run, jobs, scored))
         jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
         if jobs:
             model = models.teacher if is_teacher else models.student
@@ -151,9 +151,18 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language", "metric"))
 
 
-def _due(workdir: Workdir, run: Run, jobs: Sequence[_Job], scored: set[tuple[Any, ...]]) -> list[bool]:
-    paths = [workdir.predictions(run.directory, job.weights_name, job.split, job.language) for job in jobs]
-    return [not job.keys <= scored or _is_lost(path) for job, path in zip(jobs, paths, strict=True)]
+def _due(
+    workdir: Workdir, config: ExperimentConfig, run: Run, jobs: Sequence[_Job], scored: set[tuple[Any, ...]]
+) -> list[bool]:
+    """Return for each job whether rows or predictions are missing, or what the config asks to fit to its weights."""
+    record, settings = workdir.calibration(run.directory), dataclasses.asdict(config.calibration)
+
+    def is_due(job: _Job) -> bool:
+        path = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
+        is_fitted = recalibration.recorded(record, job.weights_name).has(**settings)
+        return not job.keys <= scored or not is_fitted or _is_lost(path)
+
+    return [is_due(job) for job in jobs]
 
 
 def _is_lost(predictions: Path) -> bool:
@@ -237,7 +246,7 @@ def _recalibrate(
     """Return what the config asks to fit to the weights of this name, from the run's record or fitted now."""
     path, settings = workdir.calibration(run.directory), config.calibration
     recorded = Recalibration(**processes.on_first(lambda: dataclasses.asdict(recalibration.recorded(path, name))))
-    if recorded.has(temperature=settings.temperature, threshold=settings.threshold):
+    if recorded.has(**dataclasses.asdict(settings)):
         return recorded
     dev = dataset(model, "dev", task.source_language)
     logits = model.predict(params, dev)

@@ -41,8 +41,17 @@ def results_by_protocol(rows: Sequence[Row], task: TaskRecord, *, metric: str, s
     """Return the results of each protocol that has any, `REFERENCE` first, in the order of `PROTOCOLS`."""
     available = {row["selection"] for row in rows if (row["metric"], row["split"]) == (metric, split)}
     names = [name for name in PROTOCOLS if name in available or name == REFERENCE]
-    languages = {"source_language": task.source_language, "target_languages": task.target_languages}
-    return [aggregate(rows, **languages, metric=metric, split=split, selection=name) for name in names]
+    return [
+        aggregate(
+            rows,
+            source_language=task.source_language,
+            target_languages=task.target_languages,
+            metric=metric,
+            split=split,
+            selection=name,
+        )
+        for name in names
+    ]
 
 
 def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Table:
