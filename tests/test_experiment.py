@@ -24,7 +24,7 @@ from xtransfer.evaluation.token_counts import read_token_counts
 from xtransfer.runs.costs import read_costs
 from xtransfer.runs.starts import read_starts
 from xtransfer.runs.workdir import Workdir, read_config
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import AVERAGE, PARAMS, Checkpoints
 
 OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
 
@@ -50,10 +50,10 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
 
 
-def final_weights(workdir, objective, seed=0):
-    """Return the arrays in a student's last checkpoint."""
+def final_weights(workdir, objective, seed=0, item=PARAMS):
+    """Return the arrays in an item of a student's last checkpoint."""
     with Checkpoints(workdir / "students" / objective / f"seed-{seed}" / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore_arrays(checkpoints.steps()[-1])
+        return checkpoints.restore_arrays(checkpoints.steps()[-1], item)
 
 
 def test_every_checkpoint_is_scored_on_every_language(finished):
@@ -193,7 +193,12 @@ def wait_for(condition, process, seconds=240):
     raise AssertionError(f"the condition was never met; exit status {process.poll()}")
 
 
-LONGER = ("--config.objectives=('monox_kd',)", "--config.student.steps=200", "--config.student.evaluations=10")
+LONGER = (
+    "--config.objectives=('monox_kd',)",
+    "--config.student.steps=200",
+    "--config.student.evaluations=10",
+    "--config.student.average_last=10",  # so that the kill comes after the first of them
+)
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +225,11 @@ def test_a_killed_run_resumes_to_identical_weights(config_file, uninterrupted, t
     assert start(config_file, killed, *LONGER).wait(300) == 0, (tmp_path / "killed.log").read_text()
     assert "resuming from step" in (tmp_path / "killed.log").read_text()
 
-    expected, resumed = final_weights(uninterrupted, "monox_kd"), final_weights(killed, "monox_kd")
-    assert expected.keys() == resumed.keys() and len(expected) > 10
-    for name in expected:
-        np.testing.assert_array_equal(expected[name], resumed[name], err_msg=name)
+    for item in (PARAMS, AVERAGE):
+        expected, resumed = (final_weights(run, "monox_kd", item=item) for run in (uninterrupted, killed))
+        assert expected.keys() == resumed.keys() and len(expected) > 10
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], resumed[name], err_msg=f"{item} {name}")
     assert rows(uninterrupted) == rows(killed)
 
 
