@@ -127,7 +127,7 @@ class ModelConfig:
                 f"{self.batch_size} examples has at most as many microbatches"
             )
         if self.average_last > min(self.evaluations, self.steps):
-            raise UserError(
+            raise ConfigError(
                 f"config key {prefix}average_last is {self.average_last}: there are only "
                 f"{min(self.evaluations, self.steps)} checkpoints ({prefix}evaluations) to average"
             )

@@ -264,7 +264,7 @@ def check_names(key: str, names: Sequence[str], classes: Sequence[str]) -> None:
     for name in names:
         if name in EFFECTS:
             setting = "temperature" if name.endswith("_calibrated") else "threshold"
-            raise UserError(f"config key {key}: {name} is not a metric to choose: calibration.{setting} adds it")
+            raise ConfigError(f"config key {key}: {name} is not a metric to choose: calibration.{setting} adds it")
         try:
             metric = metric_of(name)
         except UserError as error:

@@ -16,7 +16,7 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.config import CalibrationConfig
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.calibration import probabilities
 from xtransfer.runs.find import SelectedRun
@@ -106,12 +106,12 @@ def effects(
 def check(settings: CalibrationConfig, classes: Sequence[str], dev_labels: Sequence[int]) -> None:
     """Refuse to fit a threshold to a task that has other than two classes, or to a dev split that has one of them."""
     if settings.threshold and len(classes) != 2:
-        raise UserError(
+        raise ConfigError(
             f"config key calibration.threshold needs a task with 2 classes, and this one has {len(classes)}: set it to "
             "False"
         )
     if settings.threshold and len(set(dev_labels)) < 2:
-        raise UserError(
+        raise ConfigError(
             "config key calibration.threshold: every dev example has the same label, so any threshold fits: add others "
             "or set it to False"
         )
@@ -203,10 +203,12 @@ def recorded(path: Path, name: str) -> Recalibration:
     entry = _read(path).get(name, {})
     values = [entry.get(key) for key in ("temperature", "log_odds")] if isinstance(entry, dict) else ["?"]
     if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
-        raise UserError(f"{path}: {name} = {entry!r}, expected temperature and log_odds as numbers or null: {_REMEDY}")
+        raise CheckpointError(
+            f"{path}: {name} = {entry!r}, expected temperature and log_odds as numbers or null: {_REMEDY}"
+        )
     fitted = Recalibration(*values)
     if fitted.temperature is not None and not fitted.temperature > 0:
-        raise UserError(f"{path}: {name}: temperature = {fitted.temperature!r}, expected more than 0: {_REMEDY}")
+        raise CheckpointError(f"{path}: {name}: temperature = {fitted.temperature!r}, expected more than 0: {_REMEDY}")
     return fitted
 
 
@@ -222,7 +224,7 @@ def fitted_to(run: SelectedRun, *, temperature: bool, threshold: bool) -> Recali
         ("threshold", fitted.log_odds, threshold),
     ):
         if is_requested and value is None:
-            raise UserError(
+            raise ConfigError(
                 f"{run.directory}: no {key} was fitted to step {run.weights_name} ({run.selection}): run python -m "
                 f"xtransfer.main again with --config.calibration.{key}=True"
             )

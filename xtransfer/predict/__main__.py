@@ -178,7 +178,7 @@ def _recalibration(args: argparse.Namespace) -> Recalibration:
         return UNCHANGED
     run = selected_run(hf_checkpoint.resolve(str(args.model)), args.selection)
     if run is None:
-        raise UserError(
+        raise ConfigError(
             f"{args.model}: a Hugging Face classifier, and only a run has a temperature and a threshold: leave out "
             "--calibrated and --threshold, or name a run's directory"
         )

@@ -106,7 +106,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     steps_by_protocol = selected_steps(directory)
     if selection not in steps_by_protocol:
         role = "teacher" if objective == TEACHER else "student"
-        raise UserError(
+        raise ConfigError(
             f"{directory}: this run has no average of its last checkpoints: train it in another workdir with "
             f"--config.{role}.average_last=3"
         )

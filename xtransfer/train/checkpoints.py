@@ -14,7 +14,7 @@ and compared before each restore. A step without them was saved by an older vers
 import asyncio
 import functools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +61,10 @@ class _NewestAndBest:
     """
 
     def __init__(self, languages: Sequence[str]):
-        self._ranks = [_rank, *(functools.partial(_rank_in, language) for language in languages)]
+        self._ranks: list[Callable[[dict[str, Any]], Any]] = [
+            _rank,
+            *(functools.partial(_rank_in, language) for language in languages),
+        ]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Return for each checkpoint, of ascending steps, whether to keep it."""
