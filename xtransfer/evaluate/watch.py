@@ -16,6 +16,7 @@ from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.evaluation.steps import Scored, Skipped, StepScorer
 from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.runtime import locks, processes, terminal
+from xtransfer.train.checkpoints import FALL_BACK_FLAG
 
 _SHOWN = 5  # the most checkpoints that an error names
 
@@ -171,7 +172,7 @@ def _finish(scorer: StepScorer, runs: Sequence[Run], experiment: Experiment, ski
     damaged = [result for result in skipped if result.damaged]
     if damaged:
         raise CheckpointError(
-            f"{workdir.root}: {_names(damaged)} {damaged[0].reason}: remove the directory of the run to train it again"
+            f"{workdir.root}: {_names(damaged)} {damaged[0].reason}: restore it, or train again with {FALL_BACK_FLAG}"
         )
 
 

@@ -158,7 +158,7 @@ class StepScorer:
                 try:
                     return _restore(private, step, model)
                 except UserError as error:
-                    reason = str(error).partition("this checkpoint ")[2].partition("; remove ")[0]
+                    reason = str(error).partition("this checkpoint ")[2].partition("; ")[0]
                     self._unreadable[key] = files, reason or str(error)
         except FileNotFoundError:  # it is being deleted
             pass
