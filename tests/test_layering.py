@@ -54,7 +54,7 @@ BANNED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tenso
 ONLY_IN = {
     "orbax": {"xtransfer.train.checkpoints"},
     "torch": {"xtransfer.parity.reference"},
-    "matplotlib": {"xtransfer.report.plot"},
+    "matplotlib": {"xtransfer.report.plot", "xtransfer.report.sweep_plot"},
     "rich": {"xtransfer.runtime.terminal", "xtransfer.report.table"},
 }
 LAZY = {"torch", "matplotlib"}  # imported inside functions: torch is optional, and matplotlib is slow to import

@@ -63,6 +63,8 @@ class TaskConfig:
     target_languages: tuple[str, ...] = ()  # () = every other language of the task
     labelled: int = setting(0, at_least=0)  # labelled source examples, balanced over classes; 0 = all
     labelled_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+    # Further samples to repeat the experiment on, see ExperimentConfig.teacher_seeds; () = the one of labelled_seed
+    labelled_seeds: tuple[int, ...] = setting((), at_least=0, at_most=MAX_SEED)
     unlabelled_from: str = setting("split", choices=("none", "split", "train_rest", "file"))
     unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all
     unlabelled_file: str = setting("", is_path=True)  # for unlabelled_from = "file"; columns as below
@@ -178,6 +180,9 @@ class ExperimentConfig:
     objectives: tuple[str, ...] = setting(("vanilla", "monox_kd", "monox_pl", "self_training"), distinct=True)
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+    # Draws: each has a sample, a teacher that is trained on it, and students. The two tuples are paired, item by item,
+    # and () repeats the single value (see `runs/draws.py`).
+    teacher_seeds: tuple[int, ...] = setting((), at_least=0, at_most=MAX_SEED)
     selection_metric: str = "accuracy"  # scores checkpoints on the source dev split; one of `evaluation/metrics.py`
     # Score every student's checkpoint on the target languages' dev splits too, and keep the best ones, for the protocol
     # target_dev, which is not zero-shot.
@@ -194,6 +199,23 @@ class ExperimentConfig:
         if "accuracy" not in self.metrics:
             raise ConfigError(
                 f"config key {prefix}metrics is {self.metrics!r}: add 'accuracy', which other commands report"
+            )
+        samples, teachers = self.task.labelled_seeds, self.teacher_seeds
+        if samples and teachers and len(samples) != len(teachers):
+            raise ConfigError(
+                f"config keys {prefix}task.labelled_seeds and {prefix}teacher_seeds have {len(samples)} and "
+                f"{len(teachers)} items: they are paired, so give as many of one as of the other, or leave one empty"
+            )
+        pairs = list(zip(samples or (self.task.labelled_seed,) * len(teachers), teachers or samples, strict=True))
+        if len(set(pairs)) < len(pairs):
+            raise ConfigError(
+                f"config keys {prefix}task.labelled_seeds {samples!r} and {prefix}teacher_seeds {teachers!r} name a "
+                "pair of sample and teacher twice: give each once"
+            )
+        if samples and not teachers and not self.task.labelled and not self.task.unlabelled:
+            raise ConfigError(
+                f"config key {prefix}task.labelled_seeds is {samples!r}, but with task.labelled 0 every sample holds "
+                f"all examples: lower task.labelled, or give {prefix}teacher_seeds"
             )
 
 
@@ -242,12 +264,14 @@ class PretrainConfig:
             raise ConfigError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
-# Settings that may differ between two starts in one workdir: the stages, the locations of the data and the checkpoints
-# (whose fingerprints may not), what is scored and calibrated, the rows to predict at a time, the devices, and the
-# number of microbatches.
+# Settings that may differ between two starts in one workdir: the stages and draws, the locations of the data and the
+# checkpoints (whose fingerprints may not), what is scored and calibrated, the rows to predict at a time, the devices,
+# and the number of microbatches.
 CHANGEABLE = (
     "objectives",
     "seeds",
+    "teacher_seeds",
+    "task.labelled_seeds",
     "task.cache_dir",
     "task.data_dir",
     "metrics",

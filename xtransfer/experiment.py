@@ -1,4 +1,8 @@
-"""The stages of an experiment: teacher -> logits -> students -> evaluation. Finished work is never repeated."""
+"""The stages of an experiment: teacher -> logits -> students -> evaluation. Finished work is never repeated.
+
+An experiment goes through the first three once for each draw (see `runs.draws`). A sweep is one experiment for each of
+its points, and takes finished runs over from one point to the next.
+"""
 
 import functools
 import hashlib
@@ -7,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 
+from xtransfer import storage
 from xtransfer.config import ExperimentConfig, cache_dir, refuse_pattern
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.registry import load_task
@@ -18,27 +24,34 @@ from xtransfer.data.task import Example, Task
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
-from xtransfer.distillation.logits_store import LogitsStore, open_store
+from xtransfer.distillation.logits_store import LogitsStore, open_store, store_key
 from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
 from xtransfer.distillation.transfer_set import TransferSet
-from xtransfer.errors import ConfigError
+from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.evaluation import metrics, recalibration, results
-from xtransfer.evaluation.evaluator import dev_scores, evaluate
+from xtransfer.evaluation.evaluator import Run, dev_scores, evaluate, rows_of
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs import costs, encoders, plan, starts, versions
+from xtransfer.runs import costs, encoders, plan, sharing, starts, versions
+from xtransfer.runs import sweep as sweeps
 from xtransfer.runs import workdir as workdirs
+from xtransfer.runs.draws import draws_of
 from xtransfer.runs.find import selected_steps
+from xtransfer.runs.sweep import Point
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import compilation_cache, locks, processes, sharding, terminal
+from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints, fall_back
 from xtransfer.train.finetuning import Finetuner, Models
+from xtransfer.train.inputs import ModelInputs
 from xtransfer.train.loop import CHECKPOINTS
 
 SHARD_SIZE = 1024  # examples per logits shard; an interruption loses at most one shard
 
 
-def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False) -> None:
+def run(
+    config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False, others: Sequence[Workdir] = ()
+) -> None:
     """Run every stage that is not finished yet.
 
     Everything that a user may have to fix (settings, data in every language, checkpoints) is checked before anything is
@@ -48,6 +61,7 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
       config: the experiment's config.
       root: the workdir.
       from_earlier_step: remove a run's newest checkpoint if it is damaged, and resume from the one before it.
+      others: workdirs to take over finished runs and logits from, if nothing that decides them differs.
 
     Raises:
       UserError: a setting, the data, or a checkpoint cannot be used, or the workdir belongs to other settings or data.
@@ -65,19 +79,7 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
         if from_earlier_step:
             processes.on_first(functools.partial(_fall_back, workdir, config))
         objectives = [configured_objective(config, name) for name in config.objectives]
-        task = load_task(config.task)
-        task = replace(task, load=functools.cache(task.load))
-        metrics.check_names("metrics", config.metrics, task.labels)
-        metrics.check_single("selection_metric", config.selection_metric, task.labels)
-        examples = transfer_set.gather(config, task)
-        metrics.check_defined((config.selection_metric,), _labels(examples.dev), f"{task.source_language} dev")
-        recalibration.check(config.calibration, task.labels, _labels(examples.dev))
-        for language in (task.source_language, *task.target_languages):
-            for split in config.evaluation_splits:
-                metrics.check_defined(config.metrics, _labels(task.load(split, language)), f"{language} {split}")
-        target_dev = {name: task.load("dev", name) for name in task.target_languages} if config.oracle else {}
-        for language, split_examples in target_dev.items():
-            metrics.check_defined((config.selection_metric,), _labels(split_examples), f"{language} dev")
+        task, samples, target_dev = _load(config)
         models = Models(config, task, encoders.saved(workdir))
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
@@ -89,8 +91,12 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
         processes.on_first(lambda: workdir.finished.unlink(missing_ok=True))
         for role in (workdirs.TEACHER, encoders.STUDENT):
             processes.on_first(functools.partial(encoders.save, workdir, role, models.base(role)))
+        _take_over(workdir, config, facts, others)
+        draws = draws_of(config)
+        examples = samples[draws[0].name]
+        times = f"{len(draws)} × " if len(draws) > 1 else ""
         terminal.log(
-            f"{task.name}: {len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
+            f"{task.name}: {times}{len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
             f"{task.source_language} examples -> {', '.join(task.target_languages)} · {_devices()}"
         )
         if config.oracle:
@@ -99,21 +105,103 @@ def run(config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False
             )
         for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
             terminal.log(line)
-        stages = Stages(workdir, config, models, examples, target_dev)
-        stages.train_teacher()
-        for seed in config.seeds:
-            for objective in objectives:
-                stages.train_student(objective, seed)
+        for draw in draws:
+            if len(draws) > 1:
+                terminal.log(f"draw {draw.name}: task.labelled_seed {draw.labelled_seed}, seed {draw.teacher_seed}")
+            stages = Stages(workdir.at(draw.name), draw.apply(config), models, samples[draw.name], target_dev, others)
+            stages.train_teacher()
+            for seed in config.seeds:
+                for objective in objectives:
+                    stages.train_student(objective, seed)
         with locks.group_lock(root, "evaluation", wait=True):
             evaluate(workdir, config, task, models)
         # Write it while the workdir is still held, so that nobody takes a finished run for a dead one.
         processes.on_first(lambda: workdirs.mark_finished(workdir, (run.directory for run in runs_of(workdir, config))))
 
 
-class Stages:
-    """The stages up to the students. All seeds and objectives share tokens and logits stores.
+def run_sweep(points: Sequence[Point], root: Path, *, from_earlier_step: bool = False) -> None:
+    """Run the experiment of every point that is not finished yet.
 
-    For an oracle, `target_dev` holds the examples of each target language's dev split.
+    The settings and the data of all points are checked before anything is trained. A point that fails is named, and the
+    others go on.
+
+    Args:
+      points: the points of the sweep.
+      root: the directory of the sweep.
+      from_earlier_step: see `run`.
+
+    Raises:
+      UserError: a point cannot be run, or points failed; or the directory holds an experiment.
+    """
+    refuse_pattern(root, "--workdir")
+    if Workdir(root).config.exists():
+        raise ConfigError(f"{root} holds an experiment and no sweep: choose another --workdir")
+    for point in points:
+        try:
+            check(point.config)
+        except UserError as error:
+            raise user_error(error.exit_status, f"point {point.name}: {error}") from error
+    failures: list[UserError] = []
+    with locks.group_lock(root):
+        processes.on_first(lambda: sweeps.record(root, points))
+        for number, point in enumerate(points, start=1):
+            terminal.log(f"point {number} of {len(points)}: {point.name}")
+            directory = sweeps.directory(root, point.name)
+            earlier = processes.on_first(lambda: [str(other.root) for other in sweeps.workdirs(root)])
+            others = [Workdir(Path(path)) for path in earlier if Path(path) != directory]
+            try:
+                run(point.config, directory, from_earlier_step=from_earlier_step, others=others)
+            except UserError as error:
+                failures.append(user_error(error.exit_status, f"{point.name}: {error}"))
+                terminal.log(f"error: {failures[-1]}")
+            jax.clear_caches()  # the next point compiles functions of its own
+    if failures:
+        text = f"{len(failures)} of {len(points)} points failed; the first is {failures[0]}"
+        raise user_error(failures[0].exit_status, text)
+
+
+def check(config: ExperimentConfig) -> None:
+    """Refuse settings and data that cannot be used, without reading weights or writing anything.
+
+    Raises:
+      UserError: see `run`.
+    """
+    for name in config.objectives:
+        configured_objective(config, name)
+    _load(config)
+    for role, settings in ((workdirs.TEACHER, config.teacher), (encoders.STUDENT, config.student)):
+        ModelInputs(role, settings, shards=1, token_cache=None)
+
+
+def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[str, list[Example]]]:
+    """Check what needs the data, and return the task, the text of each draw, and target dev for an oracle."""
+    task = load_task(config.task)
+    task = replace(task, load=functools.cache(task.load))
+    metrics.check_names("metrics", config.metrics, task.labels)
+    metrics.check_single("selection_metric", config.selection_metric, task.labels)
+    samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
+    dev = task.load("dev", task.source_language)
+    metrics.check_defined((config.selection_metric,), _labels(dev), f"{task.source_language} dev")
+    recalibration.check(config.calibration, task.labels, _labels(dev))
+    for language in (task.source_language, *task.target_languages):
+        for split in config.evaluation_splits:
+            metrics.check_defined(config.metrics, _labels(task.load(split, language)), f"{language} {split}")
+    target_dev = {name: task.load("dev", name) for name in task.target_languages} if config.oracle else {}
+    for language, examples in target_dev.items():
+        metrics.check_defined((config.selection_metric,), _labels(examples), f"{language} dev")
+    return task, samples, target_dev
+
+
+class Stages:
+    """The stages of one draw up to the students. All seeds and objectives share tokens and logits stores.
+
+    Args:
+      workdir: the workdir, with the draw.
+      config: the config of this draw alone.
+      models: teacher and student.
+      examples: the draw's text.
+      target_dev: for an oracle, the examples of each target language's dev split.
+      others: workdirs that may have the logits.
     """
 
     def __init__(
@@ -123,9 +211,10 @@ class Stages:
         models: Models,
         examples: TransferSet,
         target_dev: Mapping[str, Sequence[Example]] = MappingProxyType({}),
+        others: Sequence[Workdir] = (),
     ):
         self.workdir, self.config, self.models, self.examples = workdir, config, models, examples
-        self._target_examples = target_dev
+        self._target_examples, self.others = target_dev, others
         self._stores: dict[Path, LogitsStore] = {}
 
     def train_teacher(self) -> None:
@@ -163,13 +252,16 @@ class Stages:
         examples = self.examples.everything
         with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
             params = checkpoints.restore_params(selected_steps(directory)["source_dev"], model.abstract_params())
-        key = {
+        key: dict[str, Any] = {
             "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
             "tokenizer_fingerprint": tokenizer_fingerprint(model.inputs.tokenizer),
             "max_length": model.settings.max_length,
             "data_fingerprint": _fingerprint(examples),
         }
         ids = [example.id for example in examples]
+        name = store_key(**key)
+        stores = [other.logits / name for other in self.others]
+        processes.on_first(lambda: sharing.copy_first(stores, self.workdir.logits / name))
         store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
         if not processes.on_first(lambda: store.complete):
             title = f"labelling with {directory.relative_to(self.workdir.root)}"
@@ -208,19 +300,58 @@ class Stages:
 
 
 def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
-    for directory in (workdir.teacher, *_students(workdir, config)):
-        fall_back(directory / CHECKPOINTS)
+    for one in runs_of(workdir, config):
+        fall_back(one.directory / CHECKPOINTS)
 
 
-def _students(workdir: Workdir, config: ExperimentConfig) -> list[Path]:
-    return [workdir.student(name, seed) for seed in config.seeds for name in config.objectives]
+def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, Any], others: Sequence[Workdir]) -> None:
+    """Copy runs that another workdir has finished with the same settings, data, and checkpoints, with their results.
+
+    Checkpoints are hard links where the file system has them. All processes take part, and process 0 writes.
+    """
+    for other in others:
+        if not processes.on_first(functools.partial(sharing.has_same_data, other, facts)):
+            continue
+        their_config = workdirs.read_config(other)
+        theirs = {_sharing_key(their_config, run): run for run in runs_of(other, their_config)}
+        for mine in runs_of(workdir, config):
+            their = theirs.get(_sharing_key(config, mine))
+            if their is None or processes.on_first(mine.directory.exists):
+                continue
+            steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).steps
+            if loop.finished(their.directory, steps):
+                processes.on_first(functools.partial(_copy_run, workdir, mine, other, their))
+
+
+def _sharing_key(config: ExperimentConfig, run: Run) -> str:
+    """Return a text that is equal for two runs if, and only if, they are trained with the same settings."""
+    draw = next(draw for draw in draws_of(config) if draw.name == run.id.draw)
+    return json.dumps([sharing.settings_of(draw.apply(config), run.objective), run.id.seed], sort_keys=True)
+
+
+def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
+    """Copy a finished run, with its predictions and result rows. The run itself comes last, and completes the copy."""
+    predictions, source = (
+        place.root / "predictions" / run.directory.relative_to(place.root)
+        for place, run in ((workdir, mine), (other, their))
+    )
+    sharing.copy_first([source], predictions)
+    if mine.objective != workdirs.TEACHER and other.tokens.exists() and not workdir.tokens.exists():
+        storage.write_atomically(workdir.tokens, other.tokens.read_bytes())
+    if other.results.exists():
+        rows = results.read_rows(workdir.results) if workdir.results.exists() else []
+        kept = [row for row in rows if (row["objective"], results.run_id(row)) != (mine.objective, mine.id)]
+        taken = [row | mine.facts for row in rows_of([their], results.read_rows(other.results))]
+        storage.write_jsonl(workdir.results, [*kept, *taken])
+    sharing.copy_first([their.directory], mine.directory)
+    terminal.log(f"{mine.name}: the same as in {other.root}")
 
 
 def _check_weights(workdir: Workdir, config: ExperimentConfig, models: Models) -> None:
     """Refuse to start if a model is still to be trained and its base checkpoint is gone."""
-    runs = ((models.teacher, [workdir.teacher]), (models.student, _students(workdir, config)))
-    for model, directories in runs:
-        trained = [model.is_trained(directory) for directory in directories]  # a list: all processes take part
+    for model, is_teacher in ((models.teacher, True), (models.student, False)):
+        runs = [run for run in runs_of(workdir, config) if (run.objective == workdirs.TEACHER) == is_teacher]
+        trained = [model.is_trained(run.directory) for run in runs]  # a list: all processes take part
         if not all(trained):
             model.check_weights()
 
@@ -234,22 +365,22 @@ def _planned_stages(
         plan.Work(model.compiled_steps.matmul_parameters, model.inputs.mean_tokens(examples.labelled))
         for model in (models.teacher, models.student)
     )
-    runs = [(OBJECTIVES[name], seed) for seed in config.seeds for name in config.objectives]
-    missing = [
-        (objective, seed)
-        for objective, seed in runs
-        if not models.student.is_trained(workdir.student(objective.name, seed))
-    ]
+    all_runs = runs_of(workdir, config)
+    teachers = [run for run in all_runs if run.objective == workdirs.TEACHER]
+    runs = [(OBJECTIVES[run.objective], run) for run in all_runs if run.objective != workdirs.TEACHER]
+    missing = [(objective, run) for objective, run in runs if not models.student.is_trained(run.directory)]
+    untrained = [run for run in teachers if not models.teacher.is_trained(run.directory)]
     seconds: float | None = None
-    if not models.teacher.is_trained(workdir.teacher):
-        seconds = teacher.training_seconds(machine, config.teacher.steps, config.teacher.batch_size)
+    if untrained:
+        seconds = teacher.training_seconds(machine, config.teacher.steps, config.teacher.batch_size) * len(untrained)
         seconds += machine.compile_seconds
-    size = f"{config.teacher.steps:,} steps of {config.teacher.batch_size} examples"
+    times = f"{len(teachers)} × " if len(teachers) > 1 else ""
+    size = f"{times}{config.teacher.steps:,} steps of {config.teacher.batch_size} examples"
     stages = [plan.Stage("teacher", size, seconds)]
 
-    # The monolingual teacher labels once for all seeds, and each seed's vanilla student for itself.
-    labellers = {0: teacher} if any(o.teacher == "monolingual" for o, _ in missing) else {}
-    labellers |= {1 + seed: student for o, seed in missing if o.teacher == "vanilla"}
+    # The monolingual teacher of a draw labels once for all seeds, and each seed's vanilla student for itself.
+    labellers = {(run.id.draw, -1): teacher for o, run in missing if o.teacher == "monolingual"}
+    labellers |= {(run.id.draw, run.id.seed): student for o, run in missing if o.teacher == "vanilla"}
     if labellers:
         count = len(examples.everything)
         seconds = sum(model.inference_seconds(machine, count) for model in labellers.values())
@@ -264,7 +395,7 @@ def _planned_stages(
     size = f"{len(runs)} × {config.student.steps:,} steps of {config.student.batch_size} examples"
     stages.append(plan.Stage("students", size, seconds if missing else None))
 
-    unscored = processes.on_first(lambda: _num_unscored(workdir, [(o.name, seed) for o, seed in runs]))
+    unscored = processes.on_first(lambda: _num_unscored(workdir, [run for _, run in runs]))
     count = sum(
         len(task.load(split, language))
         for split in config.evaluation_splits
@@ -277,11 +408,11 @@ def _planned_stages(
     return stages
 
 
-def _num_unscored(workdir: Workdir, runs: Sequence[tuple[str, int]]) -> int:
-    """Return the number of runs, each an objective and a seed, that have no results yet."""
+def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:
+    """Return the number of runs that have no results yet."""
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
-    scored = {(row["objective"], row["seed"]) for row in rows}
-    return sum(run not in scored for run in runs)
+    scored = {(row["objective"], results.run_id(row)) for row in rows}
+    return sum((run.objective, run.id) not in scored for run in runs)
 
 
 def _devices() -> str:

@@ -1,12 +1,23 @@
 """Run an experiment from the teacher to the report, or resume it.
 
-python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart [--config.key=value …]
+    python -m xtransfer.main --config configs/quickstart.py --workdir runs/quickstart [--config.key=value …]
+
+runs one experiment.
+
+    python -m xtransfer.main --config FILE[:ARG] --workdir DIR --sweep KEY=VALUE,VALUE,… [--sweep …]
+
+runs one for every combination of values, each in a workdir of its own below DIR/points. They share what does not depend
+on the values: a sweep over the temperature trains the teacher and `vanilla` once.
 """
 
 import shlex
 
 from xtransfer import config, experiment
+from xtransfer.errors import ConfigError
+from xtransfer.report.sweep_report import report_sweep
 from xtransfer.report.workdir_report import report
+from xtransfer.runs import sweep
+from xtransfer.runs.draws import draws_of
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import cluster, processes, terminal
 from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
@@ -25,10 +36,24 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="the directory that the run writes to",
     )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,…",
+        help="run the experiment with each of these values; several flags run every combination",
+    )
     parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.parse_flags(args))
+    if args.sweep:
+        points = sweep.parse(args.config, overrides, args.sweep)
+        experiment.run_sweep(points, args.workdir, from_earlier_step=args.from_earlier_step)
+        processes.on_first(lambda: report_sweep(args.workdir))
+        return
+    if sweep.is_sweep(args.workdir):
+        raise ConfigError(f"{args.workdir} holds a sweep: add its --sweep flags, or choose another --workdir")
     settings = config.load(args.config, overrides)
     experiment.run(settings, args.workdir, from_earlier_step=args.from_earlier_step)
     processes.on_first(lambda: _finish(Workdir(args.workdir), settings))
@@ -38,7 +63,7 @@ def _finish(workdir: Workdir, settings: config.ExperimentConfig) -> None:
     """Report the results, and say what to do with the models."""
     report(workdir)
     objective = "monox_kd" if "monox_kd" in settings.objectives else settings.objectives[-1]
-    run = workdir.student(objective, settings.seeds[0])
+    run = workdir.at(draws_of(settings)[0].name).student(objective, settings.seeds[0])
     model = shlex.quote(str(run))
     terminal.log(f"classify text: python -m xtransfer.predict --model {model} --input FILE --output FILE")
     if settings.task.name == "minireviews":

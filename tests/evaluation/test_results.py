@@ -5,7 +5,7 @@ import json
 import pytest
 
 from xtransfer.errors import UserError
-from xtransfer.evaluation.results import SeedSummary, aggregate, read_rows
+from xtransfer.evaluation.results import Summary, aggregate, read_rows
 
 VALUES = {  # objective -> seed -> en, de, ja
     "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
@@ -40,11 +40,11 @@ def table(rows, **settings):
 
 def test_summary_by_hand():
     # mean (1 + 2 + 6)/3 = 3, deviations −2, −1, 3: sd = √(14/2) = 2.6457513
-    summary = SeedSummary({0: 1.0, 1: 2.0, 2: 6.0})
+    summary = Summary({0: 1.0, 1: 2.0, 2: 6.0})
     assert summary.mean == 3
     assert summary.sd == pytest.approx(2.6457513110645907, rel=1e-12)
-    assert SeedSummary({5: 0.25}).mean == 0.25
-    assert SeedSummary({5: 0.25}).sd is None
+    assert Summary({5: 0.25}).mean == 0.25
+    assert Summary({5: 0.25}).sd is None
 
 
 def test_table_by_hand():
@@ -100,7 +100,7 @@ def test_the_teacher_needs_only_the_source_language_and_comes_first():
     rows = make_rows() + make_rows({"teacher": {0: (0.9,)}, "another": {0: (0.5, 0.5, 0.5)}})
     lines = table(rows).lines
     assert [line.objective for line in lines] == ["teacher", "vanilla", "monox_kd", "another"]
-    assert lines[0].languages == {"en": SeedSummary({0: 0.9})}
+    assert lines[0].languages == {"en": Summary({0: 0.9})}
     assert lines[0].average is None and lines[0].gain is None
 
 

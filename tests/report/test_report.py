@@ -368,9 +368,9 @@ def test_an_odd_language_is_drawn_without_a_warning(name):
 
 
 def test_a_character_that_the_font_lacks_is_drawn_as_its_code():
-    assert plot._drawable("de-日") == "de-\\u65e5"
-    assert plot._drawable("é_$") == "é_$"
-    assert plot._drawable("x" * 25) == "x" * 23 + "…"
+    assert plot.drawable("de-日") == "de-\\u65e5"
+    assert plot.drawable("é_$") == "é_$"
+    assert plot.drawable("x" * 25) == "x" * 23 + "…"
 
 
 def test_many_languages_are_drawn_as_their_average():

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import tiny
 from xtransfer.errors import UserError
-from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, SeedSummary
+from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Summary
 from xtransfer.study import comparison, design
 from xtransfer.study.__main__ import main
 
@@ -20,9 +20,9 @@ def results(teacher, vanilla, kd):
     """Return a table with one target language: the teacher's source score, and (source, target) of the students."""
 
     def line(name, source, target, gain):
-        languages = {"en": SeedSummary({0: source})} | ({} if target is None else {"de": SeedSummary({0: target})})
-        average = None if target is None else SeedSummary({0: target})
-        return ObjectiveResults(name, languages, average, None if gain is None else SeedSummary({0: gain}))
+        languages = {"en": Summary({0: source})} | ({} if target is None else {"de": Summary({0: target})})
+        average = None if target is None else Summary({0: target})
+        return ObjectiveResults(name, languages, average, None if gain is None else Summary({0: gain}))
 
     lines = (
         line("teacher", teacher, None, None),

@@ -20,6 +20,7 @@ from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import MissingSplitError, UserError
+from xtransfer.runs.draws import draws_of
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.inputs import ModelInputs, sides
 
@@ -166,6 +167,7 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     token_cache = cache_dir(experiment.task) / "tokens"
     teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=token_cache)
     student = ModelInputs("student", experiment.student, shards=devices, token_cache=token_cache)
+    experiment = draws_of(experiment)[0].apply(experiment)
     transfer = transfer_set.gather(experiment, task)
     kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
     teacher_sets, teacher_packing = _training_sets(teacher, transfer, ["labelled"], experiment.teacher_seed, batches)

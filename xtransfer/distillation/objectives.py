@@ -200,6 +200,9 @@ def loss_terms(
 def configured_objective(config: ExperimentConfig, name: str) -> Objective:
     """Return an objective by name with the config's settings.
 
+    A setting that the objective does not use keeps its default: the temperature without a soft term, and the threshold
+    without pseudo-labels. Runs that differ in such a setting alone are therefore the same.
+
     Raises:
       UserError: there is no such objective, its settings are impossible, or it is listed before the one that it needs.
     """
@@ -207,13 +210,16 @@ def configured_objective(config: ExperimentConfig, name: str) -> Objective:
         choices = f"choose from {', '.join(OBJECTIVES)}{nearest(name, OBJECTIVES)}"
         raise ConfigError(f"config key objectives: no objective {name!r}; {choices}")
     options = config.transfer
-    objective = dataclasses.replace(
-        OBJECTIVES[name],
-        temperature=options.temperature,
-        temperature_on=cast(Literal["teacher", "both"], options.temperature_on),
-        scale_by_t2=options.scale_by_t2,
-        threshold=options.threshold,
-    )
+    objective = OBJECTIVES[name]
+    if objective.soft_weight:
+        objective = dataclasses.replace(
+            objective,
+            temperature=options.temperature,
+            temperature_on=cast(Literal["teacher", "both"], options.temperature_on),
+            scale_by_t2=options.scale_by_t2,
+        )
+    if objective.pseudo_labels:
+        objective = dataclasses.replace(objective, threshold=options.threshold)
     validate(objective)
     if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
         raise ConfigError(

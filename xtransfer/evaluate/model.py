@@ -21,6 +21,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.report.table import Table
 from xtransfer.runs.classifier import open_classifier, selected_run
 from xtransfer.runs.find import SelectedRun
+from xtransfer.runs.workdir import DEFAULT_DRAW
 from xtransfer.runtime import compilation_cache, processes, terminal
 from xtransfer.runtime.sharding import make_mesh
 
@@ -120,10 +121,11 @@ def _rows(
     request: Request, run: SelectedRun | None, task: Task, results: Sequence[LanguageResult]
 ) -> Iterator[dict[str, Any]]:
     """Yield result rows. A model that is no run has its own name as the objective, and seed and step 0."""
-    row: dict[str, Any] = {"task": task.name, "objective": str(request.model), "seed": 0, "step": 0}
-    row["selection"] = NO_SELECTION
+    row: dict[str, Any] = {"task": task.name, "objective": str(request.model), "draw": DEFAULT_DRAW, "seed": 0}
+    row |= {"step": 0, "selection": NO_SELECTION}
     if run is not None:
-        row |= {"objective": run.objective, "seed": run.seed, "step": run.step, "selection": run.selection}
+        row |= {"objective": run.objective, "draw": run.workdir.draw, "seed": run.seed}
+        row |= {"step": run.step, "selection": run.selection}
     for result in results:
         for score in result.scores:
             yield row | {"split": request.split, "language": result.language} | score._asdict()

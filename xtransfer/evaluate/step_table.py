@@ -5,10 +5,11 @@ from typing import Any
 
 from xtransfer.data.task import Task
 from xtransfer.evaluation.metrics import score_names, value_range
+from xtransfer.evaluation.results import run_id
 from xtransfer.evaluation.steps import Scored, Skipped
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
-from xtransfer.runs.workdir import TEACHER
+from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId
 from xtransfer.runtime import terminal
 
 _NONE = "–"
@@ -36,15 +37,18 @@ def table(rows: Sequence[dict[str, Any]], task: Task, names: Sequence[str]) -> T
     metric = score_names(names, task.labels)[0]
     rows = [row for row in rows if row["metric"] == metric]
     columns = list(dict.fromkeys((row["split"], row["language"]) for row in sorted(rows, key=_is_teacher)))
-    checkpoints: dict[tuple[str, int, int], dict[tuple[str, str], float]] = {}
+    checkpoints: dict[tuple[str, RunId, int], dict[tuple[str, str], float]] = {}
     for row in rows:
-        values = checkpoints.setdefault((row["objective"], row["seed"], row["step"]), {})
+        values = checkpoints.setdefault((row["objective"], run_id(row), row["step"]), {})
         values[row["split"], row["language"]] = row["value"]
+    has_draws = any(row["draw"] != DEFAULT_DRAW for row in rows)
     lines = []
-    for (objective, seed, step), values in checkpoints.items():
+    for (objective, run, step), values in checkpoints.items():
         shown = [cell(metric, values[column]) if column in values else _NONE for column in columns]
-        lines.append((objective, _NONE if objective == TEACHER else str(seed), f"{step:,}", *shown))
-    header = ("objective", "seed", "step", *(f"{split} {language}" for split, language in columns))
+        draw = (run.draw,) if has_draws else ()
+        lines.append((objective, *draw, _NONE if objective == TEACHER else str(run.seed), f"{step:,}", *shown))
+    draw = ("draw",) if has_draws else ()
+    header = ("objective", *draw, "seed", "step", *(f"{split} {language}" for split, language in columns))
     unit = " in %" if _is_share(metric) else ""
     return Table(header, tuple(lines), title=f"{task.name}: {metric}{unit} of each checkpoint")
 

@@ -13,6 +13,7 @@ from xtransfer.evaluate import opening, step_table
 from xtransfer.evaluate.opening import Experiment
 from xtransfer.evaluation.evaluator import Run
 from xtransfer.evaluation.evaluator import runs as runs_of
+from xtransfer.evaluation.results import run_id
 from xtransfer.evaluation.steps import Scored, Skipped, StepScorer
 from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.runtime import locks, processes, terminal
@@ -165,7 +166,7 @@ def _finish(scorer: StepScorer, runs: Sequence[Run], experiment: Experiment, ski
     rows, workdir = scorer.rows_of(runs), experiment.workdir
     if rows:
         step_table.show(rows, experiment.task, experiment.config.metrics)
-    count = len({(row["objective"], row["seed"], row["step"]) for row in rows})
+    count = len({(row["objective"], run_id(row), row["step"]) for row in rows})
     deleted = [result for result in skipped if not result.damaged]
     note = f"; skipped, because training had deleted them: {_names(deleted)}" if deleted else ""
     terminal.log(f"{workdir.by_step}: {count:,} checkpoints scored{note}")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from xtransfer.data.task import Example, Task
 from xtransfer.evaluation import metrics, recalibration, results, token_counts
 from xtransfer.evaluation.recalibration import Recalibration
 from xtransfer.runs import costs
+from xtransfer.runs.draws import draws_of
 from xtransfer.runs.find import read_dev_scores
 from xtransfer.runs.selection import PROTOCOLS, choose, weights_name
-from xtransfer.runs.workdir import TEACHER, Workdir
+from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId, Workdir
 from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import PARAMS, Checkpoints
@@ -33,26 +34,43 @@ _SHOWN = 5  # the most places that a warning names
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model: its objective (`TEACHER` for the teacher), its seed, and its directory."""
+    """One trained model: its objective (`TEACHER` for the teacher), its draw and seed, and its directory."""
 
     objective: str
-    seed: int
+    id: RunId
     directory: Path
 
     @property
     def name(self) -> str:
         """The run as people call it."""
-        return self.objective if self.objective == TEACHER else f"{self.objective} seed {self.seed}"
+        if self.objective == TEACHER:
+            return TEACHER if self.id.draw == DEFAULT_DRAW else f"{TEACHER} {self.id.draw}"
+        return f"{self.objective} {self.id}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The keys of a result row that name the run."""
+        return {"objective": self.objective, "draw": self.id.draw, "seed": self.id.seed}
 
 
 def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
     """Return the runs of an experiment in the order of its stages."""
-    students = [
-        Run(objective, seed, workdir.student(objective, seed))
-        for objective in config.objectives
-        for seed in config.seeds
-    ]
-    return [Run(TEACHER, config.teacher_seed, workdir.teacher), *students]
+    result = []
+    for draw in draws_of(config):
+        drawn = workdir.at(draw.name)
+        result.append(Run(TEACHER, RunId(draw.name, draw.teacher_seed), drawn.teacher))
+        result += [
+            Run(objective, RunId(draw.name, seed), drawn.student(objective, seed))
+            for objective in config.objectives
+            for seed in config.seeds
+        ]
+    return result
+
+
+def rows_of(runs: Iterable[Run], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the result rows of some runs, in the order of the rows."""
+    keys = {(run.objective, run.id) for run in runs}
+    return [dict(row) for row in rows if (row["objective"], results.run_id(row)) in keys]
 
 
 def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Models) -> list[dict[str, Any]]:
@@ -98,8 +116,7 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
         terminal.log(
             f"warning: these checkpoints predict one class for every example: {'; '.join(constants[:_SHOWN])}{more}"
         )
-    run_keys = {(run.objective, run.seed) for run in all_runs}
-    return [row for row in rows if (row["objective"], row["seed"]) in run_keys]
+    return rows_of(all_runs, rows)
 
 
 def dev_scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], name: str) -> dict[str, float]:
@@ -148,7 +165,7 @@ class _Job:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("objective", "seed", "step", "selection", "split", "language", "metric"))
+    return tuple(row[key] for key in ("objective", "draw", "seed", "step", "selection", "split", "language", "metric"))
 
 
 def _due(
@@ -186,7 +203,7 @@ def _jobs(run: Run, splits: Sequence[str], languages: Sequence[str], names: Sequ
         for split in splits:
             for language, protocols in protocols_by_weights[step, item].items():
                 keys = frozenset(
-                    (run.objective, run.seed, step, protocol, split, language, name)
+                    (*run.facts.values(), step, protocol, split, language, name)
                     for protocol in protocols
                     for name in names
                 )
@@ -221,7 +238,7 @@ def _score(
                 if run.objective != TEACHER:
                     record = functools.partial(token_counts.record, workdir, job.split, model.inputs)
                     processes.on_first(functools.partial(record, examples, data.tokens))
-                row = {"task": task.name, "objective": run.objective, "seed": run.seed, "step": step}
+                row = {"task": task.name, **run.facts, "step": step}
                 gold = np.array([example.label for example in examples])
                 scores = _scores(run, job, gold, logits, task.labels, names, constants)
                 for score in [*scores, *recalibration.effects(fitted, effects, logits, gold, task.labels)]:

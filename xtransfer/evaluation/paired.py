@@ -12,16 +12,17 @@ from xtransfer.data.registry import shares_items
 from xtransfer.data.task import example_id
 from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation import significance
-from xtransfer.evaluation.results import read_rows
+from xtransfer.evaluation.results import read_rows, run_id
 from xtransfer.evaluation.significance import Difference, Outcomes
+from xtransfer.runs.draws import order
 from xtransfer.runs.selection import PROTOCOLS, weights_name
-from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
+from xtransfer.runs.workdir import TEACHER, RunId, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import checksums
 
 
 @dataclass(frozen=True)
 class Students:
-    """The students of one objective in one workdir, one for each seed."""
+    """The students of one objective in one workdir, one for each draw and seed."""
 
     workdir: Workdir
     objective: str
@@ -29,23 +30,23 @@ class Students:
 
 @dataclass(frozen=True)
 class Pair:
-    """The outcomes of two objectives on the same items in the same languages, with the same seeds.
+    """The outcomes of two objectives on the same items in the same languages, with the same draws and seeds.
 
     Attributes:
       a: the outcomes of objective A. The source language comes first.
       b: the outcomes of objective B.
       shares_items: whether the languages have the same items, in translation.
-      left_out: the seeds that only one of the objectives has.
+      left_out: the runs that only one of the objectives has.
     """
 
     a: Outcomes
     b: Outcomes
     shares_items: bool
-    left_out: tuple[int, ...]
+    left_out: tuple[RunId, ...]
 
 
 def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
-    """Read the predictions of two objectives, for every seed that both have, in every language of their task.
+    """Read the predictions of two objectives, for every run that both have, in every language of their task.
 
     Args:
       a: objective A.
@@ -54,16 +55,16 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
       selection: the protocol that selected the checkpoints.
 
     Raises:
-      UserError: the teacher, which knows one language; no results, no seed in common, a predictions file that is
+      UserError: the teacher, which knows one language; no results, no run in common, a predictions file that is
         missing or malformed, or different tasks, languages, items, or labels.
     """
     task = _common_task(a, b)
     steps_a, steps_b = (_steps(students, split, selection) for students in (a, b))
-    seeds = tuple(sorted(steps_a.keys() & steps_b.keys()))
-    if not seeds:
+    runs = tuple(_sorted(steps_a.keys() & steps_b.keys()))
+    if not runs:
         raise DataError(
             f"no seed in common: {_name(a)} has {_listed(steps_a)}, and {_name(b)} has {_listed(steps_b)}; train both "
-            "with the same seed"
+            "with the same draw and seed"
         )
     languages = (task.source_language, *task.target_languages)
     if len(languages) == 1:
@@ -73,16 +74,16 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     for language in languages:
         reference: _Predictions | None = None
         for side, (students, steps) in enumerate(((a, steps_a), (b, steps_b))):
-            for seed in seeds:
-                run = students.workdir.student(students.objective, seed)
-                step = steps[seed].get(language)
+            for run in runs:
+                directory = students.workdir.at(run.draw).student(students.objective, run.seed)
+                step = steps[run].get(language)
                 if step is None:
                     raise DataError(
-                        f"{students.workdir.results}: no {split} results of {students.objective} seed {seed} in "
+                        f"{students.workdir.results}: no {split} results of {students.objective} {run} in "
                         f"{language}: run python -m xtransfer.evaluate"
                     )
                 weights = weights_name(step, PROTOCOLS[selection].item)
-                path = students.workdir.predictions(run, weights, split, language)
+                path = students.workdir.predictions(directory, weights, split, language)
                 predictions = _read(path, example_id(task.name, split, language, ""), students.workdir)
                 reference = reference or predictions
                 _check_same(reference, predictions)
@@ -90,8 +91,8 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
                     is_right = predictions.guesses[item] == predictions.labels[item]
                     right[side].setdefault((language, item), []).append(is_right)
     names = {key: key[1] if is_shared else "/".join(key) for key in right[0]}
-    outcomes = [_outcomes(languages, seeds, names, values) for values in right]
-    return Pair(outcomes[0], outcomes[1], is_shared, tuple(sorted(steps_a.keys() ^ steps_b.keys())))
+    outcomes = [_outcomes(languages, runs, names, values) for values in right]
+    return Pair(outcomes[0], outcomes[1], is_shared, tuple(_sorted(steps_a.keys() ^ steps_b.keys())))
 
 
 def differences_of(pair: Pair, source: str, targets: Sequence[str]) -> list[Difference]:
@@ -115,8 +116,8 @@ def _common_task(a: Students, b: Students) -> TaskRecord:
     return first
 
 
-def _steps(students: Students, split: str, selection: str) -> dict[int, dict[str, int]]:
-    """Return the evaluated step of each seed and language."""
+def _steps(students: Students, split: str, selection: str) -> dict[RunId, dict[str, int]]:
+    """Return the evaluated step of each run and language."""
     path, objective = students.workdir.results, students.objective
     if objective == TEACHER:
         raise ConfigError("--compare teacher: it knows the source language only; compare two objectives of students")
@@ -128,17 +129,17 @@ def _steps(students: Students, split: str, selection: str) -> dict[int, dict[str
             f"{path}: no {split} results of {objective!r}, checkpoints selected by {selection}"
             f"{nearest(objective, names) or available}"
         )
-    steps: dict[int, dict[str, int]] = {}
+    steps: dict[RunId, dict[str, int]] = {}
     for row in rows:
         if row["objective"] != objective:
             continue
-        of_seed = steps.setdefault(row["seed"], {})
-        of_seed.setdefault(row["language"], row["step"])
-        same = [of_seed[row["language"]]] if PROTOCOLS[selection].per_language else of_seed.values()
+        of_run = steps.setdefault(run_id(row), {})
+        of_run.setdefault(row["language"], row["step"])
+        same = [of_run[row["language"]]] if PROTOCOLS[selection].per_language else of_run.values()
         other = next((step for step in same if step != row["step"]), None)
         if other is not None:
             raise DataError(
-                f"{path}: {objective} seed {row['seed']} has two different results: steps {other} and "
+                f"{path}: {objective} {run_id(row)} has two different results: steps {other} and "
                 f"{row['step']}; remove the file and run python -m xtransfer.evaluate"
             )
     return steps
@@ -206,22 +207,26 @@ def _check_same(first: _Predictions, second: _Predictions) -> None:
 
 def _outcomes(
     languages: tuple[str, ...],
-    seeds: tuple[int, ...],
+    runs: tuple[RunId, ...],
     names: Mapping[tuple[str, str], str],
     right: Mapping[tuple[str, str], Sequence[bool]],
 ) -> Outcomes:
     """Return correctness by (language, item) as an array; `names` holds the id of the item in that language."""
     column = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
     row = {language: index for index, language in enumerate(languages)}
-    correct = np.full((len(seeds), len(languages), len(column)), np.nan)
+    correct = np.full((len(runs), len(languages), len(column)), np.nan)
     for key, values in right.items():
         correct[:, row[key[0]], column[names[key]]] = values
-    return Outcomes(languages, seeds, tuple(column), correct)
+    return Outcomes(languages, runs, tuple(column), correct)
 
 
 def _name(students: Students) -> str:
     return f"{students.objective} in {students.workdir.root}"
 
 
-def _listed(seeds: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(seeds)))
+def _listed(runs: Iterable[RunId]) -> str:
+    return ", ".join(map(str, _sorted(runs))) or "none"
+
+
+def _sorted(runs: Iterable[RunId]) -> list[RunId]:
+    return sorted(runs, key=lambda run: (order(run.draw), run.seed))

@@ -1,4 +1,4 @@
-"""A results table from result rows: means over seeds, averages over languages, and gains over the baseline."""
+"""A results table from result rows: means over seeds or draws, averages over languages, and gains over the baseline."""
 
 import dataclasses
 import math
@@ -11,12 +11,14 @@ from xtransfer import storage
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import DataError
 from xtransfer.evaluation.metrics import CHANCE, value_range
+from xtransfer.runs.draws import SAMPLES, SEEDS, Axis, order
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import TEACHER
+from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId
 
 ROW: Mapping[str, type] = {
     "task": str,
     "objective": str,
+    "draw": str,
     "seed": int,
     "step": int,
     "selection": str,
@@ -28,30 +30,39 @@ ROW: Mapping[str, type] = {
 }
 """The keys of a row of results.jsonl, all of them required, and the types of their values.
 
-"selection" is the protocol (see `runs.selection.PROTOCOLS`) that selected the checkpoint. A checkpoint that two
-protocols selected has its rows twice. It is "step" in watch.jsonl, and "none" for a model that is no run.
+"draw" names the labelled sample and its teacher (see `runs.draws`). A row without it is older than draws, and belongs
+to the default one. "selection" is the protocol (see `runs.selection.PROTOCOLS`) that selected the checkpoint. A
+checkpoint that two protocols selected has its rows twice. It is "step" in watch.jsonl, and "none" for a model that is no
+run.
 """
 
 Row = Mapping[str, Any]
+
+Unit = str | int
+"""What a number varies over: the seed of a run, the name of a draw, or the number of a study's repetition."""
 
 BASELINE = "vanilla"
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedSummary:
-    """A quantity over seeds, or over the repetitions of a study: its values, their mean, interval, and spread."""
+class Summary:
+    """A quantity over independent units: its values, their mean, interval, and spread.
 
-    by_seed: Mapping[int, float]
+    The units are the draws if a table has several of them, and a value is then the mean over the seeds of a draw.
+    Otherwise they are the seeds, or the repetitions of a study.
+    """
+
+    by_unit: Mapping[Unit, float]
 
     @property
     def mean(self) -> float:
         """The arithmetic mean."""
-        return statistics.fmean(self.by_seed.values())
+        return statistics.fmean(self.by_unit.values())
 
     @property
     def sd(self) -> float | None:
         """The sample standard deviation (n − 1), or None for a single value."""
-        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+        return statistics.stdev(self.by_unit.values()) if len(self.by_unit) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -60,7 +71,7 @@ class SeedSummary:
             return None
         from scipy.stats import t
 
-        n = len(self.by_seed)
+        n = len(self.by_unit)
         half = float(t.ppf(0.975, n - 1)) * self.sd / math.sqrt(n)
         return self.mean - half, self.mean + half
 
@@ -70,18 +81,24 @@ class ObjectiveResults:
     """The results of one objective: each language, the average over target languages, and the gain over the baseline.
 
     `average` and `gain` are None for the teacher. `gain` is also None for the baseline itself, and if the two have no
-    seed in common. A gain is the difference between averages with the same seed.
+    run in common. A gain is the difference between averages with the same draw and seed.
     """
 
     objective: str
-    languages: Mapping[str, SeedSummary]
-    average: SeedSummary | None
-    gain: SeedSummary | None
+    languages: Mapping[str, Summary]
+    average: Summary | None
+    gain: Summary | None
+    runs: tuple[RunId, ...] = ()
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The draws, the default one first."""
+        return tuple(dict.fromkeys(run.draw for run in self.runs))
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds, ascending."""
-        return tuple(sorted(next(iter(self.languages.values())).by_seed))
+        return tuple(sorted({run.seed for run in self.runs}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +106,7 @@ class ResultsTable:
     """The results of all objectives on one split, by one metric and one selection protocol; values as in the rows.
 
     `counts` holds the number of examples in each language, and `majority` the share of its majority class, if the rows
-    have it.
+    have it. `axis` says what the summaries go over.
     """
 
     task: str
@@ -101,6 +118,17 @@ class ResultsTable:
     counts: Mapping[str, int]
     majority: Mapping[str, float]
     lines: tuple[ObjectiveResults, ...]
+    axis: Axis = SEEDS
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The draws of all runs, the default one first. If there are several, they are the units of every summary."""
+        return tuple(sorted({run.draw for line in self.lines for run in line.runs}, key=order))
+
+
+def run_id(row: Row) -> RunId:
+    """Return the draw and the seed of a row's run."""
+    return RunId(row["draw"], row["seed"])
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -120,6 +148,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:
         raise DataError(f"{where}: not strict JSON: {error}") from error
+    if isinstance(row, dict):
+        row = {"draw": DEFAULT_DRAW} | row
     if not isinstance(row, dict) or row.keys() != ROW.keys():
         actual = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(f"{where}: expected an object with the keys {sorted(ROW)}, found {actual}")
@@ -141,6 +171,7 @@ def aggregate(
     metric: str = "accuracy",
     split: str = "test",
     selection: str = "source_dev",
+    axis: Axis = SAMPLES,
 ) -> ResultsTable:
     """Collect the rows of one experiment into a results table.
 
@@ -151,6 +182,7 @@ def aggregate(
       metric: the metric to report.
       split: the split to report.
       selection: the protocol whose checkpoints are reported.
+      axis: what differs between the draws, if there are several (see `draws.axis`).
 
     Raises:
       UserError: no rows match, a run lacks a language (no average is taken over fewer), a run has two different results
@@ -170,14 +202,26 @@ def aggregate(
     targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
         raise DataError(f"no {split} results in any language but the source language {source_language}")
-    for (objective, seed), run in runs.items():
+    for (objective, name), run in runs.items():
         for language in (source_language,) if objective == TEACHER else (source_language, *targets):
             if language not in run:
-                raise DataError(f"{objective} seed {seed} has no {split} {metric} in {language}: evaluate it first")
-    lines = _lines(runs, source_language, targets)
+                raise DataError(f"{objective} {name} has no {split} {metric} in {language}: evaluate it first")
+    has_draws = len({run.draw for _, run in runs}) > 1
+    lines = _lines(runs, source_language, targets, has_draws=has_draws)
     counts = _counts(matching, (source_language, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
-    return ResultsTable(tasks[0], metric, split, selection, source_language, targets, counts, majority, lines)
+    return ResultsTable(
+        tasks[0],
+        metric,
+        split,
+        selection,
+        source_language,
+        targets,
+        counts,
+        majority,
+        lines,
+        axis if has_draws else SEEDS,
+    )
 
 
 def _matching(rows: Iterable[Row], metric: str, split: str, selection: str) -> list[Row]:
@@ -194,20 +238,23 @@ def _describe_available(rows: Iterable[Row]) -> str:
     return f"available: metric {metrics}; split {splits}; selection {selections}"
 
 
-def _runs(rows: Iterable[Row], *, per_language: bool) -> dict[tuple[str, int], dict[str, float]]:
-    """Return value by language for each (objective, seed); a repeated row counts once, and a contradiction fails.
+_Run = tuple[str, RunId]  # the objective and its run
+
+
+def _runs(rows: Iterable[Row], *, per_language: bool) -> dict[_Run, dict[str, float]]:
+    """Return value by language for each run; a repeated row counts once, and a contradiction fails.
 
     A run has one step, or one for each language if the selection is `per_language`.
     """
-    runs: dict[tuple[str, int], dict[str, float]] = {}
-    steps: dict[tuple[str, int, str], int] = {}
+    runs: dict[_Run, dict[str, float]] = {}
+    steps: dict[tuple[str, RunId, str], int] = {}
     for row in rows:
-        key = (row["objective"], row["seed"])
+        key = (row["objective"], run_id(row))
         run = runs.setdefault(key, {})
         step = steps.setdefault((*key, row["language"] if per_language else ""), row["step"])
         if step != row["step"] or run.setdefault(row["language"], row["value"]) != row["value"]:
             raise DataError(
-                f"{key[0]} seed {key[1]} has two different results: steps {step} and {row['step']}, "
+                f"{key[0]} {key[1]} has two different results: steps {step} and {row['step']}, "
                 f"{row['split']} {row['metric']} in {row['language']}"
             )
     return runs
@@ -218,35 +265,50 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
     for row in rows:
         if counts.setdefault(row["language"], row["count"]) != row["count"]:
             raise DataError(
-                f"{row['objective']} seed {row['seed']} was scored on {row['count']} examples in {row['language']}, "
+                f"{row['objective']} {run_id(row)} was scored on {row['count']} examples in {row['language']}, "
                 f"other runs on {counts[row['language']]}: evaluate all of them on the same data"
             )
     return {language: counts[language] for language in languages if language in counts}
 
 
 def _lines(
-    runs: Mapping[tuple[str, int], Mapping[str, float]], source_language: str, targets: tuple[str, ...]
+    runs: Mapping[_Run, Mapping[str, float]], source_language: str, targets: tuple[str, ...], *, has_draws: bool
 ) -> tuple[ObjectiveResults, ...]:
     averages = {
         key: statistics.fmean(run[language] for language in targets) for key, run in runs.items() if key[0] != TEACHER
     }
+
+    def summary(values: Mapping[RunId, float]) -> Summary:
+        return Summary(by_unit(values, has_draws=has_draws))
+
     lines = []
     for objective in _in_order({objective for objective, _ in runs}):
-        seeds = sorted(seed for name, seed in runs if name == objective)
+        ids = sorted((run for name, run in runs if name == objective), key=lambda run: (order(run.draw), run.seed))
         languages = (source_language,) if objective == TEACHER else (source_language, *targets)
-        paired = [seed for seed in seeds if (BASELINE, seed) in averages]
+        paired = [run for run in ids if (BASELINE, run) in averages]
         is_student = objective != TEACHER
         lines.append(
             ObjectiveResults(
                 objective,
-                {name: SeedSummary({seed: runs[objective, seed][name] for seed in seeds}) for name in languages},
-                SeedSummary({seed: averages[objective, seed] for seed in seeds}) if is_student else None,
-                SeedSummary({seed: averages[objective, seed] - averages[BASELINE, seed] for seed in paired})
+                {name: summary({run: runs[objective, run][name] for run in ids}) for name in languages},
+                summary({run: averages[objective, run] for run in ids}) if is_student else None,
+                summary({run: averages[objective, run] - averages[BASELINE, run] for run in paired})
                 if is_student and objective != BASELINE and paired
                 else None,
+                tuple(ids),
             )
         )
     return tuple(lines)
+
+
+def by_unit(values: Mapping[RunId, float], *, has_draws: bool) -> dict[Unit, float]:
+    """Return the values by seed, or, if there are several draws, the means of the draws."""
+    if not has_draws:
+        return {run.seed: value for run, value in values.items()}
+    draws: dict[str, list[float]] = {}
+    for run, value in values.items():
+        draws.setdefault(run.draw, []).append(value)
+    return {draw: statistics.fmean(group) for draw, group in draws.items()}
 
 
 def _in_order(objectives: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Intervals and tests of the difference between two objectives, paired by seed and test item."""
+"""Intervals and tests of the difference between two objectives, paired by run (draw and seed) and test item."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xtransfer.evaluation.results import SeedSummary
+from xtransfer.evaluation.results import Summary, Unit
+from xtransfer.runs.workdir import RunId
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -21,13 +22,13 @@ class Outcomes:
 
     Attributes:
       languages: the names of the L languages.
-      seeds: the S seeds.
+      runs: the draws and seeds of the R runs.
       items: the ids of the N items. An item that several languages have is the same one in translation.
-      correct: float64 [S, L, N]; 1 if right, 0 if wrong, and NaN if the language does not have the item.
+      correct: float64 [R, L, N]; 1 if right, 0 if wrong, and NaN if the language does not have the item.
     """
 
     languages: tuple[str, ...]
-    seeds: tuple[int, ...]
+    runs: tuple[RunId, ...]
     items: tuple[str, ...]
     correct: np.ndarray
 
@@ -36,7 +37,25 @@ class Outcomes:
         correct = self.correct[:, [self.languages.index(language) for language in languages]]
         has_item = np.isfinite(correct[0]).any(axis=0)
         items = tuple(item for item, is_kept in zip(self.items, has_item, strict=True) if is_kept)
-        return Outcomes(tuple(languages), self.seeds, items, correct[:, :, has_item])
+        return Outcomes(tuple(languages), self.runs, items, correct[:, :, has_item])
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The draws of the runs, in their order."""
+        return tuple(dict.fromkeys(run.draw for run in self.runs))
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The names of the S units: the draws if there are several, and otherwise the seeds."""
+        return self.draws if len(self.draws) > 1 else tuple(run.seed for run in self.runs)
+
+    @property
+    def by_unit(self) -> np.ndarray:
+        """The shares of a unit's runs that are right, float64 [S, L, N]."""
+        if len(self.units) == len(self.runs):
+            return self.correct
+        draws = [run.draw for run in self.runs]
+        return np.stack([self.correct[[draw == unit for draw in draws]].mean(axis=0) for unit in self.units])
 
 
 @dataclass(frozen=True)
@@ -46,15 +65,15 @@ class Difference:
     Attributes:
       language: the language, or None for the average over languages.
       count: the number of items in the language, or in all languages together.
-      a: the accuracy of A, the mean over seeds.
+      a: the accuracy of A, the mean over units, which are draws or seeds (see `Outcomes.units`).
       b: the accuracy of B.
-      a_interval: the 95 % Wilson interval of `a` over items, for these seeds; None for the average.
+      a_interval: the 95 % Wilson interval of `a` over items, for these runs; None for the average.
       b_interval: the one of `b`.
-      by_seed: the difference by seed.
-      interval: the 95 % interval of the difference, over seeds and items.
-      p: the two-sided p-value of a difference of zero, over seeds and items.
+      by_unit: the difference by unit.
+      interval: the 95 % interval of the difference, over units and items.
+      p: the two-sided p-value of a difference of zero, over units and items.
       p_holm: the same with Holm's correction for the number of languages; None for the average.
-      p_mcnemar: McNemar's p-value, over items for these seeds; None for the average.
+      p_mcnemar: McNemar's p-value, over items for these runs; None for the average.
     """
 
     language: str | None
@@ -63,7 +82,7 @@ class Difference:
     b: float
     a_interval: tuple[float, float] | None
     b_interval: tuple[float, float] | None
-    by_seed: SeedSummary
+    by_unit: Summary
     interval: tuple[float, float]
     p: float
     p_holm: float | None
@@ -71,7 +90,7 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """The difference, the mean over seeds."""
+        """The difference, the mean over units."""
         return self.a - self.b
 
 
@@ -80,25 +99,25 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = RESAMPLES, seed: int =
 
     Args:
       a: the outcomes of objective A.
-      b: the outcomes of objective B, with the same languages, seeds, and items.
+      b: the outcomes of objective B, with the same languages, runs, and items.
       resamples: the number of resamples, see `bootstrap`.
       seed: the seed of the resamples.
     """
-    if (a.languages, a.seeds, a.items) != (b.languages, b.seeds, b.items):
-        raise ValueError("the outcomes have different languages, seeds, or items")
-    difference = a.correct - b.correct  # [S, L, N]
+    if (a.languages, a.runs, a.items) != (b.languages, b.runs, b.items):
+        raise ValueError("the outcomes have different languages, runs, or items")
+    difference = a.by_unit - b.by_unit  # [S, L, N]
     samples = bootstrap(difference, resamples=resamples, seed=seed)  # [resamples, L + 1]
     intervals = percentile_interval(samples)  # [2, L + 1]
     p_values = two_sided_p(samples)  # [L + 1]
     corrected = holm(p_values[:-1])
-    a_by_seed, b_by_seed = _means(a.correct), _means(b.correct)  # [S, L + 1]
+    a_by_unit, b_by_unit = _means(a.by_unit), _means(b.by_unit)  # [S, L + 1]
     differences = []
     for column, language in enumerate((*a.languages, None)):
         is_average = language is None
         items = np.isfinite(difference[0]) if is_average else np.isfinite(difference[0, column])
         count = int(items.sum())
-        means = [float(values[:, column].mean()) for values in (a_by_seed, b_by_seed)]
-        by_seed = dict(zip(a.seeds, (a_by_seed - b_by_seed)[:, column].tolist(), strict=True))
+        means = [float(values[:, column].mean()) for values in (a_by_unit, b_by_unit)]
+        by_unit = dict(zip(a.units, (a_by_unit - b_by_unit)[:, column].tolist(), strict=True))
         differences.append(
             Difference(
                 language=language,
@@ -107,7 +126,7 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = RESAMPLES, seed: int =
                 b=means[1],
                 a_interval=None if is_average else wilson(means[0], count),
                 b_interval=None if is_average else wilson(means[1], count),
-                by_seed=SeedSummary(by_seed),
+                by_unit=Summary(by_unit),
                 interval=(float(intervals[0, column]), float(intervals[1, column])),
                 p=float(p_values[column]),
                 p_holm=None if is_average else corrected[column],
@@ -133,8 +152,12 @@ def bootstrap(difference: np.ndarray, *, resamples: int = RESAMPLES, seed: int =
     difference in 99 % of the cases if seeds had no effect, and in 88 % if they had a large one. This form held it in
     96 % and 92 %.
 
+    If there are several draws, they take the place of the seeds, and a difference is the mean over the seeds of its
+    draw. The spread between draws contains what is left of the spread between their seeds, so the interval covers
+    another sample with another teacher and other seeds.
+
     Args:
-      difference: 1, 0, or −1 [S, L, N], and NaN where a language does not have an item.
+      difference: from −1 to 1 [S, L, N], and NaN where a language does not have an item.
       resamples: the number of resamples.
       seed: the seed of the random numbers.
 
@@ -162,7 +185,7 @@ def bootstrap(difference: np.ndarray, *, resamples: int = RESAMPLES, seed: int =
 def seed_variance(difference: np.ndarray) -> np.ndarray:
     """Estimate the variance between seeds in each language and of the average, without what items add; at least 0.
 
-    The mean of a seed varies with the seed, and because each of its items may fall out otherwise. The second part is
+    With several draws, a draw takes the place of a seed. The mean of a seed varies with the seed, and because each of its items may fall out otherwise. The second part is
     the variance of the residuals of a two-way analysis of variance (seeds × items), over the number of items.
 
     Args:
@@ -214,10 +237,10 @@ def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
 
 
 def discordant(difference: np.ndarray) -> tuple[int, int]:
-    """Return the number of items on which A is right with more seeds than B, and the reverse.
+    """Return the number of items on which A is right in more runs than B, and the reverse.
 
     Args:
-      difference: 1, 0, or −1 [S, n] for the items of one language.
+      difference: from −1 to 1 [S, n] for the items of one language.
     """
     summed = difference.sum(axis=0)
     return int((summed > 0).sum()), int((summed < 0).sum())

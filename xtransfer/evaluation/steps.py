@@ -18,12 +18,14 @@ from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
-from xtransfer.evaluation.evaluator import Run
-from xtransfer.runs.workdir import TEACHER, Workdir
+from xtransfer.evaluation.evaluator import Run, rows_of
+from xtransfer.runs.workdir import TEACHER, RunId, Workdir
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.snapshots import committed_steps, file_names, snapshot
+
+_Key = tuple[str, RunId, int]
 
 SELECTION = "step"
 """The "selection" of a row of `watch.jsonl`: no protocol selected the checkpoint."""
@@ -77,8 +79,8 @@ class StepScorer:
     def __init__(self, workdir: Workdir, config: ExperimentConfig, task: Task, models: Models):
         self._workdir, self._config, self._task, self._models = workdir, config, task, models
         self.rows = results.read_rows(workdir.by_step) if workdir.by_step.exists() else []
-        self._done = {(row["objective"], row["seed"], row["step"]) for row in self.rows}
-        self._unreadable: dict[tuple[str, int, int], tuple[frozenset[str], str]] = {}  # its files, and the reason
+        self._done = {(row["objective"], results.run_id(row), row["step"]) for row in self.rows}
+        self._unreadable: dict[_Key, tuple[frozenset[str], str]] = {}  # its files, and the reason
         self._datasets: dict[tuple[str, str, str], Dataset] = {}
         shutil.rmtree(workdir.snapshots, ignore_errors=True)  # left by a killed process
 
@@ -126,9 +128,9 @@ class StepScorer:
 
     def rows_of(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """Return the rows of these runs, also those that an earlier process wrote, in the order of runs and steps."""
-        place = {(run.objective, run.seed): index for index, run in enumerate(runs)}
-        rows = [row for row in self.rows if (row["objective"], row["seed"]) in place]
-        return sorted(rows, key=lambda row: (place[row["objective"], row["seed"]], row["step"]))
+        place = {(run.objective, run.id): index for index, run in enumerate(runs)}
+        rows = rows_of(runs, self.rows)
+        return sorted(rows, key=lambda row: (place[row["objective"], results.run_id(row)], row["step"]))
 
     def _score(self, run: Run, step: int) -> Scored | None:
         """Return a checkpoint's rows, or None if it cannot be read now."""
@@ -139,7 +141,7 @@ class StepScorer:
             return None
         rows = []
         for split, language in _parts(self._config, self._task, is_teacher=is_teacher):
-            row = {"task": self._task.name, "objective": run.objective, "seed": run.seed, "step": step}
+            row = {"task": self._task.name, **run.facts, "step": step}
             row |= {"selection": SELECTION, "split": split, "language": language}
             gold = np.array([example.label for example in self._task.load(split, language)])
             logits = model.predict(params, self._dataset(model, split, language))
@@ -183,5 +185,5 @@ def _parts(config: ExperimentConfig, task: Task, *, is_teacher: bool) -> list[tu
     return list(dict.fromkeys([("dev", task.source_language), *parts]))
 
 
-def _key(run: Run, step: int) -> tuple[str, int, int]:
-    return run.objective, run.seed, step
+def _key(run: Run, step: int) -> _Key:
+    return run.objective, run.id, step

@@ -1,9 +1,10 @@
 """Write a trained classifier as a Hugging Face directory, with its model card.
 
-    python -m xtransfer.export --workdir DIR --objective NAME --seed N --output DIR
+    python -m xtransfer.export --workdir DIR --objective NAME --seed N [--draw NAME] --output DIR
 
-NAME is an objective, or "teacher". The output appears complete or not at all. `--calibrated` and `--threshold`
-fold what was fitted on source dev into the head: a temperature, and a decision threshold between two classes.
+NAME is an objective, or "teacher". A draw is a folder of DIR/draws. The output appears complete or not at all.
+`--calibrated` and `--threshold` fold what was fitted on source dev into the head: a temperature, and a decision
+threshold between two classes.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from xtransfer.export.model_card import model_card
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs.classifier import load_run, warn_of_pooling
 from xtransfer.runs.find import SELECTIONS, SelectedRun, find_run
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.workdir import DEFAULT_DRAW, RunId, Workdir
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import make_mesh, path_name
 
@@ -33,7 +34,10 @@ def main(argv: list[str]) -> None:
         "--workdir", required=True, type=terminal.path_argument, metavar="DIR", help="the workdir of xtransfer.main"
     )
     parser.add_argument("--objective", required=True, metavar="NAME", help='the student\'s objective, or "teacher"')
-    parser.add_argument("--seed", type=int, metavar="N", help="the student's seed; there is only one teacher")
+    parser.add_argument("--seed", type=int, metavar="N", help="the student's seed; a draw has only one teacher")
+    parser.add_argument(
+        "--draw", default=DEFAULT_DRAW, metavar="NAME", help="a folder of DIR/draws (default: the runs in DIR itself)"
+    )
     parser.add_argument(
         "--output", required=True, type=terminal.path_argument, metavar="DIR", help="the directory to create"
     )
@@ -50,7 +54,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise ConfigError(f"{args.output} already exists; choose a new directory")
-    run = find_run(Workdir(args.workdir), args.objective, args.seed, args.selection)
+    run = find_run(Workdir(args.workdir, args.draw), args.objective, args.seed, args.selection)
     export(run, args.output, fitted_to(run, temperature=args.calibrated, threshold=args.threshold))
 
 
@@ -81,7 +85,9 @@ def export(run: SelectedRun, output: Path, applied: Recalibration = UNCHANGED) -
             pooling=classifier.pooling,
             notes={CARD: card},
         )
-    terminal.log(f"{output}: wrote {run.objective} seed {run.seed}, step {run.step:,} ({run.selection})")
+    terminal.log(
+        f"{output}: wrote {run.objective} {RunId(run.workdir.draw, run.seed)}, step {run.step:,} ({run.selection})"
+    )
 
 
 def _folded(params: Any, applied: Recalibration) -> Any:

@@ -22,6 +22,7 @@ from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.runs.workdir import RunId
 from xtransfer.train.checkpoints import AVERAGE
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def model_card(
 
 def scores_of(run: SelectedRun, rows: Sequence[Row]) -> list[Scores]:
     """Return the scores of this checkpoint under this protocol, split by split, the source language first."""
-    checkpoint = (run.task.name, run.objective, run.seed, run.step, run.selection)
-    keys = ("task", "objective", "seed", "step", "selection")
+    checkpoint = (run.task.name, run.objective, run.workdir.draw, run.seed, run.step, run.selection)
+    keys = ("task", "objective", "draw", "seed", "step", "selection")
     run_rows = [row for row in rows if tuple(row[key] for key in keys) == checkpoint]
     scores = []
     for split in dict.fromkeys(row["split"] for row in run_rows):
@@ -294,7 +295,7 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
     missing = [language for language in run.languages if language not in {entry.language for entry in scores}]
     absent = f" Not evaluated in {', '.join(missing)}." if missing else ""
     return (
-        f"{head}In %, for this one run (seed {run.seed}). Its checkpoint is the "
+        f"{head}In %, for this one run ({RunId(run.workdir.draw, run.seed)}). Its checkpoint is the "
         f"{PROTOCOLS[run.selection].description} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
         '"Majority class" is the accuracy of always predicting that class.'
     )
@@ -316,7 +317,7 @@ def _limits(run: SelectedRun) -> str:
     return (
         f"## Limits\n\n- {tested}\n"
         f"- Texts are truncated to {run.settings.max_length} tokens; training saw no longer ones.\n"
-        "- This is one run. Another seed gives other numbers.\n"
+        "- This is one run. Another sample of labels, another teacher, or another seed gives other numbers.\n"
         "- It has the biases of its base checkpoint and of its data."
     )
 
@@ -335,7 +336,7 @@ def _licence(run: SelectedRun) -> str:
 def _front_matter(run: SelectedRun, scores: Sequence[Scores], by_transformers: bool) -> str:
     from huggingface_hub import ModelCardData
 
-    base, task = origin(run.settings.checkpoint), run.task
+    base, task, run_name = origin(run.settings.checkpoint), run.task, RunId(run.workdir.draw, run.seed)
     tags = ["text-classification", "xtransfer", f"task:{task.name}"]
     if not run.is_teacher:
         tags += ["cross-lingual", "zero-shot-transfer", f"objective:{run.objective}"]
@@ -348,7 +349,7 @@ def _front_matter(run: SelectedRun, scores: Sequence[Scores], by_transformers: b
         tags=tags,
         base_model=base.hub_id,
         metrics=[_HUB_METRICS.get(name, name) for name in _scored(scores)] or None,
-        model_name=f"{task.name}-{run.objective}-seed-{run.seed}" if scores else None,
+        model_name=f"{task.name}-{run.objective}-{str(run_name).replace(' ', '-')}" if scores else None,
         eval_results=[result for entry in scores for result in _eval_results(run, entry)] or None,
     )
     return data.to_yaml()

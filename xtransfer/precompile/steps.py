@@ -18,6 +18,7 @@ from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import INPUTS, default_rows
+from xtransfer.runs.draws import draws_of
 from xtransfer.runtime.sharding import batch_sharding, data_shards
 from xtransfer.train.compiled_steps import CompiledSteps
 from xtransfer.train.inputs import ModelInputs, check_length, checkpoint_of, plan_of
@@ -150,7 +151,7 @@ class Role:
         """Return the same for packed batches, from the tokenized texts."""
         tokens_dir = cache_dir(self.config.task) / "tokens"
         inputs = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
-        transfer = transfer_set.gather(self.config, self.task)
+        transfer = transfer_set.gather(draws_of(self.config)[0].apply(self.config), self.task)
         examples = transfer.everything if objective.data == "all" else transfer.labelled
         dataset = inputs.dataset(examples, len(self.task.labels), transfer.drawn_from)
         plan = inputs.training_plan

@@ -5,6 +5,9 @@
 Prints objectives × languages for each workdir, and writes `report/results.md`, `report/results.png`, and the page
 `report/report.html` below it. With `--output DIR`, one more page, `DIR/report.html`, holds all workdirs.
 
+For the directory of a sweep, it draws the average of the target languages against the swept key instead, and writes
+`report/sweep.md`, `sweep.png`, and `sweep.jsonl`.
+
     python -m xtransfer.report --workdir DIR --compare A B
     python -m xtransfer.report --compare DIR1:A DIR2:B
 
@@ -19,7 +22,9 @@ from xtransfer.errors import ConfigError
 from xtransfer.evaluation.metrics import metric_of
 from xtransfer.report.comparison import compare, students_of
 from xtransfer.report.protocols import compare_protocols
+from xtransfer.report.sweep_report import report_sweep
 from xtransfer.report.workdir_report import default_split, report, write_page
+from xtransfer.runs import sweep
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.runtime import terminal
@@ -69,9 +74,15 @@ def main(argv: list[str]) -> None:
             split = args.split or default_split(read_config(Workdir(root)).evaluation_splits)
             compare_protocols(Workdir(root), metric=args.metric, split=split)
         return
-    sources = [
-        report(Workdir(root), metric=args.metric, split=args.split, selection=args.selection) for root in args.workdir
-    ]
+    chosen = {"metric": args.metric, "split": args.split, "selection": args.selection}
+    roots = []
+    for root in args.workdir:
+        if sweep.is_sweep(root):
+            report_sweep(root, **chosen)
+            roots += [point.root for point in sweep.workdirs(root)] if args.output is not None else []
+        else:
+            roots.append(root)
+    sources = [report(Workdir(root), **chosen) for root in roots]
     if args.output is not None:
         for path in write_page(sources, args.output):
             terminal.log(f"written: {path}")

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
+from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary
 from xtransfer.report.summary import columns, title_of
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TEACHER, TaskRecord
@@ -19,7 +19,7 @@ _DARK = frozenset({"#0072B2", "#009E73", "#D55E00", "#333333"})
 
 
 def plot(results: ResultsTable, task: TaskRecord) -> bytes:
-    """Draw a PNG with bars for the objectives in each language; whiskers are sd over seeds, dots single seeds.
+    """Draw a PNG with bars for the objectives in each language; whiskers are sd, dots single seeds or draws.
 
     Of very many target languages, only the average is drawn.
     """
@@ -35,17 +35,20 @@ def _plot(results: ResultsTable, task: TaskRecord) -> bytes:
 
     has_room = len(results.target_languages) <= _MOST_LANGUAGES
     languages = columns(results) if has_room else (results.source_language,)
-    groups = [*map(_drawable, languages), "avg of\ntargets"]
+    groups = [*map(drawable, languages), "avg of\ntargets"]
     figure = Figure(figsize=(max(7.0, 1.5 + 0.26 * len(groups) * (len(results.lines) + 1)), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for number, (line, colour) in enumerate(zip(results.lines, _colours(results.lines).values(), strict=True)):
+    for number, (line, colour) in enumerate(
+        zip(results.lines, colours(line.objective for line in results.lines).values(), strict=True)
+    ):
         _draw_line(axes, results, languages, line, colour, number)
     _draw_chance(axes, results, languages)
     axes.axvline(len(groups) - 1.5, color="#cccccc", linewidth=1)
     axes.set_xticks(range(len(groups)), [f"{groups[0]}\n(source)", *groups[1:]])
-    repeated = any(len(line.seeds) > 1 for line in results.lines)
-    note = " (bars: mean over seeds, whiskers: sd, dots: single seeds)" if repeated else ""
+    repeated = any(len(line.runs) > 1 for line in results.lines)
+    units = results.axis.units
+    note = f" (bars: mean over {units}, whiskers: sd, dots: single {units})" if repeated else ""
     omitted = "" if has_room else f"; of {len(results.target_languages)} target languages, only the average is drawn"
     axes.set_xlabel(f"language{omitted}{note}")
     axes.set_ylabel(f"{results.metric} (%)")
@@ -61,12 +64,12 @@ def _plot(results: ResultsTable, task: TaskRecord) -> bytes:
     return content.getvalue()
 
 
-def _drawable(name: str) -> str:
+def drawable(name: str, longest: int = _LONGEST_NAME) -> str:
     """Return a name that is not too long for an axis, with codes in place of the characters that the font lacks."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))
-    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    short = name if len(name) <= longest else f"{name[: longest - 1]}…"
     return "".join(
         character if font.get_char_index(ord(character)) else character.encode("ascii", "backslashreplace").decode()
         for character in short
@@ -83,8 +86,9 @@ def _draw_chance(axes: Any, results: ResultsTable, languages: Sequence[str]) -> 
             label = None  # one legend entry for all languages
 
 
-def _colours(lines: Iterable[ObjectiveResults]) -> dict[str, str]:
-    names = [line.objective for line in lines]
+def colours(objectives: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each objective; the baseline and the teacher always look the same."""
+    names = list(objectives)
     free = [name for name in names if name not in _FIXED_COLOURS]
     cycled = {name: _COLOURS[position % len(_COLOURS)] for position, name in enumerate(free)}
     return {name: (_FIXED_COLOURS | cycled)[name] for name in names}
@@ -95,7 +99,7 @@ def _draw_line(
 ) -> None:
     width = 0.84 / len(results.lines)
     offset = (number - (len(results.lines) - 1) / 2) * width
-    summaries: Mapping[int, SeedSummary | None] = dict(
+    summaries: Mapping[int, Summary | None] = dict(
         enumerate([*(line.languages.get(name) for name in languages), line.average])
     )
     label: str | None = line.objective
@@ -109,6 +113,6 @@ def _draw_line(
         axes.text(x, 2, f"{height:.1f}", rotation=90, ha="center", va="bottom", fontsize=8, color=ink, zorder=5)
         if summary.sd is not None:
             axes.errorbar(x, height, summary.sd * 100, color="black", capsize=2.5, linewidth=1, zorder=5)
-            values = [value * 100 for _, value in sorted(summary.by_seed.items())]
+            values = [value * 100 for value in summary.by_unit.values()]
             spread = [x + width * 0.5 * (i / (len(values) - 1) - 0.5) for i in range(len(values))]
             axes.scatter(spread, values, s=9, color="white", edgecolors="black", linewidths=0.6, zorder=6)

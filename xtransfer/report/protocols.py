@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from xtransfer import storage
-from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Row, SeedSummary, aggregate, read_rows
+from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Row, Summary, aggregate, read_rows
 from xtransfer.report import summary
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
+from xtransfer.runs.draws import SAMPLES, Axis
+from xtransfer.runs.draws import axis as axis_of
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_task
+from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
 REFERENCE = "source_dev"
@@ -27,7 +29,8 @@ def compare_protocols(workdir: Workdir, *, metric: str, split: str) -> None:
       UserError: there are no such results, or the file cannot be written.
     """
     task, rows = read_task(workdir), read_rows(workdir.results)
-    by_protocol = results_by_protocol(rows, task, metric=metric, split=split)
+    axis = axis_of(read_config(workdir), {row["draw"] for row in rows})
+    by_protocol = results_by_protocol(rows, task, metric=metric, split=split, axis=axis)
     table = protocol_table(by_protocol, task)
     path = workdir.root / "report" / "protocols.md"
     storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
@@ -37,7 +40,9 @@ def compare_protocols(workdir: Workdir, *, metric: str, split: str) -> None:
     terminal.log(f"written: {path}")
 
 
-def results_by_protocol(rows: Sequence[Row], task: TaskRecord, *, metric: str, split: str) -> list[ResultsTable]:
+def results_by_protocol(
+    rows: Sequence[Row], task: TaskRecord, *, metric: str, split: str, axis: Axis = SAMPLES
+) -> list[ResultsTable]:
     """Return the results of each protocol that has any, `REFERENCE` first, in the order of `PROTOCOLS`."""
     available = {row["selection"] for row in rows if (row["metric"], row["split"]) == (metric, split)}
     names = [name for name in PROTOCOLS if name in available or name == REFERENCE]
@@ -49,6 +54,7 @@ def results_by_protocol(rows: Sequence[Row], task: TaskRecord, *, metric: str, s
             metric=metric,
             split=split,
             selection=name,
+            axis=axis,
         )
         for name in names
     ]
@@ -77,8 +83,8 @@ def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Tab
     ]
     header = ("objective", "protocol", f"{first.source_language} (source)", "avg of targets", f"minus {REFERENCE}")
     notes = [
-        f"{first.metric} in %, mean ± sample standard deviation over seeds; the last column is in points, paired by "
-        "seed.",
+        f"{first.metric} in %, mean ± sample standard deviation over {first.axis.units}; the last column is in "
+        "points, paired by run.",
         *(f"{results.selection}: {PROTOCOLS[results.selection].description}." for results in by_protocol),
     ]
     title = f"{summary.title_of(first, task)}, by selection protocol"
@@ -91,11 +97,11 @@ def _objectives(by_protocol: Iterable[ResultsTable]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != TEACHER]
 
 
-def _difference(line: ObjectiveResults, reference: ResultsTable) -> SeedSummary | None:
+def _difference(line: ObjectiveResults, reference: ResultsTable) -> Summary | None:
     """Return an objective's average of targets minus its own by the reference protocol; None for that protocol."""
     other = next((own for own in reference.lines if own.objective == line.objective), None)
     if other is None or other is line or other.average is None or line.average is None:
         return None
-    seeds = [seed for seed in line.seeds if seed in other.average.by_seed]
-    values = {seed: line.average.by_seed[seed] - other.average.by_seed[seed] for seed in seeds}
-    return SeedSummary(values) if values else None
+    theirs = other.average.by_unit
+    values = {unit: value - theirs[unit] for unit, value in line.average.by_unit.items() if unit in theirs}
+    return Summary(values) if values else None

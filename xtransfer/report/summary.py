@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import at_chance
-from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
+from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary
 from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TaskRecord
@@ -76,18 +76,18 @@ def headline(results: ResultsTable) -> str | None:
     return None
 
 
-def _gain_sentence(results: ResultsTable, objective: str, gain: SeedSummary) -> str:
+def _gain_sentence(results: ResultsTable, objective: str, gain: Summary) -> str:
     kind = "zero-shot" if PROTOCOLS[results.selection].zero_shot else "oracle"
-    seeds = f"{len(gain.by_seed)} seed" + ("s" if len(gain.by_seed) > 1 else "")
     points = gain.mean * 100
     if gain.interval is None:
-        spread, is_clear = f"{seeds}, spread unknown", abs(points) >= 0.05
+        unit = "1 seed" if len(results.draws) == 1 else "one draw"
+        spread, is_clear = f"{unit}, spread unknown", abs(points) >= 0.05
     else:
         low, high = (bound * 100 for bound in gain.interval)
         is_clear = low > 0 or high < 0
         if high < 0:  # a loss is stated without its sign
             low, high = -high, -low
-        spread = f"95 % interval {low:.1f} to {high:.1f} over {seeds}"
+        spread = f"95 % interval {low:.1f} to {high:.1f} over {_over(results, gain)}"
     if not is_clear:
         return (
             f"{objective} makes no clear difference to {kind} {results.metric}: {points:+.1f} points over direct "
@@ -102,8 +102,8 @@ def _gain_sentence(results: ResultsTable, objective: str, gain: SeedSummary) -> 
 
 def legend(results: ResultsTable) -> str:
     """Return one line that says what the numbers of the table are."""
-    seeds = max(len(line.seeds) for line in results.lines)
-    spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+    summary = max((line.languages[results.source_language] for line in results.lines), key=lambda s: len(s.by_unit))
+    spread = f"mean ± sd over {_over(results, summary)}" if len(summary.by_unit) > 1 else "one seed"
     counts = sorted(set(results.counts.values()))
     examples = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     protocol = PROTOCOLS[results.selection].description
@@ -115,7 +115,7 @@ def caveats(results: ResultsTable, task: TaskRecord) -> str:
     texts = []
     if task.synthetic:
         texts.append("the text is synthetic, so the numbers say nothing about real languages")
-    if any(len(line.seeds) > 1 for line in results.lines):
+    if len(results.draws) == 1 and any(len(line.seeds) > 1 for line in results.lines):
         texts.append("all seeds share one labelled sample and one teacher")
     at_majority = _at_majority(results)
     if at_majority:
@@ -123,12 +123,24 @@ def caveats(results: ResultsTable, task: TaskRecord) -> str:
     return f"Caveats: {'; '.join(texts)}." if texts else ""
 
 
+def _over(results: ResultsTable, summary: Summary) -> str:
+    """Return what a summary goes over, such as "3 seeds; one labelled sample and one teacher"."""
+    return results.axis.over(len(summary.by_unit)) + _seeds_each(results)
+
+
+def _seeds_each(results: ResultsTable) -> str:
+    """Return the number of seeds within a draw, unless seeds are the axis or each draw has one."""
+    students = [run for line in results.lines if line.average is not None for run in line.runs]
+    seeds = len({run.seed for run in students})
+    return f"; {seeds} seeds each" if len(results.draws) > 1 and seeds > 1 else ""
+
+
 def columns(results: ResultsTable) -> tuple[str, ...]:
     """Return the source language, then the target languages."""
     return (results.source_language, *results.target_languages)
 
 
-def value_text(summary: SeedSummary | None, form: str = ".1f") -> str:
+def value_text(summary: Summary | None, form: str = ".1f") -> str:
     """Return a mean in percent with its standard deviation, if there is one, or "–" for a missing value."""
     if summary is None:
         return "–"
@@ -138,12 +150,12 @@ def value_text(summary: SeedSummary | None, form: str = ".1f") -> str:
 
 def title_of(results: ResultsTable, task: TaskRecord) -> str:
     """Return the heading: task, metric, and split."""
-    return f"{_name(results, task)}: {results.metric} on {results.split}"
+    return f"{task_name(results, synthetic=task.synthetic)}: {results.metric} on {results.split}"
 
 
-def _name(results: ResultsTable, task: TaskRecord) -> str:
+def task_name(results: ResultsTable, *, synthetic: bool) -> str:
     """Return the task's name, marked "(synthetic)" if its text was generated."""
-    return f"{results.task} (synthetic)" if task.synthetic else results.task
+    return f"{results.task} (synthetic)" if synthetic else results.task
 
 
 def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
@@ -156,16 +168,35 @@ def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
     )
     protocol = PROTOCOLS[results.selection]
     lines = [
-        f"{results.metric} in % on the {results.split} split of {_name(results, task)}, "
+        f"{results.metric} in % on the {results.split} split of {task_name(results, synthetic=task.synthetic)}, "
         f"{len(task.labels)} classes, {examples}.",
         f"Checkpoint of each run: {protocol.description} ({results.selection}).",
-        *_seed_lines(results.lines),
+        *(_draw_lines(results) if len(results.draws) > 1 else _seed_lines(results.lines)),
         f"avg of targets: mean over {', '.join(results.target_languages)}, without the source language "
         f"{results.source_language}.",
     ]
     if any(line.gain for line in results.lines):
-        lines.append(f"Gain: avg of targets minus the one of {BASELINE} with the same seed, in points.")
+        same = "draw and seed" if len(results.draws) > 1 else "seed"
+        lines.append(f"Gain: avg of targets minus the one of {BASELINE} with the same {same}, in points.")
     return lines
+
+
+def _draw_lines(results: ResultsTable) -> list[str]:
+    by_draws: dict[tuple[str, ...], list[str]] = {}
+    for line in results.lines:
+        by_draws.setdefault(line.draws, []).append(line.objective)
+    texts = []
+    for draws, objectives in by_draws.items():
+        names = f"{', '.join(objectives)}: " if len(by_draws) > 1 else ""
+        count = results.axis.over(len(draws)) if len(draws) > 1 else "one draw"
+        spread = f"mean ± sample standard deviation over {results.axis.units}" if len(draws) > 1 else "spread unknown"
+        texts.append(f"{names}{count}{_seeds_each(results)} ({', '.join(draws)}), {spread}.")
+    texts.append(
+        "A draw is a labelled sample, an unlabelled sample, and a teacher trained on the first. A draw's value is the "
+        f"mean over its seeds. So ± covers other {results.axis.units}, and what is left of the seeds; all draws are "
+        "scored on the same test text."
+    )
+    return texts
 
 
 def _seed_lines(lines: Iterable[ObjectiveResults]) -> list[str]:
@@ -205,10 +236,11 @@ def _at_majority(results: ResultsTable) -> str:
         for language, summary in line.languages.items():
             if language not in results.majority:
                 continue
-            values = summary.by_seed.values()
+            values = summary.by_unit.values()
+            units = "seeds" if len(results.draws) == 1 else "draws"
             poor = sum(at_chance(value, results.counts[language], results.majority[language]) for value in values)
             if poor:
-                languages.append(f"{language} ({poor} of {len(values)} seeds)" if len(values) > 1 else language)
+                languages.append(f"{language} ({poor} of {len(values)} {units})" if len(values) > 1 else language)
         if languages:
             more = f" and {len(languages) - _MOST_NAMED} more languages" if len(languages) > _MOST_NAMED else ""
             texts.append(f"{line.objective} in {', '.join(languages[:_MOST_NAMED])}{more}")

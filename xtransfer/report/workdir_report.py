@@ -9,6 +9,7 @@ from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
 from xtransfer.report.page.page import page
 from xtransfer.report.page.sources import Source
+from xtransfer.runs import draws
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
@@ -39,6 +40,7 @@ def report(
         metric=metric,
         split=split or default_split(config.evaluation_splits),
         selection=selection,
+        axis=draws.axis(config, {row["draw"] for row in rows}),
     )
     source = Source(workdir, config, task, tuple(rows), results)
     directory = workdir.root / "report"

@@ -88,8 +88,8 @@ def selected_run(directory: Path, selection: str) -> SelectedRun | None:
         is_root = directory.resolve() == workdir.root.resolve()
         problem = "a workdir" if is_root else f"not a run of the workdir {workdir.root}"
         raise CheckpointError(f"{directory}: {problem}: name the directory of a run; runs: {list_runs(workdir)}")
-    objective, seed = run
-    return find_run(workdir, objective, seed, selection)
+    draw, objective, seed = run
+    return find_run(workdir.at(draw), objective, seed, selection)
 
 
 def open_run(

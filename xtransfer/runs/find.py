@@ -1,12 +1,13 @@
-"""Find a checkpoint in a workdir: a finished run, by objective and seed, and the step that a protocol selects."""
+"""Find a checkpoint in a workdir: a run, by objective, draw, and seed, and the step that a protocol selects."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.errors import CheckpointError, ConfigError, nearest
+from xtransfer.runs import draws
 from xtransfer.runs.selection import PROTOCOLS, DevScores, choose, weights_name
-from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir, read_config, read_task
+from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, TaskRecord, Workdir, read_config, read_task
 from xtransfer.train import loop
 
 SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero_shot)
@@ -18,8 +19,8 @@ class SelectedRun:
     """A finished run, and the step that a protocol selected.
 
     Attributes:
-      workdir: the experiment's workdir.
-      config: the experiment's config.
+      workdir: the experiment's workdir, with the run's draw.
+      config: the experiment's config, for this draw alone.
       task: the experiment's task.
       objective: the student's objective, or "teacher".
       seed: the run's seed.
@@ -79,9 +80,9 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     """Find the finished run of an objective and seed, and its selected step, without reading any weights.
 
     Args:
-      workdir: the experiment's workdir.
+      workdir: the experiment's workdir, with the run's draw.
       objective: the student's objective, or "teacher".
-      seed: the student's seed; None for the teacher, because there is only one.
+      seed: the student's seed; None for the teacher, because a draw has only one.
       selection: the protocol, one of `SELECTIONS`.
 
     Raises:
@@ -90,7 +91,10 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     """
     check_selection(selection)
     config = read_config(workdir)
-    task = read_task(workdir)
+    draw = draws.named(config, workdir.draw)
+    if draw is None:
+        raise ConfigError(f"{workdir.root}: no draw {workdir.draw!r}; runs: {list_runs(workdir)}")
+    config, task = draw.apply(config), read_task(workdir)
     if objective == TEACHER:
         if seed not in (None, config.teacher_seed):
             raise ConfigError(f"{workdir.root}: the teacher's seed is {config.teacher_seed}, not {seed}")
@@ -129,19 +133,28 @@ def read_dev_scores(run: Path) -> DevScores:
     return DevScores(source, targets, [step for step, row in rows.items() if loop.AVERAGED in row])
 
 
-def identify_run(workdir: Workdir, directory: Path) -> tuple[str, int | None] | None:
-    """Return (objective, seed) of a run's directory, even through a link; None for any other directory."""
+def identify_run(workdir: Workdir, directory: Path) -> tuple[str, str, int | None] | None:
+    """Return (draw, objective, seed) of a run's directory, even through a link; None for any other directory."""
     directory = directory.resolve()
-    if directory == workdir.teacher.resolve():
-        return TEACHER, None
-    runs = ((workdir.student(*run).resolve(), run) for run in _students(workdir))
-    return next((run for path, run in runs if path == directory), None)
+    for one in _by_draw(workdir):
+        if directory == one.teacher.resolve():
+            return one.draw, TEACHER, None
+        for run in _students(one):
+            if directory == one.student(*run).resolve():
+                return one.draw, *run
+    return None
 
 
 def list_runs(workdir: Workdir) -> str:
     """Return the paths of all runs below the workdir, finished or not, as text for a message."""
-    runs = [workdir.teacher, *(workdir.student(*run) for run in _students(workdir))]
+    runs = [run for one in _by_draw(workdir) for run in (one.teacher, *(one.student(*run) for run in _students(one)))]
     return ", ".join(run.relative_to(workdir.root).as_posix() for run in runs if run.is_dir()) or "none yet"
+
+
+def _by_draw(workdir: Workdir) -> list[Workdir]:
+    """Return the workdir of every draw that has a directory, the default draw first."""
+    names = [path.name for path in workdir.draws.glob("*") if path.is_dir() and draws.order(path.name)]
+    return [workdir.at(name) for name in (DEFAULT_DRAW, *sorted(names, key=draws.order))]
 
 
 def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
@@ -160,7 +173,7 @@ def _known_seed(workdir: Workdir, objective: str, seed: int | None) -> int:
 
 
 def _students(workdir: Workdir) -> list[tuple[str, int]]:
-    """Return (objective, seed) of every student in the workdir, whatever the config asks for now."""
-    directories = [path for path in workdir.root.glob("students/*/seed-*") if path.is_dir()]
+    """Return (objective, seed) of every student in the workdir's draw, whatever the config asks for now."""
+    directories = [path for path in workdir.runs.glob("students/*/seed-*") if path.is_dir()]
     numbers = [(path.parent.name, path.name.removeprefix("seed-")) for path in directories]
     return sorted((objective, int(number)) for objective, number in numbers if number.isdecimal())

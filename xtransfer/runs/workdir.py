@@ -3,9 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, differences, parse
@@ -15,12 +15,41 @@ from xtransfer.runtime import processes
 TEACHER = "teacher"
 """The teacher's name wherever a student has an objective. The teacher knows the source language only."""
 
+DEFAULT_DRAW = "default"
+"""The name of the draw whose runs are at the top of the workdir (see `runs.draws`)."""
+
+
+class RunId(NamedTuple):
+    """The draw and the seed of a run, which tell it from the other runs of its objective."""
+
+    draw: str
+    seed: int
+
+    def __str__(self) -> str:
+        """Return the run as people call it."""
+        return f"seed {self.seed}" if self.draw == DEFAULT_DRAW else f"{self.draw} seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Workdir:
-    """The paths of one experiment's files, all below `root`."""
+    """The paths of one experiment's files, all below `root`; teacher and students are those of one draw."""
 
     root: Path
+    draw: str = DEFAULT_DRAW
+
+    def at(self, draw: str) -> "Workdir":
+        """Return the paths with the runs of another draw."""
+        return replace(self, draw=draw)
+
+    @property
+    def draws(self) -> Path:
+        """The runs of all draws but the default one."""
+        return self.root / "draws"
+
+    @property
+    def runs(self) -> Path:
+        """The directory of this draw's teacher and students."""
+        return self.root if self.draw == DEFAULT_DRAW else self.draws / self.draw
 
     @property
     def config(self) -> Path:
@@ -40,7 +69,7 @@ class Workdir:
     @property
     def teacher(self) -> Path:
         """The run of the monolingual teacher."""
-        return self.root / "teacher"
+        return self.runs / "teacher"
 
     def encoder(self, role: str) -> Path:
         """Return the config and tokenizer of the base checkpoint of a role (see `runs.encoders`)."""
@@ -88,7 +117,7 @@ class Workdir:
 
     def student(self, objective: str, seed: int) -> Path:
         """Return the run of one student."""
-        return self.root / "students" / objective / f"seed-{seed}"
+        return self.runs / "students" / objective / f"seed-{seed}"
 
     def predictions(self, run: Path, weights: str | int, split: str, language: str) -> Path:
         """Return the predictions on one split of one language by the weights of a run, named by `weights_name`."""
@@ -115,6 +144,8 @@ class TaskRecord:
 def read_config(workdir: Workdir) -> ExperimentConfig:
     """Return the config of the experiment in a workdir."""
     if not workdir.config.is_file():
+        if (workdir.root / "sweep.json").is_file():
+            raise ConfigError(f"{workdir.root} holds a sweep: name one of the workdirs in {workdir.root / 'points'}")
         raise CheckpointError(f"{workdir.root}: no config.json, so no experiment has been started in this workdir")
     return parse(_read(workdir.config))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, SeedSummary
+from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary, Unit
 from xtransfer.report import table as table_writer
 from xtransfer.report.summary import value_text
 from xtransfer.runs.workdir import TEACHER
@@ -23,23 +23,30 @@ class Comparison:
     """
 
     variant: str
-    teacher: SeedSummary
-    source: Mapping[str, SeedSummary]
-    targets: Mapping[str, SeedSummary]
-    gains: Mapping[str, SeedSummary]
+    teacher: Summary
+    source: Mapping[str, Summary]
+    targets: Mapping[str, Summary]
+    gains: Mapping[str, Summary]
 
 
 def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
-    """Summarise the results of a variant's repetitions. A value of a repetition is its mean over seeds."""
+    """Summarise the results of a variant's repetitions. A value of a repetition is its mean over seeds.
 
-    def over_repetitions(value: Callable[[ObjectiveResults], SeedSummary | None]) -> dict[str, SeedSummary]:
-        by_objective: dict[str, dict[int, float]] = {}
+    Every draw of an experiment with several draws is a repetition.
+    """
+
+    def over_repetitions(value: Callable[[ObjectiveResults], Summary | None]) -> dict[str, Summary]:
+        by_objective: dict[str, dict[Unit, float]] = {}
         for number, result in enumerate(results):
             for line in result.lines:
-                summary = value(line)
-                if summary is not None:
-                    by_objective.setdefault(line.objective, {})[number] = summary.mean
-        return {objective: SeedSummary(values) for objective, values in by_objective.items()}
+                summary, values = value(line), by_objective.setdefault(line.objective, {})
+                if summary is None:
+                    continue
+                if len(result.draws) > 1:
+                    values |= {f"{number} {draw}": mean for draw, mean in summary.by_unit.items()}
+                else:
+                    values[number] = summary.mean
+        return {objective: Summary(values) for objective, values in by_objective.items() if values}
 
     source = over_repetitions(lambda line: line.languages[results[0].source_language])
     return Comparison(
@@ -58,7 +65,7 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
     rows = tuple(
         (
             comparison.variant,
-            str(len(comparison.teacher.by_seed)),
+            str(len(comparison.teacher.by_unit)),
             value_text(comparison.teacher),
             value_text(comparison.source.get(BASELINE)),
             value_text(comparison.targets.get(BASELINE)),
@@ -75,7 +82,7 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
     return table_writer.Table(header, rows, title="Variants of the experiment", notes=notes)
 
 
-def _gain(summary: SeedSummary | None) -> str:
+def _gain(summary: Summary | None) -> str:
     if summary is None or summary.interval is None:
         return value_text(summary, "+.1f")
     low, high = (bound * 100 for bound in summary.interval)
@@ -89,7 +96,7 @@ def rows(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
         kinds = {"source": source, "targets": comparison.targets, "gain": comparison.gains}
         for kind, by_objective in kinds.items():
             for objective, summary in by_objective.items():
-                for number, value in summary.by_seed.items():
+                for number, value in summary.by_unit.items():
                     yield {
                         "variant": comparison.variant,
                         "repetition": number,

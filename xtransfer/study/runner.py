@@ -8,6 +8,7 @@ import jax
 from xtransfer import config, experiment, storage
 from xtransfer.config import ExperimentConfig, PretrainConfig
 from xtransfer.errors import UserError, user_error
+from xtransfer.evaluation.evaluator import rows_of
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.pretrain.pretraining import pretrain
@@ -81,10 +82,9 @@ def _finished(experiments: Mapping[str, Sequence[ExperimentConfig]], root: Path)
 
 
 def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
-    """Return the results of an experiment's own runs, without those of seeds and objectives it had before."""
-    runs = {(run.objective, run.seed) for run in runs_of(workdir, settings)}
+    """Return the results of an experiment's own runs, without those of draws, seeds, and objectives it had before."""
     return aggregate(
-        [row for row in read_rows(workdir.results) if (row["objective"], row["seed"]) in runs],
+        rows_of(runs_of(workdir, settings), read_rows(workdir.results)),
         source_language=settings.task.source_language,
         target_languages=read_task(workdir).target_languages,
         split=default_split(settings.evaluation_splits),

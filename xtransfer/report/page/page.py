@@ -144,7 +144,10 @@ def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
         "section",
         tag("h1", "Overview"),
         table(header, rows, text_columns=3, class_="results"),
-        note(f"Average of the target languages, {metric} in %: mean ± standard deviation over seeds."),
+        note(
+            f"Average of the target languages, {metric} in %: mean ± standard deviation over "
+            f"{' or '.join(dict.fromkeys(source.results.axis.units for source in sources))}."
+        ),
         id="overview",
     )
 

@@ -15,10 +15,11 @@ from xtransfer.errors import DataError
 from xtransfer.evaluation import calibration, significance
 from xtransfer.evaluation.metrics import confusion_matrix
 from xtransfer.evaluation.paired import Students, differences_of, load
-from xtransfer.evaluation.results import BASELINE, ResultsTable, Row
+from xtransfer.evaluation.results import BASELINE, ResultsTable, Row, run_id
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report.page import charts
-from xtransfer.runs.workdir import TEACHER, TaskRecord, Workdir
+from xtransfer.runs.draws import order
+from xtransfer.runs.workdir import TEACHER, RunId, TaskRecord, Workdir
 
 BINS = 10  # bins of a reliability diagram
 
@@ -48,17 +49,17 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Tally:
-    """The predictions of one objective in one language, all seeds together.
+    """The predictions of one objective in one language, all runs together.
 
     Attributes:
       confusion: the number of examples of gold class i that were predicted as class j, int64 [K, K].
       bins: the occupied bins of equal width, by confidence.
-      seeds: the number of seeds.
+      runs: the number of runs.
     """
 
     confusion: np.ndarray
     bins: tuple[calibration.Bin, ...]
-    seeds: int
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Comparison:
     """One objective with its intervals, and compared with the baseline.
 
     Attributes:
-      intervals: the 95 % interval of its accuracy over items and seeds, by language; None is the average of targets.
+      intervals: the 95 % interval of its accuracy over items and seeds (or draws), by language; None is the average of
+        targets.
       differences: the differences from the baseline, by language; empty for the baseline, or without one.
     """
 
@@ -134,23 +136,25 @@ class Source:
         lines = [line for line in self.results.lines if line.objective != TEACHER]
         return sum(line.languages[language].mean for line in lines) / len(lines)
 
-    def steps(self, objective: str) -> dict[int, int]:
-        """Return the evaluated step of each seed of an objective."""
+    def steps(self, objective: str) -> dict[RunId, int]:
+        """Return the evaluated step of each run of an objective, in the order of draws and seeds."""
         chosen = (objective, self.results.split, self.results.selection)
-        return {
-            row["seed"]: row["step"]
+        steps = {
+            run_id(row): row["step"]
             for row in self.rows
             if (row["objective"], row["split"], row["selection"]) == chosen
         }
+        return {run: steps[run] for run in sorted(steps, key=lambda run: (order(run.draw), run.seed))}
 
-    def run_directory(self, objective: str, seed: int) -> Path:
+    def run_directory(self, objective: str, run: RunId) -> Path:
         """Return the directory of a run."""
-        return self.workdir.teacher if objective == TEACHER else self.workdir.student(objective, seed)
+        drawn = self.workdir.at(run.draw)
+        return drawn.teacher if objective == TEACHER else drawn.student(objective, run.seed)
 
-    def predictions(self, objective: str, seed: int, language: str) -> Predictions:
+    def predictions(self, objective: str, run: RunId, language: str) -> Predictions:
         """Read the predictions of one run in one language; MissingSource if there are none."""
-        run = self.run_directory(objective, seed)
-        path = self.workdir.predictions(run, self.steps(objective)[seed], self.results.split, language)
+        directory = self.run_directory(objective, run)
+        path = self.workdir.predictions(directory, self.steps(objective)[run], self.results.split, language)
         return read_predictions(path, self.task.labels)
 
     @functools.cached_property
@@ -164,7 +168,7 @@ class Source:
         return result
 
     def _tally(self, objective: str, language: str) -> Tally:
-        parts = [self.predictions(objective, seed, language) for seed in sorted(self.steps(objective))]
+        parts = [self.predictions(objective, run, language) for run in self.steps(objective)]
         logits = np.concatenate([part.logits for part in parts])
         gold = np.concatenate([part.gold for part in parts])
         guesses = np.concatenate([part.guesses for part in parts])
@@ -185,8 +189,8 @@ class Source:
             selection=self.results.selection,
         )
         source, targets = self.results.source_language, self.results.target_languages
-        in_source = significance.bootstrap(pair.a.select((source,)).correct)[:, :1]
-        in_targets = significance.bootstrap(pair.a.select(targets).correct)
+        in_source = significance.bootstrap(pair.a.select((source,)).by_unit)[:, :1]
+        in_targets = significance.bootstrap(pair.a.select(targets).by_unit)
         bounds = np.clip(significance.percentile_interval(np.column_stack([in_source, in_targets])), 0, 1)
         keys = (source, *targets, None)
         intervals = {key: (float(low), float(high)) for key, low, high in zip(keys, *bounds, strict=True)}

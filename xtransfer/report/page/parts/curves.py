@@ -6,6 +6,7 @@ from xtransfer.report.page import charts
 from xtransfer.report.page.charts import Line
 from xtransfer.report.page.markup import Html, join, note, tag
 from xtransfer.report.page.sources import MissingSource, Source
+from xtransfer.runs.workdir import RunId
 from xtransfer.train import loop
 
 Rows = Sequence[Mapping[str, float]]
@@ -19,8 +20,8 @@ def build(source: Source) -> Html:
     metric = source.config.selection_metric
     key = loop.DEV_ACCURACY if metric == "accuracy" else f"dev_{metric}"
     scale, unit = (100, " (%)") if metric == "accuracy" else (1, "")
-    scores = {name: _lines(source, name, by_seed, key, scale) for name, by_seed in runs.items()}
-    losses = {name: _lines(source, name, by_seed, "loss", 1) for name, by_seed in runs.items()}
+    scores = {name: _lines(source, name, by_run, key, scale) for name, by_run in runs.items()}
+    losses = {name: _lines(source, name, by_run, "loss", 1) for name, by_run in runs.items()}
     label = f"{metric} on {source.results.source_language} dev{unit}"
     common = charts.axis([y for lines in scores.values() for line in lines for _, y in line.points], label, ticks=3)
     pieces: list[Html] = []
@@ -34,27 +35,25 @@ def build(source: Source) -> Html:
             lambda lines: charts.axis([0, *(y for line in lines for _, y in line.points)], "loss", ticks=3),
         ),
         note(
-            "A line for each seed, and a point for each checkpoint. The large point is the checkpoint that the results "
+            "A line for each run, and a point for each checkpoint. The large point is the checkpoint that the results "
             "use. Losses of different objectives measure different things, so each chart has its own scale."
         ),
     ]
     return join(pieces)
 
 
-def _runs(source: Source, objective: str) -> dict[int, Rows]:
-    by_seed = {
-        seed: loop.read_metrics(source.run_directory(objective, seed)) for seed in sorted(source.steps(objective))
-    }
-    return {seed: rows for seed, rows in by_seed.items() if rows}
+def _runs(source: Source, objective: str) -> dict[RunId, Rows]:
+    by_run = {run: loop.read_metrics(source.run_directory(objective, run)) for run in source.steps(objective)}
+    return {run: rows for run, rows in by_run.items() if rows}
 
 
-def _lines(source: Source, objective: str, by_seed: Mapping[int, Rows], key: str, scale: float) -> list[Line]:
+def _lines(source: Source, objective: str, by_run: Mapping[RunId, Rows], key: str, scale: float) -> list[Line]:
     steps = source.steps(objective)
     lines = []
-    for seed, rows in by_seed.items():
+    for run, rows in by_run.items():
         points = tuple((float(row["step"]), row[key] * scale) for row in rows if key in row)
         if points:
-            lines.append(Line(points, source.kinds[objective], f"{objective} seed {seed}", steps[seed]))
+            lines.append(Line(points, source.kinds[objective], f"{objective} {run}", steps[run]))
     return lines
 
 

@@ -51,7 +51,8 @@ def build(source: Source) -> Html:
         found = disagreements(_predictions(source, first, language), _predictions(source, second, language))
         texts = _texts(task, source, language, found[:_EXAMPLES])
         blocks.append(_block(source, language, (first, second), len(found), list(zip(found, texts, strict=False))))
-    seeds = f"Students of seed {min(source.steps(source.main_objective))}."
+    run = next(iter(source.steps(source.main_objective)))
+    students = f"Students of {run}."
     omitted = (
         f" {len(shown) - 1} of {len(source.results.target_languages)} target languages are shown."
         if len(shown) < len(source.languages)
@@ -61,7 +62,7 @@ def build(source: Source) -> Html:
         [
             note(
                 f"Up to {_EXAMPLES} examples per language on which two classifiers disagree. Each list starts with "
-                f"those on which both are most certain. {seeds}{omitted}"
+                f"those on which both are most certain. {students}{omitted}"
             ),
             *blocks,
         ]
@@ -97,7 +98,7 @@ def _pair(source: Source, language: str) -> tuple[str, str] | None:
 
 
 def _predictions(source: Source, objective: str, language: str) -> Predictions:
-    return source.predictions(objective, min(source.steps(objective)), language)
+    return source.predictions(objective, next(iter(source.steps(objective))), language)
 
 
 def _task(source: Source) -> Task:

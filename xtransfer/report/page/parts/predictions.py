@@ -33,7 +33,7 @@ def build_calibration(source: Source) -> Html:
         pieces += [tag("h4", text_in(language, language)), charts.panels(*figures, small=True)]
     pieces.append(
         note(
-            f"Accuracy (%) against confidence in {BINS} bins of equal width, all seeds together. The area of a point "
+            f"Accuracy (%) against confidence in {BINS} bins of equal width, all runs together. The area of a point "
             f"grows with its share of the predictions. Below the diagonal, the classifier is overconfident. "
             f"{_few(source)}"
         )
@@ -66,7 +66,7 @@ def build_confusions(source: Source) -> Html:
                 figures.append(charts.panel(charts.named(kind, objective), content))
         pieces += [tag("h4", text_in(language, language)), charts.panels(*figures, small=len(labels) <= _FEW_CLASSES)]
     meaning = (
-        "Rows are labels and columns are predictions; each number is its share of the row in %, all seeds together."
+        "Rows are labels and columns are predictions; each number is its share of the row in %, all runs together."
         if len(labels) <= _MOST_CLASSES
         else f"The {_CONFUSIONS} most frequent confusions: label → prediction, and its share of the label in %."
     )
@@ -101,7 +101,7 @@ def build_classes(source: Source) -> Html:
             for index, label in enumerate(source.task.labels)
         ]
         pieces += [tag("h3", title), table(header, rows)]
-    pieces.append(note("In %, all seeds together. A class that is never predicted has precision 0."))
+    pieces.append(note("In %, all runs together. A class that is never predicted has precision 0."))
     return join(pieces)
 
 
@@ -121,7 +121,7 @@ def _aligned(source: Source) -> dict[str, charts.Kind]:
 
 def _support(tally: Tally) -> np.ndarray:
     """Return the number of examples of each class [K], each counted once."""
-    return tally.confusion.sum(axis=1) // tally.seeds
+    return tally.confusion.sum(axis=1) // tally.runs
 
 
 def _error(tally: Tally) -> float:

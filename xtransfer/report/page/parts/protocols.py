@@ -55,6 +55,7 @@ def _tables(source: Source) -> dict[str, ResultsTable]:
                 metric=source.results.metric,
                 split=source.results.split,
                 selection=name,
+                axis=source.results.axis,
             )
         except UserError:
             continue

@@ -31,7 +31,7 @@ def build(source: Source) -> Html:
 
 
 def gain_sentence(source: Source) -> str | None:
-    """Return one sentence about the gain of the main objective over test items and seeds, or None without it."""
+    """Return one sentence about the gain of the main objective over test items and runs, or None without it."""
     comparisons, _ = _comparisons(source)
     comparison = comparisons.get(source.main_objective)
     if comparison is None or None not in comparison.differences:
@@ -39,9 +39,15 @@ def gain_sentence(source: Source) -> str | None:
     difference = comparison.differences[None]
     low, high = (bound * 100 for bound in difference.interval)
     return (
-        f"Paired over test items and seeds: {difference.mean * 100:+.1f} points, 95 % interval {low:+.1f} to "
-        f"{high:+.1f}, p {_p(difference.p)}."
+        f"Paired over test items and {_axis(source, difference)}: {difference.mean * 100:+.1f} points, 95 % interval "
+        f"{low:+.1f} to {high:+.1f}, p {_p(difference.p)}."
     )
+
+
+def _axis(source: Source, difference: Difference) -> str:
+    """Return what the interval of a difference goes over besides items."""
+    count = len(difference.by_unit.by_unit)
+    return source.results.axis.over(count) if count > 1 else "one run"
 
 
 def _comparisons(source: Source) -> tuple[dict[str, Comparison], str]:
@@ -75,7 +81,8 @@ def _chart(source: Source, comparisons: dict[str, Comparison]) -> Html:
     metric = source.results.metric
     scale = charts.axis(values, f"{metric} (%)", ticks=5)
     has_intervals = any(dot.interval for _, row in dots for dot in row)
-    explanation = "Lines are 95 % intervals over test items and seeds." if has_intervals else ""
+    units = source.results.axis.units
+    explanation = f"Lines are 95 % intervals over test items and {units}." if has_intervals else ""
     return join(
         [
             charts.legend(source.kinds),
@@ -130,14 +137,15 @@ def _accuracy_table(source: Source, comparisons: dict[str, Comparison]) -> Html:
                 )
             )
         rows.append(row)
-    texts = ["Mean ± standard deviation over seeds, in %."]
+    units = results.axis.units
+    texts = [f"Mean ± standard deviation over {units}, in %."]
     if comparisons:
         texts.append(
-            f"Small: 95 % interval over test items and seeds ({RESAMPLES:,} resamples); for the teacher over items "
+            f"Small: 95 % interval over test items and {units} ({RESAMPLES:,} resamples); for the teacher over items "
             "alone (Wilson)."
         )
     if any_at_chance:
-        texts.append("† With at least one seed, no better than always answering the majority class.")
+        texts.append("† In at least one run, no better than always answering the majority class.")
     return join([table(header, rows, class_="results"), note(" ".join(texts))])
 
 
@@ -145,7 +153,7 @@ def _is_poor(source: Source, line: ObjectiveResults, language: str) -> bool:
     results = source.results
     if results.metric != "accuracy" or language not in results.majority or language not in line.languages:
         return False
-    values = line.languages[language].by_seed.values()
+    values = line.languages[language].by_unit.values()
     return any(at_chance(value, results.counts[language], results.majority[language]) for value in values)
 
 
@@ -160,7 +168,7 @@ def _gains_table(source: Source, comparisons: dict[str, Comparison]) -> Html | N
     ]
     marks = ", ".join(f"{mark} p < {level:g}" for level, mark in reversed(_MARKS))
     explanation = (
-        f"Difference in points, paired by test item and seed, with its 95 % interval. {marks}; two-sided, for a target "
+        f"Difference in points, paired by test item and run, with its 95 % interval. {marks}; two-sided, for a target "
         "language with Holm's correction for the number of languages."
     )
     return join([table(header, rows, class_="results"), note(explanation)])

@@ -29,7 +29,7 @@ def build(source: Source) -> Html:
 
 
 def gap(source: Source, objective: str, language: str) -> float:
-    """Return the metric in the source language minus the metric in another, the mean over seeds, in points."""
+    """Return the metric in the source language minus the metric in another, the mean over runs, in points."""
     line = next(line for line in source.results.lines if line.objective == objective)
     return (line.languages[source.results.source_language].mean - line.languages[language].mean) * 100
 

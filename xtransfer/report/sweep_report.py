@@ -1,0 +1,223 @@
+"""The report of a sweep: a table of its points, and the average of the target languages against the swept key."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtransfer import storage
+from xtransfer.errors import DataError, UserError, one_line, user_error
+from xtransfer.evaluation.results import BASELINE, ResultsTable, Summary, aggregate, read_rows
+from xtransfer.report import summary, sweep_plot
+from xtransfer.report import table as table_writer
+from xtransfer.report.workdir_report import default_split
+from xtransfer.runs import draws, sweep
+from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.runs.workdir import Workdir, read_config, read_task
+from xtransfer.runtime import terminal
+
+
+@dataclass(frozen=True)
+class PointResults:
+    """The results of one point of a sweep.
+
+    Attributes:
+      name: its name.
+      values: its values by config key.
+      results: its results.
+      synthetic: whether its text was generated.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    results: ResultsTable
+    synthetic: bool
+
+
+def report_sweep(
+    root: Path, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
+) -> None:
+    """Print the table of a sweep, and write sweep.md, sweep.png, and sweep.jsonl to `report/` below its directory.
+
+    Args:
+      root: the directory of the sweep.
+      metric: a name from `METRICS`, of a metric from 0 to 1.
+      split: None for test, or for the first evaluated split if test was not evaluated.
+      selection: a name from `PROTOCOLS`.
+
+    Raises:
+      UserError: no point has such results, or a file cannot be written.
+    """
+    recorded = sweep.read(root)
+    points, missing = [], []
+    for name, values in recorded.points.items():
+        workdir = Workdir(sweep.directory(root, name))
+        if workdir.results.is_file():
+            points.append(_results(workdir, name, values, metric, split, selection))
+        else:
+            missing.append(name)
+    if not points:
+        raise DataError(f"{root}: no point of the sweep has results yet: start it again with python -m xtransfer.main")
+    table = table_of(recorded.keys, points, missing)
+    directory = root / "report"
+    text, lines, picture = (directory / f"sweep.{ending}" for ending in ("md", "jsonl", "png"))
+    storage.write_atomically(text, "\n".join(table_writer.section(table, "#")))
+    storage.write_jsonl(lines, rows(points))
+    written = [text, lines]
+    try:
+        storage.write_atomically(picture, sweep_plot.plot(curves(recorded.keys, points), table.title, _note(points)))
+        written.append(picture)
+    except UserError:
+        raise
+    except Exception as error:  # a drawing library has many ways to fail, and none of them is worth the results
+        picture.unlink(missing_ok=True)  # of earlier results
+        terminal.log(f"warning: {picture} cannot be drawn ({one_line(error)}); {text} has the numbers")
+    table_writer.show(table, terminal.console, wrap=False)
+    for line in (*table.notes, *(f"written: {path}" for path in written)):
+        terminal.log(line)
+
+
+def _results(
+    workdir: Workdir, name: str, values: Mapping[str, Any], metric: str, split: str | None, selection: str
+) -> PointResults:
+    config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    try:
+        results = aggregate(
+            rows,
+            source_language=config.task.source_language,
+            target_languages=task.target_languages,
+            metric=metric,
+            split=split or default_split(config.evaluation_splits),
+            selection=selection,
+            axis=draws.axis(config, {row["draw"] for row in rows}),
+        )
+    except UserError as error:
+        raise user_error(error.exit_status, f"{workdir.root}: {error}") from error
+    return PointResults(name, values, results, task.synthetic)
+
+
+def table_of(keys: Sequence[str], points: Sequence[PointResults], missing: Sequence[str]) -> table_writer.Table:
+    """Return a row for each point: values, the teacher in the source language, and the students' averages and gains.
+
+    Args:
+      keys: the swept keys.
+      points: the points with results.
+      missing: the names of the others.
+    """
+    objectives = _objectives(points)
+    gains = [name for name in objectives if any(name in _gains(point) for point in points)]
+    header = (*keys, "teacher, source", *objectives, *(f"gain of {name}" for name in gains))
+    lines = tuple(
+        (
+            *(value_text(point.values[key]) for key in keys),
+            summary.value_text(_teacher(point)),
+            *(summary.value_text(_averages(point).get(name)) for name in objectives),
+            *(_with_interval(_gains(point).get(name)) for name in gains),
+        )
+        for point in points
+    )
+    first = points[0].results
+    title = f"{summary.task_name(first, synthetic=points[0].synthetic)}: {first.metric} on {first.split} by "
+    notes = [
+        f"{first.metric} in %, averaged over the target languages {', '.join(first.target_languages)}; the teacher in "
+        f"{first.source_language}. Checkpoint of each run: {PROTOCOLS[first.selection].description}.",
+        *_spread_notes(points),
+    ]
+    if gains:
+        notes.append(f"Gains over {BASELINE} at the same point are in points, paired by run, with 95 % intervals.")
+    if missing:
+        notes.append(f"No results yet: {'; '.join(missing)}.")
+    return table_writer.Table(
+        header, lines, text_columns=len(keys), title=title + " and ".join(keys), notes=tuple(notes)
+    )
+
+
+def curves(keys: Sequence[str], points: Sequence[PointResults]) -> list[sweep_plot.Panel]:
+    """Return a panel for each combination of the values of all keys but the first, with a line for each objective."""
+    panels: dict[tuple[str, ...], dict[str, list[sweep_plot.Mark]]] = {}
+    for point in points:
+        names = tuple(f"{key} = {value_text(point.values[key])}" for key in keys[1:])
+        for objective, average in _averages(point).items():
+            mark = sweep_plot.Mark(point.values[keys[0]], average.mean, average.interval)
+            panels.setdefault(names, {}).setdefault(objective, []).append(mark)
+    first = points[0].results
+    label = f"{first.metric} (%), average of targets"
+    return [sweep_plot.Panel(", ".join(names), keys[0], label, lines) for names, lines in panels.items()]
+
+
+def rows(points: Sequence[PointResults]) -> Iterator[dict[str, Any]]:
+    """Yield the means and 95 % intervals of every point for programs, as shares."""
+    for point in points:
+        kinds = {"average": _averages(point), "gain": _gains(point)}
+        for quantity, by_objective in kinds.items():
+            for objective, value in by_objective.items():
+                yield {
+                    "point": point.name,
+                    "values": dict(point.values),
+                    "objective": objective,
+                    "quantity": quantity,
+                    "metric": point.results.metric,
+                    "split": point.results.split,
+                    "selection": point.results.selection,
+                    "mean": value.mean,
+                    "interval": value.interval,
+                    "units": point.results.axis.units,
+                    "count": len(value.by_unit),
+                }
+
+
+def value_text(value: Any) -> str:
+    """Return a value of a config key for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _averages(point: PointResults) -> dict[str, Summary]:
+    return {line.objective: line.average for line in point.results.lines if line.average is not None}
+
+
+def _gains(point: PointResults) -> dict[str, Summary]:
+    return {line.objective: line.gain for line in point.results.lines if line.gain is not None}
+
+
+def _teacher(point: PointResults) -> Summary | None:
+    lines = (line for line in point.results.lines if line.average is None)
+    line = next(lines, None)
+    return line.languages[point.results.source_language] if line is not None else None
+
+
+def _objectives(points: Sequence[PointResults]) -> list[str]:
+    return list(dict.fromkeys(name for point in points for name in _averages(point)))
+
+
+def _with_interval(value: Summary | None) -> str:
+    if value is None or value.interval is None:
+        return summary.value_text(value, "+.1f")
+    low, high = (bound * 100 for bound in value.interval)
+    return f"{value.mean * 100:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _spread_notes(points: Sequence[PointResults]) -> list[str]:
+    """Say what ± and the intervals go over, once for all points or for each group of them."""
+    by_text: dict[str, list[str]] = {}
+    for point in points:
+        by_text.setdefault(_spread(point), []).append(point.name)
+    if len(by_text) == 1:
+        return [f"{next(iter(by_text))}."]
+    return [f"{text}: {'; '.join(names)}." for text, names in by_text.items()]
+
+
+def _spread(point: PointResults) -> str:
+    count = max(len(average.by_unit) for average in _averages(point).values())
+    over = point.results.axis.over(count)
+    return f"± is the sample standard deviation over {over}" if count > 1 else "One run each, spread unknown"
+
+
+def _note(points: Sequence[PointResults]) -> str:
+    """Return what the error bars of the chart are, or "" if there are none."""
+    spreads = {
+        point.results.axis.over(len(average.by_unit)): None
+        for point in points
+        for average in _averages(point).values()
+        if average.interval is not None
+    }
+    return f"bars: 95 % interval over {' or '.join(spreads)}" if spreads else ""
