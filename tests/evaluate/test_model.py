@@ -48,7 +48,7 @@ def expected(root):
 def test_an_exported_classifier_has_the_rows_and_predictions_of_its_run(root, tmp_path, capsys):
     rows = run(root, root / "export", tmp_path / "output")
     assert values(rows) == values(expected(root)) and len(rows) == 2 * 3
-    own = {"objective": str(root / "export"), "seed": 0, "step": 0, "selection": "none"}
+    own = {"objective": str(root / "export"), "draw": "default", "seed": 0, "step": 0, "selection": "none"}
     assert all(own.items() <= row.items() for row in rows)
     for language in ("en", "de"):
         predictions = tmp_path / "output" / "predictions" / f"test-{language}.jsonl"

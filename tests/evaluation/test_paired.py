@@ -32,7 +32,7 @@ def edit(path, change):
 def test_translations_share_their_items(tmp_path):
     loaded = pair(workdir(tmp_path / "run", BOTH, name="sib200"))
     assert loaded.shares_items and loaded.left_out == ()
-    assert (loaded.a.languages, loaded.a.seeds, loaded.a.items) == (("en", "de"), (0, 1), ("0", "1", "2"))
+    assert (loaded.a.languages, loaded.a.units, loaded.a.items) == (("en", "de"), (0, 1), ("0", "1", "2"))
     np.testing.assert_array_equal(loaded.a.correct, [[[1, 1, 1], [1, 1, 0]], [[1, 0, 1], [1, 1, 1]]])
     np.testing.assert_array_equal(loaded.b.correct, [[[1, 1, 0], [1, 0, 0]], [[1, 0, 0], [0, 0, 1]]])
 
@@ -75,10 +75,12 @@ def test_two_workdirs_are_paired_by_the_seeds_that_both_have(tmp_path):
     first = workdir(tmp_path / "a", {"monox_kd": MONOX}, name="sib200")
     second = workdir(tmp_path / "b", {"monox_kd": {1: VANILLA[1], 2: VANILLA[0]}}, name="sib200")
     loaded = pair(first, second, ("monox_kd", "monox_kd"))
-    assert (loaded.a.seeds, loaded.left_out) == ((1,), (0, 2))
+    assert (loaded.a.units, loaded.left_out) == ((1,), (("default", 0), ("default", 2)))
     np.testing.assert_array_equal(loaded.b.correct, [[[1, 0, 0], [0, 0, 1]]])
     third = workdir(tmp_path / "c", {"monox_kd": {7: VANILLA[0]}}, name="sib200")
-    with pytest.raises(UserError, match=r"no seed in common: monox_kd in .*/a has 0, 1, and monox_kd in .*/c has 7"):
+    with pytest.raises(
+        UserError, match=r"no seed in common: monox_kd in .*/a has seed 0, seed 1, and monox_kd in .*/c has seed 7"
+    ):
         pair(first, third, ("monox_kd", "monox_kd"))
 
 

@@ -18,6 +18,7 @@ def make_rows(values=VALUES, languages=("en", "de", "ja"), **changes):
         {
             "task": "reviews",
             "objective": objective,
+            "draw": "default",
             "seed": seed,
             "step": 100 + seed,
             "selection": "source_dev",
@@ -58,10 +59,10 @@ def test_table_by_hand():
     assert kd.languages["de"].mean == pytest.approx(0.71)
     assert kd.languages["de"].sd == pytest.approx(0.01414213562)
     # Averages without English: vanilla 0.60 and 0.61, monox_kd 0.68 and 0.66
-    assert vanilla.average.by_seed == pytest.approx({0: 0.60, 1: 0.61})
-    assert kd.average.by_seed == pytest.approx({0: 0.68, 1: 0.66})
+    assert vanilla.average.by_unit == pytest.approx({0: 0.60, 1: 0.61})
+    assert kd.average.by_unit == pytest.approx({0: 0.68, 1: 0.66})
     # Gains of the same seed: 0.08 and 0.05: mean 0.065, sd 0.03/√2. Unpaired, the sd would differ.
-    assert kd.gain.by_seed == pytest.approx({0: 0.08, 1: 0.05})
+    assert kd.gain.by_unit == pytest.approx({0: 0.08, 1: 0.05})
     assert kd.gain.sd == pytest.approx(0.02121320344)
     assert vanilla.gain is None
 
@@ -83,13 +84,13 @@ def test_a_missing_language_is_an_error_that_names_run_and_language(objective, s
 def test_a_requested_language_that_no_run_has_is_an_error():
     with pytest.raises(UserError, match="has no test accuracy in fr"):
         table(make_rows(), target_languages=("de", "fr"))
-    assert table(make_rows(), target_languages=("ja",)).lines[0].average.by_seed == {0: 0.60, 1: 0.56}
+    assert table(make_rows(), target_languages=("ja",)).lines[0].average.by_unit == {0: 0.60, 1: 0.56}
 
 
 def test_the_gain_uses_common_seeds_only():
     values = {"vanilla": {0: VALUES["vanilla"][0]}, "monox_kd": VALUES["monox_kd"]}
     kd = table(make_rows(values)).lines[1]
-    assert kd.gain.by_seed == pytest.approx({0: 0.08})
+    assert kd.gain.by_unit == pytest.approx({0: 0.08})
     assert kd.gain.sd is None
     values = {"vanilla": {9: VALUES["vanilla"][0]}, "monox_kd": VALUES["monox_kd"]}
     assert table(make_rows(values)).lines[1].gain is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.significance import Outcomes, bootstrap, compare, holm, mcnemar, seed_variance, wilson
+from xtransfer.runs.workdir import DEFAULT_DRAW, RunId
 
 SIMULATIONS = 400
 # Three standard errors of a share of 5 % in SIMULATIONS draws: 0.033.
@@ -18,7 +19,8 @@ TOLERANCE = 3 * math.sqrt(0.05 * 0.95 / SIMULATIONS)
 def outcomes(correct, languages=None, seeds=None):
     correct = np.asarray(correct, float)
     names = languages or tuple(f"l{i}" for i in range(correct.shape[1]))
-    return Outcomes(names, seeds or tuple(range(len(correct))), tuple(map(str, range(correct.shape[2]))), correct)
+    runs = tuple(RunId(DEFAULT_DRAW, seed) for seed in seeds or range(len(correct)))
+    return Outcomes(names, runs, tuple(map(str, range(correct.shape[2]))), correct)
 
 
 def signs(rng, size, share=0.15):
@@ -135,13 +137,13 @@ def test_a_comparison_holds_every_number():
     b = outcomes([[[1, 0, 1, 0], [1, 1, 0, 0]], [[0, 0, 0, 0], [1, 1, 0, 1]]], ("de", "fr"), (3, 5))
     de, fr, average = compare(a, b)
     assert (de.language, de.count, de.a, de.b, de.mean) == ("de", 4, 0.625, 0.25, 0.375)
-    assert de.by_seed.by_seed == {3: 0.25, 5: 0.5}
+    assert de.by_unit.by_unit == {3: 0.25, 5: 0.5}
     assert de.a_interval == wilson(0.625, 4)
     assert de.p_mcnemar == mcnemar(2, 0)
     assert (fr.mean, fr.p, fr.p_holm, fr.interval) == (0, 1, 1, (0, 0))
     assert (average.language, average.count, average.mean) == (None, 8, 0.1875)
     assert (average.p_holm, average.p_mcnemar, average.a_interval) == (None, None, None)
-    assert average.by_seed.by_seed == {3: 0.125, 5: 0.25}
+    assert average.by_unit.by_unit == {3: 0.125, 5: 0.25}
     assert compare(a, b) == [de, fr, average]  # the resamples are seeded
 
 

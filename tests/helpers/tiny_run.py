@@ -63,8 +63,15 @@ def rows(workdir: Workdir, objective: str, seed: int, values: dict[str, float], 
     result_rows = []
     for selection, step in (("source_dev", BEST), ("last", STEPS)):
         for language, value in values.items():
-            row = {"task": task, "objective": objective, "seed": seed, "step": step, "selection": selection}
-            row |= {"split": "test", "language": language, "metric": "accuracy", "value": value, "count": 200}
+            row = {"task": task, "objective": objective, "draw": "default", "seed": seed, "step": step}
+            row |= {
+                "selection": selection,
+                "split": "test",
+                "language": language,
+                "metric": "accuracy",
+                "value": value,
+                "count": 200,
+            }
             result_rows.append(row | changes)
             result_rows.append(row | {"metric": "macro_f1", "value": value - 0.125} | changes)
             result_rows.append(row | {"metric": "majority_share", "value": 0.5} | changes)

@@ -35,6 +35,7 @@ def make_rows(values=VALUES, **changes):
         {
             "task": "reviews",
             "objective": objective,
+            "draw": "default",
             "seed": seed,
             "step": 100,
             "selection": "source_dev",
@@ -153,7 +154,7 @@ def test_headline_by_hand():
     # Gains 8 and 5: mean 6.5, sd 2.1213. With one degree of freedom t = 12.706, so the half width is 19.06.
     assert summary.headline(table()) == (
         "monox_kd makes no clear difference to zero-shot accuracy: +6.5 points over direct fine-tuning (vanilla), "
-        "95 % interval -12.6 to 25.6 over 2 seeds."
+        "95 % interval -12.6 to 25.6 over 2 seeds; one labelled sample and one teacher."
     )
     # Gains 8, 7 and 9: mean 8, sd 1. With two degrees of freedom t = 4.3027, so the half width is 2.48.
     values = {
@@ -162,14 +163,14 @@ def test_headline_by_hand():
     }
     assert summary.headline(table(*make_rows(values))) == (
         "monox_kd raises zero-shot accuracy by 8.0 points over direct fine-tuning (vanilla): "
-        "95 % interval 5.5 to 10.5 over 3 seeds."
+        "95 % interval 5.5 to 10.5 over 3 seeds; one labelled sample and one teacher."
     )
     # The same as a loss, with another metric, and selected by an oracle.
     swapped = {"vanilla": values["monox_kd"], "monox_kd": values["vanilla"]}
     rows = make_rows(swapped, metric="macro_f1", selection="target_dev")
     assert summary.headline(table(*rows, metric="macro_f1", selection="target_dev")) == (
         "monox_kd lowers oracle macro_f1 by 8.0 points over direct fine-tuning (vanilla): "
-        "95 % interval 5.5 to 10.5 over 3 seeds."
+        "95 % interval 5.5 to 10.5 over 3 seeds; one labelled sample and one teacher."
     )
     alone = summary.headline(table(*make_rows(ONE_SEED)))
     assert alone is not None
@@ -183,7 +184,8 @@ def test_headline_by_hand():
 
 def test_the_legend_says_what_the_numbers_are():
     assert summary.legend(table()) == (
-        "in %, mean ± sd over 2 seeds; 1,000 examples per language; checkpoint: best on the source language's dev split"
+        "in %, mean ± sd over 2 seeds; one labelled sample and one teacher; 1,000 examples per language; "
+        "checkpoint: best on the source language's dev split"
     )
     rows = [row | {"count": 500} if row["language"] == "ja" else row for row in make_rows(ONE_SEED)]
     assert summary.legend(table(*rows)).startswith("in %, one seed; 500 to 1,000 examples per language; ")

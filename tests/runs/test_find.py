@@ -63,7 +63,7 @@ def test_every_started_run_is_listed(copy):
         (copy / name).mkdir(parents=True)
     known = "teacher, students/monox_kd/seed-2, students/monox_kd/seed-10, students/vanilla/seed-0"
     assert list_runs(Workdir(copy)) == known
-    assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-10") == ("monox_kd", 10)
+    assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-10") == ("default", "monox_kd", 10)
     assert identify_run(Workdir(copy), copy / "students/monox_kd/seed-x") is None
     assert list_runs(Workdir(copy / "nothing")) == "none yet"
 

@@ -32,8 +32,8 @@ ROW: Mapping[str, type] = {
 
 "draw" names the labelled sample and its teacher (see `runs.draws`). A row without it is older than draws, and belongs
 to the default one. "selection" is the protocol (see `runs.selection.PROTOCOLS`) that selected the checkpoint. A
-checkpoint that two protocols selected has its rows twice. It is "step" in watch.jsonl, and "none" for a model that is no
-run.
+checkpoint that two protocols selected has its rows twice. It is "step" in watch.jsonl, and "none" for a model that is
+no run.
 """
 
 Row = Mapping[str, Any]

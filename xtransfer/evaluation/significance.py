@@ -185,8 +185,9 @@ def bootstrap(difference: np.ndarray, *, resamples: int = RESAMPLES, seed: int =
 def seed_variance(difference: np.ndarray) -> np.ndarray:
     """Estimate the variance between seeds in each language and of the average, without what items add; at least 0.
 
-    With several draws, a draw takes the place of a seed. The mean of a seed varies with the seed, and because each of its items may fall out otherwise. The second part is
-    the variance of the residuals of a two-way analysis of variance (seeds × items), over the number of items.
+    The mean of a seed varies with the seed, and because each of its items may fall out otherwise. The second part is
+    the variance of the residuals of a two-way analysis of variance (seeds × items), over the number of items. With
+    several draws, a draw takes the place of a seed.
 
     Args:
       difference: [S, L, N] with S > 1, see `bootstrap`.

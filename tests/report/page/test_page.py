@@ -22,7 +22,7 @@ from xtransfer.report.page.parts.predictions import class_scores
 from xtransfer.report.page.parts.results import mark
 from xtransfer.report.page.sources import MissingSource, Predictions, read_predictions
 from xtransfer.report.workdir_report import report
-from xtransfer.runs.workdir import Workdir
+from xtransfer.runs.workdir import RunId, Workdir
 
 VOID = {"meta", "br"}
 
@@ -127,7 +127,9 @@ def test_the_numbers_are_the_results(workdir, source, document):
     }
     gain = (averages["monox_kd"] - averages["vanilla"]) * 100
     assert f"monox_kd raises zero-shot accuracy by {gain:.1f} points" in document.data
-    assert f"Paired over test items and seeds: {gain:+.1f} points" in document.data
+    assert (
+        f"Paired over test items and 2 seeds; one labelled sample and one teacher: {gain:+.1f} points" in document.data
+    )
     difference = source.comparisons["monox_kd"].differences["ar"]
     low, high = (bound * 100 for bound in difference.interval)
     assert f"{difference.mean * 100:+.1f}{mark(difference.p_holm)}{low:+.1f} to {high:+.1f}" in text
@@ -135,10 +137,10 @@ def test_the_numbers_are_the_results(workdir, source, document):
 
 def test_the_other_numbers_are_the_records(workdir, source, document):
     tally = source.tallies["vanilla", "de"]
-    parts = [source.predictions("vanilla", seed, "de") for seed in (0, 1)]
+    parts = [source.predictions("vanilla", RunId("default", seed), "de") for seed in (0, 1)]
     gold, guesses = (np.concatenate([getattr(part, key) for part in parts]) for key in ("gold", "guesses"))
     by_hand = [[np.sum((gold == i) & (guesses == j)) for j in (0, 1)] for i in (0, 1)]
-    assert tally.confusion.tolist() == by_hand and tally.seeds == 2
+    assert tally.confusion.tolist() == by_hand and tally.runs == 2
     logits = np.concatenate([part.logits for part in parts])
     assert f"{expected_error(equal_width_bins(logits, gold, 10)) * 100:.1f}" in document.sections["calibration"]
     assert f"{by_hand[0][0] / sum(by_hand[0]) * 100:.0f}" in document.sections["confusions"]

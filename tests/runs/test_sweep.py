@@ -1,0 +1,140 @@
+"""Sweeps: their points, their names, their record, and what runs share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtransfer.config import load
+from xtransfer.errors import UserError
+from xtransfer.runs import sharing, sweep
+from xtransfer.runs.workdir import TEACHER, Workdir, read_config
+
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
+
+
+def parse(*flags, overrides=()):
+    return sweep.parse(QUICKSTART, overrides, flags)
+
+
+def test_every_combination_is_a_point():
+    points = parse("transfer.temperature=0.1,2", "task.labelled=64,128", overrides=("--config.student.steps=7",))
+    assert [point.name for point in points] == [
+        "transfer.temperature=0.1,task.labelled=64",
+        "transfer.temperature=0.1,task.labelled=128",
+        "transfer.temperature=2,task.labelled=64",
+        "transfer.temperature=2,task.labelled=128",
+    ]
+    assert [(p.config.transfer.temperature, p.config.task.labelled) for p in points] == [
+        (0.1, 64), (0.1, 128), (2.0, 64), (2.0, 128),
+    ]  # fmt: skip
+    assert {point.config.student.steps for point in points} == {7}
+    assert points[0].values == {"transfer.temperature": 0.1, "task.labelled": 64}
+
+
+def test_a_comma_inside_brackets_belongs_to_its_value():
+    points = parse("student.frozen=('a','b,'),()", "student.pooling=cls,mean")
+    assert [point.config.student.frozen for point in points] == [("a", "b,"), ("a", "b,"), (), ()]
+    assert len({point.name for point in points}) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("transfer.temprature=1,2",), "unknown config key transfer.temprature; did you mean 'temperature'"),
+        (("task.labelled=64,many",), "labelled"),
+        (("transfer.temperature=0,1",), "transfer.temperature is 0.0: it must be between"),
+        (("transfer.temperature",), "write KEY=VALUE,VALUE"),
+        (("=1,2",), "write KEY=VALUE,VALUE"),
+        (("transfer.temperature=1,,2",), "write KEY=VALUE,VALUE"),
+        (("transfer.temperature=",), "write KEY=VALUE,VALUE"),
+        (("transfer.temperature=1,1.0",), "transfer.temperature=1 is given twice"),
+        (("transfer.temperature=1", "transfer.temperature=2"), "is given twice"),
+        (("student.steps=1,2",), "--sweep student.steps and --config.student.steps: leave one of them out"),
+        (("transfer=1,2",), "transfer"),
+    ],
+)
+def test_a_wrong_flag_is_refused(flags, message):
+    with pytest.raises(UserError) as caught:
+        parse(*flags, overrides=("--config.student.steps=7",))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=200),
+        max_size=6,
+        unique=True,
+    )
+)
+def test_names_are_distinct_and_safe(texts):
+    config = load(QUICKSTART)
+    names = []
+    for text in texts:
+        object.__setattr__(config.task, "path", text)
+        names.append(sweep._point(("task.path",), config).name)
+    assert len(set(names)) == len(texts)
+    assert all("/" not in name and len(name.encode()) < 256 * 4 and name not in (".", "..") for name in names)
+
+
+def test_a_record_is_read_back_and_its_faults_are_named(tmp_path):
+    points = parse("transfer.temperature=0.1,2")
+    sweep.record(tmp_path, points)
+    recorded = sweep.read(tmp_path)
+    assert recorded.keys == ("transfer.temperature",)
+    assert recorded.points == {point.name: point.values for point in points}
+    with pytest.raises(UserError, match="holds a sweep: name one of the workdirs in"):
+        read_config(Workdir(tmp_path))
+    for content in ("[]", "{}", '{"keys": ["a"], "points": [{"name": "x", "values": {"b": 1}}]}'):
+        (tmp_path / sweep.RECORD).write_text(content)
+        with pytest.raises(UserError, match=r"sweep\.json.*: start the sweep again"):
+            sweep.read(tmp_path)
+
+
+def shared(*changes):
+    """Return the runs that a changed config shares with the quickstart."""
+    runs = (TEACHER, "vanilla", "monox_kd", "monox_pl", "self_training")
+    changed, base = load(QUICKSTART, [f"--config.{change}" for change in changes]), load(QUICKSTART)
+    return {run for run in runs if sharing.settings_of(base, run) == sharing.settings_of(changed, run)}
+
+
+def test_runs_are_shared_exactly_if_no_setting_of_theirs_differs():
+    everything = {TEACHER, "vanilla", "monox_kd", "monox_pl", "self_training"}
+    assert shared() == everything
+    assert shared("transfer.temperature=2.0") == {TEACHER, "vanilla", "monox_pl"}
+    assert shared("transfer.threshold=0.5") == everything - {"monox_pl"}
+    assert shared("task.labelled=64") == shared("task.labelled_seed=1") == set()
+    assert shared("task.unlabelled=99") == {TEACHER, "vanilla"}
+    assert shared("teacher.learning_rate=1e-3") == shared("teacher_seed=1") - {TEACHER} == {"vanilla", "self_training"}
+    assert shared("student.steps=9") == {TEACHER}
+    assert shared("selection_metric=macro_f1") == set()
+    assert shared("seeds=(7,)", "metrics=('accuracy',)", "task.target_languages=('de',)", "mesh.data=2") == everything
+
+
+def test_a_copy_is_complete_and_links_checkpoints(tmp_path):
+    run = tmp_path / "a" / "run"
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "checkpoints" / "7" / "weights").write_text("w")
+    (run / "metrics.jsonl").write_text("m")
+    sharing.copy_first([tmp_path / "none", run], tmp_path / "b" / "run")
+    copy = tmp_path / "b" / "run"
+    assert (copy / "checkpoints" / "7" / "weights").read_text() == "w" and (copy / "metrics.jsonl").read_text() == "m"
+    assert os.path.samefile(copy / "checkpoints/7/weights", run / "checkpoints/7/weights")
+    assert not os.path.samefile(copy / "metrics.jsonl", run / "metrics.jsonl")
+    sharing.copy_first([tmp_path / "none"], tmp_path / "b" / "other")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["run"]
+
+
+def test_a_copy_works_without_links_and_never_replaces(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError("no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / "x").write_text("1")
+    sharing.copy_first([tmp_path / "a"], tmp_path / "b")
+    (tmp_path / "a" / "checkpoints" / "x").write_text("2")
+    sharing.copy_first([tmp_path / "a"], tmp_path / "b")
+    assert (tmp_path / "b" / "checkpoints" / "x").read_text() == "1"
