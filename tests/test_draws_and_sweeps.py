@@ -181,8 +181,8 @@ def test_a_sweep_reports_and_resumes(swept, config_file, capsys):
 
 
 def test_nothing_runs_before_every_point_is_checked(config_file, tmp_path):
-    with pytest.raises(UserError, match="point task.labelled=9999: task.labelled 9999, balanced over classes, is more"):
-        start(config_file, tmp_path / "sweep", "--sweep", "task.labelled=8,9999")
+    with pytest.raises(UserError, match="point task.unlabelled=9999: task.unlabelled 9999 is more than available"):
+        start(config_file, tmp_path / "sweep", "--sweep", "task.unlabelled=8,9999")
     with pytest.raises(UserError, match="point student.max_length=99: student.max_length is 99, but"):
         start(config_file, tmp_path / "sweep", "--sweep", "student.max_length=9,99")
     assert not (tmp_path / "sweep").exists()
