@@ -291,3 +291,22 @@ def test_malformed_input_is_rejected_before_the_model_is_opened(
 def test_only_a_line_feed_ends_a_line(model: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", '{"text": "the\u2028film\u0085good"}\r\n')
     check(model, run(model, source)[0], "the\u2028film\u0085good")
+
+
+@pytest.mark.parametrize(("name", "character"), [("semicolon", ";"), ("tab", "\t"), ("bar", "|")])
+def test_a_csv_may_have_another_delimiter(model: Path, tmp_path: Path, name: str, character: str) -> None:
+    rows = [["id", "text"], ["a", f'"the film{character} is good, fine"'], ["b", "der Film"]]
+    source = write(tmp_path / "a.csv", "".join(character.join(row) + "\n" for row in rows))
+    first, second = run(model, source, "--delimiter", name)
+    assert (first["id"], second["id"]) == ("a", "b")
+    check(model, first, f"the film{character} is good, fine")
+    check(model, second, "der Film")
+    source.with_name("a.csv.out").unlink()
+    hint = f"save the file with ',', or pass --delimiter {name}"
+    assert error_of(model, source).endswith(hint)
+
+
+def test_a_delimiter_fits_the_format(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    expected = f"--delimiter is semicolon, but --input {path} is neither .tsv nor .csv"
+    assert error_of(model, write(path, '{"text": "good"}\n'), "--delimiter", "semicolon") == expected

@@ -18,6 +18,7 @@ from xtransfer import storage
 from xtransfer.config import TaskConfig, user_path
 from xtransfer.data import names, sampling
 from xtransfer.data.formats import tables
+from xtransfer.data.formats.lines import Delimiter
 from xtransfer.data.formats.tables import Record
 from xtransfer.data.task import (
     SPLITS,
@@ -137,7 +138,7 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
             remedy = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
             raise ConfigError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
         has_languages = bool(config.language_column) and config.language_column in tables.column_names(
-            path, config.delimiter
+            path, Delimiter(config.delimiter)
         )
         file_columns = dataclasses.replace(columns, language=config.language_column if has_languages else "")
         records = _records(config, path, file_columns)
@@ -170,7 +171,8 @@ def _reader(config: TaskConfig) -> Read:
 
 
 def _records(config: TaskConfig, path: Path, columns: tables.Columns) -> list[Record]:
-    records, skipped = tables.read_records(path, columns, empty_text=config.empty_text, delimiter=config.delimiter)
+    delimiter = Delimiter(config.delimiter)
+    records, skipped = tables.read_records(path, columns, empty_text=config.empty_text, delimiter=delimiter)
     if skipped:
         _log.warning("%s: %d rows without text were skipped", path, skipped)
     return records
@@ -291,7 +293,7 @@ def _languages_in_column(config: TaskConfig, path: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
     rows: Counter[str] = Counter()
-    for line, language in tables.column_values(path, config.language_column, config.delimiter):
+    for line, language in tables.column_values(path, config.language_column, Delimiter(config.delimiter)):
         if language not in rows:
             names.check_path_part(language, f"{path}:{line}: column {config.language_column!r}")
         rows[language] += 1

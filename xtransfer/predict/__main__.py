@@ -19,6 +19,7 @@ from contextlib import closing
 import numpy as np
 
 from xtransfer.data.formats import tables
+from xtransfer.data.formats.lines import DELIMITERS, Delimiter
 from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import tokenize
 from xtransfer.errors import ConfigError, DataError, Exit
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         "--id-column", metavar="NAME", help="the column with the ids (default: id if it exists; '' for row numbers)"
     )
     parser.add_argument(
+        "--delimiter",
+        choices=DELIMITERS,
+        default="",
+        help="what separates the columns (default: a tab in .tsv, a comma in .csv)",
+    )
+    parser.add_argument(
         "--empty-text", choices=("error", "skip"), default="error", help="what to do with rows without text"
     )
     parser.add_argument(
@@ -117,8 +124,15 @@ def _positive(text: str) -> int:
 
 def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
     """Label the input. Call `check` after every row read and every batch; it raises when the work must stop."""
+    if args.delimiter and args.input.suffix.lower() not in (".tsv", ".csv"):
+        raise ConfigError(f"--delimiter is {args.delimiter}, but --input {args.input} is neither .tsv nor .csv")
     source = tables.inspect(
-        args.input, args.text_column, args.pair_column, args.id_column, skip_empty=args.empty_text == "skip"
+        args.input,
+        args.text_column,
+        args.pair_column,
+        args.id_column,
+        skip_empty=args.empty_text == "skip",
+        delimiter=Delimiter(args.delimiter, advice="pass --delimiter {}"),
     )
     with closing(Output(args.output, source.path, overwrite=args.overwrite)) as output:
         # Read the file once first, so that a bad last row fails now and not after hours.

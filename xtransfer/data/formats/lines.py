@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,19 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 """The characters that may separate columns, by the name that a setting gives them."""
 
 _USUAL = {".tsv": "tab", ".csv": "comma"}
+
+
+@dataclass(frozen=True)
+class Delimiter:
+    """The user's choice of the character that separates columns.
+
+    Attributes:
+      name: a key of `DELIMITERS`, or "" for the usual one of TSV and CSV.
+      advice: how to choose another one, for errors; {} stands for its name.
+    """
+
+    name: str = ""
+    advice: str = "set task.delimiter to '{}'"
 
 
 def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
@@ -50,7 +64,7 @@ def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def rows(stream: BinaryIO, name: str, ending: str, delimiter: str | None = None) -> Iterator[Row]:
+def rows(stream: BinaryIO, name: str, ending: str, delimiter: Delimiter | None = None) -> Iterator[Row]:
     """Yield the rows of a stream in the format of an ending, with the line that each starts on.
 
     TSV has a header and no quoting: a quote is an ordinary character. CSV has a header and quotes as in RFC 4180. JSONL
@@ -60,8 +74,7 @@ def rows(stream: BinaryIO, name: str, ending: str, delimiter: str | None = None)
       stream: UTF-8, with or without a byte-order mark.
       name: the name of the file or member, for errors.
       ending: a key of `READERS`, such as ".tsv".
-      delimiter: a key of `DELIMITERS`, or "" for the usual one of TSV and CSV, if the user can set task.delimiter; None
-        if there is no such setting.
+      delimiter: the user's choice for TSV and CSV; None if the user has none.
 
     Raises:
       UserError: a malformed row, or a line (in CSV, a row) of over 256 MiB; the message starts with `name`:line.
@@ -75,13 +88,13 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _read_tsv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iterator[Row]:
-    character = DELIMITERS[delimiter or _USUAL[".tsv"]]
+def _read_tsv(numbered: Lines, path: Path, delimiter: Delimiter | None = None) -> Iterator[Row]:
+    character = DELIMITERS[_used(delimiter, ".tsv")]
     table = ((n, line.removesuffix("\n").removesuffix("\r").split(character)) for n, line in numbered)
     return _with_header(table, path, ".tsv", delimiter)
 
 
-def _read_csv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iterator[Row]:
+def _read_csv(numbered: Lines, path: Path, delimiter: Delimiter | None = None) -> Iterator[Row]:
     # Huge texts are clipped later, not refused. The limit belongs to the process, and another reader may rely on it, so
     # it is not reset.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
@@ -103,7 +116,7 @@ def _read_csv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iter
 
     def cells() -> Iterator[tuple[int, list[str]]]:
         nonlocal start, size
-        reader = csv.reader(pieces(), strict=True, delimiter=DELIMITERS[delimiter or _USUAL[".csv"]])
+        reader = csv.reader(pieces(), strict=True, delimiter=DELIMITERS[_used(delimiter, ".csv")])
         try:
             for row in reader:
                 yield start, row
@@ -115,7 +128,7 @@ def _read_csv(numbered: Lines, path: Path, delimiter: str | None = None) -> Iter
 
 
 def _with_header(
-    table: Iterable[tuple[int, list[str]]], path: Path, ending: str, delimiter: str | None
+    table: Iterable[tuple[int, list[str]]], path: Path, ending: str, delimiter: Delimiter | None
 ) -> Iterator[Row]:
     header: list[str] | None = None
     for line, cells in table:
@@ -132,25 +145,30 @@ def _with_header(
             yield line, dict(zip(header, cells, strict=True))
 
 
-def _check_header(header: list[str], where: str, ending: str, delimiter: str | None) -> None:
+def _check_header(header: list[str], where: str, ending: str, delimiter: Delimiter | None) -> None:
     """Refuse a header of another format, whose names would otherwise not be found, or not the rows' number of cells."""
-    used = delimiter or _USUAL[ending]
+    used = _used(delimiter, ending)
     other = next((name for name, character in DELIMITERS.items() if character in "".join(header)), None)
     if len(header) == 1 and other is not None:
-        setting = f", or set task.delimiter to {other!r}" if delimiter is not None else ""
+        advice = f", or {delimiter.advice.format(other)}" if delimiter is not None else ""
         raise DataError(
             f"{where}: the columns are separated by {DELIMITERS[other]!r} ({other}), not by {DELIMITERS[used]!r}: save "
-            f"the file with {DELIMITERS[used]!r}{setting}"
+            f"the file with {DELIMITERS[used]!r}{advice}"
         )
     if ending == ".tsv" and header and all(len(name) > 2 and name[0] == name[-1] == '"' for name in header):
-        setting = f" and set task.delimiter to {used!r}" if delimiter is not None else " with commas"
+        advice = f" and {delimiter.advice.format(used)}" if delimiter is not None else " with commas"
         raise DataError(
             f"{where}: the columns are in quotes, which are ordinary characters in a {ending} file: save it without "
-            f"quotes, or as .csv{setting}"
+            f"quotes, or as .csv{advice}"
         )
 
 
-def _read_jsonl(numbered: Lines, path: Path, delimiter: str | None = None) -> Iterator[Row]:
+def _used(delimiter: Delimiter | None, ending: str) -> str:
+    """Return the name of the delimiter of a file: the user's, or the usual one of its ending."""
+    return (delimiter.name if delimiter is not None else "") or _USUAL[ending]
+
+
+def _read_jsonl(numbered: Lines, path: Path, delimiter: Delimiter | None = None) -> Iterator[Row]:
     for line, content in numbered:
         where = f"{path}:{line}"
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from xtransfer.data import blank, names
 from xtransfer.data.formats import lines, parquet
-from xtransfer.data.formats.lines import READERS, Row, kind_of
+from xtransfer.data.formats.lines import READERS, Delimiter, Row, kind_of
 from xtransfer.errors import DataError, MachineError
 
 _PARQUET = ".parquet"
@@ -65,12 +65,14 @@ class TextTable:
       columns: the names of the columns; "" for no pairs or no ids.
       undeclared: columns that no row may have, because the first row lacks them and the user did not name them.
       skip_empty: whether to skip rows without text; otherwise they are an error.
+      delimiter: see `lines.rows`.
     """
 
     path: Path
     columns: Columns
     undeclared: tuple[str, ...]
     skip_empty: bool
+    delimiter: Delimiter | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Text:
 
 
 def read_records(
-    path: Path, columns: Columns, *, empty_text: str = "error", delimiter: str | None = None
+    path: Path, columns: Columns, *, empty_text: str = "error", delimiter: Delimiter | None = None
 ) -> tuple[list[Record], int]:
     """Read a file whose ending is one of `ENDINGS`.
 
@@ -139,7 +141,7 @@ def read_records(
     return records, skipped
 
 
-def column_names(path: Path, delimiter: str | None = None) -> tuple[str, ...]:
+def column_names(path: Path, delimiter: Delimiter | None = None) -> tuple[str, ...]:
     """Return the names of the first row's columns; none without a row.
 
     Raises:
@@ -150,7 +152,7 @@ def column_names(path: Path, delimiter: str | None = None) -> tuple[str, ...]:
     return tuple(next(read_rows(path, None, delimiter), (0, {}))[1])
 
 
-def column_values(path: Path, column: str, delimiter: str | None = None) -> Iterator[tuple[int, str]]:
+def column_values(path: Path, column: str, delimiter: Delimiter | None = None) -> Iterator[tuple[int, str]]:
     """Yield the lines and the values of a column of names (labels, languages), row by row.
 
     Raises:
@@ -160,7 +162,15 @@ def column_values(path: Path, column: str, delimiter: str | None = None) -> Iter
         yield line, _name(values, column, f"{path}:{line}")
 
 
-def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_empty: bool) -> TextTable:
+def inspect(
+    path: Path,
+    text: str,
+    pair: str | None,
+    id_: str | None,
+    *,
+    skip_empty: bool,
+    delimiter: Delimiter | None = None,
+) -> TextTable:
     """Return the `TextTable` of a file, with the columns that are named ("" for none) or else found in its first row.
 
     Raises:
@@ -168,7 +178,7 @@ def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
     """
     if not path.is_file() and path.exists():
         raise DataError(f"{path}: not a file")
-    available = column_names(path)
+    available = column_names(path, delimiter)
     if not available:
         raise DataError(f"{path}: no rows with text")
     columns, undeclared = {"pair": pair, "id": id_}, []
@@ -182,7 +192,8 @@ def inspect(path: Path, text: str, pair: str | None, id_: str | None, *, skip_em
             if name not in available:
                 undeclared.append(name)
             columns[key] = name if name in available else ""
-    return TextTable(path, Columns(text, columns["pair"] or "", id=columns["id"] or ""), tuple(undeclared), skip_empty)
+    columns_to_read = Columns(text, columns["pair"] or "", id=columns["id"] or "")
+    return TextTable(path, columns_to_read, tuple(undeclared), skip_empty, delimiter)
 
 
 def read_texts(source: TextTable) -> Iterator[Text]:
@@ -192,7 +203,7 @@ def read_texts(source: TextTable) -> Iterator[Text]:
       UserError: a malformed row; the message starts with file:line.
     """
     columns = source.columns
-    for number, (line, values) in enumerate(read_rows(source.path, columns.named)):
+    for number, (line, values) in enumerate(read_rows(source.path, columns.named, source.delimiter)):
         where = f"{source.path}:{line}"
         for name in source.undeclared:
             if name in values:
@@ -225,7 +236,9 @@ def _id(values: dict[str, Any], column: str, where: str) -> Any:
     return value
 
 
-def read_rows(path: Path, requested: Collection[str] | None = None, delimiter: str | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, requested: Collection[str] | None = None, delimiter: Delimiter | None = None
+) -> Iterator[Row]:
     """Yield the rows of a file in the format of its ending, with the line (in Parquet, the row) that each starts on.
 
     One row is in memory at a time, or a few for Parquet, so a file may be larger than memory.
