@@ -56,8 +56,10 @@ ONLY_IN = {
     "torch": {"xtransfer.parity.reference"},
     "matplotlib": {"xtransfer.report.plot", "xtransfer.report.sweep_plot"},
     "rich": {"xtransfer.runtime.terminal", "xtransfer.report.table"},
+    "tensorboard": {"xtransfer.train.tensorboard"},
 }
-LAZY = {"torch", "matplotlib"}  # imported inside functions: torch is optional, and matplotlib is slow to import
+# Imported inside functions: torch and tensorboard are optional, and matplotlib is slow to import.
+LAZY = {"torch", "matplotlib", "tensorboard"}
 MAY_USE_TRANSFORMERS_MODELS = {"xtransfer.parity.reference"}
 MUST_BE_FALSE = {"allow_pickle", "trust_remote_code"}
 TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|SLOW_TO_FAST_CONVERTERS|BatchEncoding|logging|utils|__version__")
@@ -217,6 +219,8 @@ def test_the_repository_top_level_holds_only_known_entries() -> None:
         ("xtransfer.train.loop", "from rich.table import Table"),
         ("xtransfer.report.summary", "def f():\n    import matplotlib.pyplot"),
         ("xtransfer.report.plot", "from matplotlib.figure import Figure"),
+        ("xtransfer.train.loop", "def f():\n    from tensorboard.compat.proto import event_pb2"),
+        ("xtransfer.train.tensorboard", "from tensorboard.compat.proto import event_pb2"),
         ("xtransfer.models.hf.weights", "import pickle"),
         ("xtransfer.models.hf.pytorch_file", "from pickle import Unpickler"),
         ("xtransfer.models.hf.weights", "def f():\n    import torch.nn"),

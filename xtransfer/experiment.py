@@ -45,12 +45,18 @@ from xtransfer.train.checkpoints import Checkpoints, fall_back
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.inputs import ModelInputs
 from xtransfer.train.loop import CHECKPOINTS
+from xtransfer.train.tracking import NOTHING, LoggerSource, Tracking
 
 SHARD_SIZE = 1024  # examples per logits shard; an interruption loses at most one shard
 
 
 def run(
-    config: ExperimentConfig, root: Path, *, from_earlier_step: bool = False, others: Sequence[Workdir] = ()
+    config: ExperimentConfig,
+    root: Path,
+    *,
+    from_earlier_step: bool = False,
+    others: Sequence[Workdir] = (),
+    loggers: Sequence[LoggerSource] = (),
 ) -> None:
     """Run every stage that is not finished yet.
 
@@ -62,6 +68,7 @@ def run(
       root: the workdir.
       from_earlier_step: remove a run's newest checkpoint if it is damaged, and resume from the one before it.
       others: workdirs to take over finished runs and logits from, if nothing that decides them differs.
+      loggers: the loggers that follow the teacher and each student in training.
 
     Raises:
       UserError: a setting, the data, or a checkpoint cannot be used, or the workdir belongs to other settings or data.
@@ -105,10 +112,12 @@ def run(
             )
         for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
             terminal.log(line)
+        tracking = Tracking(tuple(loggers), config_record)
         for draw in draws:
             if len(draws) > 1:
                 terminal.log(f"draw {draw.name}: task.labelled_seed {draw.labelled_seed}, seed {draw.teacher_seed}")
-            stages = Stages(workdir.at(draw.name), draw.apply(config), models, samples[draw.name], target_dev, others)
+            drawn, settings = workdir.at(draw.name), draw.apply(config)
+            stages = Stages(drawn, settings, models, samples[draw.name], target_dev, others, tracking)
             stages.train_teacher()
             for seed in config.seeds:
                 for objective in objectives:
@@ -212,9 +221,10 @@ class Stages:
         examples: TransferSet,
         target_dev: Mapping[str, Sequence[Example]] = MappingProxyType({}),
         others: Sequence[Workdir] = (),
+        tracking: Tracking = NOTHING,
     ):
         self.workdir, self.config, self.models, self.examples = workdir, config, models, examples
-        self._target_examples, self.others = target_dev, others
+        self._target_examples, self.others, self._tracking = target_dev, others, tracking
         self._stores: dict[Path, LogitsStore] = {}
 
     def train_teacher(self) -> None:
@@ -224,7 +234,15 @@ class Stages:
             dataset, dev = self._dataset(teacher, self.examples.labelled), teacher.dataset(self.examples.dev)
             seed = self.config.teacher_seed
             with costs.recorded(self.workdir, "teacher", self.workdir.teacher, teacher.trained):
-                teacher.train(self.workdir.teacher, OBJECTIVES["vanilla"], dataset, dev, seed, self._dev_scores)
+                teacher.train(
+                    self.workdir.teacher,
+                    OBJECTIVES["vanilla"],
+                    dataset,
+                    dev,
+                    seed,
+                    self._dev_scores,
+                    tracking=self._tracking,
+                )
 
     def train_student(self, objective: Objective, seed: int) -> None:
         """Run stages 2 and 3: label the text with the objective's teacher, then train the student."""
@@ -240,7 +258,7 @@ class Stages:
             dataset = replace(dataset, teacher_logits=logits)
         dev, target_dev = self._dev, self._target_dev
         with costs.recorded(self.workdir, "students", directory, student.trained):
-            student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev)
+            student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev, self._tracking)
 
     def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)

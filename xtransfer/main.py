@@ -20,6 +20,7 @@ from xtransfer.runs import sweep
 from xtransfer.runs.draws import draws_of
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import cluster, processes, terminal
+from xtransfer.train import logger_flags
 from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
         help="run the experiment with each of these values; several flags run every combination",
     )
     parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
+    logger_flags.add_flags(parser)
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.parse_flags(args))
@@ -55,7 +57,8 @@ def main(argv: list[str]) -> None:
     if sweep.is_sweep(args.workdir):
         raise ConfigError(f"{args.workdir} holds a sweep: add its --sweep flags, or choose another --workdir")
     settings = config.load(args.config, overrides)
-    experiment.run(settings, args.workdir, from_earlier_step=args.from_earlier_step)
+    loggers = logger_flags.parse_flags(args)
+    experiment.run(settings, args.workdir, from_earlier_step=args.from_earlier_step, loggers=loggers)
     processes.on_first(lambda: _finish(Workdir(args.workdir), settings))
 
 

@@ -12,6 +12,7 @@ from xtransfer.config import PretrainConfig
 from xtransfer.errors import ConfigError
 from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.runtime import terminal
+from xtransfer.train import logger_flags
 from xtransfer.train.checkpoints import FALL_BACK_FLAG, FALL_BACK_HELP
 
 
@@ -29,11 +30,13 @@ def main(argv: list[str]) -> None:
         help="the checkpoint to write, which must not exist",
     )
     parser.add_argument(FALL_BACK_FLAG, action="store_true", help=FALL_BACK_HELP)
+    logger_flags.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     if args.output.exists():
         raise ConfigError(f"{args.output} already exists; choose another --output")
     settings = config.load(args.config, overrides, PretrainConfig)
-    pretrain(settings, args.output, from_earlier_step=args.from_earlier_step)
+    loggers = logger_flags.parse_flags(args)
+    pretrain(settings, args.output, from_earlier_step=args.from_earlier_step, loggers=loggers)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from xtransfer.runtime import compilation_cache, sharding, terminal
 from xtransfer.runtime.locks import directory_lock
 from xtransfer.train import loop, optimizer, state, steps
 from xtransfer.train.checkpoints import fall_back
+from xtransfer.train.tracking import LoggerSource, Tracking
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PARTNER_TEMPERATURE = 0.1  # divides the cosines
@@ -38,13 +39,20 @@ _CARD_WIDTH = 120  # characters per line of a model card
 _POSITION_SCALE = 0.03  # gives the sinusoids the spread of BERT's normal(0.02)
 
 
-def pretrain(settings: PretrainConfig, output: Path, *, from_earlier_step: bool = False) -> None:
+def pretrain(
+    settings: PretrainConfig,
+    output: Path,
+    *,
+    from_earlier_step: bool = False,
+    loggers: Sequence[LoggerSource] = (),
+) -> None:
     """Pretrain an encoder and write its checkpoint. Only one process can work in `<output>.work` at a time.
 
     Args:
       settings: the recipe.
       output: the checkpoint's directory, which must not exist.
       from_earlier_step: remove the newest training checkpoint if it is damaged, and resume from the one before it.
+      loggers: the loggers that follow the training.
 
     Raises:
       UserError: the recipe differs from the one that `<output>.work` was started with, or is wrong.
@@ -55,10 +63,10 @@ def pretrain(settings: PretrainConfig, output: Path, *, from_earlier_step: bool 
         check_unchanged(work / "config.json", as_record(settings))
         if from_earlier_step:
             fall_back(work / loop.CHECKPOINTS)
-        _pretrain(settings, output, work)
+        _pretrain(settings, output, work, Tracking(tuple(loggers), as_record(settings)))
 
 
-def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
+def _pretrain(settings: PretrainConfig, output: Path, work: Path, tracking: Tracking) -> None:
     texts, pairs = text.texts(settings.task, settings.languages), text.pairs(settings.task, settings.languages)
     empty = [name for name, group in texts.items() if all(map(blank.is_empty, group))]
     if empty or not texts:
@@ -96,6 +104,7 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path) -> None:
         batches,
         None,
         mesh,
+        dataclasses.replace(tracking, learning_rate=rate),
     )
     notes = {
         "README.md": _card(settings, architecture, loop.read_metrics(work)),

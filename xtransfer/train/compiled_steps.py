@@ -96,10 +96,17 @@ def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
 
 
-def _optimizer(settings: ModelConfig) -> optax.GradientTransformation:
-    rate = optimizer.schedule(
+def learning_rate(settings: ModelConfig) -> optax.Schedule:
+    """Return the schedule of a role: from the number of updates so far to the rate of the next one."""
+    return optimizer.schedule(
         "linear", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
     )
+
+
+def _optimizer(settings: ModelConfig) -> optax.GradientTransformation:
     return optimizer.adamw(
-        rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, frozen=settings.frozen
+        learning_rate(settings),
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        frozen=settings.frozen,
     )

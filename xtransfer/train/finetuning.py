@@ -22,8 +22,9 @@ from xtransfer.models.inference import default_rows, predict
 from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
 from xtransfer.train import loop, state
-from xtransfer.train.compiled_steps import CompiledSteps
+from xtransfer.train.compiled_steps import CompiledSteps, learning_rate
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
+from xtransfer.train.tracking import NOTHING, Tracking
 from xtransfer.train.work import Work
 
 _SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
@@ -151,6 +152,7 @@ class Finetuner:
         seed: int,
         dev_scores: DevScores,
         target_dev: Mapping[str, Dataset] = MappingProxyType({}),
+        tracking: Tracking = NOTHING,
     ) -> None:
         """Train by `objective`, scoring checkpoints on `dev`, or resume; do nothing if it is finished.
 
@@ -207,6 +209,7 @@ class Finetuner:
             batches,
             score,
             self.mesh,
+            dataclasses.replace(tracking, learning_rate=learning_rate(self.settings)),
         )
 
     def _report(self, line: str) -> None:

@@ -21,6 +21,7 @@ from xtransfer.runtime.sharding import place_batch, process_slice
 from xtransfer.train.checkpoints import AVERAGE, Checkpoints
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
+from xtransfer.train.tracking import NOTHING, Tracking, tracked
 
 _WINDOW = 50  # the most steps that a row of metrics.jsonl averages over
 _READ_SECONDS = 5.0  # between two reads of the loss for the progress bar; a read waits for the device
@@ -92,6 +93,7 @@ def fit(
     batch_at: Callable[[int], Mapping[str, np.ndarray]],
     score: Callable[[Any], dict[str, Any]] | None,
     mesh: jax.sharding.Mesh,
+    tracking: Tracking = NOTHING,
 ) -> TrainState:
     """Train to `plan.steps`, or resume, with checkpoints and `metrics.jsonl` in `directory`.
 
@@ -112,6 +114,7 @@ def fit(
         checkpoints. Without it, only the newest checkpoint is kept. If the plan has languages, `TARGET_DEV_SCORES`
         holds the scores in them.
       mesh: the device mesh.
+      tracking: the loggers that receive the loss of every window of steps, and the scores.
 
     Raises:
       UserError: a loss or a parameter is not finite. Nothing of that step is saved.
@@ -122,6 +125,7 @@ def fit(
     with (
         Checkpoints(directory / CHECKPOINTS, languages=plan.languages) as checkpoints,
         terminal.deferred_stop() as stop_requested,
+        tracked(tracking, plan.title, directory) as tracker,
     ):
         state, average = _resume(checkpoints, start, directory, plan)
         history = processes.on_first(functools.partial(_history, directory)) if plan.patience else []
@@ -131,7 +135,9 @@ def fit(
         window: list[Terms] = []
         reads = _Reads(first)
         _, num_slices = process_slice(mesh)
-        batches = prefetch(place_batch(mesh, batch_at(i), num_slices) for i in range(first, plan.steps))
+        tracker.start(first, num_slices)
+        host_batches = (tracker.counted(i + 1, batch_at(i)) for i in range(first, plan.steps))
+        batches = prefetch(place_batch(mesh, batch, num_slices) for batch in host_batches)
         with closing(batches), terminal.progress_bar(plan.title, plan.steps - first) as progress:
             for step, batch in enumerate(batches, first + 1):
                 state, terms = train_step(state, batch, key)
@@ -145,10 +151,14 @@ def fit(
                     progress.advance(reads.note(step), note=f"loss {means['loss']:.4f}")
                 if ends_window:
                     window.clear()
+                    tracker.window(step, means)
                 if due or stop:
                     _check_finite(state.params, step, directory)
                 if due:
                     metrics = {} if score is None else score(state.params)
+                    target_scores = metrics.get(TARGET_DEV_SCORES)
+                    source_scores = {name: value for name, value in metrics.items() if name != TARGET_DEV_SCORES}
+                    tracker.scores(step, source_scores, target_scores or {})
                     rank = dev_score(metrics) if metrics else None
                     history += [] if rank is None else [rank]
                     # Process 0 decides for all, because other hosts may round a score differently.
@@ -162,7 +172,6 @@ def fit(
                     row = {"step": step, **means, **metrics} | ({AVERAGED: averaged} if averaged else {})
                     row |= {_STOPPED: True} if gives_up else {}
                     processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
-                    target_scores = metrics.get(TARGET_DEV_SCORES)
                     checkpoints.save(state, score=rank, target_scores=target_scores, average=average)
                 elif stop:
                     checkpoints.save(state, score=None, average=average)
