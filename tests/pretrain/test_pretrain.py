@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.fixtures.record import FIXTURES
-from tests.helpers import tiny
+from tests.helpers import events, tiny
 from xtransfer.config import PretrainConfig, TaskConfig
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
@@ -23,6 +23,8 @@ from xtransfer.models.hf.families import FAMILIES
 from xtransfer.pretrain import __main__ as pretrain
 from xtransfer.pretrain import pretraining
 from xtransfer.runtime import terminal
+from xtransfer.train.tensorboard import TensorBoard
+from xtransfer.train.tracking import LoggerSource
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +226,16 @@ def test_sinusoids_by_hand():
     table = pretraining._sinusoids(3, 4)
     np.testing.assert_allclose(table[0], [0, 1, 0, 1], atol=1e-12)
     np.testing.assert_allclose(table[1], [np.sin(1), np.cos(1), np.sin(0.01), np.cos(0.01)], atol=1e-12)
+
+
+def test_tensorboard_follows_pretraining(settings, tmp_path):
+    recipe = dataclasses.replace(settings, steps=6, warmup_fraction=0.5)
+    pretraining.pretrain(recipe, tmp_path / "mini", loggers=[LoggerSource("--tensorboard", TensorBoard)])
+    curves = events.curves(tmp_path / "mini.work")
+    rates = {"train/learning_rate", "train/examples_per_second", "train/real_token_share"}
+    assert curves.keys() == {"train/loss", "train/masked", *rates}
+    (row,) = [json.loads(line) for line in (tmp_path / "mini.work" / "metrics.jsonl").read_text().splitlines()]
+    assert curves["train/masked"] == [(6, float(np.float32(row["masked"])))]
+    # Warm-up over 3 updates to 1e-2. The sixth step is two thirds down a half cosine: (1 + cos(2π / 3)) / 2 = 1 / 4.
+    ((step, rate),) = curves["train/learning_rate"]
+    assert step == 6 and rate == pytest.approx(1e-2 / 4, rel=1e-5)
