@@ -128,7 +128,9 @@ def run(
         processes.on_first(lambda: workdirs.mark_finished(workdir, (run.directory for run in runs_of(workdir, config))))
 
 
-def run_sweep(points: Sequence[Point], root: Path, *, from_earlier_step: bool = False) -> None:
+def run_sweep(
+    points: Sequence[Point], root: Path, *, from_earlier_step: bool = False, loggers: Sequence[LoggerSource] = ()
+) -> None:
     """Run the experiment of every point that is not finished yet.
 
     The settings and the data of all points are checked before anything is trained. A point that fails is named, and the
@@ -138,6 +140,7 @@ def run_sweep(points: Sequence[Point], root: Path, *, from_earlier_step: bool = 
       points: the points of the sweep.
       root: the directory of the sweep.
       from_earlier_step: see `run`.
+      loggers: see `run`.
 
     Raises:
       UserError: a point cannot be run, or points failed; or the directory holds an experiment.
@@ -159,7 +162,7 @@ def run_sweep(points: Sequence[Point], root: Path, *, from_earlier_step: bool = 
             earlier = processes.on_first(lambda: [str(other.root) for other in sweeps.workdirs(root)])
             others = [Workdir(Path(path)) for path in earlier if Path(path) != directory]
             try:
-                run(point.config, directory, from_earlier_step=from_earlier_step, others=others)
+                run(point.config, directory, from_earlier_step=from_earlier_step, others=others, loggers=loggers)
             except UserError as error:
                 failures.append(user_error(error.exit_status, f"{point.name}: {error}"))
                 terminal.log(f"error: {failures[-1]}")

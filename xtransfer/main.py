@@ -49,15 +49,15 @@ def main(argv: list[str]) -> None:
     cluster.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     terminal.start(cluster.parse_flags(args))
+    loggers = logger_flags.parse_flags(args)
     if args.sweep:
         points = sweep.parse(args.config, overrides, args.sweep)
-        experiment.run_sweep(points, args.workdir, from_earlier_step=args.from_earlier_step)
+        experiment.run_sweep(points, args.workdir, from_earlier_step=args.from_earlier_step, loggers=loggers)
         processes.on_first(lambda: report_sweep(args.workdir))
         return
     if sweep.is_sweep(args.workdir):
         raise ConfigError(f"{args.workdir} holds a sweep: add its --sweep flags, or choose another --workdir")
     settings = config.load(args.config, overrides)
-    loggers = logger_flags.parse_flags(args)
     experiment.run(settings, args.workdir, from_earlier_step=args.from_earlier_step, loggers=loggers)
     processes.on_first(lambda: _finish(Workdir(args.workdir), settings))
 
