@@ -1,12 +1,17 @@
 """Atomic files and directories, appended rows, and strict JSON."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xtransfer import storage
 from xtransfer.errors import UserError
@@ -145,6 +150,68 @@ def test_a_directory_whose_block_fails_never_appears(tmp_path):
         (temporary / "x").write_text("1")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, pathlib, signal
+from xtransfer import storage
+with storage.atomic_directory(pathlib.Path({path!r})) as temporary:
+    (temporary / "x").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_writer_removes_the_hidden_directory_of_a_killed_one_and_no_other(tmp_path):
+    path = tmp_path / "a [b].d"
+    assert subprocess.run([sys.executable, "-c", KILLED.format(path=str(path))], timeout=60).returncode == -9
+    (leftover,) = tmp_path.iterdir()
+    assert (leftover / "x").read_text() == "half"
+    others = [tmp_path / name for name in (".a [b].d.tmp", ".a [b].d.mine.tmp", ".a [b].d.x.1.tmp", ".c.1.tmp", "1.tmp")]
+    for other in others:
+        other.mkdir()
+    (tmp_path / f".{path.name}.77.tmp").mkdir()  # left by an older version, which locked nothing
+    (tmp_path / f".{path.name}.78.tmp").symlink_to(others[0])
+    with storage.atomic_directory(path) as first:
+        assert not leftover.exists() and not (tmp_path / f".{path.name}.77.tmp").exists()
+        with storage.atomic_directory(path) as second:  # the first is alive
+            assert first.is_dir() and second.is_dir() and first != second
+        assert path.is_dir()
+        os.rmdir(path)
+    assert path.is_dir()
+    assert {*tmp_path.iterdir()} == {path, *others, tmp_path / f".{path.name}.78.tmp"}
+
+
+def test_two_writers_of_one_directory_never_mix(tmp_path):
+    """The second finds the name taken. What it wrote is removed."""
+    with pytest.raises(OSError, match="not empty"), storage.atomic_directory(tmp_path / "d") as late:
+        (late / "late").write_text("")
+        with storage.atomic_directory(tmp_path / "d") as early:
+            (early / "early").write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["d", "early"]
+
+
+def test_a_directory_is_written_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    (tmp_path / ".d.77.tmp").mkdir()
+
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with storage.atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "x").write_text("1")
+    assert (tmp_path / "d" / "x").exists()
+    assert (tmp_path / ".d.77.tmp").exists()  # its process may be alive, on another machine
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=9), max_size=4), st.text(max_size=20), st.integers(1, 9))
+def test_a_row_replaces_an_incomplete_last_line(values, cut, block):
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_BLOCK", block)
+        path = Path(directory) / "rows.jsonl"
+        before = storage.jsonl({"a": value} for value in values)
+        path.write_bytes(before + cut.encode("utf-8", "surrogatepass").replace(b"\n", b""))
+        storage.append_jsonl(path, {"a": "last"})
+        assert path.read_bytes() == before + b'{"a": "last"}\n'
 
 
 def test_a_locked_directory_removes_the_leftovers_of_killed_processes(tmp_path):

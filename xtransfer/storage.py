@@ -7,15 +7,18 @@ import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from xtransfer.errors import BusyError, CheckpointError, MachineError, UserError
 
 LARGEST_FILE = 256 << 20  # bytes of a JSON object or a vocabulary; those of the hub have up to 35 MB
 _LFS_POINTER = b"version https://git-lfs"
+_BLOCK = 1 << 16  # bytes read at once from the end of a file
 
 
 class AtomicFile:
@@ -121,6 +124,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_directory(path: Path, *, locked: bool = False) -> Iterator[Path]:
     """Yield a hidden directory that takes the name `path` when the block ends without an error, or is removed.
 
+    A killed process leaves its hidden directory behind. The next one to write the same path removes it.
+
     Args:
       path: the target, which must not exist or be empty at the end of the block. Its parent is created.
       locked: the caller holds a lock on the parent, so any other hidden directory in it was left by a killed process
@@ -133,14 +138,59 @@ def atomic_directory(path: Path, *, locked: bool = False) -> Iterator[Path]:
     if locked:
         for leftover in path.parent.glob(".*.tmp"):
             shutil.rmtree(leftover)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by an earlier process with the same id
-    temporary.mkdir()
+    _remove_abandoned(path)
+    temporary, lock = _hidden_directory(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _hidden_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _hidden_directory(path: Path) -> tuple[Path, int]:
+    """Create a hidden directory for the target `path`; return it, and the descriptor that holds its lock."""
+    while True:
+        temporary = _hidden_name(path)
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process found it before it was locked, and removed it
+            lock = os.open(temporary, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(lock), temporary.stat()):
+                    return temporary, lock
+            except BlockingIOError:  # it is being removed
+                pass
+            except FileNotFoundError:
+                os.close(lock)
+                raise
+            except OSError:  # no locks on this file system, so nobody removes it
+                return temporary, lock
+            os.close(lock)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the hidden directories for the target `path` whose processes are dead: they hold no lock any more."""
+    hidden = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.tmp")
+    with contextlib.suppress(OSError):
+        for leftover in [entry for entry in path.parent.iterdir() if hidden.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                _remove_unlocked(leftover, _hidden_name(path))
+
+
+def _remove_unlocked(directory: Path, doomed: Path) -> None:
+    """Remove a directory under the name `doomed`; raise an OSError if a process has it locked, or nobody can lock it."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(directory, doomed)  # first, so that its process could not give its name to half of it
+        shutil.rmtree(doomed, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def sha256(path: Path) -> str:
@@ -160,10 +210,16 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row and wait until it is on the disk; a full disk raises a UserError."""
+    """Append one row and wait until it is on the disk; a full disk raises a UserError.
+
+    If the last line is incomplete, because its writer was killed or the disk was full, the row replaces it.
+    """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+        with path.open("a+b") as file:
+            end = _end_of_lines(file)
+            if end < file.seek(0, os.SEEK_END):
+                file.truncate(end)
+            file.write(_line(row).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -208,6 +264,19 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}: {remedy}")
     return value
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Return the position after the last complete line of a file."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        position = file.read(end - start).rfind(b"\n")
+        if position >= 0:
+            return start + position + 1
+        end = start
+    return 0
 
 
 def _line(row: Mapping[str, Any]) -> str:
