@@ -166,7 +166,9 @@ def test_the_next_writer_removes_the_hidden_directory_of_a_killed_one_and_no_oth
     assert subprocess.run([sys.executable, "-c", KILLED.format(path=str(path))], timeout=60).returncode == -9
     (leftover,) = tmp_path.iterdir()
     assert (leftover / "x").read_text() == "half"
-    others = [tmp_path / name for name in (".a [b].d.tmp", ".a [b].d.mine.tmp", ".a [b].d.x.1.tmp", ".c.1.tmp", "1.tmp")]
+    others = [
+        tmp_path / name for name in (".a [b].d.tmp", ".a [b].d.mine.tmp", ".a [b].d.x.1.tmp", ".c.1.tmp", "1.tmp")
+    ]
     for other in others:
         other.mkdir()
     (tmp_path / f".{path.name}.77.tmp").mkdir()  # left by an older version, which locked nothing

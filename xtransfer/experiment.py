@@ -41,7 +41,7 @@ from xtransfer.runs.sweep import Point
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import compilation_cache, locks, processes, sharding, terminal
 from xtransfer.train import loop
-from xtransfer.train.checkpoints import Checkpoints, fall_back
+from xtransfer.train.checkpoints import Checkpoints, fall_back, remove_leftovers
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.inputs import ModelInputs
 from xtransfer.train.loop import CHECKPOINTS
@@ -85,6 +85,7 @@ def run(
         workdirs.check_config_unchanged(workdir, config)
         if from_earlier_step:
             processes.on_first(functools.partial(_fall_back, workdir, config))
+        processes.on_first(functools.partial(_remove_leftovers, workdir, config))
         objectives = [configured_objective(config, name) for name in config.objectives]
         task, samples, target_dev = _load(config)
         models = Models(config, task, encoders.saved(workdir))
@@ -323,6 +324,11 @@ class Stages:
 def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
     for one in runs_of(workdir, config):
         fall_back(one.directory / CHECKPOINTS)
+
+
+def _remove_leftovers(workdir: Workdir, config: ExperimentConfig) -> None:
+    for one in runs_of(workdir, config):
+        remove_leftovers(one.directory / CHECKPOINTS)
 
 
 def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, Any], others: Sequence[Workdir]) -> None:

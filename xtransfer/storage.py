@@ -183,7 +183,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _remove_unlocked(directory: Path, doomed: Path) -> None:
-    """Remove a directory under the name `doomed`; raise an OSError if a process has it locked, or nobody can lock it."""
+    """Rename a directory to `doomed` and remove it; raise an OSError if a process has it locked or it has no locks."""
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

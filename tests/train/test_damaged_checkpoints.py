@@ -17,7 +17,7 @@ from tests.train.test_loop import PLAN, TinyRun, abstract_params, steps_on_disk
 from xtransfer.errors import UserError
 from xtransfer.runtime import checksums
 from xtransfer.train import loop, state
-from xtransfer.train.checkpoints import Checkpoints, fall_back
+from xtransfer.train.checkpoints import Checkpoints, fall_back, remove_leftovers
 
 ROOT = Path(__file__).parents[2]
 UNLISTED = {"_CHECKPOINT_METADATA", "commit_success.txt", "checksums.json"}
@@ -233,3 +233,29 @@ with Checkpoints(pathlib.Path({str(copy / "checkpoints")!r}), read_only=True) as
         assert both.statuses() == [4, 4], both.outputs()
         assert f"checkpoints/20: this checkpoint is damaged: {name} " in both.err(0)
         assert "Traceback" not in both.err(0) + both.err(1)
+
+
+@pytest.fixture
+def unfinished_deletions(copy) -> Path:
+    """Return checkpoints as a kill just after the last save may leave them, with a worse step 10."""
+    checkpoints = copy / "checkpoints"
+    shutil.copytree(checkpoints / "15", checkpoints / "10")
+    (checkpoints / "10" / "metrics" / "metrics").write_text('{"score": -1.0, "step": 10}')
+    checksums.write_all(checkpoints / "10")
+    for name in (".removed/5/params", "25.orbax-checkpoint-tmp/params"):
+        (checkpoints / name).mkdir(parents=True)
+    return checkpoints
+
+
+def test_what_a_process_was_about_to_delete_when_it_was_killed_is_deleted_later(finished, unfinished_deletions):
+    remove_leftovers(unfinished_deletions)
+    names = {path.name for path in unfinished_deletions.iterdir()}
+    assert names == {path.name for path in (finished[0] / "checkpoints").iterdir()} and {"15", "20"} <= names
+    remove_leftovers(unfinished_deletions.parent / "nothing")
+    remove_leftovers(unfinished_deletions / "15")  # a directory without any step
+
+
+def test_no_step_is_deleted_if_a_score_is_damaged(unfinished_deletions):
+    (unfinished_deletions / "20" / "metrics" / "metrics").write_text('{"score": -9.0, "step": 20}')
+    remove_leftovers(unfinished_deletions)
+    assert {"10", "15", "20"} <= {path.name for path in unfinished_deletions.iterdir()}

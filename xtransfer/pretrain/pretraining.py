@@ -30,7 +30,7 @@ from xtransfer.runs.workdir import as_record, check_unchanged, record
 from xtransfer.runtime import compilation_cache, sharding, terminal
 from xtransfer.runtime.locks import directory_lock
 from xtransfer.train import loop, optimizer, state, steps
-from xtransfer.train.checkpoints import fall_back
+from xtransfer.train.checkpoints import fall_back, remove_leftovers
 from xtransfer.train.tracking import LoggerSource, Tracking
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -63,6 +63,7 @@ def pretrain(
         check_unchanged(work / "config.json", as_record(settings))
         if from_earlier_step:
             fall_back(work / loop.CHECKPOINTS)
+        remove_leftovers(work / loop.CHECKPOINTS)
         _pretrain(settings, output, work, Tracking(tuple(loggers), as_record(settings)))
 
 

@@ -16,6 +16,7 @@ import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xtransfer import storage
 from xtransfer.config import refuse_pattern
 from xtransfer.errors import CheckpointError, MachineError, UserError, is_disk_full, one_line
 from xtransfer.runtime import checksums, processes, terminal
@@ -259,11 +261,51 @@ def fall_back(directory: Path) -> None:
         if faults:
             raise _damaged(directory, *next(iter(faults.items())))
     for step, fault in faults.items():
-        hidden = directory / _REMOVED / str(step)
-        hidden.parent.mkdir(exist_ok=True)
-        (directory / str(step)).replace(hidden)  # in one step, so that a half-deleted checkpoint is never offered
+        _hide(directory, step)
         terminal.log(f"{directory / str(step)}: damaged ({fault}), so removed")
     shutil.rmtree(directory / _REMOVED, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed process was about to delete, and what it had only half written.
+
+    Training does this as it saves, but a run that was killed just after its last checkpoint never saves again. Call
+    this in process 0.
+
+    Args:
+      directory: the run's checkpoints, which nobody else may write to. It need not exist.
+    """
+    if not directory.is_dir():
+        return
+    for path in directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    steps = _named_steps(directory)
+    if steps and all(checksums.fault_below(directory / str(step), only=(_METRICS,)) is None for step in steps):
+        saved = [_Saved(_read_score(directory / str(step))) for step in steps]
+        for step, is_kept in zip(steps, _NewestAndBest().should_preserve(saved, context=None), strict=True):
+            if not is_kept:
+                _hide(directory, step)
+    shutil.rmtree(directory / _REMOVED, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint on the disk, with the score that it was saved with, if any."""
+
+    metrics: dict[str, Any] | None
+
+
+def _read_score(path: Path) -> dict[str, Any] | None:
+    file = path / _METRICS / _METRICS
+    return storage.read_object(file, f"remove {path}") if file.is_file() else None
+
+
+def _hide(directory: Path, step: int) -> None:
+    """Take a checkpoint's name away, in one step, so that a half-deleted one is never offered."""
+    hidden = directory / _REMOVED / str(step)
+    hidden.parent.mkdir(exist_ok=True)
+    shutil.rmtree(hidden, ignore_errors=True)
+    (directory / str(step)).replace(hidden)
 
 
 def _damaged(directory: Path, step: int, fault: str) -> UserError:
