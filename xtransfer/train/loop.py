@@ -147,7 +147,7 @@ def fit(
                 # The windows depend on the step alone, so that rows do not depend on the machine's speed.
                 ends_window = due or stop or step % _WINDOW == 0
                 if ends_window or reads.is_due(step):
-                    means = _means(window, step, directory)
+                    means = _means(window, step, directory, plan.seed)
                     progress.advance(reads.note(step), note=f"loss {means['loss']:.4f}")
                 if ends_window:
                     window.clear()
@@ -298,14 +298,15 @@ def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan)
     return checkpoints.restore(newest, start.abstract), average
 
 
-def _means(window: list[Terms], step: int, directory: Path) -> dict[str, float]:
+def _means(window: list[Terms], step: int, directory: Path, seed: int) -> dict[str, float]:
     """Return the means over the window of the terms that counted something."""
     terms = jax.device_get(window)
     for i, pairs in enumerate(terms):
         if not math.isfinite(float(pairs["loss"][0])):
             step_of_loss = step - len(terms) + i + 1
+            batch = f"batch {step_of_loss - 1}, from 0, of seed {seed}"
             raise DivergedError(
-                f"{directory}: the loss of step {step_of_loss} is not finite: try a lower learning_rate"
+                f"{directory}: the loss of step {step_of_loss} is not finite ({batch}): try a lower learning_rate"
             )
     means = {"loss": 0.0}
     for name in terms[0]:
