@@ -129,14 +129,14 @@ class OracleRun(TinyRun):
 
 
 def test_an_oracle_keeps_the_best_checkpoint_of_each_language(tmp_path):
-    plan = Plan("test", steps=20, evaluations=4, seed=5, languages=("de",))
+    plan = Plan("test", steps=20, evaluations=4, seed=5)
     OracleRun([0.2, 0.9, 0.3, 0.1], [0.7, 0.3, 0.7, 0.2]).fit(tmp_path, plan)
     assert steps_on_disk(tmp_path) == [5, 10, 20]  # German, with the earlier of two equal scores; source; last
     assert loop.read_metrics(tmp_path)[2][loop.TARGET_DEV_SCORES] == {"de": 0.7}
 
 
 def test_the_oracles_checkpoint_survives_a_resume(tmp_path):
-    plan = Plan("test", steps=20, evaluations=4, seed=5, languages=("de",))
+    plan = Plan("test", steps=20, evaluations=4, seed=5)
     first = OracleRun([0.2, 0.9], [0.7, 0.3])
 
     def fail(i):

@@ -14,7 +14,7 @@ and compared before each restore. A step without them was saved by an older vers
 import asyncio
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,25 +56,20 @@ class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 class _NewestAndBest:
-    """Keep the newest step and the best ones; if that is a single step, also the one before it.
+    """Keep the newest step and the best on source dev; if they are the same, also the step before it.
 
-    Args:
-      languages: the target languages whose best steps are kept beside the best on source dev.
+    The best step on the dev split of each target language is kept too, if steps have scores there.
     """
-
-    def __init__(self, languages: Sequence[str]):
-        self._ranks: list[Callable[[dict[str, Any]], Any]] = [
-            _rank,
-            *(functools.partial(_rank_in, language) for language in languages),
-        ]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Return for each checkpoint, of ascending steps, whether to keep it."""
         *earlier, newest = range(len(checkpoints))
-        scored = [i for i in (*earlier, newest) if checkpoints[i].metrics is not None]
+        scored = {i: checkpoints[i].metrics for i in (*earlier, newest) if checkpoints[i].metrics is not None}
         kept = {newest}
-        for rank in self._ranks if scored else []:
-            kept.add(max(scored, key=lambda i: rank(checkpoints[i].metrics)))
+        if scored:
+            kept.add(max(scored, key=lambda i: _rank(scored[i])))
+        for language in {name for metrics in scored.values() for name in metrics.get("targets", {})}:
+            kept.add(max(scored, key=functools.partial(_rank_in, language, scored)))
         if kept == {newest} and earlier:
             kept.add(earlier[-1])
         return [i in kept for i in range(len(checkpoints))]
@@ -85,18 +80,17 @@ class Checkpoints:
 
     Args:
       directory: the directory of the checkpoints.
-      languages: the target languages whose best checkpoints are kept too; every scored checkpoint has their scores.
       read_only: refuse to save, and delete nothing.
     """
 
-    def __init__(self, directory: Path, *, languages: Sequence[str] = (), read_only: bool = False):
+    def __init__(self, directory: Path, *, read_only: bool = False):
         refuse_pattern(directory, "directory")
         self.directory = directory.absolute()  # Orbax fails late, in a thread, on a relative path
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             # Without `best_fn` Orbax keeps scores in memory only, and a resumed run would lose the best checkpoint.
             best_fn=_rank,
-            preservation_policy=_NewestAndBest(languages),
+            preservation_policy=_NewestAndBest(),
             save_decision_policy=_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
@@ -135,7 +129,7 @@ class Checkpoints:
         Args:
           state: the state.
           score: its score on source dev; None keeps it only while it is the newest.
-          target_scores: its scores on target dev by language, for the `languages` of the constructor.
+          target_scores: its scores on target dev by language, for an oracle; the best in each language is kept.
           average: the mean of the last checkpoints' parameters so far; None if there is none.
         """
         step = int(state.step)
@@ -334,8 +328,8 @@ def _rank(metrics: dict[str, Any]) -> Any:
     return metrics["score"], -metrics["step"]
 
 
-def _rank_in(language: str, metrics: dict[str, Any]) -> Any:
-    return metrics["targets"][language], -metrics["step"]
+def _rank_in(language: str, scored: Mapping[int, dict[str, Any]], index: int) -> Any:
+    return scored[index]["targets"][language], -scored[index]["step"]
 
 
 def _scalar(step: int, like: Any) -> Any:

@@ -199,7 +199,6 @@ class Finetuner:
                 seed,
                 self.settings.patience,
                 self.settings.average_last,
-                tuple(target_dev),
             ),
             loop.Start(
                 lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),

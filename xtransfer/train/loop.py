@@ -50,7 +50,6 @@ class Plan:
       seed: the seed of the dropout masks.
       patience: the number of evaluations without a better score after which training stops; 0 = never.
       average_last: the number of checkpoints at the end whose parameters are averaged; 0 = none.
-      languages: the target languages whose best checkpoints are kept for an oracle.
     """
 
     title: str
@@ -59,7 +58,6 @@ class Plan:
     seed: int
     patience: int = 0
     average_last: int = 0
-    languages: tuple[str, ...] = ()
 
     def milestones(self) -> frozenset[int]:
         """Return the steps after which the model is scored and saved."""
@@ -111,8 +109,8 @@ def fit(
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.
       score: returns metrics of parameters on the source language's dev split; `dev_score` of them ranks the
-        checkpoints. Without it, only the newest checkpoint is kept. If the plan has languages, `TARGET_DEV_SCORES`
-        holds the scores in them.
+        checkpoints. Without it, only the newest checkpoint is kept. For an oracle, `TARGET_DEV_SCORES` holds the scores
+        on target dev by language, and the best checkpoint in each language is kept too.
       mesh: the device mesh.
       tracking: the loggers that receive the loss of every window of steps, and the scores.
 
@@ -123,7 +121,7 @@ def fit(
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
     with (
-        Checkpoints(directory / CHECKPOINTS, languages=plan.languages) as checkpoints,
+        Checkpoints(directory / CHECKPOINTS) as checkpoints,
         terminal.deferred_stop() as stop_requested,
         tracked(tracking, plan.title, directory) as tracker,
     ):
