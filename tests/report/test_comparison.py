@@ -65,7 +65,7 @@ def test_two_workdirs_are_named_and_paired(tmp_path, capsys):
     report.main(["--compare", f"{second.root}:monox_kd", f"{first.root}:monox_kd"])
     output = " ".join(capsys.readouterr().out.split())
     assert "minireviews: new:monox_kd minus old:monox_kd" in output
-    assert "There is one seed" in output and "Left out, because only one of the two has them: seeds 1." in output
+    assert "There is one seed" in output and "Left out, because only one of the two has them: seed 1." in output
     assert "translations" not in output
     assert sorted(path.name for path in (second.root / "report").iterdir()) == [
         "compare-new-monox_kd-old-monox_kd.jsonl",
