@@ -8,9 +8,34 @@ accelerator. We have run this config for two steps only, with the encoders of `s
 
     --config configs/sib200.py:small --config.task.data_dir=DIR
 
-trains on a laptop: multilingual-e5-small learns from all-MiniLM-L6-v2 and 140 labels, for eleven target languages. We
-have run only parts of it, and its settings are not tuned, so it states no expected result yet.
-`configs/studies/sib200.py` compares 35, 140, and all labels, and a multilingual teacher.
+trains on a laptop: multilingual-e5-small learns from all-MiniLM-L6-v2 and 140 labels, for eleven target languages.
+Measured on 30 November 2026 at commit 7c92914, one seed on each of five labelled samples: accuracy on the test split in
+%, mean ± sample standard deviation over the samples, 204 sentences per language. The weights of e5 were rounded to 4
+bits. One sample takes about ten minutes on one CPU core.
+
+language            teacher     vanilla     monox_kd    self_training
+eng_Latn (source)   81.1 ± 1.9  82.5 ± 0.8  82.8 ± 0.3  84.7 ± 1.3
+arb_Arab            –           79.3 ± 2.6  79.5 ± 1.2  84.0 ± 2.7
+deu_Latn            –           81.9 ± 2.1  82.5 ± 1.0  84.3 ± 2.8
+fra_Latn            –           81.9 ± 2.5  83.1 ± 0.6  83.6 ± 3.2
+hin_Deva            –           80.2 ± 1.0  81.5 ± 1.6  83.5 ± 2.0
+jpn_Jpan            –           81.4 ± 1.2  81.7 ± 1.3  83.9 ± 2.1
+rus_Cyrl            –           80.2 ± 2.2  81.6 ± 0.7  81.6 ± 2.9
+spa_Latn            –           79.1 ± 2.5  81.6 ± 1.0  81.7 ± 3.2
+swh_Latn            –           69.0 ± 1.3  70.3 ± 2.1  71.3 ± 2.5
+tur_Latn            –           80.2 ± 0.9  83.0 ± 0.6  81.5 ± 2.1
+vie_Latn            –           82.4 ± 1.8  82.8 ± 2.5  83.5 ± 2.7
+zho_Hans            –           82.7 ± 0.8  82.4 ± 0.6  83.9 ± 1.7
+average of targets  –           79.8 ± 1.1  80.9 ± 0.4  82.1 ± 2.0
+gain over vanilla                           +1.1 [+0.1, +2.0]  +2.2 [+1.0, +3.5]
+
+The gains are in points, paired by sample, with 95 % intervals by Student's t. So the monolingual teacher helps a
+little, and the student's own labels help more: this teacher is a small sentence encoder that knows the task no better
+than the student does. `self_training` is the multilingual encoder as its own teacher. With 35 labels the picture
+differs, see `configs/studies/sib200.py`.
+
+The learning rate and the number of steps were chosen on source dev, on a sixth sample of labels. Of 1e-4 with 100
+steps, 1e-4 with 200, and 2e-4 with 100, the mean over `vanilla` and `monox_kd` was 76.8, 76.3, and 76.3 %.
 
     --config configs/sib200.py:mini
 
@@ -51,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.student.frozen = (r"^encoder\.embeddings\.word_embeddings\.",)
         for model in (config.teacher, config.student):
             model.pooling = "mean"
-            model.learning_rate, model.steps, model.evaluations = 1e-4, 100, 2
+            model.learning_rate, model.steps, model.evaluations = 1e-4, 100, 1
     if arg == "mini":
         config.teacher.checkpoint, config.student.checkpoint = "mini-bert-en", "mini-bert-multilingual"
         for model in (config.teacher, config.student):
