@@ -32,7 +32,7 @@ from xtransfer.evaluation import metrics, recalibration, results
 from xtransfer.evaluation.evaluator import Run, dev_scores, evaluate, rows_of
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs import costs, encoders, plan, sharing, starts, versions
+from xtransfer.runs import costs, encoders, plan, sharing, starts
 from xtransfer.runs import sweep as sweeps
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.draws import draws_of
@@ -92,7 +92,6 @@ def run(
         facts = models.facts()
         workdirs.check_unchanged(workdir.task, facts)
         _check_weights(workdir, config, models)
-        versions.note(workdir)
         workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
         starts.record(workdir)

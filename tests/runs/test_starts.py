@@ -1,6 +1,8 @@
 """The record of how an experiment was started."""
 
+import json
 import sys
+from importlib import metadata
 
 from xtransfer.runs import starts
 from xtransfer.runs.workdir import Workdir
@@ -25,3 +27,18 @@ def test_lines_that_are_no_starts_are_skipped(tmp_path):
     with workdir.starts.open("ab") as file:
         file.write(b'{"command": "python\n[]\n')
     assert len(starts.read_starts(workdir)) == 1
+
+
+def test_upgraded_packages_are_named_once(tmp_path, capsys):
+    workdir = Workdir(tmp_path)
+    starts.record(workdir)
+    old = json.loads(workdir.starts.read_text())
+    old["packages"] |= {"jax": "0.1.2"}
+    del old["packages"]["flax"]
+    workdir.starts.write_text(json.dumps(old) + "\n")
+    starts.record(workdir)
+    jax, flax = metadata.version("jax"), metadata.version("flax")
+    expected = f"packages differ from the last start (jax 0.1.2 → {jax}, flax ? → {flax}): numbers may differ"
+    assert capsys.readouterr().out == f"{expected} in their last digits\n"
+    starts.record(workdir)
+    assert capsys.readouterr().out == ""

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,15 +56,33 @@ def current() -> Start:
 
 
 def record(workdir: Workdir) -> None:
-    """Add this start to `starts.jsonl`, unless it repeats the one before; a failure costs a warning."""
+    """Add this start to `starts.jsonl`, unless it repeats the one before, and log which packages have changed since.
+
+    A failure costs a warning.
+    """
     if not processes.is_first():
         return
     try:
-        start = asdict(current())
-        if read_starts(workdir)[-1:] != [Start(**start)]:
-            storage.append_jsonl(workdir.starts, start)
+        start, last = current(), read_starts(workdir)[-1:]
+        if last != [start]:
+            storage.append_jsonl(workdir.starts, asdict(start))
+        changes = [change for before in last for change in _changes(_versions(before), _versions(start))]
+        if changes:
+            terminal.log(
+                f"packages differ from the last start ({', '.join(changes)}): numbers may differ in their last digits"
+            )
     except (UserError, OSError, importlib.metadata.PackageNotFoundError) as error:
         terminal.log(f"warning: this start is not recorded ({error})")
+
+
+def _versions(start: Start) -> dict[str, str]:
+    return {"xtransfer": start.xtransfer, **start.packages}
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name, version in now.items():
+        if before.get(name) != version:
+            yield f"{name} {before.get(name, '?')} → {version}"
 
 
 def read_starts(workdir: Workdir) -> list[Start]:

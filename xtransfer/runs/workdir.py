@@ -62,11 +62,6 @@ class Workdir:
         return self.root / "task.json"
 
     @property
-    def versions(self) -> Path:
-        """The versions of the packages at the last start (see `runs.versions`)."""
-        return self.root / "versions.json"
-
-    @property
     def teacher(self) -> Path:
         """The run of the monolingual teacher."""
         return self.runs / "teacher"
