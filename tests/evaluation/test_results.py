@@ -1,11 +1,13 @@
 """Result rows, and the table built from them."""
 
 import json
+import math
 
 import pytest
 
 from xtransfer.errors import UserError
 from xtransfer.evaluation.results import Summary, aggregate, read_rows
+from xtransfer.runs.draws import SAMPLES, SEEDS
 
 VALUES = {  # objective -> seed -> en, de, ja
     "monox_kd": {0: (0.82, 0.70, 0.66), 1: (0.80, 0.72, 0.60)},
@@ -95,6 +97,32 @@ def test_the_gain_uses_common_seeds_only():
     values = {"vanilla": {9: VALUES["vanilla"][0]}, "monox_kd": VALUES["monox_kd"]}
     assert table(make_rows(values)).lines[1].gain is None
     assert table(make_rows({"monox_kd": VALUES["monox_kd"]})).lines[0].gain is None
+
+
+def test_several_draws_are_the_units_and_seeds_their_parts():
+    second = {"monox_kd": {0: (0.9, 0.80, 0.80)}, "vanilla": {0: (0.8, 0.70, 0.70), 1: (0.8, 0.74, 0.74)}}
+    rows = make_rows() + make_rows(second, draw="sample-1-teacher-0")
+    result = table(rows)
+    vanilla, kd = result.lines
+    assert result.draws == ("default", "sample-1-teacher-0") and result.axis == SAMPLES
+    # Averages of vanilla: 0.60 and 0.61 in the default draw, 0.70 and 0.74 in the other.
+    assert vanilla.average.by_unit == pytest.approx({"default": 0.605, "sample-1-teacher-0": 0.72})
+    assert vanilla.average.sd == pytest.approx((0.72 - 0.605) / math.sqrt(2))
+    # Gains are paired by draw and seed: 0.08 and 0.05 in the default draw, and 0.80 - 0.70 in the other.
+    assert kd.gain.by_unit == pytest.approx({"default": 0.065, "sample-1-teacher-0": 0.1})
+    assert [run.seed for run in kd.runs] == [0, 1, 0]
+    assert table(make_rows()).axis == SEEDS
+    with pytest.raises(UserError, match="monox_kd sample-1-teacher-0 seed 0 has no test accuracy in ja"):
+        table(
+            [r for r in rows if (r["objective"], r["draw"], r["language"]) != ("monox_kd", "sample-1-teacher-0", "ja")]
+        )
+
+
+def test_a_row_without_a_draw_is_of_the_default_draw(tmp_path):
+    rows = make_rows()
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "draw"}) + "\n" for row in rows))
+    assert read_rows(path) == rows
 
 
 def test_the_teacher_needs_only_the_source_language_and_comes_first():

@@ -126,6 +126,24 @@ def test_the_error_of_the_seeds_mean_is_students_t():
     assert (low, high) == pytest.approx((0.2 - half, 0.2 + half), rel=0.02)
 
 
+def test_draws_take_the_place_of_seeds():
+    # Two seeds in each of three draws, whose means are 0.0, 0.1, and 0.5: the half width is that of three seeds above.
+    shares = [-0.2, 0.2, 0.0, 0.2, 0.4, 0.6]
+    runs = tuple(RunId(draw, seed) for draw in ("a", "b", "c") for seed in (0, 1))
+    correct = np.broadcast_to(np.array(shares)[:, None, None], (6, 1, 10)).copy()
+    of_draws = Outcomes(("de",), runs, tuple(map(str, range(10))), correct)
+    nothing = Outcomes(("de",), runs, of_draws.items, np.zeros_like(correct))
+    assert of_draws.units == ("a", "b", "c")
+    assert of_draws.by_unit[:, 0, 0] == pytest.approx([0.0, 0.1, 0.5])
+    de, _ = compare(of_draws, nothing, resamples=100_000)
+    half = 4.302653 * np.std([0.0, 0.1, 0.5], ddof=1) / math.sqrt(3)
+    assert de.interval == pytest.approx((0.2 - half, 0.2 + half), rel=0.03)
+    assert de.by_unit.by_unit == pytest.approx({"a": 0.0, "b": 0.1, "c": 0.5})
+    # The seeds of a draw are no further draws: their own spread does not count as three times as many units.
+    one_draw = Outcomes(("de",), tuple(RunId("a", i) for i in range(6)), of_draws.items, correct)
+    assert one_draw.units == tuple(range(6)) and one_draw.by_unit is one_draw.correct
+
+
 def test_two_sided_p_counts_the_smaller_side():
     samples = np.array([[-1.0], *[[1.0]] * 8])
     assert significance.two_sided_p(samples) == pytest.approx([2 * (1 + 1) / (9 + 1)])

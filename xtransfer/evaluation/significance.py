@@ -153,8 +153,8 @@ def bootstrap(difference: np.ndarray, *, resamples: int = RESAMPLES, seed: int =
     96 % and 92 %.
 
     If there are several draws, they take the place of the seeds, and a difference is the mean over the seeds of its
-    draw. The spread between draws contains what is left of the spread between their seeds, so the interval covers
-    another sample with another teacher and other seeds.
+    draw. The spread between these means includes the effect of seeds, so the interval covers another sample with
+    another teacher and other seeds.
 
     Args:
       difference: from −1 to 1 [S, L, N], and NaN where a language does not have an item.

@@ -193,8 +193,8 @@ def _draw_lines(results: ResultsTable) -> list[str]:
         texts.append(f"{names}{count}{_seeds_each(results)} ({', '.join(draws)}), {spread}.")
     texts.append(
         "A draw is a labelled sample, an unlabelled sample, and a teacher trained on the first. A draw's value is the "
-        f"mean over its seeds. So ± covers other {results.axis.units}, and what is left of the seeds; all draws are "
-        "scored on the same test text."
+        f"mean over its seeds, so ± covers other {results.axis.units} and other seeds together. All draws are scored "
+        "on the same test text."
     )
     return texts
 

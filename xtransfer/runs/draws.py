@@ -8,8 +8,9 @@ one independent observation of what a user may get, and n pairs give the mean an
 The cells of a product would share samples and teachers. They would cost n × m teachers, and say hardly more than the
 smaller of the two numbers.
 
-The draw of `task.labelled_seed` and `teacher_seed` is the default draw. Its runs are at the top of the workdir, and
-those of another are below `draws/<name>/`. The seeds are the name, so tuples may grow, shrink, and change their order.
+The draw of `task.labelled_seed` and `teacher_seed` is the default draw. Its runs are at the top of the workdir. Every
+other draw has a directory `draws/<name>/`. Its name consists of its seeds, so the tuples may grow, shrink, and change
+their order.
 """
 
 import re

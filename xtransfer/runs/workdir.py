@@ -20,7 +20,7 @@ DEFAULT_DRAW = "default"
 
 
 class RunId(NamedTuple):
-    """The draw and the seed of a run, which tell it from the other runs of its objective."""
+    """The draw and the seed of a run, which distinguish it from the other runs of its objective."""
 
     draw: str
     seed: int
@@ -32,7 +32,7 @@ class RunId(NamedTuple):
 
 @dataclass(frozen=True)
 class Workdir:
-    """The paths of one experiment's files, all below `root`; teacher and students are those of one draw."""
+    """The paths of one experiment's files, all below `root`, with the teacher and the students of one draw."""
 
     root: Path
     draw: str = DEFAULT_DRAW

@@ -82,7 +82,7 @@ def _finished(experiments: Mapping[str, Sequence[ExperimentConfig]], root: Path)
 
 
 def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
-    """Return the results of an experiment's own runs, without those of draws, seeds, and objectives it had before."""
+    """Return the results of an experiment's own runs, without earlier draws, seeds, and objectives."""
     return aggregate(
         rows_of(runs_of(workdir, settings), read_rows(workdir.results)),
         source_language=settings.task.source_language,
