@@ -3,12 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
-from xtransfer.runtime.sharding import path_name
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import AVERAGE, PARAMS, RESUME, Checkpoints
 
 Contents = dict[str, object]
 """By path: the bytes of a file, the arrays of a checkpoint, or None for a directory."""
@@ -60,18 +55,14 @@ def _is_inside_checkpoint(path: Path) -> bool:
 
 
 def _arrays(step: Path) -> dict[str, tuple[object, ...]]:
-    """Return the dtype, shape, and bytes of every array of a checkpoint, and its score and the names of its items."""
-    items = ("params", "resume")
-    with Checkpoints(step.parent, read_only=True) as checkpoints:
-        restored = checkpoints._restore(
-            int(step.name), ocp.args.Composite(**{item: ocp.args.StandardRestore() for item in items})
-        )
+    """Return the dtype, shape, and bytes of every array of a checkpoint, and its scores and the names of its items."""
     arrays: dict[str, tuple[object, ...]] = {}
-    for item in items:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(restored[item]):
-            array = np.asarray(leaf)
-            arrays[f"{item}.{path_name(path)}"] = (str(array.dtype), array.shape, array.tobytes())
-    score = step / "metrics" / "metrics"
-    arrays["score"] = (score.read_bytes() if score.exists() else None,)
+    with Checkpoints(step.parent, read_only=True) as checkpoints:
+        for item in (PARAMS, RESUME, AVERAGE):
+            if (step / item).exists():
+                for name, array in checkpoints.restore_arrays(int(step.name), item).items():
+                    arrays[f"{item}.{name}"] = (str(array.dtype), array.shape, array.tobytes())
+    scores = step / "metrics" / "metrics"
+    arrays["scores"] = (scores.read_bytes() if scores.exists() else None,)
     arrays["names"] = tuple(sorted(path.name for path in step.iterdir()))
     return arrays

@@ -1,4 +1,4 @@
-"""Commands in real processes that are killed, stopped, or held at a chosen file operation of a chosen stage.
+"""Kill, stop, or hold this process at a chosen file operation of a chosen stage.
 
 A stage is known by the directory that it writes to. An audit hook counts the operations that change a file there
 (opening it to write, renaming, removing, creating a directory) in every thread, so a kill may fall between any two of
@@ -6,9 +6,6 @@ them, and with a delay anywhere else: into a computation, or into a write below 
 """
 
 import collections
-import importlib
-import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -19,24 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import QUICK_COMPILE
-
-COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled-for-kills"
-"""Programs that interrupted processes compiled; apart from those of all other tests, because kills may damage them."""
-
 LONG_AGO = 1e6  # seconds
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")
-# Children are forked from a process that has imported all of these, so they start in no time.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "tests.helpers.interruption",
-        "xtransfer.main",
-        *(f"xtransfer.{name}.__main__" for name in ("evaluate", "export", "predict", "pretrain", "report", "trim")),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -56,74 +39,6 @@ class Interruption:
     delay: float = 0.0
     action: str = "kill"
     release: str = ""
-
-
-def home(root: Path) -> Path:
-    """Return a new home directory below `root`, whose cache has the programs that earlier tests compiled."""
-    cache = root / "home" / ".cache" / "xtransfer"
-    for directory in (cache, COMPILED):
-        directory.mkdir(parents=True, exist_ok=True)
-    (cache / "compiled").symlink_to(COMPILED)
-    return root / "home"
-
-
-def run(
-    module: str,
-    arguments: Sequence[str],
-    stages: Mapping[str, Sequence[Path]],
-    home: Path,
-    interruption: Interruption | None = None,
-) -> tuple[int, dict[str, int]]:
-    """Run a command in a process with one device, and interrupt it.
-
-    Args:
-      module: the command's module.
-      arguments: its arguments.
-      stages: the paths that each stage writes; of two that hold a path, the longer one counts.
-      home: from `home`; the output is appended to `log` there.
-      interruption: None to let the command end.
-
-    Returns:
-      The exit status, and the number of each stage's operations; none for a process that was interrupted.
-    """
-    counts = home / "counts"
-    counts.unlink(missing_ok=True)
-    paths = {stage: [str(path) for path in paths] for stage, paths in stages.items()}
-    process = _context.Process(target=_child, args=(module, list(arguments), paths, str(home), interruption))
-    process.start()
-    process.join(600)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        raise AssertionError(f"the command did not end: {log(home)}")
-    return process.exitcode, json.loads(counts.read_text()) if counts.exists() else {}
-
-
-def log(home: Path) -> str:
-    """Return what all commands of a home directory have printed."""
-    return (home / "log").read_text()
-
-
-def _child(
-    module: str, arguments: list[str], stages: dict[str, list[str]], home: str, interruption: Interruption | None
-) -> None:
-    output = os.open(f"{home}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    # One device, and the command's own compilation cache, which kills may damage.
-    os.environ |= {"HOME": home, "MPLCONFIGDIR": str(COMPILED), "XLA_FLAGS": QUICK_COMPILE}
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-    import jax
-
-    from xtransfer.data.tokens import cache
-    from xtransfer.runtime import terminal
-
-    cache._WORTH_KEEPING = 0  # so that the tokens of a few texts are stored too
-    jax.config.update("jax_compilation_cache_dir", None)
-    sys.argv = [module, *arguments]
-    counts = install(stages, interruption)
-    terminal.run(importlib.import_module(module).main)
-    Path(home, "counts").write_text(json.dumps(counts))
 
 
 def install(stages: Mapping[str, Sequence[str]], interruption: Interruption | None) -> Mapping[str, int]:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import contents, interruption, tiny_run
+from tests.helpers import contents, forked, tiny_run
 from tests.helpers.contents import Contents
 from tests.helpers.interruption import Interruption
 from tests.kill.chance import ROUNDS, Kills
 from xtransfer import storage
+from xtransfer.errors import Exit
 
 IGNORED = {"mini.work/.run.lock": "names the last process to hold it, and is emptied at the end"}
 RUN = "students/vanilla/seed-0"
@@ -69,7 +70,7 @@ def root(tmp_path_factory) -> Path:
     lines += ["    config = settings.default(settings.PretrainConfig)"]
     lines += [f"    config.{key} = {value!r}" for key, value in recipe.items()]
     (root / "recipe.py").write_text("\n".join([*lines, "    return config", ""]))
-    interruption.home(root)
+    forked.home(root)
     return root
 
 
@@ -80,7 +81,7 @@ def test_the_output_of_a_killed_command_is_complete_or_does_not_exist(root, tmp_
     stages = {"output": [out, root / "run" / "report"]}
 
     def run(kill: Interruption | None = None) -> tuple[int, dict[str, int]]:
-        return interruption.run(f"xtransfer.{command.module}.__main__", arguments, stages, home, kill)
+        return forked.run(f"xtransfer.{command.module}.__main__", arguments, stages, home, kill)
 
     def clear() -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -92,11 +93,11 @@ def test_the_output_of_a_killed_command_is_complete_or_does_not_exist(root, tmp_
 
     def check(actual: Contents, expected: Contents) -> None:
         lines = contents.differences(actual, expected)
-        assert not lines, "\n".join([kills.story, *lines, interruption.log(home)])
+        assert not lines, "\n".join([kills.story, *lines, forked.log(home)])
 
     clear()
     status, operations = run()
-    assert status == 0, interruption.log(home)
+    assert status == 0, forked.log(home)
     everything, output = found(), found(command.output)
     for number in range(ROUNDS):
         clear()
@@ -106,6 +107,6 @@ def test_the_output_of_a_killed_command_is_complete_or_does_not_exist(root, tmp_
         if is_complete:
             check(found(command.output), output)
         status = run()[0]
-        expected_status = 1 if is_complete and command.is_refused else 0
-        assert status == expected_status, f"{kills.story}\n{interruption.log(home)}"
+        expected_status = Exit.CONFIG if is_complete and command.is_refused else Exit.DONE
+        assert status == expected_status, f"{kills.story}\n{forked.log(home)}"
         check(found(), everything)

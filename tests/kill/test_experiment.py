@@ -12,13 +12,13 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.helpers import contents, interruption, tiny
+from tests.helpers import contents, forked, tiny
 from tests.helpers.contents import Contents
 from tests.helpers.interruption import Interruption
 from tests.kill.chance import ROUNDS, Kills
+from xtransfer.errors import Exit
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.workdir import Workdir
-from xtransfer.runtime import processes
 
 STAGES = ("records", "tokenising", "teacher", "labelling", "students", "evaluation", "report")
 IGNORED = {
@@ -62,7 +62,7 @@ class Experiment:
     @property
     def log(self) -> str:
         """The output of all processes since the last fresh start."""
-        return interruption.log(self.root / "home")
+        return forked.log(self.root / "home")
 
     def run(self, interrupted: Interruption | None = None, *flags: str) -> int:
         """Start the command, and return its exit status."""
@@ -88,7 +88,7 @@ def start(root: Path, config: Path, interrupted: Interruption | None = None, *fl
         "report": [workdir / "report"],
     }
     arguments = ["--config", str(config), "--workdir", str(workdir), *FLAGS, *flags]
-    return interruption.run("xtransfer.main", arguments, stages, root / "home", interrupted)
+    return forked.run("xtransfer.main", arguments, stages, root / "home", interrupted)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def experiment(tmp_path_factory):
     data = tiny.write_task(root / "data")
     teacher, student = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2, hidden=8)
     config = tiny.config_file(root / "tiny.py", data, teacher, student)
-    interruption.home(root)
+    forked.home(root)
     status, operations = start(root, config)
     workdir = root / "run"
-    assert status == 0, interruption.log(root / "home")
+    assert status == 0, forked.log(root / "home")
     assert operations.keys() == {*STAGES}
     expected, costs = contents.of(workdir, IGNORED), (workdir / "costs.jsonl").read_bytes()
     return Experiment(root, config, expected, costs, (workdir / "report" / "report.html").read_bytes(), operations)
@@ -137,7 +137,7 @@ def test_an_experiment_that_stalls_in_every_stage_prints_its_stacks_and_ends_wit
     for stage in STAGES:
         # Starts with the same flags are recorded once, so the last start has them too.
         status = experiment.run(Interruption(stage, 1, action="stall"), "--stall-timeout=3600")
-        assert status == processes.EXIT_STALLED, experiment.log
+        assert status == Exit.STALLED, experiment.log
         stacks = experiment.log.rpartition("error: no progress for 3600 s")[2]
         assert "in _stall" in stacks and "in hook" in stacks, (stage, stacks)
     starts = (experiment.workdir / "starts.jsonl").read_text()
@@ -151,7 +151,10 @@ def test_an_experiment_preempted_in_every_stage_saves_it_and_ends_with_the_same_
     experiment.clear()
     for stage in STAGES:
         number = max(1, experiment.operations[stage] // 4)
-        assert experiment.run(Interruption(stage, number, action="terminate")) == 143, (stage, experiment.log)
+        assert experiment.run(Interruption(stage, number, action="terminate")) == Exit.PREEMPTED, (
+            stage,
+            experiment.log,
+        )
     assert experiment.log.count("stopping as soon as the work is saved") == 2  # teacher and student
     assert experiment.log.count("resuming from step") >= 2
     check_same(experiment, "preempted in every stage", ignored=LOSSES)

@@ -13,7 +13,7 @@ from tests.helpers import tiny
 from tests.helpers.group import Group
 from tests.helpers.group import run as run_group
 from tests.test_experiment_processes import scores
-from xtransfer.runtime import processes
+from xtransfer.errors import Exit
 
 # The main command. Its first argument says what happens in process 0.
 COMMAND = """
@@ -64,20 +64,20 @@ def test_two_processes_survive_what_happens_to_one_in_each_stage(flags, tmp_path
             return pair.statuses(), pair
 
     statuses, pair = interrupt("teacher", 6, signal.SIGTERM)
-    assert statuses == [143, 143], pair.outputs()
+    assert statuses == [Exit.PREEMPTED] * 2, pair.outputs()
     assert "stopping as soon as the work is saved" in pair.err(0)
 
     statuses, pair = interrupt("labelling", 3, signal.SIGKILL)
-    assert statuses[0] in (134, -signal.SIGABRT) and statuses[1] == -signal.SIGKILL, pair.outputs()
+    assert statuses[0] in (Exit.LOST, -signal.SIGABRT) and statuses[1] == -signal.SIGKILL, pair.outputs()
 
     stall = {"stage": "students", "number": 6, "action": "stall"}
     with Group(command(workdir, flags, stall), 2, 1, tmp_path / "students") as pair:
-        assert pair.statuses() == [processes.EXIT_STALLED] * 2, pair.outputs()
+        assert pair.statuses() == [Exit.STALLED] * 2, pair.outputs()
         assert "error: no progress for 3600 s" in pair.err(0) and "in _stall" in pair.err(0)
         assert "process 0 sees no progress" in pair.err(1)
 
     statuses, pair = interrupt("evaluation", 2, signal.SIGTERM)
-    assert statuses == [143, 143], pair.outputs()
+    assert statuses == [Exit.PREEMPTED] * 2, pair.outputs()
 
     run_group(command(workdir, flags), 1, 2, tmp_path / "last")
     run_group(command(tmp_path / "whole", flags), 1, 2, tmp_path / "whole-log")

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from tests.train.test_loop import PLAN, TinyRun, batch_at, loss_fn, steps_on_disk
-from xtransfer.errors import UserError
+from xtransfer.errors import DivergedError
 from xtransfer.runtime import processes, terminal
 from xtransfer.train import loop, steps
 from xtransfer.train.loop import Plan
@@ -89,7 +89,7 @@ def test_the_watchdog_hears_of_each_step_and_asks_nothing_of_the_device(tmp_path
 def test_a_loss_that_is_not_finite_names_the_step_and_its_batch(tmp_path):
     run = TinyRun()
     run.batch_at = lambda i: {"x": batch_at(i)["x"], "y": np.full((8, 4), np.inf if i == 12 else 1, np.float32)}
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DivergedError) as caught:
         run.fit(tmp_path, PLAN)
     assert str(caught.value) == (
         f"{tmp_path}: the loss of step 13 is not finite (batch 12, from 0, of seed 5): try a lower learning_rate"
@@ -105,7 +105,7 @@ def test_a_preempted_run_does_not_save_a_step_that_is_not_finite(tmp_path, monke
     run.batch_at = lambda i: {"x": batch_at(i)["x"], "y": np.full((8, 4), value if i == 12 else 1, np.float32)}
     polls = iter([False] * 12 + [True] * 100)
     monkeypatch.setattr(terminal, "deferred_stop", lambda: contextlib.nullcontext(lambda: next(polls)))
-    with pytest.raises(UserError, match="the loss of step 13 is not finite"):
+    with pytest.raises(DivergedError, match="the loss of step 13 is not finite"):
         run.fit(tmp_path, PLAN)
     assert steps_on_disk(tmp_path) == [5, 10]
 
@@ -116,6 +116,6 @@ def test_a_preempted_run_does_not_save_parameters_that_are_not_finite(tmp_path, 
     run.tx = optax.sgd(1e38)
     run.step = steps.make_train_step(run.graphdef, loss_fn, run.tx, run.mesh, run.params)
     monkeypatch.setattr(terminal, "deferred_stop", lambda: contextlib.nullcontext(lambda: True))
-    with pytest.raises(UserError, match="step 1 led to parameters that are not finite"):
+    with pytest.raises(DivergedError, match="step 1 led to parameters that are not finite"):
         run.fit(tmp_path, PLAN)
     assert steps_on_disk(tmp_path) == []
