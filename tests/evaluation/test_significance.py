@@ -174,7 +174,7 @@ def test_the_reverse_comparison_has_the_reverse_interval():
 
 
 def test_outcomes_of_other_items_are_refused():
-    with pytest.raises(ValueError, match="different languages, seeds, or items"):
+    with pytest.raises(ValueError, match="different languages, runs, or items"):
         compare(outcomes(np.ones((1, 1, 3))), outcomes(np.ones((1, 1, 4))))
 
 

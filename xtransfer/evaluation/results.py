@@ -149,7 +149,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{where}: not strict JSON: {error}") from error
     if isinstance(row, dict):
-        row = {"draw": DEFAULT_DRAW} | row
+        row.setdefault("draw", DEFAULT_DRAW)  # keeps the order of keys, so that rows are written as they were read
     if not isinstance(row, dict) or row.keys() != ROW.keys():
         actual = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(f"{where}: expected an object with the keys {sorted(ROW)}, found {actual}")
