@@ -8,7 +8,18 @@ The first command downloads SIB-200's files, and the second reads them from DIR.
 other training texts without labels. Repetitions redraw the labelled sample, except with all labels, where they redraw
 the new head and the order of the batches.
 
-@TABLE@
+Measured on 30 November 2026 at commit 7c92914 (e5's weights rounded to 4 bits): accuracy on the test split in %, mean ±
+sample standard deviation over n repetitions. Gains over vanilla are in points, averaged over the target languages and
+paired within each repetition, with 95 % intervals by Student's t.
+
+variant         n  teacher     vanilla, eng  vanilla, targets  gain of monox_kd
+35 labels       3  68.0 ± 0.7  66.3 ± 8.2    65.4 ± 6.7        +6.1 [-7.5, +19.6]
+140 labels      5  81.1 ± 1.9  82.5 ± 0.8    79.8 ± 1.1        +1.1 [+0.1, +2.0]
+all 701 labels  3  89.2 ± 0.5  91.2 ± 1.8    85.3 ± 0.5        -0.4 [-1.3, +0.5]
+
+With 140 labels, self_training gains +2.2 [+1.0, +3.5]. It is the multilingual encoder as its own teacher. With 35
+labels the gains of the three samples are 0.1, 7.4, and 10.7 points: the students vary much more than the teacher does,
+and three samples do not settle the mean. With all labels there is no unlabelled text left, and nothing to gain.
 """
 
 from xtransfer.study.design import Study
