@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from xtransfer import config
+from xtransfer.runs import sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,7 +168,8 @@ def test_an_environment_variable_adds_extras(installed: Checkout) -> None:
 def test_an_unknown_extra_is_refused(checkout: Checkout, extra: str) -> None:
     code, stderr, calls = checkout.run("local.sh", XTRANSFER_EXTRAS=extra)
     assert code == 1 and calls == []
-    assert stderr == f"error: XTRANSFER_EXTRAS: setup.cfg has no extra '{extra}', only tpu, cuda, test, dev\n"
+    names = "tpu, cuda, tensorboard, test, dev"
+    assert stderr == f"error: XTRANSFER_EXTRAS: setup.cfg has no extra '{extra}', only {names}\n"
 
 
 @pytest.mark.parametrize("name", ["setup.cfg", "pyproject.toml", "launch/requirements.lock"])
@@ -261,10 +263,13 @@ def test_the_commands_in_the_readme_exist() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--workdir", required=True)
+    parser.add_argument("--sweep", action="append", default=[])
     for flags in flag_lists:
         known, overrides = parser.parse_known_args(flags)
         config.load(str(ROOT / known.config), overrides)
-        assert overrides, "the remaining flags override the config"
+        if known.sweep:
+            sweep.parse(str(ROOT / known.config), overrides, known.sweep)
+        assert overrides or known.sweep, "the remaining flags override the config"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -198,6 +198,6 @@ def test_two_real_processes_find_each_other(launcher: Launcher, tmp_path: Path) 
     flags = ("--config", str(tiny_run.setting(tmp_path)), "--workdir", str(tmp_path / "run"))
     process = launcher.start("local_processes.sh", "2", *flags, REAL=sys.executable, PYTHONPATH=str(ROOT))
     stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 1, stderr
+    assert process.returncode == 2, stderr
     assert "error: task.labelled 40, balanced over classes, is more than available" in stdout
     assert (tmp_path / "run.logs/process-1.log").read_text() == ""
