@@ -388,7 +388,8 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_step_gives_the_same_weight
 ):
     """Here the last checkpoint of the teacher and of a student, after everything is finished."""
     workdir = Path(shutil.copytree(finished, tmp_path / "run"))
-    before, results = final_weights(workdir, "monox_kd"), rows(workdir)
+    before = final_weights(workdir, "monox_kd")
+    results = [row for row in rows(workdir) if row["seed"] == 0]  # another test may have added a seed
     damaged = []
     for run in ("teacher", "students/monox_kd/seed-0"):
         step = max(workdir.glob(f"{run}/checkpoints/[0-9]*"), key=lambda path: int(path.name))

@@ -66,6 +66,7 @@ def lines(report: Mapping[str, Any], chip: Chip) -> Iterator[str]:
 def main(argv: list[str]) -> None:
     """Parse the flags, compile the steps, and report their memory and cycles."""
     args, overrides = _parser().parse_known_args(argv)
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX cannot load a program for a device that is not here
     names = [name.strip() for name in args.steps.split(",")]
     for name in names:
         if name not in STEPS:
