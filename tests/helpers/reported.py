@@ -11,13 +11,15 @@ from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.token_counts import TokenCounts
 from xtransfer.runs.costs import Cost
+from xtransfer.runs.selection import PROTOCOLS, weights_name
 from xtransfer.runs.starts import Start
 from xtransfer.runs.workdir import TEACHER, Workdir, as_record
 
 LABELS = ("<script>document.title='run'</script>", "good")
 TEXTS = {"ar": "فاز فريقنا بالمباراة", "ja": "銀行は金利を引き上げた", "de": "unsere Mannschaft <b>gewann</b>"}
 ACCURACY = {TEACHER: 0.9, "vanilla": 0.65, "monox_kd": 0.85}
-STEPS = {"source_dev": 50, "last": 100}
+STEPS = {"source_dev": 50, "last": 100, "average": 100}
+ORACLE = {"en": 50, "de": 50}  # and step 100 in other languages
 
 
 def workdir(
@@ -27,6 +29,7 @@ def workdir(
     labels: tuple[str, ...] = LABELS,
     seeds: tuple[int, ...] = (0, 1),
     count: int = 40,
+    protocols: tuple[str, ...] = ("source_dev", "last"),
 ) -> Workdir:
     """Write data, predictions, results, and records of an experiment, and return its workdir."""
     result, languages = Workdir(root / "run"), ("en", *targets)
@@ -49,21 +52,25 @@ def workdir(
     gold = np.arange(count) % len(labels)
     for language in languages:
         _write_data(root / "data", language, [labels[label] for label in gold])
-    rows = []
+    rows, logits = [], {}
     for objective, accuracy in ACCURACY.items():
         for seed in (0,) if objective == TEACHER else seeds:
             run = result.teacher if objective == TEACHER else result.student(objective, seed)
             run.mkdir(parents=True)
-            for selection, step in STEPS.items():
-                curve = {"step": step, "loss": 1 / step, "dev_accuracy": 0.75 if selection == "source_dev" else 0.5}
-                storage.append_jsonl(run / "metrics.jsonl", curve)
+            for step, score in ((50, 0.75), (100, 0.5)):
+                storage.append_jsonl(run / "metrics.jsonl", {"step": step, "loss": 1 / step, "dev_accuracy": score})
+            for selection in protocols:
                 for language in languages[:1] if objective == TEACHER else languages:
-                    logits = _logits(rng, gold, len(labels), accuracy)
-                    path = result.predictions(run, step, "test", language)
-                    storage.write_jsonl(path, _predictions(language, gold, logits, labels))
+                    step = STEPS.get(selection, ORACLE.get(language, 100))
+                    weights = weights_name(step, PROTOCOLS[selection].item)
+                    path = result.predictions(run, weights, "test", language)
+                    if path not in logits:
+                        logits[path] = _logits(rng, gold, len(labels), accuracy)
+                        storage.write_jsonl(path, _predictions(language, gold, logits[path], labels))
+                    scored = metrics.scores(logits[path], gold, labels, ("accuracy", "macro_f1"))
                     row = {"task": "files", "objective": objective, "seed": seed, "step": step}
                     row |= {"selection": selection, "split": "test", "language": language}
-                    rows += [row | s._asdict() for s in metrics.scores(logits, gold, labels, ("accuracy", "macro_f1"))]
+                    rows += [row | score._asdict() for score in scored]
             stage, name = "teacher" if objective == TEACHER else "students", run.relative_to(result.root).as_posix()
             cost = Cost(stage, name, 2.5, 100, 750.0, 1000, "1 × cpu", 2**30, "process")
             storage.append_jsonl(result.costs, dataclasses.asdict(cost))

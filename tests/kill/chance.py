@@ -34,12 +34,13 @@ class Kills:
     def kill(self, stage: str, operations: int) -> None:
         """Start the command and kill it in a stage that has this number of operations; half of all with a delay.
 
-        A process may end before it is killed. Then another one starts afresh.
+        A process may end before its delay does. Then another one starts afresh, and the last one has no delay.
         """
-        for _ in range(_TRIES):
+        for tries_left in reversed(range(_TRIES)):
             first = self._random.choice([1, max(1, operations - _LAST)])
             number = self._random.randint(first, operations)
-            kill = Interruption(stage, number, self._random.choice([0.0, self._random.uniform(0, _LONGEST_DELAY)]))
+            delay = self._random.choice([0.0, self._random.uniform(0, _LONGEST_DELAY)])
+            kill = Interruption(stage, number, delay if tries_left else 0.0)
             status = self._run(kill)
             self.story += f"\n{kill}: {status}"
             assert status in (-9, 0), self.story

@@ -73,6 +73,11 @@ def example_id(task: str, split: str, language: str, number: str) -> str:
     return f"{task}/{split}/{language}/{number}"
 
 
+def item_of(id_: str) -> str:
+    """Return what follows task/split/language/ in an example's id, which its translations have too."""
+    return id_.split("/", 3)[-1]
+
+
 def data_set(example: Example) -> str:
     """Return the task/split/language of an example, from its id."""
     return f"{example.id.partition(f'/{example.language}/')[0]}/{example.language}"

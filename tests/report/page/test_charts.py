@@ -52,7 +52,7 @@ def test_a_row_of_dots_by_hand():
 
 
 def test_a_line_and_a_point_by_hand():
-    line = Line(((0, 0), (50, 100)), BLUE, "run", marked=50)
+    line = Line(((0, 0), (50, 100)), BLUE, "run", marked=frozenset({50}))
     markup = charts.line_chart([line], PERCENT, PERCENT, "x")
     assert '<line x1="0.00%" y1="150" x2="50.00%" y2="0">' in markup
     assert markup.count("scale(.5)") == 1  # only the point that is not marked is small

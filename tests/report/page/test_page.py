@@ -141,8 +141,8 @@ def test_the_other_numbers_are_the_records(workdir, source, document):
     gold, guesses = (np.concatenate([getattr(part, key) for part in parts]) for key in ("gold", "guesses"))
     by_hand = [[np.sum((gold == i) & (guesses == j)) for j in (0, 1)] for i in (0, 1)]
     assert tally.confusion.tolist() == by_hand and tally.runs == 2
-    logits = np.concatenate([part.logits for part in parts])
-    assert f"{expected_error(equal_width_bins(logits, gold, 10)) * 100:.1f}" in document.sections["calibration"]
+    errors = [expected_error(equal_width_bins(part.logits, part.gold)) for part in parts]
+    assert f"{np.mean(errors) * 100:.1f}" in document.sections["calibration"]
     assert f"{by_hand[0][0] / sum(by_hand[0]) * 100:.0f}" in document.sections["confusions"]
     # Five runs of 2.5 s with 100 examples each, of which the teacher is one.
     assert "students4" + "10.0 s" + "400" + "40" + "75%" in document.sections["costs"]
@@ -249,6 +249,43 @@ def test_hundreds_of_languages_are_all_in_the_tables(source):
     assert len(dataclasses.replace(source, results=results).shown_languages(6)) == 6
 
 
+def test_every_part_shows_the_predictions_of_the_protocol(tmp_path):
+    protocols = ("source_dev", "average", "target_dev")
+    workdir = reported.workdir(tmp_path, protocols=protocols)
+    for selection in protocols:
+        source = report(workdir, selection=selection)
+        for language in ("en", "de", "ar", "ja"):
+            line = next(line for line in source.results.lines if line.objective == "vanilla")
+            tally = source.tallies["vanilla", language]
+            right = np.diag(tally.confusion).sum() / tally.confusion.sum()
+            assert right == pytest.approx(line.languages[language].mean), (selection, language)
+    # The oracle selects step 50 in one language and step 100 in the others.
+    steps = source.steps("vanilla")[RunId("default", 0)]
+    assert steps == {"en": 50, "de": 50, "ar": 100, "ja": 100}
+    text = _Document(page([source])).sections["curves"]
+    assert "the checkpoints that the results of one or more languages use" in text
+
+
+def test_calibrated_errors_stand_under_the_errors(tmp_path):
+    workdir = reported.workdir(tmp_path)
+    rows = read_rows(workdir.results)
+    chosen = [row for row in rows if (row["objective"], row["metric"]) == ("vanilla", "accuracy")]
+    calibrated = [row | {"metric": "ece_calibrated", "value": 0.0125} for row in chosen]
+    storage.write_jsonl(workdir.results, [*rows, *calibrated])
+    text = _Document(page([report(workdir)])).sections["calibration"]
+    assert text.count("1.2") >= 4 or text.count("1.3") >= 4, text
+    assert "fitted on the source language's dev split" in text
+
+
+def test_a_workdir_without_students_has_a_page(tmp_path, capsys):
+    workdir = reported.workdir(tmp_path)
+    storage.write_jsonl(workdir.results, [row for row in read_rows(workdir.results) if row["objective"] == "teacher"])
+    text = page([report(workdir)])
+    assert "There are no results of students yet." in text
+    assert "warning" not in capsys.readouterr().err
+    assert "There are" not in page([report(reported.workdir(tmp_path / "other")), report(workdir)]).split("<h1>")[1]
+
+
 def test_class_scores_by_hand():
     # Class 0: 3 right of 4 gold and 5 predicted. Class 1: 4 of 6 and 5. Class 2 never occurs.
     scores = class_scores(np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]]))
@@ -262,14 +299,23 @@ def test_disagreements_by_hand():
 
     first = predictions([[1, 0], [3, 0], [0, 9]])
     second = predictions([[0, 1], [0, 3], [0, 9]])
-    found = disagreements(first, second)
-    assert [(item.index, item.id, item.gold, item.guesses) for item in found] == [
-        (1, "b", 1, (0, 1)),
-        (0, "a", 0, (0, 1)),
+    found, total = disagreements(first, second)
+    assert total == 3
+    assert [(item.positions, item.ids, item.gold, item.guesses) for item in found] == [
+        ((1, 1), ("b", "b"), 1, (0, 1)),
+        ((0, 0), ("a", "a"), 0, (0, 1)),
     ]
     assert found[0].confidences == pytest.approx((1 / (1 + np.exp(-3)),) * 2)
+    # Another language, another order, and an item that the first classifier has not read.
+    translated = predictions([[0, 9], [0, 3], [0, 1]], ids=("files/test/de/b/1", "files/test/de/c", "files/test/de/x"))
+    original = predictions([[3, 0], [1, 0], [0, 1]], ids=("files/test/en/c", "files/test/en/a", "files/test/en/b/1"))
+    found, total = disagreements(original, translated)
+    assert total == 2
+    assert [(item.positions, item.ids, item.gold) for item in found] == [
+        ((0, 1), ("files/test/en/c", "files/test/de/c"), 1)
+    ]
     with pytest.raises(MissingSource):
-        disagreements(first, predictions([[1, 0], [3, 0], [0, 9]], ids=("a", "b", "d")))
+        disagreements(first, predictions([[1, 0], [3, 0], [0, 9]], ids=("d", "e", "f")))
 
 
 def test_malformed_predictions_are_named(tmp_path):

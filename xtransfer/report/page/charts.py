@@ -104,13 +104,13 @@ class Line:
       points: (x, y) from left to right.
       kind: its look.
       title: its name.
-      marked: the x of the point to mark, or None.
+      marked: the x of the points to mark.
     """
 
     points: tuple[tuple[float, float], ...]
     kind: Kind
     title: str
-    marked: float | None = None
+    marked: frozenset[float] = frozenset()
 
 
 def line_chart(lines: Sequence[Line], x: Axis, y: Axis, description: str) -> Html:
@@ -128,7 +128,13 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, description: str) -> Htm
             for first, second in zip(line.points, line.points[1:], strict=False)
         ]
         dots = [
-            marker(line.kind, _x(x, at), _y(y, value), f"{line.title}: {at:,.0f}, {value:.4g}", small=at != line.marked)
+            marker(
+                line.kind,
+                _x(x, at),
+                _y(y, value),
+                f"{line.title}: {at:,.0f}, {value:.4g}",
+                small=at not in line.marked,
+            )
             for at, value in line.points
         ]
         marks.append(tag("g", *pieces, *dots, class_=f"line {line.kind.colour}"))

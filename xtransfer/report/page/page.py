@@ -134,10 +134,7 @@ def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
             f"{len(source.results.target_languages):,}",
         ]
         row += [summary.value_text(lines[name].average if name in lines else None) for name in objectives]
-        gain = lines[source.main_objective].gain
-        row.append(
-            join([summary.value_text(gain, "+.1f"), tag("small", source.main_objective)]) if gain is not None else "–"
-        )
+        row.append(_gain(source))
         rows.append(row)
     metric = sources[0].results.metric
     return tag(
@@ -146,10 +143,23 @@ def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
         table(header, rows, text_columns=3, class_="results"),
         note(
             f"Average of the target languages, {metric} in %: mean ± standard deviation over "
-            f"{' or '.join(dict.fromkeys(source.results.axis.units for source in sources))}."
+            f"{' or '.join(dict.fromkeys(source.results.axis.units for source in sources))}; checkpoint: "
+            f"{PROTOCOLS[sources[0].results.selection].description}."
         ),
         id="overview",
     )
+
+
+def _gain(source: Source) -> Html:
+    """Return the gain of the main objective, and its name."""
+    try:
+        objective = source.main_objective
+    except MissingSource:
+        return Html("–")
+    line = next(line for line in source.results.lines if line.objective == objective)
+    if line.gain is None:
+        return Html("–")
+    return join([summary.value_text(line.gain, "+.1f"), tag("small", objective)])
 
 
 def _names(sources: Sequence[Source]) -> list[str]:

@@ -19,9 +19,9 @@ from xtransfer.evaluation.results import BASELINE, ResultsTable, Row, run_id
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report.page import charts
 from xtransfer.runs.draws import order
+from xtransfer.runs.selection import PROTOCOLS, weights_name
 from xtransfer.runs.workdir import TEACHER, RunId, TaskRecord, Workdir
-
-BINS = 10  # bins of a reliability diagram
+from xtransfer.runtime import checksums
 
 Interval = tuple[float, float]
 
@@ -54,11 +54,13 @@ class Tally:
     Attributes:
       confusion: the number of examples of gold class i that were predicted as class j, int64 [K, K].
       bins: the occupied bins of equal width, by confidence.
+      error: the expected calibration error of a run, mean over runs; from 0 to 1.
       runs: the number of runs.
     """
 
     confusion: np.ndarray
     bins: tuple[calibration.Bin, ...]
+    error: float
     runs: int
 
 
@@ -111,7 +113,13 @@ class Source:
 
     @property
     def main_objective(self) -> str:
-        """The objective that the headline is about: the first with a monolingual teacher, or else the last one."""
+        """The objective that the headline is about: the first with a monolingual teacher, or else the last one.
+
+        Raises:
+          MissingSource: there are no students yet.
+        """
+        if not self.students:
+            raise MissingSource("There are no results of students yet.")
         monolingual = (
             name for name in self.students if name in OBJECTIVES and OBJECTIVES[name].teacher == "monolingual"
         )
@@ -119,15 +127,16 @@ class Source:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The source language, then the target languages."""
-        return (self.results.source_language, *self.results.target_languages)
+        """The source language, then the target languages that have results."""
+        targets = (language for language in self.results.target_languages if language in self.results.counts)
+        return (self.results.source_language, *targets)
 
     def shown_languages(self, limit: int) -> tuple[str, ...]:
         """Return the source language and target languages from the hardest to the easiest, `limit` in all.
 
         If there are more, they are evenly spaced by the mean accuracy of the objectives.
         """
-        targets = sorted(self.results.target_languages, key=self._mean_of_students)
+        targets = sorted(self.languages[1:], key=self._mean_of_students)
         count = min(limit - 1, len(targets))
         positions = np.linspace(0, len(targets) - 1, count).round().astype(int)
         return (self.results.source_language, *(targets[position] for position in positions))
@@ -136,15 +145,21 @@ class Source:
         lines = [line for line in self.results.lines if line.objective != TEACHER]
         return sum(line.languages[language].mean for line in lines) / len(lines)
 
-    def steps(self, objective: str) -> dict[RunId, int]:
-        """Return the evaluated step of each run of an objective, in the order of draws and seeds."""
+    def steps(self, objective: str) -> dict[RunId, dict[str, int]]:
+        """Return the evaluated step of each run in each language, in the order of draws and seeds."""
         chosen = (objective, self.results.split, self.results.selection)
-        steps = {
-            run_id(row): row["step"]
-            for row in self.rows
-            if (row["objective"], row["split"], row["selection"]) == chosen
-        }
+        steps: dict[RunId, dict[str, int]] = {}
+        for row in self.rows:
+            if (row["objective"], row["split"], row["selection"]) == chosen:
+                steps.setdefault(run_id(row), {})[row["language"]] = row["step"]
         return {run: steps[run] for run in sorted(steps, key=lambda run: (order(run.draw), run.seed))}
+
+    def mean(self, metric: str, objective: str, language: str) -> float | None:
+        """Return the mean of a recorded metric over the runs of an objective; None if it is not recorded."""
+        chosen = (metric, objective, language, self.results.split, self.results.selection)
+        keys = ("metric", "objective", "language", "split", "selection")
+        values = [row["value"] for row in self.rows if tuple(row[key] for key in keys) == chosen]
+        return float(np.mean(values)) if values else None
 
     def run_directory(self, objective: str, run: RunId) -> Path:
         """Return the directory of a run."""
@@ -153,8 +168,11 @@ class Source:
 
     def predictions(self, objective: str, run: RunId, language: str) -> Predictions:
         """Read the predictions of one run in one language; MissingSource if there are none."""
-        directory = self.run_directory(objective, run)
-        path = self.workdir.predictions(directory, self.steps(objective)[run], self.results.split, language)
+        step = self.steps(objective)[run].get(language)
+        if step is None:
+            raise MissingSource(f"{objective} {run} has no results in {language}.")
+        weights = weights_name(step, PROTOCOLS[self.results.selection].item)
+        path = self.workdir.predictions(self.run_directory(objective, run), weights, self.results.split, language)
         return read_predictions(path, self.task.labels)
 
     @functools.cached_property
@@ -173,7 +191,9 @@ class Source:
         gold = np.concatenate([part.gold for part in parts])
         guesses = np.concatenate([part.guesses for part in parts])
         confusion = confusion_matrix(guesses, gold, len(self.task.labels))
-        return Tally(confusion, tuple(calibration.equal_width_bins(logits, gold, BINS)), len(parts))
+        errors = [calibration.expected_error(calibration.equal_width_bins(part.logits, part.gold)) for part in parts]
+        bins = tuple(calibration.equal_width_bins(logits, gold))
+        return Tally(confusion, bins, float(np.mean(errors)), len(parts))
 
     @functools.cached_property
     def comparisons(self) -> dict[str, Comparison]:
@@ -206,8 +226,11 @@ def read_predictions(path: Path, labels: tuple[str, ...]) -> Predictions:
 
     Raises:
       MissingSource: there is no such file.
-      UserError: it is malformed; the message names the line.
+      UserError: it is damaged or malformed; the message names the line.
     """
+    damage = checksums.fault_of(path) if path.exists() else None
+    if damage is not None:
+        raise DataError(f"{path} is damaged: {damage}: evaluate this run again")
     position = {label: index for index, label in enumerate(labels)}
     try:
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n")

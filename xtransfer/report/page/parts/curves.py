@@ -6,8 +6,10 @@ from xtransfer.report.page import charts
 from xtransfer.report.page.charts import Line
 from xtransfer.report.page.markup import Html, join, note, tag
 from xtransfer.report.page.sources import MissingSource, Source
+from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import RunId
 from xtransfer.train import loop
+from xtransfer.train.checkpoints import PARAMS
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -35,11 +37,21 @@ def build(source: Source) -> Html:
             lambda lines: charts.axis([0, *(y for line in lines for _, y in line.points)], "loss", ticks=3),
         ),
         note(
-            "A line for each run, and a point for each checkpoint. The large point is the checkpoint that the results "
-            "use. Losses of different objectives measure different things, so each chart has its own scale."
+            f"A line for each run, and a point for each checkpoint. {_used(source)} Losses of different objectives "
+            "measure different things, so each chart has its own scale."
         ),
     ]
     return join(pieces)
+
+
+def _used(source: Source) -> str:
+    """Say which checkpoints the results use."""
+    protocol = PROTOCOLS[source.results.selection]
+    if protocol.item != PARAMS:
+        return f"The results use none of them alone: {protocol.description}."
+    if protocol.per_language:
+        return "The large points are the checkpoints that the results of one or more languages use."
+    return "The large point is the checkpoint that the results use."
 
 
 def _runs(source: Source, objective: str) -> dict[RunId, Rows]:
@@ -49,11 +61,13 @@ def _runs(source: Source, objective: str) -> dict[RunId, Rows]:
 
 def _lines(source: Source, objective: str, by_run: Mapping[RunId, Rows], key: str, scale: float) -> list[Line]:
     steps = source.steps(objective)
+    is_point = PROTOCOLS[source.results.selection].item == PARAMS  # not an average of several
     lines = []
     for run, rows in by_run.items():
         points = tuple((float(row["step"]), row[key] * scale) for row in rows if key in row)
         if points:
-            lines.append(Line(points, source.kinds[objective], f"{objective} {run}", steps[run]))
+            marked = frozenset(steps[run].values()) if is_point else frozenset[float]()
+            lines.append(Line(points, source.kinds[objective], f"{objective} {run}", marked))
     return lines
 
 

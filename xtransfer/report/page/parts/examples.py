@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from xtransfer.data.corpora import downloads
-from xtransfer.data.registry import load_task
-from xtransfer.data.task import Example, Task
+from xtransfer.data.registry import load_task, shares_items
+from xtransfer.data.task import Example, Task, item_of
 from xtransfer.errors import UserError
 from xtransfer.evaluation.calibration import probabilities
 from xtransfer.evaluation.results import BASELINE
@@ -21,84 +21,106 @@ _CHARACTERS = 400  # of a text
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of two classifiers that are compared, and the language of the texts that it read."""
+
+    objective: str
+    language: str
+
+
+@dataclass(frozen=True)
 class Disagreement:
     """An example to which two classifiers give different classes.
 
     Attributes:
-      index: its position in its split.
-      id: its id.
+      positions: where it is in the split that each classifier read.
+      ids: its two ids.
       gold: the class of its label.
       guesses: the two classes.
       confidences: the probabilities of the two classes.
     """
 
-    index: int
-    id: str
+    positions: tuple[int, int]
+    ids: tuple[str, str]
     gold: int
     guesses: tuple[int, int]
     confidences: tuple[float, float]
 
 
 def build(source: Source) -> Html:
-    """Return examples by language: teacher against student in the source language, else objective against baseline."""
+    """Return examples by language on which teacher and student disagree, or else a student and the baseline.
+
+    The teacher knows the source language alone. In a target language, it is shown what it says of the original, if the
+    texts are translations.
+    """
     shown = source.shown_languages(_LANGUAGES)
     pairs = {language: pair for language in shown if (pair := _pair(source, language)) is not None}
     if not pairs:
         raise MissingSource("There are no two classifiers to compare: they need the teacher, or two objectives.")
     task = _task(source)
     blocks = []
-    for language, (first, second) in pairs.items():
-        found = disagreements(_predictions(source, first, language), _predictions(source, second, language))
-        texts = _texts(task, source, language, found[:_EXAMPLES])
-        blocks.append(_block(source, language, (first, second), len(found), list(zip(found, texts, strict=False))))
+    for sides in pairs.values():
+        first, second = (_predictions(source, side) for side in sides)
+        found, total = disagreements(first, second)
+        texts = [_texts(task, source, side.language, found[:_EXAMPLES], i) for i, side in enumerate(sides)]
+        items = list(zip(found, *texts, strict=False))
+        blocks.append(_block(source, sides, (len(found), total), items))
     run = next(iter(source.steps(source.main_objective)))
-    students = f"Students of {run}."
-    omitted = (
-        f" {len(shown) - 1} of {len(source.results.target_languages)} target languages are shown."
-        if len(shown) < len(source.languages)
-        else ""
-    )
-    return join(
-        [
-            note(
-                f"Up to {_EXAMPLES} examples per language on which two classifiers disagree. Each list starts with "
-                f"those on which both are most certain. {students}{omitted}"
-            ),
-            *blocks,
-        ]
-    )
-
-
-def disagreements(first: Predictions, second: Predictions) -> list[Disagreement]:
-    """Return the examples with different predictions, by the smaller of the two confidences, largest first."""
-    if first.ids != second.ids:
-        raise MissingSource("The classifiers were scored on different examples.")
-    sure = [probabilities(side.logits).max(axis=1) for side in (first, second)]
-    different = np.flatnonzero(first.guesses != second.guesses)
-    order = different[np.argsort(-np.minimum(*sure)[different], kind="stable")]
-    return [
-        Disagreement(
-            index=int(index),
-            id=first.ids[index],
-            gold=int(first.gold[index]),
-            guesses=(int(first.guesses[index]), int(second.guesses[index])),
-            confidences=(float(sure[0][index]), float(sure[1][index])),
-        )
-        for index in order
+    texts_of_note = [
+        f"Up to {_EXAMPLES} examples per language on which two classifiers disagree. Each list starts with those on "
+        f"which both are most certain. Students of {run}."
     ]
+    if any(sides[0].language != sides[1].language for sides in pairs.values()):
+        texts_of_note.append(f"The teacher read the originals, in {source.results.source_language}.")
+    elif TEACHER in source.kinds:
+        texts_of_note.append(
+            f"The teacher knows {source.results.source_language} only, so elsewhere {BASELINE} is shown."
+        )
+    if len(shown) < len(source.languages):
+        texts_of_note.append(f"{len(shown) - 1} of {len(source.results.target_languages)} target languages are shown.")
+    return join([note(" ".join(texts_of_note)), *blocks])
 
 
-def _pair(source: Source, language: str) -> tuple[str, str] | None:
-    """Return the names of the two classifiers to compare in a language, or None."""
-    if language == source.results.source_language and TEACHER in source.kinds:
-        return TEACHER, source.main_objective
+def disagreements(first: Predictions, second: Predictions) -> tuple[list[Disagreement], int]:
+    """Return the common items with different predictions, and the number of common items.
+
+    The order is by the smaller of the two confidences, largest first.
+    """
+    items = [item_of(id_) for id_ in second.ids]
+    place = {item_of(id_): index for index, id_ in enumerate(first.ids)}
+    common = [(place[item], index) for index, item in enumerate(items) if item in place]
+    if not common:
+        raise MissingSource("The classifiers were scored on different examples.")
+    left, right = np.array(common).T
+    sure = [probabilities(side.logits).max(axis=1)[at] for side, at in ((first, left), (second, right))]
+    different = np.flatnonzero(first.guesses[left] != second.guesses[right])
+    order = different[np.argsort(-np.minimum(*sure)[different], kind="stable")]
+    found = [
+        Disagreement(
+            positions=(int(left[i]), int(right[i])),
+            ids=(first.ids[left[i]], second.ids[right[i]]),
+            gold=int(second.gold[right[i]]),
+            guesses=(int(first.guesses[left[i]]), int(second.guesses[right[i]])),
+            confidences=(float(sure[0][i]), float(sure[1][i])),
+        )
+        for i in order
+    ]
+    return found, len(common)
+
+
+def _pair(source: Source, language: str) -> tuple[Side, Side] | None:
+    """Return the two classifiers to compare in a language, or None."""
+    student = Side(source.main_objective, language)
+    original = source.results.source_language
+    if TEACHER in source.kinds and (language == original or shares_items(source.config.task)):
+        return Side(TEACHER, original), student
     if BASELINE in source.students and source.main_objective != BASELINE:
-        return BASELINE, source.main_objective
+        return Side(BASELINE, language), student
     return None
 
 
-def _predictions(source: Source, objective: str, language: str) -> Predictions:
-    return source.predictions(objective, next(iter(source.steps(objective))), language)
+def _predictions(source: Source, side: Side) -> Predictions:
+    return source.predictions(side.objective, next(iter(source.steps(side.objective))), side.language)
 
 
 def _task(source: Source) -> Task:
@@ -109,58 +131,62 @@ def _task(source: Source) -> Task:
         raise MissingSource(f"The task's data cannot be read: {error}.") from error
 
 
-def _texts(task: Task, source: Source, language: str, found: Sequence[Disagreement]) -> list[Example]:
-    """Return the examples, in their order; MissingSource if the data are not the ones that were evaluated."""
+def _texts(task: Task, source: Source, language: str, found: Sequence[Disagreement], side: int) -> list[Example]:
+    """Return the examples of a side; MissingSource if the data are not the ones that were evaluated."""
     try:
         with downloads.refused():
             examples = task.load(source.results.split, language)
     except UserError as error:
         raise MissingSource(f"The task's data cannot be read: {error}.") from error
     for item in found:
-        if item.index >= len(examples) or (examples[item.index].id, examples[item.index].label) != (item.id, item.gold):
-            raise MissingSource(f"The task's data have changed since the evaluation: {item.id} is another example.")
-    return [examples[item.index] for item in found]
+        at, name = item.positions[side], item.ids[side]
+        if at >= len(examples) or (examples[at].id, examples[at].label) != (name, item.gold):
+            raise MissingSource(f"The task's data have changed since the evaluation: {name} is another example.")
+    return [examples[item.positions[side]] for item in found]
 
 
 def _block(
     source: Source,
-    language: str,
-    names: tuple[str, str],
-    total: int,
-    items: Sequence[tuple[Disagreement, Example]],
+    sides: tuple[Side, Side],
+    counts: tuple[int, int],
+    items: Sequence[tuple[Disagreement, Example, Example]],
 ) -> Html:
-    count = source.results.counts[language]
+    first, second = sides
     title = tag(
         "summary",
-        text_in(language, language, "strong"),
-        f" {names[0]} and {names[1]} disagree on {total:,} of {count:,} examples",
+        text_in(second.language, second.language, "strong"),
+        f" {first.objective} and {second.objective} disagree on {counts[0]:,} of {counts[1]:,} examples",
     )
-    is_open = language in source.languages[:2]
-    return tag("details", title, tag("div", *_items(source, language, names, items), class_="examples"), open=is_open)
+    is_open = second.language in source.languages[:2]
+    return tag("details", title, tag("div", *_items(source, sides, items), class_="examples"), open=is_open)
 
 
 def _items(
-    source: Source, language: str, names: tuple[str, str], items: Sequence[tuple[Disagreement, Example]]
+    source: Source, sides: tuple[Side, Side], items: Sequence[tuple[Disagreement, Example, Example]]
 ) -> Iterator[Html]:
     labels = source.task.labels
-    for item, example in items:
-        texts: list[Child] = [
-            text_in(language, _shortened(text), "p") for text in (example.text, example.text_pair) if text
-        ]
+    for item, original, example in items:
+        texts = list(_paragraphs(example, sides[1].language))
+        if sides[0].language != sides[1].language:
+            texts.append(tag("div", *_paragraphs(original, sides[0].language), class_="original"))
         verdicts: list[Child] = [tag("span", "label ", tag("b", name_of(labels[item.gold])))]
-        for name, guess, confidence in zip(names, item.guesses, item.confidences, strict=True):
+        for side, guess, confidence in zip(sides, item.guesses, item.confidences, strict=True):
             is_right = guess == item.gold
             verdicts.append(
                 tag(
                     "span",
                     "✓ " if is_right else "✗ ",
-                    f"{name} ",
+                    f"{side.objective} ",
                     tag("b", name_of(labels[guess])),
                     f" {confidence:.0%}",
                     class_="right" if is_right else "wrong",
                 )
             )
         yield tag("article", tag("div", *texts), tag("p", *verdicts, class_="verdicts"))
+
+
+def _paragraphs(example: Example, language: str) -> Iterator[Html]:
+    return (text_in(language, _shortened(text), "p") for text in (example.text, example.text_pair) if text)
 
 
 def _shortened(text: str) -> str:

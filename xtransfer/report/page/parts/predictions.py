@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from xtransfer.evaluation.calibration import expected_error
+from xtransfer.evaluation.calibration import BINS
 from xtransfer.report.page import charts
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag, text_in
-from xtransfer.report.page.sources import BINS, Source, Tally
+from xtransfer.report.page.sources import Source, Tally
 from xtransfer.runs.workdir import TEACHER
 
 _LANGUAGES = 6  # shown with small multiples
@@ -26,7 +26,7 @@ def build_calibration(source: Source) -> Html:
                 tally = tallies[objective, language]
                 figures.append(
                     charts.panel(
-                        join([charts.named(kind, objective), tag("small", f"ECE {_error(tally):.1f}")]),
+                        join([charts.named(kind, objective), tag("small", f"ECE {tally.error * 100:.1f}")]),
                         charts.reliability(tally.bins, kind, f"calibration of {objective} in {language}"),
                     )
                 )
@@ -40,17 +40,13 @@ def build_calibration(source: Source) -> Html:
     )
     header: list[Child] = ["calibration error", *(charts.named(kind, name) for name, kind in source.kinds.items())]
     rows: list[list[Child]] = [
-        [
-            name_of(language),
-            *(
-                f"{_error(tallies[objective, language]):.1f}" if (objective, language) in tallies else "–"
-                for objective in source.kinds
-            ),
-        ]
+        [name_of(language), *(_errors(source, objective, language) for objective in source.kinds)]
         for language in source.languages
     ]
-    pieces += [table(header, rows), note(f"Expected calibration error in points, over {BINS} bins.")]
-    return join(pieces)
+    texts = [f"Expected calibration error (ECE) in points, over {BINS} bins: mean over runs."]
+    if any(source.mean("ece_calibrated", *key) is not None for key in tallies):
+        texts.append("Small: with the logits divided by the temperature fitted on the source language's dev split.")
+    return join([*pieces, table(header, rows), note(" ".join(texts))])
 
 
 def build_confusions(source: Source) -> Html:
@@ -81,6 +77,8 @@ def build_classes(source: Source) -> Html:
         (f"{source.results.source_language}, the source language", source.languages[:1]),
         ("Average of the target languages", source.languages[1:]),
     ):
+        if not languages:
+            continue
         objectives = [name for name in source.kinds if (name, languages[0]) in source.tallies]
         header: list[Child] = ["class", "examples"]
         header += [
@@ -124,20 +122,25 @@ def _support(tally: Tally) -> np.ndarray:
     return tally.confusion.sum(axis=1) // tally.runs
 
 
-def _error(tally: Tally) -> float:
-    return expected_error(tally.bins) * 100
+def _errors(source: Source, objective: str, language: str) -> Child:
+    """Return the calibration error in points, and under it the error after calibration, if it is recorded."""
+    if (objective, language) not in source.tallies:
+        return "–"
+    calibrated = source.mean("ece_calibrated", objective, language)
+    before = f"{source.tallies[objective, language].error * 100:.1f}"
+    return before if calibrated is None else join([before, tag("small", f"{calibrated * 100:.1f}")])
 
 
 def _few(source: Source) -> str:
     """Say which languages are shown, if not all."""
     shown = len(source.shown_languages(_LANGUAGES)) - 1
-    total = len(source.results.target_languages)
+    total = len(source.languages) - 1
     return f"{shown} of {total} target languages are shown, from the hardest to the easiest." if shown < total else ""
 
 
 def _matrix(tally: Tally, labels: tuple[str, ...]) -> Html:
     shares = tally.confusion / np.maximum(tally.confusion.sum(axis=1, keepdims=True), 1)
-    head = tag("tr", tag("td"), *(tag("th", tag("span", name_of(label, "bdi")), scope="col") for label in labels))
+    head = tag("tr", tag("td"), *(tag("th", name_of(label, "bdi"), scope="col", title=label) for label in labels))
     rows = []
     for index, label in enumerate(labels):
         cells = [
@@ -150,8 +153,10 @@ def _matrix(tally: Tally, labels: tuple[str, ...]) -> Html:
             )
             for column, share in enumerate(shares[index])
         ]
-        rows.append(tag("tr", tag("th", name_of(label, "bdi"), scope="row"), *cells))
-    return tag("table", head, *rows, class_="confusion")
+        rows.append(tag("tr", tag("th", name_of(label, "bdi"), scope="row", title=label), *cells))
+    # With few classes, there is space for their names above the columns; with more, they stand upright.
+    upright = " upright" if len(labels) > _FEW_CLASSES else ""
+    return tag("table", head, *rows, class_=f"confusion{upright}")
 
 
 def _frequent(tally: Tally, labels: tuple[str, ...]) -> Html:

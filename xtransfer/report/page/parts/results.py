@@ -81,8 +81,7 @@ def _chart(source: Source, comparisons: dict[str, Comparison]) -> Html:
     metric = source.results.metric
     scale = charts.axis(values, f"{metric} (%)", ticks=5)
     has_intervals = any(dot.interval for _, row in dots for dot in row)
-    units = source.results.axis.units
-    explanation = f"Lines are 95 % intervals over test items and {units}." if has_intervals else ""
+    explanation = f"Lines are 95 % intervals over {_population(source)}." if has_intervals else ""
     return join(
         [
             charts.legend(source.kinds),
@@ -137,16 +136,23 @@ def _accuracy_table(source: Source, comparisons: dict[str, Comparison]) -> Html:
                 )
             )
         rows.append(row)
-    units = results.axis.units
-    texts = [f"Mean ± standard deviation over {units}, in %."]
+    is_repeated = _is_repeated(source)
+    texts = [f"Mean ± standard deviation over {results.axis.units}, in %." if is_repeated else "In %."]
     if comparisons:
-        texts.append(
-            f"Small: 95 % interval over test items and {units} ({RESAMPLES:,} resamples); for the teacher over items "
-            "alone (Wilson)."
-        )
+        teacher = "; for the teacher over items alone (Wilson)" if is_repeated else "; for the teacher Wilson's"
+        texts.append(f"Small: 95 % interval over {_population(source)} ({RESAMPLES:,} resamples){teacher}.")
     if any_at_chance:
         texts.append("† In at least one run, no better than always answering the majority class.")
     return join([table(header, rows, class_="results"), note(" ".join(texts))])
+
+
+def _population(source: Source) -> str:
+    """Return what the intervals of the students go over."""
+    return f"test items and {source.results.axis.units}" if _is_repeated(source) else "test items"
+
+
+def _is_repeated(source: Source) -> bool:
+    return any(len(source.steps(name)) > 1 for name in source.students)
 
 
 def _is_poor(source: Source, line: ObjectiveResults, language: str) -> bool:
