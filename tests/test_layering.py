@@ -17,6 +17,7 @@ PACKAGE = ROOT / "xtransfer"
 
 # Lowest first. A module imports from the layers below its own, and from its own package.
 LAYERS = (
+    ("startup",),
     ("errors",),
     ("config", "storage"),
     ("runtime",),
@@ -45,9 +46,10 @@ TOP_LEVEL = {
     "tests",
     "xtransfer",
 }
-RANK = {name: rank for rank, layer in enumerate((*LAYERS, COMMANDS)) for name in layer}
-# The package's version and its list of commands, which import no other module of the package.
-UNLAYERED = ("__init__", "__main__")
+# The package itself is between startup, the lowest layer, and the errors. Its list of commands is a command.
+PACKAGE_RANK = 0.5
+RANK = {name: rank for rank, layer in enumerate((*LAYERS, (*COMMANDS, "__main__"))) for name in layer}
+UNLAYERED = ("__init__",)
 
 # Weights are read and the models are written here, so nothing may unpickle or import another framework.
 BANNED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
@@ -100,7 +102,7 @@ def layer_faults(tree: ast.Module, module: str) -> Iterator[str]:
     if package and package not in RANK:
         yield f"{module}: not listed; add it to LAYERS or COMMANDS in tests/test_layering.py"
         return
-    rank = RANK.get(package, -1)
+    rank = RANK.get(package, PACKAGE_RANK)
     for name, line in imports(tree, module):
         imported = top_name(name)
         if name.split(".")[0] != "xtransfer" or not imported or imported == package:

@@ -227,3 +227,24 @@ def test_a_locked_directory_removes_the_leftovers_of_killed_processes(tmp_path):
 def test_sha256_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert storage.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from xtransfer import storage
+for number in range(150):
+    storage.write_atomically(Path(sys.argv[1]), sys.argv[2] * 140_000)
+"""
+
+
+def test_two_processes_that_write_one_file_wait_for_each_other(tmp_path):
+    path = tmp_path / "results.md"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, letter]) for letter in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(path.read_text())
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert seen <= {"a" * 140_000, "b" * 140_000}
+    assert os.listdir(tmp_path) == ["results.md"]

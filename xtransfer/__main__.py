@@ -5,8 +5,12 @@ docstring is what is listed. This list needs no entry for a new command; the tes
 CONTRIBUTING.md).
 """
 
+import argparse
 import ast
 from pathlib import Path
+
+from xtransfer.errors import ConfigError, nearest
+from xtransfer.runtime import terminal
 
 
 def commands() -> dict[str, str]:
@@ -24,9 +28,14 @@ def _runs(tree: ast.Module) -> bool:
     return isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Print the commands, a line each."""
-    summaries = commands()
+    parser = terminal.parser("COMMAND", __doc__)
+    parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
+    name, summaries = parser.parse_args(argv).name, commands()
+    if name is not None:
+        hint = nearest(name, summaries) or "; python -m xtransfer lists the commands"
+        raise ConfigError(f"{name!r} is not a command by itself{hint}: commands are python -m xtransfer.COMMAND")
     width = max(map(len, summaries))
     print("usage: python -m xtransfer.COMMAND --help\n")
     for name, summary in summaries.items():
@@ -34,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

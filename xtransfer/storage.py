@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from xtransfer.errors import BusyError, CheckpointError, MachineError, UserError
+from xtransfer.errors import BusyError, CheckpointError, MachineError
 
 LARGEST_FILE = 256 << 20  # bytes of a JSON object or a vocabulary; those of the hub have up to 35 MB
 _LFS_POINTER = b"version https://git-lfs"
@@ -31,7 +31,8 @@ class AtomicFile:
       path: the target. Its directory is created. A symbolic link stays, and its target is replaced.
       exclusive: refuse to write while another process writes the same file.
       unique: give each process a hidden file of its own, so that several may write, and the last one wins. Otherwise
-        the hidden file has a fixed name, and one that a killed process left is overwritten.
+        the hidden file has a fixed name: one that a killed process left is overwritten, and a second writer waits for
+        the first.
 
     Raises:
       UserError: from every method, naming the path, when the file system refuses.
@@ -44,18 +45,22 @@ class AtomicFile:
         self.temporary = self._target.with_name(f".{self._target.name}{suffix}.tmp")
         with self._naming_the_path():
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            # Never follow a link that somebody put there, and never wait for a pipe's reader.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            # Unbuffered, so that closing it after a failed write does not fail once more.
-            self._file = os.fdopen(os.open(self.temporary, flags, 0o666), "ab", buffering=0)
-        try:
-            with self._naming_the_path():
-                if exclusive and not self._lock():
-                    raise BusyError(f"{path}: another process is writing it; wait, or choose another name")
-                self._file.truncate(0)
-        except UserError:
-            self._file.close()
-            raise
+            while True:
+                # Never follow a link that somebody put there, and never wait for a pipe's reader.
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+                # Unbuffered, so that closing it after a failed write does not fail once more.
+                self._file = os.fdopen(os.open(self.temporary, flags, 0o666), "ab", buffering=0)
+                try:
+                    is_mine = unique or self._lock(wait=not exclusive)
+                    if exclusive and not is_mine:
+                        raise BusyError(f"{path}: another process is writing it; wait, or choose another name")
+                    if is_mine:
+                        self._file.truncate(0)
+                        return
+                except BaseException:
+                    self._file.close()
+                    raise
+                self._file.close()
 
     def __enter__(self) -> "AtomicFile":
         return self
@@ -91,11 +96,18 @@ class AtomicFile:
                 self.temporary.unlink()
         self._file.close()
 
-    def _lock(self) -> bool:
+    def _lock(self, *, wait: bool) -> bool:
+        """Lock the hidden file; return False if it has another owner, or if the last one renamed or removed it."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return self._is_in_place()  # False if the last owner removed the file before we locked it
-        except (BlockingIOError, FileNotFoundError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError:  # no locks on this file system
+            if not wait:
+                raise
+        try:
+            return self._is_in_place()
+        except FileNotFoundError:
             return False
 
     def _is_in_place(self) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.helpers import reported
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.errors import UserError
 from xtransfer.evaluation.results import aggregate
@@ -399,3 +401,13 @@ def test_a_picture_or_table_that_fails_costs_a_warning(tmp_path, monkeypatch, ca
     output = " ".join(capsys.readouterr().out.split())
     assert "results.png cannot be drawn (two lines);" in output and "the table cannot be printed (two lines);" in output
     assert sorted(path.name for path in (root / "report").iterdir()) == ["report.html", "results.md"]
+
+
+def test_a_home_directory_that_cannot_be_written_costs_no_word(tmp_path):
+    workdir = reported.workdir(tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    command = [sys.executable, "-m", "xtransfer.report", "--workdir", workdir.root]
+    result = subprocess.run(
+        command, env=environment | {"HOME": "/proc/1/none"}, capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stderr) == (0, ""), result

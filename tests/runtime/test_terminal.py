@@ -208,24 +208,6 @@ def test_warnings_of_the_package_have_no_python_prefix(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("JAX_NUMPY_DTYPE_PROMOTION", "strict"), ("JAX_ENABLE_X64", True), ("JAX_DEBUG_NANS", True)]
-)
-def test_variables_that_change_the_numbers_are_ignored_and_named(monkeypatch, capsys, name, value):
-    import jax
-    import jax.numpy as jnp
-
-    monkeypatch.setenv(name, str(value))
-    jax.config.update(name.lower(), value)  # as JAX does on import
-    try:
-        terminal.run(lambda argv: print(jnp.ones(2, jnp.int32) * jnp.ones(2), jnp.log(-1.0 * jnp.ones(1)).dtype))
-    finally:
-        jax.config.update(name.lower(), terminal._SEMANTICS[name.lower()])
-    assert (
-        capsys.readouterr().out == f"warning: {name} is ignored, because it would change the results\n[1. 1.] float32\n"
-    )
-
-
-@pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("", "the path is empty"),

@@ -1,6 +1,7 @@
 """The bar chart of a results table."""
 
 import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ def plot(results: ResultsTable, task: TaskRecord) -> bytes:
 
     Of very many target languages, only the average is drawn.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if the home directory cannot be written
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a name with two dollar signs is no formula

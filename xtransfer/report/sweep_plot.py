@@ -1,6 +1,7 @@
 """The chart of a sweep: a panel for each value of its further keys, with a line for each objective."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ def plot(panels: Sequence[Panel], title: str, note: str) -> bytes:
       title: the heading of the chart.
       note: what the error bars are, or "".
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if the home directory cannot be written
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a name with two dollar signs is no formula

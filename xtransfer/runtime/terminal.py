@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from xtransfer import startup
 from xtransfer.errors import Exit, MachineError, UserError, is_disk_full, one_line, refuse_url
 from xtransfer.runtime import preemption, processes
 from xtransfer.runtime.cluster import Flags
@@ -85,7 +86,7 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         with _one_line_warnings(), _lasting_output():
-            _ignore_other_semantics()
+            _name_ignored_variables()
             _run(main, interrupted)
     finally:
         _interrupted.set()  # while Python shuts down, Ctrl-C ends it at once
@@ -217,28 +218,9 @@ def _one_line_warnings() -> Iterator[None]:
         logger.propagate = True
 
 
-# Settings of JAX that the environment may change, with which the same run would fail or give other numbers.
-_SEMANTICS = {
-    "jax_debug_infs": False,
-    "jax_debug_nans": False,
-    "jax_default_prng_impl": "threefry2x32",
-    "jax_enable_x64": False,
-    "jax_numpy_dtype_promotion": "standard",
-    "jax_numpy_rank_promotion": "allow",
-    "jax_threefry_partitionable": True,
-}
-
-
-def _ignore_other_semantics() -> None:
-    """Undo the environment variables that would change the results, and name them."""
-    for name, value in _SEMANTICS.items():
-        if name.upper() not in os.environ:
-            continue
-        import jax  # takes a second, and few users set these variables
-
-        if getattr(jax.config, name) != value:
-            jax.config.update(name, value)
-            log(f"warning: {name.upper()} is ignored, because it would change the results")
+def _name_ignored_variables() -> None:
+    for name in startup.removed_variables():
+        log(f"warning: {name} is ignored, because it would change the results")
 
 
 def path_argument(text: str) -> Path:
