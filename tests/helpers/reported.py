@@ -84,6 +84,12 @@ def workdir(
     return result
 
 
+def read_predictions(result: Workdir, step: int) -> list[dict]:
+    """Return the lines of the teacher's predictions."""
+    path = result.predictions(result.teacher, step, "test", "en")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _write_data(directory: Path, language: str, labels: list[str]) -> None:
     for split in ("train", "dev", "test") if language == "en" else ("test",):
         lines = [f"{i}\t{TEXTS.get(language, 'our team won')} {i}\t{label}" for i, label in enumerate(labels)]

@@ -14,7 +14,8 @@ from rich.console import Console
 from tests.helpers import reported
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.errors import UserError
-from xtransfer.evaluation.results import aggregate
+from xtransfer.evaluation.results import Summary, aggregate
+from xtransfer.evaluation.significance import Difference
 from xtransfer.report import __main__ as report
 from xtransfer.report import plot, summary, workdir_report
 from xtransfer.report import table as table_writer
@@ -152,11 +153,18 @@ def test_many_results_at_chance_stay_one_readable_line():
     ]
 
 
+def difference(by_seed, interval, p):
+    """Return the paired difference on average over target languages."""
+    mean = sum(by_seed) / len(by_seed)
+    values = Summary(dict(enumerate(by_seed)))
+    return Difference(None, 2000, mean, 0, None, None, values, interval, p, None, None)
+
+
 def test_headline_by_hand():
     # Gains 8 and 5: mean 6.5, sd 2.1213. With one degree of freedom t = 12.706, so the half width is 19.06.
     assert summary.headline(table()) == (
         "monox_kd makes no clear difference to zero-shot accuracy: +6.5 points over direct fine-tuning (vanilla), "
-        "95 % interval -12.6 to 25.6 over 2 seeds; one labelled sample and one teacher."
+        "95 % interval -12.6 to 25.6 over 2 seeds; one labelled sample and one teacher; test items are not included."
     )
     # Gains 8, 7 and 9: mean 8, sd 1. With two degrees of freedom t = 4.3027, so the half width is 2.48.
     values = {
@@ -165,23 +173,75 @@ def test_headline_by_hand():
     }
     assert summary.headline(table(*make_rows(values))) == (
         "monox_kd raises zero-shot accuracy by 8.0 points over direct fine-tuning (vanilla): "
-        "95 % interval 5.5 to 10.5 over 3 seeds; one labelled sample and one teacher."
+        "95 % interval 5.5 to 10.5 over 3 seeds; one labelled sample and one teacher; test items are not included."
     )
     # The same as a loss, with another metric, and selected by an oracle.
     swapped = {"vanilla": values["monox_kd"], "monox_kd": values["vanilla"]}
     rows = make_rows(swapped, metric="macro_f1", selection="target_dev")
     assert summary.headline(table(*rows, metric="macro_f1", selection="target_dev")) == (
         "monox_kd lowers oracle macro_f1 by 8.0 points over direct fine-tuning (vanilla): "
-        "95 % interval 5.5 to 10.5 over 3 seeds; one labelled sample and one teacher."
+        "95 % interval 5.5 to 10.5 over 3 seeds; one labelled sample and one teacher; test items are not included."
     )
-    alone = summary.headline(table(*make_rows(ONE_SEED)))
-    assert alone is not None
-    assert alone.endswith("by 8.0 points over direct fine-tuning (vanilla): 1 seed, spread unknown.")
-    same = summary.headline(table(*make_rows({name: {0: (0.7, 0.6, 0.6)} for name in ("vanilla", "monox_kd")})))
-    assert same is not None and "makes no clear difference to zero-shot accuracy: +0.0 points" in same
     assert summary.headline(table(*make_rows({"monox_kd": VALUES["monox_kd"]}))) is None
     rows = make_rows({"vanilla": VALUES["vanilla"], "self_training": VALUES["monox_kd"]})
     assert summary.headline(table(*rows)) is None
+
+
+def test_the_headline_follows_the_paired_interval():
+    """Three seeds may agree on a gain that other test items would not show."""
+    values = {
+        "vanilla": {seed: (0.7, 0.6, 0.6) for seed in range(3)},
+        "monox_kd": {seed: (0.8, 0.625, 0.625) for seed in range(3)},
+    }
+    results = table(*make_rows(values))
+    unclear = {"monox_kd": difference((0.025,) * 3, (-0.017, 0.067), 0.331)}
+    assert summary.headline(results, unclear) == (
+        "monox_kd makes no clear difference to zero-shot accuracy: +2.5 points over direct fine-tuning (vanilla), "
+        "95 % interval -1.7 to 6.7 over test items and 3 seeds; one labelled sample and one teacher; p = 0.331."
+    )
+    clear = {"monox_kd": difference((0.025,) * 3, (0.011, 0.039), 0.0004)}
+    assert summary.headline(results, clear) == (
+        "monox_kd raises zero-shot accuracy by 2.5 points over direct fine-tuning (vanilla): "
+        "95 % interval 1.1 to 3.9 over test items and 3 seeds; one labelled sample and one teacher; p < 0.001."
+    )
+    loss = {"monox_kd": difference((-0.025,) * 3, (-0.039, -0.011), 0.0004)}
+    assert summary.headline(results, loss) == (
+        "monox_kd lowers zero-shot accuracy by 2.5 points over direct fine-tuning (vanilla): "
+        "95 % interval 1.1 to 3.9 over test items and 3 seeds; one labelled sample and one teacher; p < 0.001."
+    )
+    assert "95 % interval 1.1 to 3.9 over test items" in summary.markdown(results, TASK, clear)
+
+
+def test_one_run_raises_nothing():
+    results = table(*make_rows(ONE_SEED))
+    assert summary.headline(results) == (
+        "monox_kd has 8.0 points more zero-shot accuracy than direct fine-tuning (vanilla) in one run; other seeds and "
+        "test items are not included."
+    )
+    paired = {"monox_kd": difference((0.08,), (0.05, 0.11), 0.0002)}
+    assert summary.headline(results, paired) == (
+        "monox_kd has 8.0 points more zero-shot accuracy than direct fine-tuning (vanilla) in one run: 95 % interval "
+        "5.0 to 11.0 over test items; other seeds are not included."
+    )
+    paired = {"monox_kd": difference((-0.02,), (-0.05, 0.01), 0.2)}
+    assert summary.headline(results, paired) == (
+        "monox_kd has 2.0 points less zero-shot accuracy than direct fine-tuning (vanilla) in one run: 95 % interval "
+        "-1.0 to 5.0 over test items; other seeds are not included."
+    )
+
+
+def test_the_direction_of_the_metric_is_named():
+    values = {
+        "vanilla": {seed: (0.1, 0.1, 0.1) for seed in range(3)},
+        "monox_kd": {0: (0.1, 0.18, 0.18), 1: (0.1, 0.17, 0.17), 2: (0.1, 0.19, 0.19)},
+    }
+    results = table(*make_rows(values, metric="ece"), metric="ece")
+    text = summary.headline(results)
+    assert text is not None and text.startswith("monox_kd raises zero-shot ece (lower is better) by 8.0 points over")
+    assert summary.cells(results)[0][-1] == "minus vanilla (lower is better)"
+    assert "Minus vanilla: avg of targets minus the one of vanilla with the same seed, in points; lower is better." in (
+        summary.caption(results, TASK)
+    )
 
 
 def test_the_legend_says_what_the_numbers_are():

@@ -259,6 +259,12 @@ def value_range(name: str) -> tuple[float, float]:
     return (METRICS[kind].low, METRICS[kind].high) if kind in METRICS else (0.0, 1.0)
 
 
+def higher_is_better(name: str) -> bool:
+    """Return the direction of a score; of an unknown one, more is better."""
+    kind = _kind(name)
+    return METRICS[kind].higher_is_better if kind in METRICS else True
+
+
 def check_names(key: str, names: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse metrics that do not exist for a task with these classes; `key` is the config key, for the message."""
     for name in names:

@@ -1,10 +1,12 @@
 """A results table as text: its cells, its headline, its caption, its caveats, and its warnings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from xtransfer.distillation.objectives import OBJECTIVES
-from xtransfer.evaluation.metrics import at_chance
+from xtransfer.evaluation.metrics import at_chance, higher_is_better
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary
+from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TaskRecord
@@ -12,19 +14,24 @@ from xtransfer.runs.workdir import TaskRecord
 _MOST_NAMED = 8  # languages of an objective that a caveat names
 _MARKDOWN_WIDTH = 120  # characters of a Markdown table's row, beyond which languages go into rows
 
+Gains = Mapping[str, Difference]
+"""The difference of each objective from the baseline on average over target languages, from stored predictions."""
 
-def show(results: ResultsTable, console: table_writer.Console, task: TaskRecord) -> None:
+NO_GAINS: Gains = MappingProxyType({})
+
+
+def show(results: ResultsTable, console: table_writer.Console, task: TaskRecord, gains: Gains = NO_GAINS) -> None:
     """Print the table, what its numbers are, one sentence that says what it shows, and one line of caveats."""
     table_writer.show(grid(results, task, width=console.width), console, wrap=False)
-    for text in (legend(results), headline(results), caveats(results, task)):
+    for text in (legend(results), headline(results, gains), caveats(results, task)):
         if text:
             console.print(text, markup=False)
 
 
-def markdown(results: ResultsTable, task: TaskRecord) -> str:
+def markdown(results: ResultsTable, task: TaskRecord, gains: Gains = NO_GAINS) -> str:
     """Return the table, its headline, its caption, and its warnings as a Markdown page."""
     table = table_writer.markdown(grid(results, task, width=_MARKDOWN_WIDTH))
-    sentence = headline(results)
+    sentence = headline(results, gains)
     notes = [*caption(results, task), *(f"**{text}**" for text in warnings(results))]
     return "\n".join(
         [
@@ -56,7 +63,7 @@ def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
     has_gain = any(line.gain for line in results.lines)
     header = ["objective", f"{results.source_language} (source)", *results.target_languages, "avg of targets"]
     if has_gain:
-        header.append(f"gain over {BASELINE}")
+        header.append(gain_title(results))
     lines = []
     for line in results.lines:
         row = [line.objective, *(value_text(line.languages.get(name)) for name in columns(results))]
@@ -67,37 +74,80 @@ def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def headline(results: ResultsTable) -> str | None:
-    """Return one sentence about the gain of the first objective with a monolingual teacher, or None without one."""
+def headline(results: ResultsTable, gains: Gains = NO_GAINS) -> str | None:
+    """Return one sentence about the gain of the first objective with a monolingual teacher, or None without one.
+
+    Args:
+      results: the results.
+      gains: the paired differences from stored predictions, whose intervals go over test items too. Without the
+        objective's own, the interval is over seeds (or draws) alone, and the sentence says so.
+    """
     for line in results.lines:
         objective = OBJECTIVES.get(line.objective)
         if line.gain is not None and objective is not None and objective.teacher == "monolingual":
-            return _gain_sentence(results, line.objective, line.gain)
+            return _gain_sentence(results, line.objective, line.gain, gains.get(line.objective))
     return None
 
 
-def _gain_sentence(results: ResultsTable, objective: str, gain: Summary) -> str:
+def _gain_sentence(results: ResultsTable, objective: str, gain: Summary, paired: Difference | None) -> str:
+    """State a gain, and whether it is clear. One run alone shows no effect of an objective."""
     kind = "zero-shot" if PROTOCOLS[results.selection].zero_shot else "oracle"
-    points = gain.mean * 100
-    if gain.interval is None:
-        unit = "1 seed" if len(results.draws) == 1 else "one draw"
-        spread, is_clear = f"{unit}, spread unknown", abs(points) >= 0.05
-    else:
-        low, high = (bound * 100 for bound in gain.interval)
-        is_clear = low > 0 or high < 0
-        if high < 0:  # a loss is stated without its sign
+    metric = f"{kind} {results.metric}{direction_note(results)}"
+    points = (gain.mean if paired is None else paired.mean) * 100
+    interval = gain.interval if paired is None else paired.interval
+    low, high = (bound * 100 for bound in interval) if interval is not None else (points, points)
+    if len(gain.by_unit) == 1:
+        unit, others = ("run", "seeds") if len(results.draws) == 1 else ("draw", "draws")
+        if points < 0:  # a loss is stated without its sign
             low, high = -high, -low
-        spread = f"95 % interval {low:.1f} to {high:.1f} over {_over(results, gain)}"
+        seeds = " and seeds" if paired is not None and len(paired.by_unit.by_unit) > 1 else ""
+        covers = (
+            f"; other {others} and test items are not included"
+            if paired is None
+            else f": {_interval(low, high)} over test items{seeds}; other {others} are not included"
+        )
+        return (
+            f"{objective} has {abs(points):.1f} points {'more' if points >= 0 else 'less'} {metric} than direct "
+            f"fine-tuning ({BASELINE}) in one {unit}{covers}."
+        )
+    is_clear = low > 0 or high < 0
+    if high < 0:
+        low, high = -high, -low
+    over = (
+        f"over {_over(results, gain)}; test items are not included"
+        if paired is None
+        else f"over test items and {_over(results, gain)}; p {p_text(paired.p)}"
+    )
     if not is_clear:
         return (
-            f"{objective} makes no clear difference to {kind} {results.metric}: {points:+.1f} points over direct "
-            f"fine-tuning ({BASELINE}), {spread}."
+            f"{objective} makes no clear difference to {metric}: {points:+.1f} points over direct "
+            f"fine-tuning ({BASELINE}), {_interval(low, high)} {over}."
         )
     verb = "raises" if points > 0 else "lowers"
     return (
-        f"{objective} {verb} {kind} {results.metric} by {abs(points):.1f} points over direct fine-tuning "
-        f"({BASELINE}): {spread}."
+        f"{objective} {verb} {metric} by {abs(points):.1f} points over direct fine-tuning "
+        f"({BASELINE}): {_interval(low, high)} {over}."
     )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"95 % interval {low:.1f} to {high:.1f}"
+
+
+def p_text(value: float) -> str:
+    """Return a p-value with its sign of comparison, such as "= 0.012"."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def gain_title(results: ResultsTable) -> str:
+    """Return the name of a difference from the baseline, which is no gain if lower values are better."""
+    is_gain = higher_is_better(results.metric)
+    return f"gain over {BASELINE}" if is_gain else f"minus {BASELINE}{direction_note(results)}"
+
+
+def direction_note(results: ResultsTable) -> str:
+    """Return " (lower is better)" for such a metric, and "" for the others."""
+    return "" if higher_is_better(results.metric) else " (lower is better)"
 
 
 def legend(results: ResultsTable) -> str:
@@ -177,7 +227,8 @@ def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
     ]
     if any(line.gain for line in results.lines):
         same = "draw and seed" if len(results.draws) > 1 else "seed"
-        lines.append(f"Gain: avg of targets minus the one of {BASELINE} with the same {same}, in points.")
+        name, better = ("Gain", "") if higher_is_better(results.metric) else (f"Minus {BASELINE}", "; lower is better")
+        lines.append(f"{name}: avg of targets minus the one of {BASELINE} with the same {same}, in points{better}.")
     return lines
 
 
@@ -193,8 +244,8 @@ def _draw_lines(results: ResultsTable) -> list[str]:
         texts.append(f"{names}{count}{_seeds_each(results)} ({', '.join(draws)}), {spread}.")
     texts.append(
         "A draw is a labelled sample, an unlabelled sample, and a teacher trained on the first. A draw's value is the "
-        f"mean over its seeds, so ± covers other {results.axis.units} and other seeds together. All draws are scored "
-        "on the same test text."
+        f"mean over its seeds. All draws use the same seeds, so ± covers other {results.axis.units}, and not other "
+        "seeds. All draws are scored on the same test text."
     )
     return texts
 

@@ -8,6 +8,7 @@ from xtransfer.errors import one_line
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
 from xtransfer.report.page.page import page
+from xtransfer.report.page.parts.results import paired_gains
 from xtransfer.report.page.sources import Source
 from xtransfer.runs import draws
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
@@ -44,9 +45,10 @@ def report(
     )
     source = Source(workdir, config, task, tuple(rows), results)
     directory = workdir.root / "report"
-    written = [*write(results, directory, task), *write_page([source], directory)]
+    gains = _paired_gains(source)
+    written = [*write(results, directory, task, gains), *write_page([source], directory)]
     try:
-        summary.show(results, terminal.console, task)
+        summary.show(results, terminal.console, task, gains)
     except Exception as error:  # whatever a terminal or an odd name does, the results are in the files
         terminal.log(f"warning: the table cannot be printed ({one_line(error)}); {written[0]} has it")
     for path in written:
@@ -54,15 +56,26 @@ def report(
     return source
 
 
+def _paired_gains(source: Source) -> summary.Gains:
+    """Return the paired gains; predictions that cannot be compared cost a warning."""
+    try:
+        return paired_gains(source)
+    except Exception as error:  # as with the picture, the results do not depend on it
+        terminal.log(f"warning: {source.workdir.root}: the predictions cannot be compared ({one_line(error)})")
+        return summary.NO_GAINS
+
+
 def default_split(evaluated: tuple[str, ...]) -> str:
     """Return the split to report by default: test, or the first that was evaluated."""
     return "test" if "test" in evaluated else evaluated[0]
 
 
-def write(results: ResultsTable, directory: Path, task: TaskRecord) -> list[Path]:
+def write(
+    results: ResultsTable, directory: Path, task: TaskRecord, gains: summary.Gains = summary.NO_GAINS
+) -> list[Path]:
     """Write results.md and results.png, and return their paths; a picture that cannot be drawn costs a warning."""
     text, picture = directory / "results.md", directory / "results.png"
-    storage.write_atomically(text, summary.markdown(results, task))
+    storage.write_atomically(text, summary.markdown(results, task, gains))
     try:
         content = plot.plot(results, task)
     except Exception as error:  # a drawing library has many ways to fail, and none of them is worth the results

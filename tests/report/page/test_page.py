@@ -19,7 +19,7 @@ from xtransfer.report.page.page import PARTS, Part, page
 from xtransfer.report.page.parts.costs import duration
 from xtransfer.report.page.parts.examples import disagreements
 from xtransfer.report.page.parts.predictions import class_scores
-from xtransfer.report.page.parts.results import mark
+from xtransfer.report.page.parts.results import interval_of, mark
 from xtransfer.report.page.sources import MissingSource, Predictions, read_predictions
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.workdir import RunId, Workdir
@@ -127,9 +127,10 @@ def test_the_numbers_are_the_results(workdir, source, document):
     }
     gain = (averages["monox_kd"] - averages["vanilla"]) * 100
     assert f"monox_kd raises zero-shot accuracy by {gain:.1f} points" in document.data
-    assert (
-        f"Paired over test items and 2 seeds; one labelled sample and one teacher: {gain:+.1f} points" in document.data
-    )
+    average = source.comparisons["monox_kd"].differences[None]
+    low, high = (bound * 100 for bound in average.interval)
+    assert f"95 % interval {low:.1f} to {high:.1f} over test items and 2 seeds; one labelled sample" in document.data
+    assert document.data.count("95 % interval ") == 3, "one in the header, and one in the caption of each table"
     difference = source.comparisons["monox_kd"].differences["ar"]
     low, high = (bound * 100 for bound in difference.interval)
     assert f"{difference.mean * 100:+.1f}{mark(difference.p_holm)}{low:+.1f} to {high:+.1f}" in text
@@ -217,6 +218,26 @@ def test_several_workdirs_share_a_page_with_an_overview(workdir, tmp_path):
     identifiers = [value for _, key, value in document.attributes if key == "id"]
     links = [value for _, key, value in document.attributes if key == "href"]
     assert len(identifiers) == len(set(identifiers)) and set(links) <= {f"#{name}" for name in identifiers}
+
+
+def test_several_teachers_have_an_interval_over_draws(workdir, tmp_path):
+    """One teacher is right on all items, one on half: Student's t of two values, 12.7 · 0.35 / √2, exceeds 0 to 1."""
+    copy = copied(workdir, tmp_path)
+    rows = read_rows(copy.results)
+    teachers = [row for row in rows if row["objective"] == "teacher"]
+    for draw, right in (("default", 40), ("sample-1-teacher-0", 20)):
+        for step in reported.STEPS.values():
+            path = copy.predictions(copy.at(draw).teacher, step, "test", "en")
+            lines = reported.read_predictions(workdir, step)
+            for number, line in enumerate(lines):
+                other = next(label for label in reported.LABELS if label != line["label"])
+                line["prediction"] = line["label"] if number < right else other
+            storage.write_jsonl(path, lines)
+    storage.write_jsonl(copy.results, [*rows, *(row | {"draw": "sample-1-teacher-0"} for row in teachers)])
+    source = report(copy)
+    assert interval_of(source, {}, "teacher", "en") == (0, 1)
+    text = _Document((copy.root / "report" / "report.html").read_text(encoding="utf-8")).sections["results"]
+    assert "0.0 to 100.0" in text and "Wilson" not in text
 
 
 def test_output_and_compare_exclude_each_other(tmp_path):

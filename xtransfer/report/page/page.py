@@ -101,18 +101,13 @@ def _header(source: Source, name: str) -> Html:
         f"{len(task.labels)} classes · {shown.source_language} → {listed} · {PROTOCOLS[shown.selection].description}"
     )
     caveats = summary.caveats(shown, task)
-    try:
-        paired = results.gain_sentence(source)
-    except MissingSource:
-        paired = None
-    headline = summary.headline(shown)
+    headline = summary.headline(shown, results.paired_gains(source))
     return tag(
         "header",
         tag("p", name_of(name), class_="workdir-name") if name else None,
         tag("h1", summary.title_of(shown, task)),
         tag("p", facts, class_="facts"),
         tag("p", headline, class_="headline") if headline else None,
-        tag("p", paired, class_="paired") if paired else None,
         tag("p", caveats, class_="caveats") if caveats else None,
     )
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from xtransfer.errors import UserError
 from xtransfer.evaluation.metrics import at_chance
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults
-from xtransfer.evaluation.significance import RESAMPLES, Difference, wilson
+from xtransfer.evaluation.significance import RESAMPLES, Difference, bootstrap, percentile_interval, wilson
 from xtransfer.report import summary
 from xtransfer.report.page import charts
 from xtransfer.report.page.charts import Dot
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag
-from xtransfer.report.page.sources import Comparison, Interval, Source
+from xtransfer.report.page.sources import Comparison, Interval, MissingSource, Source
 from xtransfer.runs.workdir import TEACHER
 
 _MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -30,24 +32,10 @@ def build(source: Source) -> Html:
     return join(pieces)
 
 
-def gain_sentence(source: Source) -> str | None:
-    """Return one sentence about the gain of the main objective over test items and runs, or None without it."""
+def paired_gains(source: Source) -> dict[str, Difference]:
+    """Return each objective's difference from the baseline on average over target languages, if predictions have it."""
     comparisons, _ = _comparisons(source)
-    comparison = comparisons.get(source.main_objective)
-    if comparison is None or None not in comparison.differences:
-        return None
-    difference = comparison.differences[None]
-    low, high = (bound * 100 for bound in difference.interval)
-    return (
-        f"Paired over test items and {_axis(source, difference)}: {difference.mean * 100:+.1f} points, 95 % interval "
-        f"{low:+.1f} to {high:+.1f}, p {_p(difference.p)}."
-    )
-
-
-def _axis(source: Source, difference: Difference) -> str:
-    """Return what the interval of a difference goes over besides items."""
-    count = len(difference.by_unit.by_unit)
-    return source.results.axis.over(count) if count > 1 else "one run"
+    return {name: item.differences[None] for name, item in comparisons.items() if None in item.differences}
 
 
 def _comparisons(source: Source) -> tuple[dict[str, Comparison], str]:
@@ -105,13 +93,33 @@ def _dots(source: Source, comparisons: dict[str, Comparison], language: str | No
 def interval_of(
     source: Source, comparisons: dict[str, Comparison], objective: str, language: str | None
 ) -> Interval | None:
-    """Return the 95 % interval of an accuracy; the teacher, which is a single run, has Wilson's over items."""
+    """Return the 95 % interval of an accuracy, or None if it has none."""
     if objective in comparisons:
         return comparisons[objective].intervals[language]
     if objective == TEACHER and source.results.metric == "accuracy" and language is not None:
+        return _teacher_interval(source, language)
+    return None
+
+
+def _teacher_interval(source: Source, language: str) -> Interval | None:
+    """Return Wilson's interval over items for one teacher, and over items and draws for several.
+
+    It is None if there are several, and their predictions cannot be read.
+    """
+    runs = tuple(source.steps(TEACHER))
+    if len(runs) == 1:
         line = next(line for line in source.results.lines if line.objective == TEACHER)
         return wilson(line.languages[language].mean, source.results.counts[language])
-    return None
+    try:
+        parts = [source.predictions(TEACHER, run, language) for run in runs]
+    except (MissingSource, UserError):
+        return None
+    right = [dict(zip(part.ids, part.guesses == part.gold, strict=True)) for part in parts]
+    if any(by_item.keys() != right[0].keys() for by_item in right):
+        return None
+    correct = np.array([[[by_item[item] for item in right[0]]] for by_item in right], float)  # [S, 1, N]
+    low, high = np.clip(percentile_interval(bootstrap(correct))[:, 0], 0, 1)
+    return float(low), float(high)
 
 
 def _accuracy_table(source: Source, comparisons: dict[str, Comparison]) -> Html:
@@ -139,8 +147,7 @@ def _accuracy_table(source: Source, comparisons: dict[str, Comparison]) -> Html:
     is_repeated = _is_repeated(source)
     texts = [f"Mean ± standard deviation over {results.axis.units}, in %." if is_repeated else "In %."]
     if comparisons:
-        teacher = "; for the teacher over items alone (Wilson)" if is_repeated else "; for the teacher Wilson's"
-        texts.append(f"Small: 95 % interval over {_population(source)} ({RESAMPLES:,} resamples){teacher}.")
+        texts.append(f"Small: 95 % interval over {_population(source)} ({_method(source)}){_teacher_note(source)}.")
     if any_at_chance:
         texts.append("† In at least one run, no better than always answering the majority class.")
     return join([table(header, rows, class_="results"), note(" ".join(texts))])
@@ -149,6 +156,19 @@ def _accuracy_table(source: Source, comparisons: dict[str, Comparison]) -> Html:
 def _population(source: Source) -> str:
     """Return what the intervals of the students go over."""
     return f"test items and {source.results.axis.units}" if _is_repeated(source) else "test items"
+
+
+def _method(source: Source) -> str:
+    """Return how the intervals of the students come about."""
+    items = f"items: {RESAMPLES:,} resamples"
+    return f"{items}; {source.results.axis.units}: Student's t" if _is_repeated(source) else items
+
+
+def _teacher_note(source: Source) -> str:
+    """Return how the interval of the teacher differs from those of the students, or ""."""
+    if len(source.steps(TEACHER)) != 1:
+        return ""
+    return "; for the teacher over items alone (Wilson)" if _is_repeated(source) else "; for the teacher Wilson's"
 
 
 def _is_repeated(source: Source) -> bool:
@@ -174,8 +194,8 @@ def _gains_table(source: Source, comparisons: dict[str, Comparison]) -> Html | N
     ]
     marks = ", ".join(f"{mark} p < {level:g}" for level, mark in reversed(_MARKS))
     explanation = (
-        f"Difference in points, paired by test item and run, with its 95 % interval. {marks}; two-sided, for a target "
-        "language with Holm's correction for the number of languages."
+        f"Difference in points, paired by test item and run, with its 95 % interval over {_population(source)}. "
+        f"{marks}; two-sided, for a target language with Holm's correction for the number of languages."
     )
     return join([table(header, rows, class_="results"), note(explanation)])
 
@@ -187,7 +207,7 @@ def _gain(difference: Difference) -> Html:
     return join(
         [
             f"{difference.mean * 100:+.1f}",
-            tag("sup", stars, title=f"p {_p(p)}"),
+            tag("sup", stars, title=f"p {summary.p_text(p)}"),
             tag("small", f"{low:+.1f} to {high:+.1f}"),
         ]
     )
@@ -196,7 +216,3 @@ def _gain(difference: Difference) -> Html:
 def mark(p: float) -> str:
     """Return the stars of a p-value, or "" if the difference is not significant."""
     return next((stars for level, stars in _MARKS if p < level), "")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
