@@ -84,6 +84,11 @@ class TaskConfig:
     label_column: str = "label"
     id_column: str = ""  # "" = the row's number
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether another labelled_seed draws other examples."""
+        return bool(self.labelled) or (bool(self.unlabelled) and self.unlabelled_from != "none")
+
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
         if (self.unlabelled_from == "file") != bool(self.unlabelled_file):
@@ -212,10 +217,20 @@ class ExperimentConfig:
                 f"config keys {prefix}task.labelled_seeds {samples!r} and {prefix}teacher_seeds {teachers!r} name a "
                 "pair of sample and teacher twice: give each once"
             )
-        if samples and not teachers and not self.task.labelled and not self.task.unlabelled:
+        if samples and not self.task.has_samples and not teachers:
             raise ConfigError(
                 f"config key {prefix}task.labelled_seeds is {samples!r}, but with task.labelled 0 every sample holds "
                 f"all examples: lower task.labelled, or give {prefix}teacher_seeds"
+            )
+        if 1 < len(set(samples)) < len(samples):
+            raise ConfigError(
+                f"config key {prefix}task.labelled_seeds {samples!r} repeats some samples beside others, so the draws "
+                "are not independent: give each sample once, or one sample for all teachers"
+            )
+        if len(set(samples)) > 1 and not self.task.labelled and len(set(teachers)) < len(samples):
+            raise ConfigError(
+                f"config key {prefix}teacher_seeds is {teachers!r}, but with task.labelled 0 all samples have the same "
+                "labelled text, so teachers with the same seed are one teacher: give each draw another seed"
             )
 
 

@@ -24,6 +24,14 @@ def predictions(run, objective="vanilla", seed=0, language="de"):
     return run.predictions(run.student(objective, seed), STEP, "test", language)
 
 
+def move_to_draw(run, draw):
+    """Make another draw of the default one."""
+    source, target = run.root / "predictions" / "students", run.root / "predictions" / "draws" / draw / "students"
+    target.parent.mkdir(parents=True)
+    source.rename(target)
+    edit(run.results, lambda rows: [row | {"draw": draw} for row in rows])
+
+
 def edit(path, change):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     storage.write_jsonl(path, change(lines))
@@ -79,9 +87,34 @@ def test_two_workdirs_are_paired_by_the_seeds_that_both_have(tmp_path):
     np.testing.assert_array_equal(loaded.b.correct, [[[1, 0, 0], [0, 0, 1]]])
     third = workdir(tmp_path / "c", {"monox_kd": {7: VANILLA[0]}}, name="sib200")
     with pytest.raises(
-        UserError, match=r"no seed in common: monox_kd in .*/a has seed 0, seed 1, and monox_kd in .*/c has seed 7"
+        UserError,
+        match=r"no run in common: monox_kd in .*/a has labelled_seed 0, teacher_seed 0, seed 0, 1, and monox_kd in "
+        r".*/c has labelled_seed 0, teacher_seed 0, seed 7",
     ):
         pair(first, third, ("monox_kd", "monox_kd"))
+
+
+def test_draws_of_two_workdirs_are_paired_by_their_seeds_and_not_by_their_names(tmp_path):
+    """The default draw of one workdir is sample 0, and the one of the other is sample 7."""
+    first = workdir(tmp_path / "a", {"monox_kd": MONOX}, name="sib200", labelled=2)
+    second = workdir(tmp_path / "b", {"monox_kd": VANILLA}, name="sib200", labelled=2, labelled_seed=7)
+    names = ("monox_kd", "monox_kd")
+    with pytest.raises(UserError, match=r"/a has labelled_seed 0, .*/b has labelled_seed 7, teacher_seed 0, seed 0, 1"):
+        pair(first, second, names)
+    # The default draw of the second is a further draw of this one, and the other way round.
+    third = workdir(tmp_path / "c", {"monox_kd": MONOX}, name="sib200", labelled=2)
+    move_to_draw(third, "sample-7-teacher-0")
+    loaded = pair(third, second, names)
+    assert loaded.a.runs == loaded.b.runs == (("sample-7-teacher-0", 0), ("sample-7-teacher-0", 1))
+    assert loaded.left_out == ()
+    np.testing.assert_array_equal(loaded.b.correct, pair(second, names=names).a.correct)
+    assert pair(second, third, names).a.runs == (("default", 0), ("default", 1))
+
+
+def test_a_sample_of_all_examples_has_no_seed(tmp_path):
+    first = workdir(tmp_path / "a", {"monox_kd": MONOX}, name="sib200")
+    second = workdir(tmp_path / "b", {"monox_kd": VANILLA}, name="sib200", labelled_seed=7)
+    assert pair(first, second, ("monox_kd", "monox_kd")).left_out == ()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The comparison of two objectives: its table, its files, and its errors."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.predicted import workdir
+from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.evaluation.significance import mcnemar, wilson
 from xtransfer.report import __main__ as report
@@ -35,8 +37,9 @@ def test_the_command_prints_and_writes_the_comparison(run):
     assert text.startswith("# sib200: monox_kd minus vanilla, accuracy on test\n")
     table = [line for line in text.splitlines() if line.startswith("| ")]
     # A difference of 0 for every item and seed; McNemar's p of 10 items against none, and of 19.
-    assert table[2] == "| en (source) | 40 | 50.0 | 50.0 | +0.0 | [+0.0, +0.0] | 1.000 | – | 1.000 |"
-    assert table[3].startswith("| de | 40 | 75.0 | 50.0 | +25.0 | [+")
+    half, more = "50.0 [35.2, 64.8]", "75.0 [59.8, 85.8]"  # Wilson's intervals of 20 and 30 of 40
+    assert table[2] == f"| en (source) | 40 | {half} | {half} | +0.0 | [+0.0, +0.0] | 1.000 | – | 1.000 |"
+    assert table[3].startswith(f"| de | 40 | {more} | {half} | +25.0 | [+")
     assert table[3].endswith(f"| {mcnemar(10, 0):.3f} |") and table[4].endswith("| <0.001 |")
     assert table[5].startswith("| avg of targets | 80 | 85.0 | 50.0 | +35.0 | [+") and table[5].endswith("| – | – |")
     assert "A text and its translations are resampled together." in text
@@ -55,7 +58,10 @@ def test_the_rows_are_shares_for_programs(run):
     assert german["accuracy_a_interval"] == list(wilson(0.75, 40))
     assert german["difference_by_seed"] == {"0": 0.25, "1": 0.25}
     assert german["difference_interval"][0] < 0.25 < german["difference_interval"][1]
-    assert german["p"] < german["p_holm"] == pytest.approx(2 * german["p"])  # the smallest of two equal ones
+    # Far out in the tail: 10 items against none, and 19 against 1. Holm doubles the smaller p-value of the two.
+    assert german["p"] == german["p_holm"] == pytest.approx(math.erfc(math.sqrt(10 / 2)))
+    assert rows[2]["p"] == pytest.approx(math.erfc(18 / math.sqrt(20 * 2)))
+    assert rows[2]["p_holm"] == pytest.approx(2 * rows[2]["p"])
     assert (rows[0]["p_holm"], rows[3]["p_holm"], rows[3]["p_mcnemar"]) == (None, None, None)
 
 
@@ -65,12 +71,46 @@ def test_two_workdirs_are_named_and_paired(tmp_path, capsys):
     report.main(["--compare", f"{second.root}:monox_kd", f"{first.root}:monox_kd"])
     output = " ".join(capsys.readouterr().out.split())
     assert "minireviews: new:monox_kd minus old:monox_kd" in output
+    assert "p (McNemar) is over items, for this run alone." in output
+    assert "Interval and p of a difference: items by 10,000 resamples; two-sided." in output
     assert "There is one seed" in output and "Left out, because only one of the two has them: seed 1." in output
     assert "translations" not in output
     assert sorted(path.name for path in (second.root / "report").iterdir()) == [
         "compare-new-monox_kd-old-monox_kd.jsonl",
         "compare-new-monox_kd-old-monox_kd.md",
     ]
+
+
+def test_workdirs_with_the_same_name_are_told_apart(tmp_path, capsys):
+    first, second = (
+        workdir(tmp_path / name / "run", {"monox_kd": RIGHT["monox_kd"]}, labelled=labelled)
+        for name, labelled in (("a", 64), ("b", 128))
+    )
+    report.main(["--compare", f"{first.root}:monox_kd", f"{second.root}:monox_kd"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "a/run:monox_kd minus b/run:monox_kd" in output
+    assert "Settings that differ, A and B: task.labelled 64 and 128." in output
+    assert (first.root / "report" / "compare-a-run-monox_kd-b-run-monox_kd.md").exists()
+
+
+def test_another_split_or_protocol_has_files_of_its_own(run, capsys):
+    report.main(["--workdir", str(run), "--compare", "monox_kd", "vanilla"])
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    storage.write_jsonl(run / "results.jsonl", [*rows, *(row | {"selection": "last"} for row in rows)])
+    report.main(["--workdir", str(run), "--compare", "monox_kd", "vanilla", "--selection", "last"])
+    names = sorted(path.name for path in (run / "report").glob("*.md"))
+    assert names == ["compare-monox_kd-vanilla-last.md", "compare-monox_kd-vanilla.md"]
+    output = " ".join(capsys.readouterr().out.split())
+    assert "items by 10,000 resamples, seeds by Student's t" in output
+    assert "for these runs alone; an item counts for the objective that is right on it in more runs." in output
+    assert "There is one seed" not in output and "Settings that differ" not in output
+
+
+def test_intervals_of_accuracies_are_printed_if_they_fit(run, capsys, monkeypatch):
+    for width, fits in ((80, False), (200, True)):
+        monkeypatch.setattr("xtransfer.runtime.terminal.console.width", width)
+        report.main(["--workdir", str(run), "--compare", "monox_kd", "vanilla"])
+        assert ("[35.2, 64.8]" in capsys.readouterr().out) == fits
 
 
 @pytest.mark.parametrize(

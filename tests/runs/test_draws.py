@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from xtransfer.config import parse
 from xtransfer.errors import UserError
-from xtransfer.runs.draws import SAMPLES, SEEDS, TEACHERS, UNLABELLED_SAMPLES, axis, draws_of, named, order
+from xtransfer.runs.draws import (
+    OVERLAPPING,
+    SAMPLES,
+    SEEDS,
+    TEACHERS,
+    UNLABELLED_SAMPLES,
+    axis,
+    draws_of,
+    name_in,
+    named,
+    order,
+)
 from xtransfer.runs.workdir import Workdir, as_record, check_config_unchanged, record
 
 
@@ -54,6 +65,18 @@ def test_a_name_leads_back_to_its_draw_and_to_no_other(drawn):
         assert pairs(draw.apply(settings)) == [(draw.labelled_seed, draw.teacher_seed)]
 
 
+@given(st.tuples(seeds, seeds), st.tuples(seeds, seeds))
+def test_a_draw_has_a_name_in_every_experiment(own, other):
+    """The name leads to the same two seeds, also if the draw is the default one of another experiment."""
+    theirs, mine = (
+        parse({"task": {"labelled": 8, "labelled_seed": sample}, "teacher_seed": teacher})
+        for sample, teacher in (other, own)
+    )
+    (draw,) = draws_of(theirs)
+    found = named(mine, name_in(mine, draw))
+    assert (found.labelled_seed, found.teacher_seed) == other
+
+
 @pytest.mark.parametrize(
     "name", ["", "sample-1", "sample-01-teacher-0", "../x", "sample-3-teacher-5", "sample-1-teacher-2/"]
 )
@@ -73,7 +96,13 @@ def test_the_axis_is_what_differs():
     assert of(config()) == of(config(samples=(9,))) == SEEDS
     assert of(config(samples=(3, 4))) == of(config(samples=(3, 4), teachers=(0, 1))) == SAMPLES
     assert of(config(teachers=(0, 1))) == TEACHERS
-    assert of(config(samples=(3, 4), labelled=0, unlabelled=9)) == UNLABELLED_SAMPLES
+    unlabelled = config(samples=(3, 4), teachers=(5, 6), labelled=0, unlabelled=9)
+    assert of(unlabelled) == UNLABELLED_SAMPLES
+    # Without a sample of labels and text, only the teachers differ, whatever the seeds are.
+    assert of(config(samples=(3, 4), teachers=(5, 6), labelled=0)) == TEACHERS
+    # Rows of two starts may have draws that are not independent.
+    assert axis(config(), ["default", "sample-3-teacher-6", "sample-4-teacher-5"]) == OVERLAPPING
+    assert axis(unlabelled, ["default", "sample-4-teacher-5"]) == OVERLAPPING
     assert SAMPLES.over(5) == "5 labelled samples, each with its own teacher"
     assert SEEDS.over(2) == "2 seeds; one labelled sample and one teacher"
 
@@ -86,6 +115,16 @@ def test_the_axis_is_what_differs():
         ({"teachers": (2, 2)}, "name a pair"),
         ({"samples": (1, 1), "teachers": (2, 2)}, "name a pair"),
         ({"samples": (0, 1), "labelled": 0}, "every sample holds all examples"),
+        ({"samples": (0, 1), "labelled": 0, "unlabelled": 9}, r"teacher_seeds is \(\), but with task\.labelled 0"),
+        (
+            {"samples": (0, 1), "labelled": 0, "unlabelled": 9, "teachers": (4, 4)},
+            "teachers with the same seed are one",
+        ),
+        (
+            {"samples": (0, 1), "labelled": 0, "unlabelled": 9, "unlabelled_from": "none"},
+            "every sample holds all examples",
+        ),
+        ({"samples": (0, 0, 1), "teachers": (0, 1, 0)}, r"labelled_seeds \(0, 0, 1\) repeats some samples"),
         ({"samples": (-1,)}, r"task\.labelled_seeds\[0\] is -1"),
         ({"teachers": (2**32,)}, r"teacher_seeds\[0\] is 4294967296"),
     ],

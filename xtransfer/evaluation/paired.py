@@ -14,7 +14,7 @@ from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.results import read_rows, run_id
 from xtransfer.evaluation.significance import Difference, Outcomes
-from xtransfer.runs.draws import order
+from xtransfer.runs import draws
 from xtransfer.runs.selection import PROTOCOLS, weights_name
 from xtransfer.runs.workdir import TEACHER, RunId, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import checksums
@@ -31,6 +31,9 @@ class Students:
 @dataclass(frozen=True)
 class Pair:
     """The outcomes of two objectives on the same items in the same languages, with the same draws and seeds.
+
+    Runs have the names of the workdir of A. The seeds of a draw pair it with one of the other workdir, because each
+    workdir has a default draw of its own.
 
     Attributes:
       a: the outcomes of objective A. The source language comes first.
@@ -60,11 +63,12 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     """
     task = _common_task(a, b)
     steps_a, steps_b = (_steps(students, split, selection) for students in (a, b))
-    runs = tuple(_sorted(steps_a.keys() & steps_b.keys()))
+    own_b = _by_name_in(a.workdir, b.workdir, steps_b)  # runs of B by their names in A
+    runs = tuple(_sorted(steps_a.keys() & own_b.keys()))
     if not runs:
         raise DataError(
-            f"no seed in common: {_name(a)} has {_listed(steps_a)}, and {_name(b)} has {_listed(steps_b)}; train both "
-            "with the same draw and seed"
+            f"no run in common: {_name(a)} has {_listed(a.workdir, steps_a)}, and {_name(b)} has "
+            f"{_listed(b.workdir, steps_b)}; train both with the same seeds"
         )
     languages = (task.source_language, *task.target_languages)
     if len(languages) == 1:
@@ -74,7 +78,7 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     for language in languages:
         reference: _Predictions | None = None
         for side, (students, steps) in enumerate(((a, steps_a), (b, steps_b))):
-            for run in runs:
+            for run in runs if side == 0 else map(own_b.__getitem__, runs):
                 directory = students.workdir.at(run.draw).student(students.objective, run.seed)
                 step = steps[run].get(language)
                 if step is None:
@@ -92,7 +96,7 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
                     right[side].setdefault((language, item), []).append(is_right)
     names = {key: key[1] if is_shared else "/".join(key) for key in right[0]}
     outcomes = [_outcomes(languages, runs, names, values) for values in right]
-    return Pair(outcomes[0], outcomes[1], is_shared, tuple(_sorted(steps_a.keys() ^ steps_b.keys())))
+    return Pair(outcomes[0], outcomes[1], is_shared, tuple(_sorted(steps_a.keys() ^ own_b.keys())))
 
 
 def differences_of(pair: Pair, source: str, targets: Sequence[str]) -> list[Difference]:
@@ -224,9 +228,24 @@ def _name(students: Students) -> str:
     return f"{students.objective} in {students.workdir.root}"
 
 
-def _listed(runs: Iterable[RunId]) -> str:
-    return ", ".join(map(str, _sorted(runs))) or "none"
+def _by_name_in(workdir: Workdir, other: Workdir, runs: Iterable[RunId]) -> dict[RunId, RunId]:
+    """Return the runs of another workdir by the names that they would have in this one."""
+    config, others = read_config(workdir), read_config(other)
+    by_name = {run.draw: draws.named(others, run.draw) for run in runs}
+    names = {name: draws.name_in(config, draw) if draw is not None else name for name, draw in by_name.items()}
+    return {RunId(names[run.draw], run.seed): run for run in runs}
+
+
+def _listed(workdir: Workdir, runs: Iterable[RunId]) -> str:
+    """Name runs by all of their seeds, because the default draw of another workdir may be another one."""
+    config = read_config(workdir)
+    texts: dict[str, list[str]] = {}
+    for run in _sorted(runs):
+        draw = draws.named(config, run.draw)
+        name = f"labelled_seed {draw.labelled_seed}, teacher_seed {draw.teacher_seed}" if draw else run.draw
+        texts.setdefault(name, []).append(str(run.seed))
+    return " and ".join(f"{name}, seed {', '.join(seeds)}" for name, seeds in texts.items()) or "none"
 
 
 def _sorted(runs: Iterable[RunId]) -> list[RunId]:
-    return sorted(runs, key=lambda run: (order(run.draw), run.seed))
+    return sorted(runs, key=lambda run: (draws.order(run.draw), run.seed))

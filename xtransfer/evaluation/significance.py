@@ -257,7 +257,7 @@ def p_values(samples: np.ndarray, difference: np.ndarray) -> np.ndarray:
     """Return the two-sided p-values of a difference of zero in each language and of the average, float64 [L + 1].
 
     B resamples distinguish no p-values below 2 / (B + 1), and a correction for 204 languages would make 0.04 of that.
-    If no resample lies on the other side of zero, the p-value is `tail_p`, if that is smaller.
+    If no resample lies on the other side of zero, the p-value is therefore `tail_p`, which has no such floor.
 
     Args:
       samples: the resamples of `difference` [B, L + 1], see `bootstrap`.
@@ -266,7 +266,7 @@ def p_values(samples: np.ndarray, difference: np.ndarray) -> np.ndarray:
     p = two_sided_p(samples)
     is_least = p <= 2 / (len(samples) + 1)
     if is_least.any():
-        p[is_least] = np.minimum(p[is_least], tail_p(difference)[is_least])
+        p[is_least] = tail_p(difference)[is_least]
     return p
 
 

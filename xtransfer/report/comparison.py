@@ -1,21 +1,27 @@
 """The paired comparison of two objectives: its table on the terminal, and as Markdown and JSON lines."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
+from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.paired import Pair, Students, differences_of, load
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
+from xtransfer.runs import sharing
 from xtransfer.runs.draws import axis as axis_of
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import Workdir, read_config, read_task
 from xtransfer.runtime import terminal
+
+DEFAULT_SELECTION = "source_dev"
+_PAIRED = ("task.labelled_seed", "teacher_seed")
 
 
 def students_of(name: str, workdirs: Sequence[Path]) -> Students:
@@ -36,7 +42,7 @@ def students_of(name: str, workdirs: Sequence[Path]) -> Students:
     return Students(Workdir(workdirs[0]), name)
 
 
-def compare(a: Students, b: Students, *, split: str | None = None, selection: str = "source_dev") -> None:
+def compare(a: Students, b: Students, *, split: str | None = None, selection: str = DEFAULT_SELECTION) -> None:
     """Print the comparison of two objectives, and write it to `report/compare-*.md` and `.jsonl` in the workdir of A.
 
     Args:
@@ -54,12 +60,15 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     pair = load(a, b, split=split, selection=selection)
     task = read_task(a.workdir)
     differences = differences_of(pair, task.source_language, task.target_languages)
+    notes = tuple(_notes(a, b, pair, config, selection))
     title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {names[0]} minus {names[1]}, accuracy on {split}"
-    table = _table(title, names, pair, config, differences, selection, task.source_language)
-    table_writer.show(table, terminal.console, wrap=False)
+    table = _table(title, names, differences, task.source_language, notes)
+    brief = _table(title, names, differences, task.source_language, notes, intervals=False)
+    shown = table if table_writer.width(table) <= terminal.console.width else brief
+    table_writer.show(shown, terminal.console, wrap=False)
     for note in table.notes:
         terminal.log(note)
-    path = a.workdir.root / "report" / f"compare-{'-'.join(names).replace(':', '-')}"
+    path = a.workdir.root / "report" / _file_name(names, split, selection, config)
     markdown, lines = path.with_name(f"{path.name}.md"), path.with_name(f"{path.name}.jsonl")
     storage.write_atomically(markdown, "\n".join(table_writer.section(table, "#")))
     unit = "draw" if len(pair.a.draws) > 1 else "seed"
@@ -102,40 +111,89 @@ def rows(
 
 
 def _names(a: Students, b: Students) -> tuple[str, str]:
-    """Return the names of A and B, with the one of their workdirs if these differ."""
-    if a.workdir.root.resolve() != b.workdir.root.resolve():
-        return f"{a.workdir.root.resolve().name}:{a.objective}", f"{b.workdir.root.resolve().name}:{b.objective}"
-    if a.objective == b.objective:
-        raise ConfigError(f"--compare {a.objective} {b.objective}: name two objectives, or two workdirs")
-    return a.objective, b.objective
+    """Return the names of A and B, with the ends of their workdirs' paths that differ if there are two."""
+    first, second = a.workdir.root.resolve(), b.workdir.root.resolve()
+    if first == second:
+        if a.objective == b.objective:
+            raise ConfigError(f"--compare {a.objective} {b.objective}: name two objectives, or two workdirs")
+        return a.objective, b.objective
+    count = 1
+    while first.parts[-count:] == second.parts[-count:]:
+        count += 1
+    return tuple(  # type: ignore[return-value]
+        f"{'/'.join(part.strip('/') for part in root.parts[-count:])}:{students.objective}"
+        for root, students in ((first, a), (second, b))
+    )
+
+
+def _file_name(names: Sequence[str], split: str, selection: str, config: ExperimentConfig) -> str:
+    """Return the name of the files without their ending. Another split or protocol than the default is part of it."""
+    parts = ["compare", *(re.sub("[:/]", "-", name) for name in names)]
+    if split != default_split(config.evaluation_splits):
+        parts.append(split)
+    if selection != DEFAULT_SELECTION:
+        parts.append(selection)
+    return "-".join(parts)
+
+
+def differing_settings(a: Students, b: Students) -> list[str]:
+    """Return the settings that decide the training of both objectives and differ between two workdirs, with values.
+
+    Seeds and samples are paired, and do not count. The settings of the transfer count if the objectives are the same.
+    """
+    if a.workdir.root.resolve() == b.workdir.root.resolve():
+        return []
+    first, second = _settings(a), _settings(b)
+    is_same = a.objective == b.objective
+    keys = [key for key in first if key in second and (is_same or not key.startswith("transfer."))]
+    return [f"{key} {first[key]!r} and {second[key]!r}" for key in keys if first[key] != second[key]]
+
+
+def _settings(students: Students) -> dict[str, Any]:
+    """Return the settings of an objective's training and the fingerprints of its checkpoints, shortened."""
+    config, task = read_config(students.workdir), read_task(students.workdir)
+    if students.objective not in config.objectives or students.objective not in OBJECTIVES:
+        return {}
+    settings = sharing.settings_of(config, students.objective)
+    result = {key.replace("objective.", "transfer."): settings[key] for key in settings if key not in _PAIRED}
+    result["student.checkpoint"] = task.student_checkpoint[:8]
+    if OBJECTIVES[students.objective].teacher == "monolingual":
+        result["teacher.checkpoint"] = task.teacher_checkpoint[:8]
+    return result
 
 
 def _table(
     title: str,
     names: tuple[str, str],
-    pair: Pair,
-    config: ExperimentConfig,
     differences: Sequence[Difference],
-    selection: str,
     source_language: str,
+    notes: tuple[str, ...],
+    *,
+    intervals: bool = True,
 ) -> table_writer.Table:
+    """Return the table; `intervals` adds those of the accuracies, which make it wide."""
     header = ("language", "items", *names, "difference", "95 % interval", "p", "p (Holm)", "p (McNemar)")
-    lines = tuple(_cells(difference, source_language) for difference in differences)
-    return table_writer.Table(header, lines, title=title, notes=tuple(_notes(pair, config, selection)))
+    lines = tuple(_cells(difference, source_language, intervals) for difference in differences)
+    return table_writer.Table(header, lines, title=title, notes=notes)
 
 
-def _cells(difference: Difference, source_language: str) -> tuple[str, ...]:
+def _cells(difference: Difference, source_language: str, intervals: bool) -> tuple[str, ...]:
     low, high = (bound * 100 for bound in difference.interval)
     is_source = difference.language == source_language
     return (
         f"{difference.language} (source)" if is_source else difference.language or "avg of targets",
         f"{difference.count:,}",
-        f"{difference.a * 100:.1f}",
-        f"{difference.b * 100:.1f}",
+        _accuracy(difference.a, difference.a_interval if intervals else None),
+        _accuracy(difference.b, difference.b_interval if intervals else None),
         f"{difference.mean * 100:+.1f}",
         f"[{low:+.1f}, {high:+.1f}]",
         *map(_p, (difference.p, difference.p_holm, difference.p_mcnemar)),
     )
+
+
+def _accuracy(value: float, interval: tuple[float, float] | None) -> str:
+    bounds = "" if interval is None else f" [{interval[0] * 100:.1f}, {interval[1] * 100:.1f}]"
+    return f"{value * 100:.1f}{bounds}"
 
 
 def _p(value: float | None) -> str:
@@ -144,9 +202,9 @@ def _p(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _notes(pair: Pair, config: ExperimentConfig, selection: str) -> Iterator[str]:
+def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selection: str) -> Iterator[str]:
     seeds = ", ".join(map(str, sorted({run.seed for run in pair.a.runs})))
-    draws = pair.a.draws
+    draws, runs = pair.a.draws, len(pair.a.runs)
     paired = f"draw ({', '.join(draws)}), and seed ({seeds})" if len(draws) > 1 else f"and seed ({seeds})"
     yield (
         f"Accuracy in %, differences in points, paired by test item{',' if len(draws) > 1 else ''} {paired}; "
@@ -156,9 +214,18 @@ def _notes(pair: Pair, config: ExperimentConfig, selection: str) -> Iterator[str
     if count > 1:
         yield f"Means and intervals are over {axis.over(count)}."
     joint = "A text and its translations are resampled together." if pair.shares_items else ""
-    yield f"Interval and p: {significance.RESAMPLES:,} resamples of items and {axis.units}, two-sided. {joint}".rstrip()
-    yield "p (Holm) is corrected for the number of target languages. p (McNemar) is over items, for these runs alone."
-    if count == 1:
+    of_units = f", {axis.units} by Student's t" if count > 1 else ""
+    yield (
+        f"Interval and p of a difference: items by {significance.RESAMPLES:,} resamples{of_units}; two-sided. {joint}"
+    ).rstrip()
+    yield "Intervals of accuracies, where there is room for them: over items, for these runs alone (Wilson)."
+    majority = "; an item counts for the objective that is right on it in more runs" if runs > 1 else ""
+    yield "p (Holm) is corrected for the number of target languages."
+    yield f"p (McNemar) is over items, for {'these runs' if runs > 1 else 'this run'} alone{majority}."
+    if runs == 1:
         yield "There is one seed, so nothing here says what another seed would give."
     if pair.left_out:
         yield f"Left out, because only one of the two has them: {', '.join(map(str, pair.left_out))}."
+    differing = differing_settings(a, b)
+    if differing:
+        yield f"Settings that differ, A and B: {'; '.join(differing)}."

@@ -4,9 +4,12 @@
     task.labelled_seeds and teacher_seeds     the draws
 
 The two tuples are paired and not crossed. A user has one sample of labels and trains one teacher on it, so one pair is
-one independent observation of what a user may get, and n pairs give the mean an interval with n − 1 degrees of freedom.
-The cells of a product would share samples and teachers. They would cost n × m teachers, and say hardly more than the
-smaller of the two numbers.
+one observation of what a user may get, and n pairs give the mean an interval with n − 1 degrees of freedom. The cells
+of a product would share samples and teachers. They would cost n × m teachers, and say hardly more than the smaller of
+the two numbers.
+
+A draw is the experiment with its two seeds, bit for bit. All draws therefore use the same `seeds`, and without
+`teacher_seeds` the same seed of the teacher. What such a seed adds to every draw is in no interval over draws.
 
 The draw of `task.labelled_seed` and `teacher_seed` is the default draw. Its runs are at the top of the workdir. Every
 other draw has a directory `draws/<name>/`. Its name consists of its seeds, so the tuples may grow, shrink, and change
@@ -62,6 +65,15 @@ def named(config: ExperimentConfig, name: str) -> Draw | None:
     return draw if draw is not None and draw.name == name else None
 
 
+def name_in(config: ExperimentConfig, draw: Draw) -> str:
+    """Return the name that a draw of another experiment has in this one, where another draw may be the default.
+
+    If a sample holds all examples, its seed makes no difference.
+    """
+    is_sample = config.task.has_samples
+    return _draw(config, draw.labelled_seed if is_sample else config.task.labelled_seed, draw.teacher_seed).name
+
+
 def order(name: str) -> tuple[int, ...]:
     """Return the sort key of a draw's name: the default draw comes first, and the others follow by their seeds."""
     match = _NAME.fullmatch(name)
@@ -89,6 +101,7 @@ SEEDS = Axis("seeds", "; one labelled sample and one teacher")
 SAMPLES = Axis("labelled samples", ", each with its own teacher")
 UNLABELLED_SAMPLES = Axis("unlabelled samples", ", each with its own teacher")
 TEACHERS = Axis("teachers", " of one labelled sample")
+OVERLAPPING = Axis("draws", ", some of which share a labelled sample or a teacher, so intervals are too narrow")
 
 
 def axis(config: ExperimentConfig, names: Iterable[str]) -> Axis:
@@ -96,8 +109,11 @@ def axis(config: ExperimentConfig, names: Iterable[str]) -> Axis:
     draws = [draw for name in set(names) if (draw := named(config, name)) is not None]
     if len(draws) < 2:
         return SEEDS
-    if len({draw.labelled_seed for draw in draws}) == 1:
+    samples, teachers = ({getattr(draw, key) for draw in draws} for key in ("labelled_seed", "teacher_seed"))
+    if len(samples) == 1 or not config.task.has_samples:
         return TEACHERS
+    if len(samples) < len(draws) or (not config.task.labelled and len(teachers) < len(draws)):
+        return OVERLAPPING  # of two starts with other tuples, as `ExperimentConfig` refuses such a one
     return SAMPLES if config.task.labelled else UNLABELLED_SAMPLES
 
 
