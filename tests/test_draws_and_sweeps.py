@@ -104,7 +104,7 @@ def test_rows_and_report_know_the_draws(drawn, capsys):
     report.main(["--workdir", str(drawn), "--compare", "monox_kd", "vanilla"])
     lines = (drawn / "report" / "compare-monox_kd-vanilla.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["difference_by_draw"].keys() == {"default", "sample-1-teacher-7"}
-    assert "resamples of items and labelled samples" in " ".join(capsys.readouterr().out.split())
+    assert "items by 10,000 resamples, labelled samples by Student's t" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_draw_predicts_and_exports(drawn, tmp_path):

@@ -119,12 +119,16 @@ def table_of(keys: Sequence[str], points: Sequence[PointResults], missing: Seque
     first = points[0].results
     title = f"{summary.task_name(first, synthetic=points[0].synthetic)}: {first.metric} on {first.split} by "
     notes = [
-        f"{first.metric} in %, averaged over the target languages {', '.join(first.target_languages)}; the teacher in "
-        f"{first.source_language}. Checkpoint of each run: {PROTOCOLS[first.selection].description}.",
+        f"{first.metric}{summary.direction_note(first)} in %, averaged over the target languages "
+        f"{', '.join(first.target_languages)}; the teacher in {first.source_language}. "
+        f"Checkpoint of each run: {PROTOCOLS[first.selection].description}.",
         *_spread_notes(points),
     ]
     if gains:
-        notes.append(f"Gains over {BASELINE} at the same point are in points, paired by run, with 95 % intervals.")
+        notes.append(
+            f"Gains over {BASELINE} at the same point are in points, paired by run, with 95 % intervals by Student's t "
+            f"over {first.axis.units}; test items are not included."
+        )
     if missing:
         notes.append(f"No results yet: {'; '.join(missing)}.")
     return table_writer.Table(
@@ -220,4 +224,4 @@ def _note(points: Sequence[PointResults]) -> str:
         for average in _averages(point).values()
         if average.interval is not None
     }
-    return f"bars: 95 % interval over {' or '.join(spreads)}" if spreads else ""
+    return f"bars: 95 % interval over {' or '.join(spreads)}; test items are not included" if spreads else ""

@@ -77,7 +77,8 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
         "Accuracy in %, mean ± sample standard deviation over the n repetitions of a variant.",
         f"The last columns are gains over {BASELINE} in points, averaged over the target languages and paired within "
         "each repetition, with 95 % intervals by Student's t.",
-        "The intervals take repetitions for independent, although some share an encoder and all share the test text.",
+        "The intervals take repetitions for independent, although some share an encoder, and all share the test text. "
+        "Other test items are not included.",
     )
     return table_writer.Table(header, rows, title="Variants of the experiment", notes=notes)
 

@@ -20,6 +20,7 @@ from xtransfer.report.page.parts.costs import duration
 from xtransfer.report.page.parts.examples import disagreements
 from xtransfer.report.page.parts.predictions import class_scores
 from xtransfer.report.page.parts.results import interval_of, mark
+from xtransfer.report.page.parts.transfer import gap
 from xtransfer.report.page.sources import MissingSource, Predictions, read_predictions
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.workdir import RunId, Workdir
@@ -305,6 +306,19 @@ def test_a_workdir_without_students_has_a_page(tmp_path, capsys):
     assert "There are no results of students yet." in text
     assert "warning" not in capsys.readouterr().err
     assert "There are" not in page([report(reported.workdir(tmp_path / "other")), report(workdir)]).split("<h1>")[1]
+
+
+def test_a_metric_whose_lower_values_are_better_turns_the_order_and_the_gap(source):
+    other = dataclasses.replace(source, results=dataclasses.replace(source.results, metric="ece"))
+    first, second = (item.shown_languages(10) for item in (source, other))
+    assert first[0] == second[0] == "en" and first[1:] == second[:0:-1]
+    line = next(line for line in source.results.lines if line.objective == "vanilla")
+    below = (line.languages["en"].mean - line.languages["de"].mean) * 100
+    assert gap(source, "vanilla", "de") == pytest.approx(below) == pytest.approx(-gap(other, "vanilla", "de"))
+    document = _Document(page([other]))
+    assert "points above en" in document.sections["transfer"] and "points below" not in document.sections["transfer"]
+    assert "minus vanilla (lower is better)" in document.sections["transfer"]
+    assert "gain" not in document.sections["transfer"].replace("Gain and tokenization", "")
 
 
 def test_class_scores_by_hand():

@@ -118,7 +118,7 @@ def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
     objectives = [name for name in kinds if any(name in source.students for source in sources)]
     header: list[Child] = ["workdir", "task", "source", "targets"]
     header += [charts.named(kinds[objective], objective) for objective in objectives]
-    header.append("gain")
+    header.append(summary.gain_title(sources[0].results))
     rows: list[list[Child]] = []
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         lines = {line.objective: line for line in source.results.lines}

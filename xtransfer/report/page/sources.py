@@ -13,7 +13,7 @@ from xtransfer.config import ExperimentConfig
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import DataError
 from xtransfer.evaluation import calibration, significance
-from xtransfer.evaluation.metrics import confusion_matrix
+from xtransfer.evaluation.metrics import confusion_matrix, higher_is_better
 from xtransfer.evaluation.paired import Students, differences_of, load
 from xtransfer.evaluation.results import BASELINE, ResultsTable, Row, run_id
 from xtransfer.evaluation.significance import Difference
@@ -134,9 +134,10 @@ class Source:
     def shown_languages(self, limit: int) -> tuple[str, ...]:
         """Return the source language and target languages from the hardest to the easiest, `limit` in all.
 
-        If there are more, they are evenly spaced by the mean accuracy of the objectives.
+        If there are more, they are evenly spaced by the mean score of the objectives.
         """
-        targets = sorted(self.languages[1:], key=self._mean_of_students)
+        is_reversed = not higher_is_better(self.results.metric)
+        targets = sorted(self.languages[1:], key=self._mean_of_students, reverse=is_reversed)
         count = min(limit - 1, len(targets))
         positions = np.linspace(0, len(targets) - 1, count).round().astype(int)
         return (self.results.source_language, *(targets[position] for position in positions))

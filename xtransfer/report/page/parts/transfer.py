@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from xtransfer.evaluation.metrics import higher_is_better
 from xtransfer.evaluation.results import BASELINE
 from xtransfer.evaluation.token_counts import TokenCounts, read_token_counts
+from xtransfer.report import summary
 from xtransfer.report.page import charts
 from xtransfer.report.page.charts import Dot, Point
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag
@@ -29,13 +31,17 @@ def build(source: Source) -> Html:
 
 
 def gap(source: Source, objective: str, language: str) -> float:
-    """Return the metric in the source language minus the metric in another, the mean over runs, in points."""
+    """Return by how much a language is worse than the source language, the mean over runs, in points."""
     line = next(line for line in source.results.lines if line.objective == objective)
-    return (line.languages[source.results.source_language].mean - line.languages[language].mean) * 100
+    below = (line.languages[source.results.source_language].mean - line.languages[language].mean) * 100
+    return below if higher_is_better(source.results.metric) else -below
 
 
 def gain(source: Source, objective: str, language: str) -> float:
-    """Return the metric of an objective minus the metric of the baseline in a language, in points."""
+    """Return the metric of an objective minus the metric of the baseline in a language, in points.
+
+    It is a loss if it is positive and lower values are better, see `summary.gain_title`.
+    """
     lines = {line.objective: line for line in source.results.lines}
     return (lines[objective].languages[language].mean - lines[BASELINE].languages[language].mean) * 100
 
@@ -62,14 +68,16 @@ def _gaps(source: Source) -> Html:
         for language in order
     ]
     values = [dot.value for _, dots in rows for dot in dots]
-    scale = charts.axis([0, *values], f"points below {source.results.source_language}", ticks=5)
+    name, metric = source.results.source_language, source.results.metric
+    side = "below" if higher_is_better(metric) else "above"
+    scale = charts.axis([0, *values], f"points {side} {name}", ticks=5)
     return join(
         [
             charts.legend(source.student_kinds),
             charts.dot_rows(rows, scale, "transfer gap of every objective in every language"),
             note(
-                f"Gap: {source.results.metric} in the source language minus {source.results.metric} in each target "
-                f"language, the largest gap first.{omitted}"
+                f"Gap: points by which {metric} is worse in a target language than in the source language, the largest "
+                f"gap first.{omitted}"
             ),
         ]
     )
@@ -77,7 +85,8 @@ def _gaps(source: Source) -> Html:
 
 def _scatters(source: Source, counts: dict[str, TokenCounts], targets: Sequence[str]) -> Html:
     objective = source.main_objective
-    label = f"gain over {BASELINE} (points)"
+    label = f"{summary.gain_title(source.results)}, points"
+    name = "gain" if higher_is_better(source.results.metric) else "difference"
     y = charts.axis([0, *(gain(source, objective, language) for language in targets)], label, ticks=3, signed=True)
 
     def chart(languages: Sequence[str], value: Callable[[TokenCounts], float], title: str, from_zero: bool) -> Html:
@@ -93,7 +102,7 @@ def _scatters(source: Source, counts: dict[str, TokenCounts], targets: Sequence[
             )
             for language in languages
         ]
-        return charts.panel(f"{objective}: gain by {title}", charts.scatter(points, x, y, f"gain by {title}"))
+        return charts.panel(f"{objective}: {name} by {title}", charts.scatter(points, x, y, f"{name} by {title}"))
 
     figures = []
     for unit in ("word", "character"):
@@ -109,7 +118,7 @@ def _table(source: Source, counts: dict[str, TokenCounts]) -> Html:
     has_gain = BASELINE in source.students and source.main_objective != BASELINE
     header: list[Child] = ["language", "tokens per word", "unknown", "truncated", f"gap of {source.main_objective}"]
     if has_gain:
-        header.append(f"gain over {BASELINE}")
+        header.append(summary.gain_title(source.results))
     rows: list[list[Child]] = []
     for language in source.languages:
         is_source = language == source.results.source_language
