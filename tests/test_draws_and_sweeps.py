@@ -100,7 +100,7 @@ def test_rows_and_report_know_the_draws(drawn, capsys):
     cell = f"{np.mean(values) * 100:.1f} ± {np.std(values, ddof=1) * 100:.1f}"
     assert cell in (drawn / "report" / "results.md").read_text()
     page = (drawn / "report" / "report.html").read_text()
-    assert "over 2 labelled samples" in page and "Left out, because it failed" not in page
+    assert "over test items and 2 labelled samples" in page and "Left out, because it failed" not in page
     report.main(["--workdir", str(drawn), "--compare", "monox_kd", "vanilla"])
     lines = (drawn / "report" / "compare-monox_kd-vanilla.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["difference_by_draw"].keys() == {"default", "sample-1-teacher-7"}
