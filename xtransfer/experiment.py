@@ -143,7 +143,7 @@ def run_sweep(
       loggers: see `run`.
 
     Raises:
-      UserError: a point cannot be run, or points failed; or the directory holds an experiment.
+      UserError: the settings or the data of a point cannot be used, or the directory holds an experiment.
     """
     refuse_pattern(root, "--workdir")
     if Workdir(root).config.exists():
@@ -333,7 +333,8 @@ def _remove_leftovers(workdir: Workdir, config: ExperimentConfig) -> None:
 def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, Any], others: Sequence[Workdir]) -> None:
     """Copy runs that another workdir has finished with the same settings, data, and checkpoints, with their results.
 
-    Checkpoints are hard links where the file system has them. All processes take part, and process 0 writes.
+    Only the settings and the base checkpoints that a run uses count. Its checkpoints become hard links where the file
+    system has them. All processes take part, and process 0 writes.
     """
     for other in others:
         if not processes.on_first(functools.partial(sharing.has_same_data, other, facts)):
@@ -343,6 +344,8 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
         for mine in runs_of(workdir, config):
             their = theirs.get(_sharing_key(config, mine))
             if their is None or processes.on_first(mine.directory.exists):
+                continue
+            if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, mine.objective)):
                 continue
             steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).steps
             if loop.finished(their.directory, steps):
@@ -369,7 +372,7 @@ def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
         kept = [row for row in rows if (row["objective"], results.run_id(row)) != (mine.objective, mine.id)]
         taken = [row | mine.facts for row in rows_of([their], results.read_rows(other.results))]
         storage.write_jsonl(workdir.results, [*kept, *taken])
-    sharing.copy_first([their.directory], mine.directory)
+    sharing.copy_run(their.directory, mine.directory)
     terminal.log(f"{mine.name}: the same as in {other.root}")
 
 

@@ -15,11 +15,13 @@ from xtransfer import storage
 from xtransfer.config import CHANGEABLE, ExperimentConfig
 from xtransfer.distillation.objectives import OBJECTIVES, configured_objective
 from xtransfer.errors import MachineError
+from xtransfer.runs.encoders import STUDENT
 from xtransfer.runs.workdir import TEACHER, Workdir, as_record
 from xtransfer.train.loop import CHECKPOINTS
+from xtransfer.train.tracking import IDENTITY_FILE
 
 _UNLABELLED = ("task.unlabelled_from", "task.unlabelled", "task.unlabelled_file")
-_SAME_FACTS = ("name", "labels", "source_language", "data", "teacher_checkpoint", "student_checkpoint")
+_SAME_FACTS = ("name", "labels", "source_language", "data")
 
 
 def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
@@ -50,17 +52,45 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
 
 
 def has_same_data(other: Workdir, facts: Mapping[str, Any]) -> bool:
-    """Return whether a workdir has an experiment with the same data and base checkpoints as `facts` (see `Models`)."""
+    """Return whether a workdir has an experiment on the same data as `facts` (see `Models.facts`)."""
     if not (other.config.is_file() and other.task.is_file()):
         return False
-    theirs = storage.read_object(other.task, "remove this directory, or start its experiment again")
-    return all(key in theirs and theirs[key] == facts[key] for key in _SAME_FACTS)
+    return _agree(_read_facts(other), facts, _SAME_FACTS)
 
 
-def copy_first(sources: Sequence[Path], target: Path) -> None:
+def has_same_checkpoints(other: Workdir, facts: Mapping[str, Any], objective: str) -> bool:
+    """Return whether a run of a workdir with the same data started from the same base checkpoints as here.
+
+    Args:
+      other: the workdir.
+      facts: the facts here, see `Models.facts`.
+      objective: the student's objective, or "teacher". It decides which checkpoints count: a student without a
+        monolingual teacher never sees the teacher's.
+    """
+    return _agree(_read_facts(other), facts, [f"{role}_checkpoint" for role in roles_of(objective)])
+
+
+def roles_of(objective: str) -> tuple[str, ...]:
+    """Return the roles whose base checkpoints decide the training of a run."""
+    if objective == TEACHER:
+        return (TEACHER,)
+    return (TEACHER, STUDENT) if OBJECTIVES[objective].teacher == "monolingual" else (STUDENT,)
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """Copy a finished run, see `copy_first`. Its id for trackers stays behind, because no two runs share one."""
+    copy_first([source], target, leave_out=(IDENTITY_FILE,))
+
+
+def copy_first(sources: Sequence[Path], target: Path, *, leave_out: Sequence[str] = ()) -> None:
     """Copy the first of some directories that exists, unless the target does; all of it appears at once.
 
     Checkpoints are large and never change, so they become hard links if the file system allows it.
+
+    Args:
+      sources: the directories, in the order of preference.
+      target: the copy.
+      leave_out: names of files that are not copied.
 
     Raises:
       UserError: the target cannot be written.
@@ -70,7 +100,13 @@ def copy_first(sources: Sequence[Path], target: Path) -> None:
         return
     try:
         with storage.atomic_directory(target) as partial:
-            shutil.copytree(source, partial, dirs_exist_ok=True, copy_function=_link_checkpoints)
+            shutil.copytree(
+                source,
+                partial,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(*leave_out),
+                copy_function=_link_checkpoints,
+            )
     except (OSError, shutil.Error) as error:
         raise MachineError(
             f"{target} cannot be written ({error}): free some space, or choose another directory"
@@ -85,6 +121,14 @@ def _link_checkpoints(source: str, target: str) -> None:
         except OSError:  # no links here
             pass
     shutil.copy2(source, target)
+
+
+def _read_facts(other: Workdir) -> dict[str, Any]:
+    return storage.read_object(other.task, "remove this directory, or start its experiment again")
+
+
+def _agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    return all(key in theirs and theirs[key] == ours[key] for key in keys)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
