@@ -99,11 +99,13 @@ def test_every_language_has_the_scores_before_and_after_recalibration(workdir):
 
 def test_the_report_puts_the_protocols_side_by_side_and_the_headline_is_zero_shot(workdir, capsys):
     report.main(["--workdir", str(workdir.root)])
+    headline = {path: path.read_bytes() for path in (workdir.root / "report").iterdir()}
     page = (workdir.root / "report" / "results.md").read_text()
     assert "(source_dev)" in page and "oracle" not in page
     report.main(["--workdir", str(workdir.root), "--selection", "target_dev"])
-    assert "oracle, not zero-shot (target_dev)" in (workdir.root / "report" / "results.md").read_text()
+    assert "oracle, not zero-shot (target_dev)" in (workdir.root / "report" / "results-target_dev.md").read_text()
     report.main(["--workdir", str(workdir.root), "--selection", "average", "--metric", "ece_calibrated"])
+    assert {path: path.read_bytes() for path in headline} == headline, "the headline is not replaced"
     report.main(["--workdir", str(workdir.root), "--protocols"])
     assert "target_dev (not zero-shot)" in capsys.readouterr().out
     lines = (workdir.root / "report" / "protocols.md").read_text().splitlines()

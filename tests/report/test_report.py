@@ -357,7 +357,11 @@ def test_flags_select_rows(tmp_path, capsys):
     other = [row | {"value": 0.25} for row in make_rows(metric="macro_f1", split="dev", selection="last")]
     root = make_workdir(tmp_path / "a", make_rows() + other)
     report.main(["--workdir", str(root), "--metric", "macro_f1", "--split", "dev", "--selection", "last"])
-    text = (root / "report" / "results.md").read_text()
+    names = sorted(path.name for path in (root / "report").iterdir())
+    assert names == [
+        f"{stem}-macro_f1-dev-last.{x}" for stem, x in (("report", "html"), ("results", "md"), ("results", "png"))
+    ]
+    text = (root / "report" / "results-macro_f1-dev-last.md").read_text()
     assert "macro_f1 in % on the dev split" in text and "last checkpoint (last)" in text
     assert "| vanilla | 25.0 ± 0.0 |" in text
 

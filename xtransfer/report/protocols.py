@@ -7,6 +7,7 @@ from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Row, Su
 from xtransfer.report import summary
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
+from xtransfer.report.workdir_report import name_of
 from xtransfer.runs.draws import SAMPLES, Axis
 from xtransfer.runs.draws import axis as axis_of
 from xtransfer.runs.selection import PROTOCOLS
@@ -20,6 +21,8 @@ REFERENCE = "source_dev"
 def compare_protocols(workdir: Workdir, *, metric: str, split: str) -> None:
     """Print a row for each objective and protocol, and write `report/protocols.md` below the workdir.
 
+    The file of another metric or split than the default one has another name, see `workdir_report.file_name`.
+
     Args:
       workdir: an experiment that has been evaluated.
       metric: a name from `METRICS`, of a metric from 0 to 1.
@@ -28,11 +31,11 @@ def compare_protocols(workdir: Workdir, *, metric: str, split: str) -> None:
     Raises:
       UserError: there are no such results, or the file cannot be written.
     """
-    task, rows = read_task(workdir), read_rows(workdir.results)
-    axis = axis_of(read_config(workdir), {row["draw"] for row in rows})
+    config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    axis = axis_of(config, {row["draw"] for row in rows})
     by_protocol = results_by_protocol(rows, task, metric=metric, split=split, axis=axis)
     table = protocol_table(by_protocol, task)
-    path = workdir.root / "report" / "protocols.md"
+    path = workdir.root / "report" / f"{name_of('protocols', by_protocol[0], config)}.md"
     storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
     table_writer.show(table, terminal.console, wrap=False)
     for note in table.notes:

@@ -1,9 +1,11 @@
 """The report of one workdir: its table on the terminal, and the table, a chart, and a page as files."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from xtransfer import storage
+from xtransfer.config import ExperimentConfig
 from xtransfer.errors import one_line
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
@@ -14,11 +16,15 @@ from xtransfer.runs import draws
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
+_UNSAFE = re.compile(r"[^\w.-]")  # characters that a file's name does not keep, such as the bar of class_f1/LABEL
+
 
 def report(
     workdir: Workdir, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
 ) -> Source:
     """Print the results of a workdir, and write results.md, results.png, and report.html to `report/` below it.
+
+    The files of other results than the default ones have other names, see `file_name`.
 
     Args:
       workdir: an experiment that has been evaluated.
@@ -46,7 +52,11 @@ def report(
     source = Source(workdir, config, task, tuple(rows), results)
     directory = workdir.root / "report"
     gains = _paired_gains(source)
-    written = [*write(results, directory, task, gains), *write_page([source], directory)]
+    names = [name_of(stem, results, config) for stem in ("results", "report")]
+    written = [
+        *write(results, directory, task, gains, name=names[0]),
+        *write_page([source], directory, names[1]),
+    ]
     try:
         summary.show(results, terminal.console, task, gains)
     except Exception as error:  # whatever a terminal or an odd name does, the results are in the files
@@ -70,11 +80,39 @@ def default_split(evaluated: tuple[str, ...]) -> str:
     return "test" if "test" in evaluated else evaluated[0]
 
 
+def file_name(stem: str, config: ExperimentConfig, *, metric: str, split: str, selection: str) -> str:
+    """Return the name of a report's files without an ending: the stem, and whatever is not reported by default.
+
+    So an oracle's numbers, or another metric's, never replace the headline: "results-target_dev", "sweep-macro_f1-dev".
+    """
+    defaults = {"accuracy", "source_dev", default_split(config.evaluation_splits)}
+    others = [name for name in (metric, split, selection) if name not in defaults]
+    return "-".join([stem, *(_UNSAFE.sub("_", name) for name in others)])
+
+
+def name_of(stem: str, results: ResultsTable, config: ExperimentConfig) -> str:
+    """Return the `file_name` of a results table."""
+    return file_name(stem, config, metric=results.metric, split=results.split, selection=results.selection)
+
+
 def write(
-    results: ResultsTable, directory: Path, task: TaskRecord, gains: summary.Gains = summary.NO_GAINS
+    results: ResultsTable,
+    directory: Path,
+    task: TaskRecord,
+    gains: summary.Gains = summary.NO_GAINS,
+    *,
+    name: str = "results",
 ) -> list[Path]:
-    """Write results.md and results.png, and return their paths; a picture that cannot be drawn costs a warning."""
-    text, picture = directory / "results.md", directory / "results.png"
+    """Write the table and the picture, and return their paths; a picture that cannot be drawn costs a warning.
+
+    Args:
+      results: the table.
+      directory: where to write.
+      task: the task's record.
+      gains: the paired gains of the objectives.
+      name: the name of both files, without an ending.
+    """
+    text, picture = directory / f"{name}.md", directory / f"{name}.png"
     storage.write_atomically(text, summary.markdown(results, task, gains))
     try:
         content = plot.plot(results, task)
@@ -86,9 +124,9 @@ def write(
     return [text, picture]
 
 
-def write_page(sources: Sequence[Source], directory: Path) -> list[Path]:
-    """Write report.html, and return its path; a page that cannot be made costs a warning."""
-    path = directory / "report.html"
+def write_page(sources: Sequence[Source], directory: Path, name: str = "report") -> list[Path]:
+    """Write the page `<name>.html`, and return its path; a page that cannot be made costs a warning."""
+    path = directory / f"{name}.html"
     try:
         content = page(sources)
     except Exception as error:  # as with the picture, the results do not depend on it

@@ -249,7 +249,7 @@ def test_output_and_compare_exclude_each_other(tmp_path):
 def test_another_metric_has_no_intervals(workdir, tmp_path):
     copy = copied(workdir, tmp_path)
     report(copy, metric="macro_f1")
-    document = _Document((copy.root / "report" / "report.html").read_text(encoding="utf-8"))
+    document = _Document((copy.root / "report" / "report-macro_f1.html").read_text(encoding="utf-8"))
     assert "Intervals and tests exist for accuracy only" in document.sections["results"]
 
 
