@@ -130,7 +130,7 @@ def run(
 
 def run_sweep(
     points: Sequence[Point], root: Path, *, from_earlier_step: bool = False, loggers: Sequence[LoggerSource] = ()
-) -> None:
+) -> UserError | None:
     """Run the experiment of every point that is not finished yet.
 
     The settings and the data of all points are checked before anything is trained. A point that fails is named, and the
@@ -141,6 +141,9 @@ def run_sweep(
       root: the directory of the sweep.
       from_earlier_step: see `run`.
       loggers: see `run`.
+
+    Returns:
+      The error to end with if points failed, which leaves time to report on the others; None if all are finished.
 
     Raises:
       UserError: the settings or the data of a point cannot be used, or the directory holds an experiment.
@@ -167,9 +170,10 @@ def run_sweep(
                 failures.append(user_error(error.exit_status, f"{point.name}: {error}"))
                 terminal.log(f"error: {failures[-1]}")
             jax.clear_caches()  # the next point compiles functions of its own
-    if failures:
-        text = f"{len(failures)} of {len(points)} points failed; the first is {failures[0]}"
-        raise user_error(failures[0].exit_status, text)
+    if not failures:
+        return None
+    text = f"{len(failures)} of {len(points)} points failed; the first is {failures[0]}"
+    return user_error(failures[0].exit_status, text)
 
 
 def check(config: ExperimentConfig) -> None:

@@ -11,6 +11,7 @@ on the values: a sweep over the temperature trains the teacher and `vanilla` onc
 """
 
 import shlex
+from pathlib import Path
 
 from xtransfer import config, experiment
 from xtransfer.errors import ConfigError
@@ -52,14 +53,23 @@ def main(argv: list[str]) -> None:
     loggers = logger_flags.parse_flags(args)
     if args.sweep:
         points = sweep.parse(args.config, overrides, args.sweep)
-        experiment.run_sweep(points, args.workdir, from_earlier_step=args.from_earlier_step, loggers=loggers)
-        processes.on_first(lambda: report_sweep(args.workdir))
+        failure = experiment.run_sweep(points, args.workdir, from_earlier_step=args.from_earlier_step, loggers=loggers)
+        try:
+            processes.on_first(lambda: _report_sweep(args.workdir))
+        finally:  # the finished points have a table, whatever happened to the others
+            if failure is not None:
+                raise failure
         return
     if sweep.is_sweep(args.workdir):
         raise ConfigError(f"{args.workdir} holds a sweep: add its --sweep flags, or choose another --workdir")
     settings = config.load(args.config, overrides)
     experiment.run(settings, args.workdir, from_earlier_step=args.from_earlier_step, loggers=loggers)
     processes.on_first(lambda: _finish(Workdir(args.workdir), settings))
+
+
+def _report_sweep(root: Path) -> None:
+    """Report, and return nothing, because a result would have to pass to the other processes as JSON."""
+    report_sweep(root)
 
 
 def _finish(workdir: Workdir, settings: config.ExperimentConfig) -> None:

@@ -1,8 +1,9 @@
 """The report of a sweep: a table of its points, and the average of the target languages against the swept key."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from xtransfer import storage
@@ -10,10 +11,10 @@ from xtransfer.errors import DataError, UserError, one_line, user_error
 from xtransfer.evaluation.results import BASELINE, ResultsTable, Summary, aggregate, read_rows
 from xtransfer.report import summary, sweep_plot
 from xtransfer.report import table as table_writer
-from xtransfer.report.workdir_report import default_split
+from xtransfer.report.workdir_report import default_split, name_of
 from xtransfer.runs import draws, sweep
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import Workdir, read_config, read_task
+from xtransfer.runs.workdir import TEACHER, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
 
@@ -36,8 +37,11 @@ class PointResults:
 
 def report_sweep(
     root: Path, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
-) -> None:
+) -> list[Workdir]:
     """Print the table of a sweep, and write sweep.md, sweep.png, and sweep.jsonl to `report/` below its directory.
+
+    A point without a finished student, or with results that cannot be used, is named below the table. The files of
+    other results than the default ones have other names, see `workdir_report.file_name`.
 
     Args:
       root: the directory of the sweep.
@@ -45,22 +49,34 @@ def report_sweep(
       split: None for test, or for the first evaluated split if test was not evaluated.
       selection: a name from `PROTOCOLS`.
 
+    Returns:
+      The workdirs of the points in the table.
+
     Raises:
       UserError: no point has such results, or a file cannot be written.
     """
     recorded = sweep.read(root)
-    points, missing = [], []
+    points: list[PointResults] = []
+    waiting: list[str] = []
+    failures: dict[str, UserError] = {}
     for name, values in recorded.points.items():
         workdir = Workdir(sweep.directory(root, name))
-        if workdir.results.is_file():
-            points.append(_results(workdir, name, values, metric, split, selection))
+        try:
+            point = _results(workdir, name, values, metric, split, selection)
+        except UserError as error:
+            failures[name] = error
+            continue
+        if point is None:
+            waiting.append(name)
         else:
-            missing.append(name)
+            points.append(point)
+    if not points and failures:
+        raise next(iter(failures.values()))
     if not points:
         raise DataError(f"{root}: no point of the sweep has results yet: start it again with python -m xtransfer.main")
-    table = table_of(recorded.keys, points, missing)
-    directory = root / "report"
-    text, lines, picture = (directory / f"sweep.{ending}" for ending in ("md", "jsonl", "png"))
+    table = table_of(recorded.keys, points, waiting, failures)
+    directory, stem = root / "report", name_of("sweep", points[0].results, read_config(_workdir(root, points[0])))
+    text, lines, picture = (directory / f"{stem}.{ending}" for ending in ("md", "jsonl", "png"))
     storage.write_atomically(text, "\n".join(table_writer.section(table, "#")))
     storage.write_jsonl(lines, rows(points))
     written = [text, lines]
@@ -75,12 +91,22 @@ def report_sweep(
     table_writer.show(table, terminal.console, wrap=False)
     for line in (*table.notes, *(f"written: {path}" for path in written)):
         terminal.log(line)
+    return [_workdir(root, point) for point in points]
+
+
+def _workdir(root: Path, point: PointResults) -> Workdir:
+    return Workdir(sweep.directory(root, point.name))
 
 
 def _results(
     workdir: Workdir, name: str, values: Mapping[str, Any], metric: str, split: str | None, selection: str
-) -> PointResults:
+) -> PointResults | None:
+    """Return the results of a point, or None if no student has any yet; a UserError says if they cannot be used."""
+    if not workdir.results.is_file():
+        return None
     config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    if all(row["objective"] == TEACHER for row in rows):  # the teacher's rows may be copied before any student trains
+        return None
     try:
         results = aggregate(
             rows,
@@ -96,13 +122,19 @@ def _results(
     return PointResults(name, values, results, task.synthetic)
 
 
-def table_of(keys: Sequence[str], points: Sequence[PointResults], missing: Sequence[str]) -> table_writer.Table:
+def table_of(
+    keys: Sequence[str],
+    points: Sequence[PointResults],
+    waiting: Sequence[str] = (),
+    failures: Mapping[str, UserError] = MappingProxyType({}),
+) -> table_writer.Table:
     """Return a row for each point: values, the teacher in the source language, and the students' averages and gains.
 
     Args:
       keys: the swept keys.
       points: the points with results.
-      missing: the names of the others.
+      waiting: the names of the points without results.
+      failures: the errors of the points whose results cannot be used, by name.
     """
     objectives = _objectives(points)
     gains = [name for name in objectives if any(name in _gains(point) for point in points)]
@@ -117,23 +149,24 @@ def table_of(keys: Sequence[str], points: Sequence[PointResults], missing: Seque
         for point in points
     )
     first = points[0].results
-    title = f"{summary.task_name(first, synthetic=points[0].synthetic)}: {first.metric} on {first.split} by "
+    title = (
+        f"{summary.task_name(first, synthetic=points[0].synthetic)}: {first.metric} on {first.split} by "
+        f"{' and '.join(keys)}; checkpoint: {PROTOCOLS[first.selection].description}"
+    )
     notes = [
         f"{first.metric}{summary.direction_note(first)} in %, averaged over the target languages "
         f"{', '.join(first.target_languages)}; the teacher in {first.source_language}. "
-        f"Checkpoint of each run: {PROTOCOLS[first.selection].description}.",
+        f"Checkpoint of each run: {PROTOCOLS[first.selection].description} ({first.selection}).",
         *_spread_notes(points),
     ]
     if gains:
-        notes.append(
-            f"Gains over {BASELINE} at the same point are in points, paired by run, with 95 % intervals by Student's t "
-            f"over {first.axis.units}; test items are not included."
-        )
-    if missing:
-        notes.append(f"No results yet: {'; '.join(missing)}.")
-    return table_writer.Table(
-        header, lines, text_columns=len(keys), title=title + " and ".join(keys), notes=tuple(notes)
-    )
+        over = _interval_axes(points, _gains)
+        intervals = f", with 95 % intervals by Student's t over {over}; test items are not included" if over else ""
+        notes.append(f"Gains over {BASELINE} at the same point are in points, paired by run{intervals}.")
+    if waiting:
+        notes.append(f"No results yet: {'; '.join(waiting)}.")
+    notes += [f"Left out: {name}: {error}." for name, error in failures.items()]
+    return table_writer.Table(header, lines, text_columns=len(keys), title=title, notes=tuple(notes))
 
 
 def curves(keys: Sequence[str], points: Sequence[PointResults]) -> list[sweep_plot.Panel]:
@@ -218,10 +251,16 @@ def _spread(point: PointResults) -> str:
 
 def _note(points: Sequence[PointResults]) -> str:
     """Return what the error bars of the chart are, or "" if there are none."""
-    spreads = {
-        point.results.axis.over(len(average.by_unit)): None
+    over = _interval_axes(points, _averages)
+    return f"bars: 95 % interval over {over}; test items are not included" if over else ""
+
+
+def _interval_axes(points: Sequence[PointResults], quantity: Callable[[PointResults], Mapping[str, Summary]]) -> str:
+    """Return what the intervals of a quantity go over, or "" if there are none."""
+    axes = {
+        point.results.axis.over(len(value.by_unit)): None
         for point in points
-        for average in _averages(point).values()
-        if average.interval is not None
+        for value in quantity(point).values()
+        if value.interval is not None
     }
-    return f"bars: 95 % interval over {' or '.join(spreads)}; test items are not included" if spreads else ""
+    return " or ".join(axes)
