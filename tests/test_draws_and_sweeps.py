@@ -2,14 +2,15 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from xtransfer import main
+from xtransfer import experiment, main
 from xtransfer.config import load
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError, UserError
 from xtransfer.export import __main__ as export
 from xtransfer.predict import __main__ as predict
 from xtransfer.report import __main__ as report
@@ -150,7 +151,7 @@ def test_a_temperature_sweep_trains_teacher_and_vanilla_once(swept, capsys):
         }
         for point in (first, second)
     ]
-    assert scores[0].keys() == scores[1].keys()
+    assert scores[0].keys() == scores[1].keys() and ("vanilla", "en", "teacher_agreement", "last") in scores[0]
     assert all(scores[0][key] == scores[1][key] for key in scores[0] if key[0] != "monox_kd")
 
 
@@ -178,6 +179,55 @@ def test_a_sweep_reports_and_resumes(swept, config_file, capsys):
     assert {path: os.stat(path).st_mtime_ns for path in before} == before
     report.main(["--workdir", str(swept)])
     assert (swept / "report" / "sweep.md").read_text() == table
+
+
+def test_a_sweep_over_a_checkpoint_shares_the_runs_that_do_not_start_from_it(config_file, tmp_path):
+    shared, root = config_file.parent / "teacher", tmp_path / "sweep"
+    other = tiny.checkpoint(tmp_path / "other", seed=3)
+    start(config_file, root, "--sweep", f"teacher.checkpoint={shared},{other}")
+    first, second = (
+        root / "points" / point["name"] for point in json.loads((root / "sweep.json").read_text())["points"]
+    )
+    assert ("students", "students/vanilla/seed-0") in trained(first)
+    assert trained(second) == {
+        ("teacher", "teacher"),
+        ("labelling", "teacher"),
+        ("students", "students/monox_kd/seed-0"),
+    }
+    # The copied student is compared with the teacher here, and not with its old one.
+    for point in (first, second):
+        rows = [json.loads(line) for line in (point / "results.jsonl").read_text().splitlines()]
+        guesses = {}
+        for row in rows:
+            if (row["language"], row["selection"], row["metric"]) == ("en", "source_dev", "accuracy"):
+                run = "teacher" if row["objective"] == "teacher" else f"students/{row['objective']}/seed-0"
+                lines = (point / "predictions" / run / str(row["step"]) / "test-en.jsonl").read_text().splitlines()
+                guesses[row["objective"]] = np.array([json.loads(line)["prediction"] for line in lines])
+        agreement = {
+            row["objective"]: row["value"]
+            for row in rows
+            if (row["metric"], row["selection"]) == ("teacher_agreement", "source_dev")
+        }
+        assert agreement == {name: (guesses[name] == guesses["teacher"]).mean() for name in ("vanilla", "monox_kd")}
+
+
+def test_a_failed_point_leaves_the_table_of_the_others(config_file, swept, tmp_path, monkeypatch, capsys):
+    root, run = shutil.copytree(swept, tmp_path / "sweep"), experiment.run
+    (root / "report" / "sweep.md").unlink()
+
+    def fail(config, directory, **settings):
+        if config.transfer.temperature == 8:
+            raise DataError("broken")
+        run(config, directory, **settings)
+
+    monkeypatch.setattr(experiment, "run", fail)
+    with pytest.raises(DataError) as caught:
+        start(config_file, root, "--sweep", "transfer.temperature=2,8")
+    assert str(caught.value) == "1 of 2 points failed; the first is transfer.temperature=8: broken"
+    table = (root / "report" / "sweep.md").read_text()
+    assert "| 2 | " in table and "No results yet: transfer.temperature=8." in table
+    with pytest.raises(DataError, match="1 of 1 points failed; the first is transfer.temperature=8: broken"):
+        start(config_file, root, "--sweep", "transfer.temperature=8")
 
 
 def test_nothing_runs_before_every_point_is_checked(config_file, tmp_path):

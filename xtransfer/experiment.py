@@ -193,8 +193,8 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     """Check what needs the data, and return the task, the text of each draw, and target dev for an oracle."""
     task = load_task(config.task)
     task = replace(task, load=functools.cache(task.load))
-    metrics.check_names("metrics", config.metrics, task.labels)
-    metrics.check_single("selection_metric", config.selection_metric, task.labels)
+    metrics.check_names("config key metrics", config.metrics, task.labels)
+    metrics.check_single("config key selection_metric", config.selection_metric, task.labels)
     samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
     dev = task.load("dev", task.source_language)
     metrics.check_defined((config.selection_metric,), _labels(dev), f"{task.source_language} dev")
@@ -374,7 +374,12 @@ def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
     if other.results.exists():
         rows = results.read_rows(workdir.results) if workdir.results.exists() else []
         kept = [row for row in rows if (row["objective"], results.run_id(row)) != (mine.objective, mine.id)]
-        taken = [row | mine.facts for row in rows_of([their], results.read_rows(other.results))]
+        # Their teacher may be another one. Evaluation compares the student with the teacher of this workdir.
+        taken = [
+            row | mine.facts
+            for row in rows_of([their], results.read_rows(other.results))
+            if row["metric"] not in metrics.TEACHER_METRICS
+        ]
         storage.write_jsonl(workdir.results, [*kept, *taken])
     sharing.copy_run(their.directory, mine.directory)
     terminal.log(f"{mine.name}: the same as in {other.root}")

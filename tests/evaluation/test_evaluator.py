@@ -41,17 +41,66 @@ def test_rows_are_not_written_twice(workdir):
     assert [json.loads(line) for line in before.splitlines()] == rows
 
 
-def test_an_unfinished_run_is_named_and_skipped(workdir, capsys):
+def agreement(rows):
+    return {
+        (row["objective"], row["selection"], row["language"]): (row["value"], row["count"])
+        for row in rows
+        if row["metric"] == "teacher_agreement"
+    }
+
+
+def test_agreement_compares_a_student_with_the_selected_checkpoint_of_its_teacher(workdir):
+    rows = evaluate(workdir)
+    steps = {(row["objective"], row["selection"]): row["step"] for row in rows}
+
+    def predicted(run, step):
+        path = workdir.predictions(run, step, "test", "en")
+        return [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+
+    teacher = predicted(workdir.teacher, steps["teacher", "source_dev"])
+    expected = {}
+    for protocol in ("source_dev", "last"):
+        student = predicted(workdir.student("vanilla", 0), steps["vanilla", protocol])
+        equal = sum(a == b for a, b in zip(student, teacher, strict=True))
+        expected["vanilla", protocol, "en"] = (equal / 17, 17)
+    assert agreement(rows) == expected
+
+
+def test_an_older_workdir_gets_the_agreement_without_predicting_again(workdir, monkeypatch):
+    before, rows = workdir.results.read_bytes(), evaluate(workdir)
+    older = [line for line in before.splitlines(keepends=True) if b"teacher_agreement" not in line]
+    workdir.results.write_bytes(b"".join(older))
+    monkeypatch.setattr(Finetuner, "predict", lambda *arguments: pytest.fail("predicted again"))
+    try:
+        again = evaluate(workdir)
+        assert agreement(again) == agreement(rows) and workdir.results.read_bytes().startswith(b"".join(older))
+    finally:
+        workdir.results.write_bytes(before)
+
+
+def test_only_the_requested_languages_are_scored(workdir):
+    before = workdir.results.read_bytes()
+    try:
+        settings = dataclasses.replace(read_config(workdir), evaluation_splits=("dev",))
+        task = load_task(settings.task)
+        rows = evaluator.evaluate(workdir, settings, task, Models(settings, task), ("de",))
+        added = rows[before.count(b"\n") :]
+        assert {(row["objective"], row["split"], row["language"]) for row in added} == {("vanilla", "dev", "de")}
+    finally:
+        workdir.results.write_bytes(before)
+
+
+def test_an_unfinished_run_is_left_out(workdir, capsys):
     metrics = workdir.student("vanilla", 0) / "metrics.jsonl"
     original = metrics.read_text()
     try:
         metrics.write_text(original.splitlines(keepends=True)[0])
         workdir.results.unlink()
-        rows = evaluate(workdir)
+        rows, unfinished = evaluate(workdir), evaluator.unfinished(workdir, read_config(workdir))
     finally:
         metrics.write_text(original)
     assert {row["objective"] for row in rows} == {"teacher"}
-    assert "seed-0: not finished, skipped" in " ".join(capsys.readouterr().out.split())
+    assert [run.name for run in unfinished] == ["vanilla seed 0"] and "finished" not in capsys.readouterr().out
     assert {row["objective"] for row in evaluate(workdir)} == {"teacher", "vanilla"}
 
 

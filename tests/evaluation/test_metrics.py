@@ -189,19 +189,32 @@ def test_a_prediction_out_of_range_is_refused():
         ("zzz", "ab", "config key metrics: no metric 'zzz'; the metrics are accuracy, macro_f1, "),
         ("auroc", "abc", "config key metrics: auroc needs a task with 2 classes, and this one has 3"),
         ("ece/a", "ab", "config key metrics: ece has one value for all classes: write 'ece', not 'ece/a'"),
+        (
+            "teacher_agreement",
+            "ab",
+            "config key metrics: teacher_agreement is not a metric to choose: it depends on a ",
+        ),
         ("class_f1/c", "ab", "config key metrics: 'class_f1/c' names no class; the classes are a, b"),
     ],
 )
 def test_a_metric_that_a_task_does_not_have_is_refused(name, classes, message):
     with pytest.raises(UserError) as caught:
-        check_names("metrics", ("accuracy", name), tuple(classes))
+        check_names("config key metrics", ("accuracy", name), tuple(classes))
     assert str(caught.value).startswith(message)
 
 
+def test_agreement_with_the_teacher_has_a_range_and_a_direction():
+    metric = metrics.metric_of("teacher_agreement")
+    assert (metric.low, metric.high, metric.higher_is_better, metric.is_share) == (0, 1, True, True)
+    assert metrics.value_range("teacher_agreement") == (0, 1)
+
+
 def test_a_metric_to_select_by_has_one_value():
-    check_single("selection_metric", "class_f1/a", ("a", "b"))
+    check_single("config key selection_metric", "class_f1/a", ("a", "b"))
+    with pytest.raises(UserError, match="selection_metric: teacher_agreement is not .*: it depends on a second model"):
+        check_single("config key selection_metric", "teacher_agreement", ("a", "b"))
     with pytest.raises(UserError, match="selection_metric: class_f1 has a value for each class: name one, such as"):
-        check_single("selection_metric", "class_f1", ("a", "b"))
+        check_single("config key selection_metric", "class_f1", ("a", "b"))
 
 
 def test_a_binary_metric_needs_both_classes():

@@ -15,11 +15,11 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
-from xtransfer.evaluation import metrics, recalibration, results, token_counts
+from xtransfer.evaluation import agreement, metrics, recalibration, results, token_counts
 from xtransfer.evaluation.recalibration import Recalibration
 from xtransfer.runs import costs
 from xtransfer.runs.draws import draws_of
-from xtransfer.runs.find import read_dev_scores
+from xtransfer.runs.find import read_dev_scores, selected_steps
 from xtransfer.runs.selection import PROTOCOLS, choose, weights_name
 from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId, Workdir
 from xtransfer.runtime import checksums, processes, terminal
@@ -73,18 +73,49 @@ def rows_of(runs: Iterable[Run], rows: Iterable[Mapping[str, Any]]) -> list[dict
     return [dict(row) for row in rows if (row["objective"], results.run_id(row)) in keys]
 
 
-def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Models) -> list[dict[str, Any]]:
+def unfinished(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
+    """Return the runs that are not finished yet, which `evaluate` leaves out. All processes take part."""
+    return [run for run in runs(workdir, config) if not _is_finished(run, config)]
+
+
+def _is_finished(run: Run, config: ExperimentConfig) -> bool:
+    return loop.finished(run.directory, (config.teacher if run.objective == TEACHER else config.student).steps)
+
+
+def languages_of(task: Task, requested: Sequence[str], *, is_teacher: bool) -> tuple[str, ...]:
+    """Return the languages to score a run in, the source language first.
+
+    Args:
+      task: the task, whose target languages include the requested ones.
+      requested: some of its languages; () is all of them.
+      is_teacher: whether the run is a teacher, which knows the source language only.
+    """
+    known = (task.source_language,) if is_teacher else (task.source_language, *task.target_languages)
+    return tuple(language for language in known if not requested or language in requested)
+
+
+def evaluate(
+    workdir: Workdir, config: ExperimentConfig, task: Task, models: Models, languages: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Score every selected checkpoint that has no rows yet, and return all rows of the experiment's runs.
 
     A checkpoint whose predictions are missing or damaged predicts again, and keeps the rows that it has. The teacher is
-    scored in the source language only, the one it knows. Unfinished runs are named and skipped. If the config asks for
-    a temperature or a threshold, fit them on source dev first, and score their effect too. All processes take part, and
-    process 0 writes.
+    scored in the source language only, the one it knows, and students there against the teacher too. Unfinished runs
+    are left out. If the config asks for a temperature or a threshold, fit them on source dev first, and score their
+    effect too. All processes take part, and process 0 writes.
+
+    Args:
+      workdir: the experiment's workdir.
+      config: its config; `metrics` and `evaluation_splits` say what to score.
+      task: its task.
+      models: its models.
+      languages: the languages to score; () is all of the task's.
     """
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
     all_runs = runs(workdir, config)
     constants: list[str] = []
+    teachers: dict[str, Run] = {}  # by draw; a draw's teacher comes before its students
 
     @functools.cache
     def dataset(model: Finetuner, split: str, language: str) -> Dataset:
@@ -92,23 +123,30 @@ def evaluate(workdir: Workdir, config: ExperimentConfig, task: Task, models: Mod
 
     for run in all_runs:
         is_teacher = run.objective == TEACHER
-        if not loop.finished(run.directory, (config.teacher if is_teacher else config.student).steps):
-            terminal.log(f"{run.directory}: not finished, skipped")
+        if not _is_finished(run, config):
             continue
-        source, targets = task.source_language, task.target_languages
-        languages = (source,) if is_teacher else (source, *targets)
+        if is_teacher:
+            teachers[run.id.draw] = run
+        scored_languages = languages_of(task, languages, is_teacher=is_teacher)
         names = tuple(dict.fromkeys((*config.metrics, *recalibration.metrics_of(config.calibration))))
         effects = recalibration.effects_of(config.calibration)
         rows_of_job = [*metrics.score_names(names, task.labels), *effects]
-        jobs = list(_jobs(run, config.evaluation_splits, languages, rows_of_job))
-        due = processes.on_first(functools.partial(_due, workdir, config, run, jobs, scored))
-        jobs = [job for job, is_due in zip(jobs, due, strict=True) if is_due]
+        all_jobs = list(_jobs(run, config.evaluation_splits, scored_languages, rows_of_job))
+        due = processes.on_first(functools.partial(_due, workdir, config, run, all_jobs, scored))
+        jobs = [job for job, is_due in zip(all_jobs, due, strict=True) if is_due]
+        added: list[dict[str, Any]] = []
         if jobs:
             model = models.teacher if is_teacher else models.student
             recalibrate = functools.partial(_recalibrate, workdir, config, task, model, run, dataset)
             new = _score(workdir, task, model, run, jobs, dataset, names, constants, effects, recalibrate)
             with costs.recorded(workdir, "evaluation", run.directory, model.predicted):
-                rows += (row for row in new if _key(row) not in scored)
+                added += (row for row in new if _key(row) not in scored)
+        if not is_teacher and run.id.draw in teachers:
+            in_source = [job for job in all_jobs if job.language == task.source_language]
+            against = functools.partial(_against_teacher, workdir, task, run, teachers[run.id.draw], in_source, scored)
+            added += processes.on_first(against)
+        if added:
+            rows += added
             # All rows of a run are written at once, so that it has all of them or none.
             processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
     if constants:
@@ -248,6 +286,38 @@ def _score(
                 path = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
                 predictions = storage.jsonl(prediction_rows(examples, logits, task.labels))
                 processes.on_first(functools.partial(checksums.write, path, predictions))
+
+
+def _against_teacher(
+    workdir: Workdir, task: Task, run: Run, teacher: Run, jobs: Sequence[_Job], scored: set[tuple[Any, ...]]
+) -> list[dict[str, Any]]:
+    """Return the missing rows of a student's metrics against its teacher's selected checkpoint.
+
+    Args:
+      workdir: the workdir, with the predictions of all jobs by both.
+      task: the task.
+      run: the student.
+      teacher: its teacher.
+      jobs: the student's jobs in the source language.
+      scored: the keys of the rows that exist.
+    """
+    selected = weights_name(selected_steps(teacher.directory)["source_dev"], PARAMS)
+    rows = []
+    for job in jobs:
+        row = {"task": task.name, **run.facts, "step": job.step}
+        places = [{"selection": protocol, "split": job.split, "language": job.language} for protocol in job.protocols]
+        missing = [
+            row | place
+            for place in places
+            if any(_key(row | place | {"metric": name}) not in scored for name in metrics.TEACHER_METRICS)
+        ]
+        if missing:
+            ours = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
+            theirs = workdir.predictions(teacher.directory, selected, job.split, job.language)
+            scores = agreement.scores(ours, theirs, task.labels)
+            new = (one | score._asdict() for one in missing for score in scores)
+            rows += [one for one in new if _key(one) not in scored]
+    return rows
 
 
 def _recalibrate(

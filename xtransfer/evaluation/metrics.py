@@ -197,6 +197,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 """The metrics by name."""
 
+TEACHER_METRICS: Mapping[str, Metric] = MappingProxyType({"teacher_agreement": Metric(accuracy)})
+"""The metrics of a student against its teacher, functions of logits and of the classes that the teacher predicts.
+
+Labels play no part, and a student alone does not have them, so none can be chosen or select a checkpoint. Every student
+is scored by them, in the source language, against the selected checkpoint of its own draw's teacher.
+"""
+
 EFFECTS: Mapping[str, str] = MappingProxyType(
     {
         "log_loss_calibrated": "log_loss",
@@ -246,11 +253,11 @@ def metric_of(name: str) -> Metric:
     Raises:
       UserError: there is no such metric; the message names the nearest one.
     """
-    kind = _kind(name)
-    if kind not in METRICS:
-        hint = nearest(kind, METRICS) or f"; the metrics are {', '.join(METRICS)}"
+    kind, known = _kind(name), {**METRICS, **TEACHER_METRICS}
+    if kind not in known:
+        hint = nearest(kind, known) or f"; the metrics are {', '.join(known)}"
         raise ConfigError(f"no metric {name!r}{hint}")
-    return METRICS[kind]
+    return known[kind]
 
 
 def value_range(name: str) -> tuple[float, float]:
@@ -265,33 +272,37 @@ def higher_is_better(name: str) -> bool:
     return METRICS[kind].higher_is_better if kind in METRICS else True
 
 
-def check_names(key: str, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse metrics that do not exist for a task with these classes; `key` is the config key, for the message."""
+def check_names(where: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse metrics that do not exist for a task with these classes; `where` names the key or flag in the message."""
     for name in names:
+        if name in TEACHER_METRICS:
+            raise ConfigError(
+                f"{where}: {name} is not a metric to choose: it depends on a second model, the teacher, and every "
+                "experiment scores it in the source language"
+            )
         if name in EFFECTS:
             setting = "temperature" if name.endswith("_calibrated") else "threshold"
-            raise ConfigError(f"config key {key}: {name} is not a metric to choose: calibration.{setting} adds it")
+            raise ConfigError(f"{where}: {name} is not a metric to choose: calibration.{setting} adds it")
         try:
             metric = metric_of(name)
         except UserError as error:
-            raise ConfigError(f"config key {key}: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
         kind, has_class, label = name.partition("/")
         if metric.binary and len(classes) != 2:
-            raise ConfigError(f"config key {key}: {kind} needs a task with 2 classes, and this one has {len(classes)}")
+            raise ConfigError(f"{where}: {kind} needs a task with 2 classes, and this one has {len(classes)}")
         if has_class and not metric.per_class:
-            raise ConfigError(f"config key {key}: {kind} has one value for all classes: write {kind!r}, not {name!r}")
+            raise ConfigError(f"{where}: {kind} has one value for all classes: write {kind!r}, not {name!r}")
         if has_class and label not in classes:
             raise ConfigError(
-                f"config key {key}: {name!r} names no class; the classes are {', '.join(classes)}"
-                f"{nearest(label, classes)}"
+                f"{where}: {name!r} names no class; the classes are {', '.join(classes)}{nearest(label, classes)}"
             )
 
 
-def check_single(key: str, name: str, classes: Sequence[str]) -> None:
+def check_single(where: str, name: str, classes: Sequence[str]) -> None:
     """Refuse a metric that does not have exactly one value for a task with these classes; see `check_names`."""
-    check_names(key, (name,), classes)
+    check_names(where, (name,), classes)
     if metric_of(name).per_class and "/" not in name:
-        raise ConfigError(f"config key {key}: {name} has a value for each class: name one, such as {name}/{classes[0]}")
+        raise ConfigError(f"{where}: {name} has a value for each class: name one, such as {name}/{classes[0]}")
 
 
 def check_defined(names: Sequence[str], labels: Sequence[int] | np.ndarray, where: str) -> None:

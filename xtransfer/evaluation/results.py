@@ -282,7 +282,7 @@ def _lines(
         return Summary(by_unit(values, has_draws=has_draws))
 
     lines = []
-    for objective in _in_order({objective for objective, _ in runs}):
+    for objective in in_order({objective for objective, _ in runs}):
         ids = sorted((run for name, run in runs if name == objective), key=lambda run: (order(run.draw), run.seed))
         languages = (source_language,) if objective == TEACHER else (source_language, *targets)
         paired = [run for run in ids if (BASELINE, run) in averages]
@@ -311,7 +311,7 @@ def by_unit(values: Mapping[RunId, float], *, has_draws: bool) -> dict[Unit, flo
     return {draw: statistics.fmean(group) for draw, group in draws.items()}
 
 
-def _in_order(objectives: Iterable[str]) -> list[str]:
+def in_order(objectives: Iterable[str]) -> list[str]:
     """Return the teacher, then the objectives in the order of their table, then any others by name."""
     known = [TEACHER, *OBJECTIVES]
     return sorted(objectives, key=lambda name: (known.index(name) if name in known else len(known), name))

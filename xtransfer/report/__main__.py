@@ -3,7 +3,12 @@
     python -m xtransfer.report --workdir DIR [DIR …]
 
 Prints objectives × languages for each workdir, and writes `report/results.md`, `report/results.png`, and the page
-`report/report.html` below it. With `--output DIR`, one more page, `DIR/report.html`, holds all workdirs.
+`report/report.html` below it. With `--output DIR`, one more page, `DIR/report.html`, holds all workdirs. Results of
+another metric, split, or selection get files of their own, such as `report/results-target_dev.md`.
+
+    python -m xtransfer.report --workdir DIR --metric teacher_agreement
+
+Prints how often students predict what their teacher predicts, and writes `report/teacher_agreement.md`.
 
 For the directory of a sweep, it draws the average of the target languages against the swept key instead, and writes
 `report/sweep.md`, `sweep.png`, and `sweep.jsonl`.
@@ -19,11 +24,12 @@ Puts the selection protocols side by side, a row for each objective and protocol
 """
 
 from xtransfer.errors import ConfigError
-from xtransfer.evaluation.metrics import metric_of
+from xtransfer.evaluation.metrics import TEACHER_METRICS, metric_of
+from xtransfer.report.agreement import report_agreement
 from xtransfer.report.comparison import compare, students_of
 from xtransfer.report.protocols import compare_protocols
 from xtransfer.report.sweep_report import report_sweep
-from xtransfer.report.workdir_report import default_split, report, write_page
+from xtransfer.report.workdir_report import default_split, name_of, report, write_page
 from xtransfer.runs import sweep
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import Workdir, read_config
@@ -59,6 +65,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not metric_of(args.metric).is_share:
         raise ConfigError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
+    if args.metric in TEACHER_METRICS and (args.protocols or args.output is not None):
+        raise ConfigError(f"--metric {args.metric}: it has a table of its own: leave out --protocols and --output")
     if args.compare:
         if args.metric != "accuracy":
             raise ConfigError(f"--metric {args.metric}: --compare compares accuracy only")
@@ -75,16 +83,21 @@ def main(argv: list[str]) -> None:
             compare_protocols(Workdir(root), metric=args.metric, split=split)
         return
     chosen = {"metric": args.metric, "split": args.split, "selection": args.selection}
+    if args.metric in TEACHER_METRICS:
+        for root in args.workdir:
+            report_agreement(Workdir(root), **chosen)
+        return
     roots = []
     for root in args.workdir:
         if sweep.is_sweep(root):
-            report_sweep(root, **chosen)
-            roots += [point.root for point in sweep.workdirs(root)] if args.output is not None else []
+            points = report_sweep(root, **chosen)
+            roots += [point.root for point in points] if args.output is not None else []
         else:
             roots.append(root)
     sources = [report(Workdir(root), **chosen) for root in roots]
     if args.output is not None:
-        for path in write_page(sources, args.output):
+        name = name_of("report", sources[0].results, sources[0].config)
+        for path in write_page(sources, args.output, name):
             terminal.log(f"written: {path}")
 
 

@@ -1,0 +1,91 @@
+"""How often students predict what their teacher predicts: a table for one workdir."""
+
+from collections.abc import Sequence
+
+from xtransfer import storage
+from xtransfer.errors import DataError
+from xtransfer.evaluation.results import Row, Summary, by_unit, in_order, read_rows, run_id
+from xtransfer.report import summary
+from xtransfer.report import table as table_writer
+from xtransfer.report.table import Table
+from xtransfer.report.workdir_report import default_split, file_name
+from xtransfer.runs import draws
+from xtransfer.runs.draws import SEEDS, Axis
+from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.runs.workdir import TEACHER, RunId, Workdir, read_config, read_task
+from xtransfer.runtime import terminal
+
+_ACCURACY = "accuracy"
+
+
+def report_agreement(workdir: Workdir, *, metric: str, split: str | None, selection: str) -> None:
+    """Print a row for each objective, and write `report/<metric>.md` below the workdir.
+
+    Args:
+      workdir: an experiment that has been evaluated.
+      metric: a name from `TEACHER_METRICS`.
+      split: None for test, or for the first evaluated split if test was not evaluated.
+      selection: a name from `PROTOCOLS`.
+
+    Raises:
+      UserError: there are no such results, or the file cannot be written.
+    """
+    config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    usual_split = default_split(config.evaluation_splits)
+    chosen = [
+        row
+        for row in rows
+        if (row["split"], row["selection"], row["language"]) == (split or usual_split, selection, task.source_language)
+    ]
+    if not any(row["metric"] == metric for row in chosen):
+        raise DataError(
+            f"{workdir.results}: no {metric} on split {split or usual_split}, checkpoints selected by {selection}: "
+            f"run python -m xtransfer.evaluate --workdir {workdir.root}"
+        )
+    axis = draws.axis(config, {row["draw"] for row in chosen})
+    table = table_of(chosen, metric, selection, axis, synthetic=task.synthetic)
+    name = file_name(metric, config, metric=_ACCURACY, split=split or usual_split, selection=selection)
+    path = workdir.root / "report" / f"{name}.md"
+    storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
+    table_writer.show(table, terminal.console, wrap=False)
+    for line in (*table.notes, f"written: {path}"):
+        terminal.log(line)
+
+
+def table_of(rows: Sequence[Row], metric: str, selection: str, axis: Axis, *, synthetic: bool) -> Table:
+    """Return a row for each objective: its agreement with the teacher, and its accuracy and the teacher's.
+
+    Args:
+      rows: the rows of one split, one selection, and the source language.
+      metric: a name from `TEACHER_METRICS`.
+      selection: the protocol.
+      axis: what differs between the draws, if there are several.
+      synthetic: whether the text was generated.
+    """
+    first = rows[0]
+    agreement, accuracy = (_by_objective(rows, name) for name in (metric, _ACCURACY))
+    objectives = [name for name in in_order({*agreement, *accuracy}) if name in agreement or name == TEACHER]
+    lines = [
+        (name, summary.value_text(agreement.get(name)), summary.value_text(accuracy.get(name))) for name in objectives
+    ]
+    count = max(len(value.by_unit) for value in agreement.values())
+    has_draws = len({row["draw"] for row in rows}) > 1
+    spread = f"mean ± sample standard deviation over {(axis if has_draws else SEEDS).over(count)}"
+    notes = (
+        f"In %, {spread if count > 1 else 'one run each, spread unknown'}. Checkpoint of each student: "
+        f"{PROTOCOLS[selection].description} ({selection}).",
+        f"{metric}: the share of {first['count']:,} examples on which a student predicts the same class as the "
+        "selected checkpoint of its own draw's teacher, whatever their labels are. More is not always better.",
+    )
+    task = f"{first['task']} (synthetic)" if synthetic else first["task"]
+    header = ("objective", f"{metric}, {first['language']} (source)", f"{_ACCURACY}, {first['language']} (source)")
+    return Table(header, tuple(lines), title=f"{task}: {metric} on {first['split']}", notes=notes)
+
+
+def _by_objective(rows: Sequence[Row], metric: str) -> dict[str, Summary]:
+    values: dict[str, dict[RunId, float]] = {}
+    for row in rows:
+        if row["metric"] == metric:
+            values.setdefault(row["objective"], {})[run_id(row)] = row["value"]
+    has_draws = len({row["draw"] for row in rows}) > 1
+    return {name: Summary(by_unit(runs, has_draws=has_draws)) for name, runs in values.items()}
