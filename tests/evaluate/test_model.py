@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,11 @@ from tests.helpers import tiny, tiny_run
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
+from xtransfer.evaluation.evaluator import Run
 from xtransfer.export import __main__ as export
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf.config import read_config
+from xtransfer.runs.workdir import RunId
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +37,20 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def warnings(out):
+    """Return the warnings but those about random weights that predict one class."""
+    return [line for line in out.splitlines() if "warning" in line and "predict one class" not in line]
+
+
 def values(rows):
     keys = ("task", "split", "language", "metric", "value", "count")
     return [tuple(row[key] for key in keys) for row in rows]
 
 
 def expected(root):
-    """Return the experiment's own rows of the student's best checkpoint."""
+    """Return the experiment's own rows of the student's best checkpoint, without those that also take its teacher."""
     rows = read(root / "run" / "results.jsonl")
+    rows = [row for row in rows if row["metric"] != "teacher_agreement"]
     return [row for row in rows if (row["objective"], row["selection"]) == ("vanilla", "source_dev")]
 
 
@@ -131,9 +140,15 @@ def test_flags_that_cannot_work_are_refused_in_one_line(root, tmp_path, flags, m
 
 def test_flags_of_a_model_do_not_fit_a_workdir(root):
     for flags, message in (
-        (["--split", "dev"], "--split needs --model"),
+        (["--selection", "last"], "--selection needs --model"),
+        (
+            ["--config", "FILE"],
+            "--config needs --model: to score .* its directory: --model .*/students/OBJECTIVE/seed-N",
+        ),
         (["--config.seeds=(1,)"], r"unknown flag --config.seeds=\(1,\): with --workdir"),
-        (["--metrics", "macro_f1"], "config key metrics is .*: add 'accuracy'"),
+        (["--metrics", "macro_f1"], "--metrics macro_f1: .* accuracy too, .*: --metrics accuracy,macro_f1$"),
+        (["--metrics", "accuracy,ecee"], "--metrics: no metric 'ecee'; did you mean 'ece'"),
+        (["--languages", "en,xx"], "no data in 'xx'"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main(["--workdir", str(root / "run"), *flags])
@@ -149,13 +164,71 @@ def test_more_metrics_are_added_to_a_finished_workdir(root, tmp_path):
     assert not (workdir / "watch.jsonl").exists()
 
 
-def test_a_run_in_training_has_its_checkpoints_scored_by_step(root, tmp_path, capsys):
+def test_a_split_of_a_workdir_has_a_report_of_its_own(root, tmp_path, capsys):
     workdir = shutil.copytree(root / "run", tmp_path / "run")
+    before = read(workdir / "results.jsonl")
+    headline = {path: path.read_bytes() for path in (workdir / "report").iterdir()}
+    evaluate.main(["--workdir", str(workdir), "--split", "dev"])
+    added = read(workdir / "results.jsonl")[len(before) :]
+    assert {(row["objective"], row["split"], row["language"]) for row in added} == {
+        ("teacher", "dev", "en"), ("vanilla", "dev", "en"), ("vanilla", "dev", "de"),
+    }  # fmt: skip
+    assert "accuracy in % on the dev split" in (workdir / "report" / "results-dev.md").read_text()
+    assert {path: path.read_bytes() for path in headline} == headline
+    assert not warnings(capsys.readouterr().out)
+
+
+def test_languages_of_a_workdir_may_be_new_to_the_experiment(root, tmp_path, capsys):
+    workdir = shutil.copytree(root / "run", tmp_path / "run")
+    shutil.copytree(root / "data", tmp_path / "data")
+    tiny.write_task(tmp_path / "data", train=4, other=3, languages=("fr",))
+    config = json.loads((workdir / "config.json").read_text())
+    # The experiment has German alone, so its data are the same as before.
+    config["task"] |= {"data_dir": str(tmp_path / "data"), "target_languages": ["de"]}
+    (workdir / "config.json").write_text(json.dumps(config))
+    headline = {path: path.read_bytes() for path in (workdir / "report").iterdir()}
+    evaluate.main(["--workdir", str(workdir), "--languages", "fr"])
+    rows = [row for row in read(workdir / "results.jsonl") if row["language"] == "fr"]
+    assert {(row["objective"], row["selection"], row["count"]) for row in rows} == {
+        ("vanilla", "source_dev", 4), ("vanilla", "last", 4),
+    }  # fmt: skip
+    accuracy = next(row["value"] for row in rows if row["metric"] == "accuracy" and row["selection"] == "source_dev")
+    out = capsys.readouterr().out
+    assert "| objective | seed | step | test fr |" in out
+    assert f"| vanilla | 0 | {tiny_run.BEST} | {100 * accuracy:.1f} |" in out
+    assert {path: path.read_bytes() for path in headline} == headline
+
+
+def stop_early(workdir):
+    """Take a workdir back to the time when its student had saved its first checkpoint."""
     (workdir / "results.jsonl").unlink()
     student = workdir / "students/vanilla/seed-0"
     lines = (student / "metrics.jsonl").read_text().splitlines(keepends=True)
     (student / "metrics.jsonl").write_text(lines[0])
     shutil.rmtree(student / "checkpoints" / str(tiny_run.STEPS))
+
+
+def test_several_processes_say_what_they_do_not_score(root, tmp_path, capsys, monkeypatch):
+    workdir = shutil.copytree(root / "run", tmp_path / "run")
+    stop_early(workdir)
+    monkeypatch.setattr(evaluate.processes, "count", lambda: 2)
+    evaluate.main(["--workdir", str(workdir)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "vanilla seed 0 is not finished, and not scored: only a single process scores checkpoints by step" in out
+    assert not (workdir / "watch.jsonl").exists()
+
+
+def test_a_line_about_unfinished_runs_names_a_few():
+    runs = [Run("vanilla", RunId("default", seed), Path()) for seed in range(5)]
+    assert evaluate._not_finished(runs) == (
+        "5 runs are not finished (vanilla seed 0, vanilla seed 1, vanilla seed 2 and 2 more)"
+    )
+
+
+def test_a_run_in_training_has_its_checkpoints_scored_by_step(root, tmp_path, capsys):
+    workdir = shutil.copytree(root / "run", tmp_path / "run")
+    stop_early(workdir)
+    headline = {path: path.read_bytes() for path in (workdir / "report").iterdir()}
     evaluate.main(["--workdir", str(workdir)])
     assert {row["objective"] for row in read(workdir / "results.jsonl")} == {"teacher"}
     rows = read(workdir / "watch.jsonl")
@@ -164,3 +237,7 @@ def test_a_run_in_training_has_its_checkpoints_scored_by_step(root, tmp_path, ca
     out = capsys.readouterr().out
     assert "| objective | seed | step | dev en | test en | test de |" in out
     assert f"| vanilla | 0 | {tiny_run.BEST} | {' | '.join(accuracy)} |" in out
+    assert not warnings(out) and "skipped" not in out
+    assert f"{workdir}: no student is finished yet, so there is no report" in out
+    assert "vanilla seed 0 is not finished: checkpoints are scored by step" in out
+    assert {path: path.read_bytes() for path in headline} == headline

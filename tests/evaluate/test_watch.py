@@ -17,8 +17,10 @@ import pytest
 
 from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny, tiny_run
+from xtransfer.config import load
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
+from xtransfer.runs import sweep
 from xtransfer.runtime.locks import directory_lock
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,7 @@ def test_a_killed_preempted_and_restarted_run_is_scored_once(tmp_path):
         done = {step for other, step, *_ in scored if other == objective}
         assert done | taken == steps and not done & taken and len(taken) == len(skipped)
     last = [row for row in rows(root / "results.jsonl") if row["selection"] == "last"]
+    last = [row for row in last if row["metric"] != "teacher_agreement"]
     same_step = [row | {"selection": "last"} for row in _by_step(root) if row["split"] == "test"]
     assert [row for row in same_step if row in last] == last and {row["step"] for row in last} == {8, STEPS}
     assert f"| vanilla | 0 | {STEPS} | " in log.read_text() and "a training run has started" in log.read_text()
@@ -154,6 +157,30 @@ def test_a_finished_run_is_scored_and_the_watch_ends(workdir, capsys):
 def test_a_second_watcher_is_refused(workdir):
     with directory_lock(workdir.root, "watch"), pytest.raises(UserError, match="is in use by process"):
         watch(workdir, "--grace", "60")
+
+
+def test_the_directory_of_a_sweep_is_refused_at_once_and_its_points_are_named(tmp_path):
+    config = load(str(ROOT / "configs" / "quickstart.py"))
+    names = ("transfer.temperature=0.5", "transfer.temperature=2")
+    sweep.record(tmp_path, [sweep.Point(name, {"transfer.temperature": 1.0}, config) for name in names])
+    with pytest.raises(UserError) as caught:
+        evaluate.main(["--workdir", str(tmp_path), "--watch", "--grace", "600", "--interval", "60"])
+    assert str(caught.value) == (
+        f"{tmp_path} holds a sweep: watch one of its points: --workdir {tmp_path}/points/transfer.temperature=0.5, "
+        f"or another one in {tmp_path}/points"
+    )
+
+
+def test_other_metrics_are_scored_after_a_first_watch(workdir, capsys):
+    workdir.finished.write_text("{}")
+    try:
+        watch(workdir, "--grace", "0")
+        capsys.readouterr()
+        watch(workdir, "--grace", "0", "--metrics", "ece,accuracy")
+    finally:
+        workdir.finished.unlink()
+    out = capsys.readouterr().out
+    assert "ece in % of each checkpoint" in out and "| vanilla | 0 | 6 | " in out and "4 checkpoints scored" in out
 
 
 def test_a_workdir_that_never_starts_is_refused(tmp_path):

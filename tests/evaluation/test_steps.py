@@ -86,9 +86,42 @@ def test_every_checkpoint_is_scored_once_on_dev_and_on_every_language(copy):
 def test_the_values_are_those_of_the_final_evaluation(copy):
     workdir, config, task, models = copy
     list(StepScorer(workdir, config, task, models).score(runs(workdir, config)))
-    final = [row for row in evaluator.evaluate(workdir, config, task, models) if row["selection"] == "last"]
+    final = [
+        row
+        for row in evaluator.evaluate(workdir, config, task, models)
+        if row["selection"] == "last" and row["metric"] != "teacher_agreement"
+    ]
     by_step = [row for row in written(workdir) if row["step"] == 6 and row["split"] == "test"]
     assert [row | {"selection": "last"} for row in by_step] == final and len(final) == 3 * 3
+
+
+def test_other_metrics_languages_and_splits_score_a_checkpoint_again_and_keep_its_rows(copy):
+    workdir, config, task, models = copy
+    run, accuracy = runs(workdir, config)[1], dataclasses.replace(config, metrics=("accuracy",))
+    list(StepScorer(workdir, accuracy, task, models).score([run]))
+    before = written(workdir)
+    scorer = StepScorer(workdir, config, task, models)
+    assert [result.step for result in scorer.score([run])] == [2, 6]
+    after = written(workdir)
+    assert after[: len(before)] == before and scorer.rows == after
+    added = [(row["step"], row["metric"]) for row in after[len(before) :]]
+    assert added == [(step, "log_loss") for step in (2, 6) for _ in range(3)]
+    keys = [(row["step"], row["split"], row["language"], row["metric"]) for row in after]
+    assert len(set(keys)) == len(keys)
+    assert list(StepScorer(workdir, accuracy, task, models).score([run])) == [], "it has these and more"
+    german_dev = dataclasses.replace(config, evaluation_splits=("dev",))
+    list(StepScorer(workdir, german_dev, task, models, ("de",)).score([run]))
+    assert {(row["split"], row["language"]) for row in written(workdir)[len(after) :]} == {("dev", "de")}
+
+
+def test_a_deleted_checkpoint_without_the_new_metric_is_reported(copy):
+    workdir, config, task, models = copy
+    run, accuracy = runs(workdir, config)[1], dataclasses.replace(config, metrics=("accuracy",))
+    list(StepScorer(workdir, accuracy, task, models).score([run]))
+    shutil.rmtree(run.directory / "checkpoints" / "2")
+    results = list(StepScorer(workdir, config, task, models).score([run]))
+    assert results[0] == Skipped(run, 2, "deleted before it could be scored in full")
+    assert [result.step for result in results[1:]] == [6]
 
 
 def test_a_checkpoint_that_is_being_saved_is_left_for_later(copy):

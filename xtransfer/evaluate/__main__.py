@@ -3,7 +3,8 @@
     python -m xtransfer.evaluate --workdir DIR
 
 scores the best and the last checkpoint of every finished run in every language, and adds the missing results to
-DIR/results.jsonl. Runs that are still in training have their checkpoints scored by step, in DIR/watch.jsonl.
+DIR/results.jsonl. Runs that are still in training have their checkpoints scored by step, in DIR/watch.jsonl. --split
+and --languages score another split, or other languages of the task's data.
 
     python -m xtransfer.evaluate --workdir DIR --watch
 
@@ -12,25 +13,30 @@ training run dies and none comes back.
 
     python -m xtransfer.evaluate --model DIR --config FILE[:ARG] [--config.key=value …] [--output DIR]
 
-scores a run or a Hugging Face classifier on the task of a config, in the languages and on the split of your choice.
+scores a run or a Hugging Face classifier on the task of a config, in the languages and on the split of your choice. The
+model may be a finished run of a workdir, DIR/students/OBJECTIVE/seed-N.
 """
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from xtransfer.data.task import SPLITS, UNLABELLED
 from xtransfer.errors import ConfigError
+from xtransfer.evaluate import step_table
 from xtransfer.evaluate.model import Request, evaluate_model
-from xtransfer.evaluate.opening import open_experiment
+from xtransfer.evaluate.opening import Experiment, Scope, open_experiment
 from xtransfer.evaluate.watch import Patience, score_once, watch
 from xtransfer.evaluation import evaluator
+from xtransfer.evaluation.evaluator import Run
 from xtransfer.report.workdir_report import report
 from xtransfer.runs.find import SELECTIONS
 from xtransfer.runs.workdir import TEACHER, Workdir
 from xtransfer.runtime import cluster, locks, processes, terminal
-from xtransfer.train import loop
 
-_MODEL_FLAGS = ("config", "languages", "split", "selection", "output", "export_xtreme")
+_MODEL_FLAGS = ("selection", "output", "export_xtreme")
+_SHOWN = 3  # the most unfinished runs that a line names
 _WATCH_FLAGS = ("interval", "timeout", "grace")
 
 
@@ -57,27 +63,54 @@ def main(argv: list[str]) -> None:
         )
     elif args.watch:
         seconds = {name: getattr(args, name) for name in _WATCH_FLAGS if getattr(args, name) is not None}
-        watch(Workdir(args.workdir), Patience(**seconds), names)
+        watch(Workdir(args.workdir), Patience(**seconds), _scope(args, names))
     else:
-        _evaluate_workdir(Workdir(args.workdir), names)
+        _evaluate_workdir(Workdir(args.workdir), _scope(args, names))
 
 
-def _evaluate_workdir(workdir: Workdir, names: tuple[str, ...]) -> None:
+def _scope(args: argparse.Namespace, names: tuple[str, ...]) -> Scope:
+    return Scope(names, args.split or "", _names(args.languages, "--languages"))
+
+
+def _evaluate_workdir(workdir: Workdir, scope: Scope) -> None:
     """Score the selected checkpoints of finished runs, and report them; score those of the other runs by step."""
-    experiment = open_experiment(workdir, names)
-    config = experiment.config
+    experiment = open_experiment(workdir, scope)
+    config, languages = experiment.config, experiment.languages
     with locks.group_lock(workdir.root, "evaluation"):
-        rows = evaluator.evaluate(workdir, config, experiment.task, experiment.models)
-    if rows:
-        processes.on_first(lambda: report(workdir))
-    steps = {True: config.teacher.steps, False: config.student.steps}
-    unfinished = [
-        run
-        for run in evaluator.runs(workdir, config)
-        if not loop.finished(run.directory, steps[run.objective == TEACHER])
-    ]
-    if unfinished and processes.count() == 1:
+        rows = evaluator.evaluate(workdir, config, experiment.task, experiment.models, languages)
+    processes.on_first(lambda: _report(experiment, scope, rows))
+    unfinished = evaluator.unfinished(workdir, config)
+    if unfinished and processes.count() > 1:
+        terminal.log(f"{_not_finished(unfinished)}, and not scored: only a single process scores checkpoints by step")
+    elif unfinished:
+        terminal.log(f"{_not_finished(unfinished)}: checkpoints are scored by step")
         score_once(experiment, unfinished)
+
+
+def _report(experiment: Experiment, scope: Scope, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Report the finished students; in some languages alone, print a table of their selected checkpoints."""
+    workdir = experiment.workdir
+    if all(row["objective"] == TEACHER for row in rows):
+        terminal.log(f"{workdir.root}: no student is finished yet, so there is no report")
+    elif scope.languages:
+        chosen = [
+            dict(row)
+            for row in rows
+            if row["selection"] == "source_dev"
+            and row["split"] in experiment.config.evaluation_splits
+            and row["language"] in scope.languages
+        ]
+        step_table.show(chosen, experiment.task, experiment.config.metrics)
+        terminal.log(f"written: {workdir.results}")
+    else:
+        report(workdir, split=scope.split or None)
+
+
+def _not_finished(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return f"{runs[0].name} is not finished"
+    more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
+    return f"{len(runs)} runs are not finished ({', '.join(run.name for run in runs[:_SHOWN])}{more})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metrics", metavar="NAME,…", help="the metrics, see evaluation/metrics.py (default: the config's)"
+    )
+    parser.add_argument("--languages", metavar="NAME,…", help="the languages (default: all of the config's task)")
+    parser.add_argument(
+        "--split",
+        choices=[name for name in SPLITS if name != UNLABELLED],
+        help="the split (default: test; with --workdir, the config's)",
     )
     watching = parser.add_argument_group("with --workdir")
     watching.add_argument("--watch", action="store_true", help="score each checkpoint as it lands, until training ends")
@@ -117,10 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument(
         "--config", metavar="FILE[:ARG]", help="a config with the task, see configs/ (default: the run's own)"
     )
-    scoring.add_argument("--languages", metavar="NAME,…", help="the languages (default: all of the config's task)")
-    scoring.add_argument(
-        "--split", choices=[name for name in SPLITS if name != UNLABELLED], help="the split (default: test)"
-    )
     scoring.add_argument(
         "--selection", choices=SELECTIONS, help="the protocol that selects a run's checkpoint (default: source_dev)"
     )
@@ -142,6 +177,11 @@ def _check_flags(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.workdir is not None:
         if overrides:
             raise ConfigError(f"unknown flag {overrides[0]}: with --workdir, the settings are those of the experiment")
+        if args.config is not None:
+            raise ConfigError(
+                "--config needs --model: to score a finished run on another task, give its directory: "
+                f"--model {args.workdir / 'students' / 'OBJECTIVE' / 'seed-N'}"
+            )
         _refuse(args, _MODEL_FLAGS, "--model")
     if args.model is not None:
         _refuse(args, ("watch",), "--workdir")

@@ -71,7 +71,7 @@ def evaluate_model(request: Request) -> None:
     run = selected_run(directory, request.selection)
     config = _config(request, run)
     task, languages = _task(config.task, request.languages, run)
-    metrics.check_names("metrics", config.metrics, task.labels)
+    metrics.check_names("--metrics" if request.metrics else "config key metrics", config.metrics, task.labels)
     layout = None if request.xtreme is None else xtreme.check(task.name, request.split, request.xtreme)
     compilation_cache.enable(settings.cache_dir(config.task))
     mesh = make_mesh()

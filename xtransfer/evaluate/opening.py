@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +10,8 @@ import jax
 from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
+from xtransfer.errors import ConfigError
+from xtransfer.evaluation.evaluator import languages_of
 from xtransfer.evaluation.metrics import check_names
 from xtransfer.runs import encoders
 from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
@@ -21,41 +22,74 @@ from xtransfer.train.finetuning import Models
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment in a workdir, with what it takes to score its checkpoints."""
+    """An experiment in a workdir, with what it takes to score its checkpoints.
+
+    Attributes:
+      workdir: the workdir.
+      config: the experiment's config, with the requested metrics and splits.
+      task: its task, whose target languages include the requested ones.
+      models: its models.
+      languages: the languages to score; () is all of the task's.
+    """
 
     workdir: Workdir
     config: ExperimentConfig
     task: Task
     models: Models
+    languages: tuple[str, ...] = ()
 
 
-def open_experiment(workdir: Workdir, names: Sequence[str] = ()) -> Experiment:
+@dataclass(frozen=True)
+class Scope:
+    """What to score an experiment on, if not on what its config says.
+
+    Attributes:
+      metrics: the metrics; () takes the experiment's.
+      split: the split; "" takes the experiment's.
+      languages: the languages, which the experiment need not have; () takes the experiment's.
+    """
+
+    metrics: tuple[str, ...] = ()
+    split: str = ""
+    languages: tuple[str, ...] = ()
+
+
+def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
     """Open the experiment in a workdir, finished or not.
 
-    Args:
-      workdir: the workdir.
-      names: the metrics to score; () takes the experiment's own.
-
     Raises:
-      UserError: there is no experiment, its data or checkpoints have changed, or a metric does not suit its task.
+      UserError: there is no experiment, its data or checkpoints have changed, a metric does not suit its task, or the
+        task lacks a language or a split of the scope.
     """
-    config = fit_devices(with_metrics(read_config(workdir), names))
+    config = fit_devices(_within(scope, read_config(workdir)))
     compilation_cache.enable(cache_dir(config.task))
     task = load_task(config.task)
     task = dataclasses.replace(task, load=functools.cache(task.load))
-    check_names("metrics", config.metrics, task.labels)
+    check_names("--metrics" if scope.metrics else "config key metrics", config.metrics, task.labels)
     models = Models(config, task, encoders.saved(workdir))
     check_unchanged(workdir.task, models.facts())
-    return Experiment(workdir, config, task, models)
+    if set(scope.languages) - {task.source_language, *task.target_languages}:
+        targets = tuple(name for name in scope.languages if name != task.source_language)
+        task = load_task(dataclasses.replace(config.task, target_languages=targets))
+        task = dataclasses.replace(task, load=functools.cache(task.load))
+    if scope.split or scope.languages:  # a start of the experiment has checked no more than its own
+        for language in languages_of(task, scope.languages, is_teacher=False):
+            for split in config.evaluation_splits:
+                task.load(split, language)
+    return Experiment(workdir, config, task, models, scope.languages)
 
 
-def with_metrics(config: ExperimentConfig, names: Sequence[str]) -> ExperimentConfig:
-    """Return the config with other metrics, unless there are none; a UserError says if accuracy is missing."""
-    if not names:
-        return config
-    config = dataclasses.replace(config, metrics=tuple(dict.fromkeys(names)))
-    config.check()
-    return config
+def _within(scope: Scope, config: ExperimentConfig) -> ExperimentConfig:
+    """Return the config with the metrics and the split of the scope."""
+    if scope.metrics:
+        if "accuracy" not in scope.metrics:
+            names = ",".join(scope.metrics)
+            raise ConfigError(
+                f"--metrics {names}: an experiment is scored by accuracy too, which other commands report: "
+                f"--metrics accuracy,{names}"
+            )
+        config = dataclasses.replace(config, metrics=scope.metrics)
+    return dataclasses.replace(config, evaluation_splits=(scope.split,)) if scope.split else config
 
 
 def fit_devices(config: ExperimentConfig) -> ExperimentConfig:

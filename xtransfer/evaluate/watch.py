@@ -4,17 +4,20 @@ The run has ended when its end marker exists and nobody holds the workdir. If no
 marker, the trainer is dead, or has not started yet; it may come back within a grace period.
 """
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from xtransfer.errors import CheckpointError, ConfigError, LostError, StalledError
 from xtransfer.evaluate import opening, step_table
-from xtransfer.evaluate.opening import Experiment
+from xtransfer.evaluate.opening import Experiment, Scope
 from xtransfer.evaluation.evaluator import Run
 from xtransfer.evaluation.evaluator import runs as runs_of
+from xtransfer.evaluation.metrics import score_names
 from xtransfer.evaluation.results import run_id
 from xtransfer.evaluation.steps import Scored, Skipped, StepScorer
+from xtransfer.runs import sweep
 from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.runtime import locks, processes, terminal
 from xtransfer.train.checkpoints import FALL_BACK_FLAG
@@ -96,28 +99,30 @@ class Waiting:
         time.sleep(self.patience.interval)
 
 
-def watch(workdir: Workdir, patience: Patience, names: Sequence[str]) -> None:
+def watch(workdir: Workdir, patience: Patience, scope: Scope) -> None:
     """Score each checkpoint of a workdir as it lands, until the run ends; then print a table of steps and languages.
 
     Args:
       workdir: the workdir of a training run, which may not have started yet.
       patience: how long to wait.
-      names: the metrics; () takes the experiment's own.
+      scope: what to score.
 
     Raises:
-      UserError: the trainer is dead, nothing new came in time, another process watches, or a checkpoint is damaged.
+      UserError: the workdir holds a sweep, the trainer is dead, nothing new came in time, another process watches, or a
+        checkpoint is damaged.
     """
     if processes.count() > 1:
         raise ConfigError("--watch runs in one process: leave out --processes")
     waiting = Waiting(workdir, patience)
     while not (workdir.config.is_file() and workdir.task.is_file()):
+        _refuse_sweep(workdir)
         if waiting.has_ended():
             raise CheckpointError(
                 f"{workdir.root}: it has an end marker, but no config.json or task.json: restore them"
             )
         waiting.sleep()
     with locks.directory_lock(workdir.root, "watch"):
-        experiment = opening.open_experiment(workdir, names)
+        experiment = opening.open_experiment(workdir, scope)
         scorer, runs, skipped = _scorer(experiment), runs_of(workdir, experiment.config), []
         waiting.note_news()  # opening it may take a while
         while True:
@@ -152,24 +157,35 @@ def score_once(experiment: Experiment, runs: Sequence[Run]) -> None:
         for result in scorer.score(runs, last=True):
             if isinstance(result, Scored):
                 terminal.log(step_table.line(result, experiment.task, experiment.config.metrics))
-            elif result.damaged:
+            else:
                 skipped.append(result)
         _finish(scorer, runs, experiment, skipped)
 
 
+def _refuse_sweep(workdir: Workdir) -> None:
+    """Refuse the directory of a sweep, and name its points."""
+    if sweep.is_sweep(workdir.root):
+        first, *others = (sweep.directory(workdir.root, name) for name in sweep.read(workdir.root).points)
+        more = f", or another one in {first.parent}" if others else ""
+        raise ConfigError(
+            f"{workdir.root} holds a sweep: watch one of its points: --workdir {shlex.quote(str(first))}{more}"
+        )
+
+
 def _scorer(experiment: Experiment) -> StepScorer:
-    return StepScorer(experiment.workdir, experiment.config, experiment.task, experiment.models)
+    return StepScorer(experiment.workdir, experiment.config, experiment.task, experiment.models, experiment.languages)
 
 
 def _finish(scorer: StepScorer, runs: Sequence[Run], experiment: Experiment, skipped: Sequence[Skipped]) -> None:
     """Print the table of all checkpoints, name the skipped ones, and fail if one of them is damaged."""
     rows, workdir = scorer.rows_of(runs), experiment.workdir
-    if rows:
+    first = score_names(experiment.config.metrics, experiment.task.labels)[0]
+    scored = {(row["objective"], run_id(row), row["step"]) for row in rows if row["metric"] == first}
+    if scored:
         step_table.show(rows, experiment.task, experiment.config.metrics)
-    count = len({(row["objective"], run_id(row), row["step"]) for row in rows})
     deleted = [result for result in skipped if not result.damaged]
     note = f"; skipped, because training had deleted them: {_names(deleted)}" if deleted else ""
-    terminal.log(f"{workdir.by_step}: {count:,} checkpoints scored{note}")
+    terminal.log(f"{workdir.by_step}: {len(scored):,} checkpoints scored{note}")
     damaged = [result for result in skipped if result.damaged]
     if damaged:
         raise CheckpointError(

@@ -5,7 +5,7 @@ saved in between, only to resume from it, does not.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
-from xtransfer.evaluation.evaluator import Run, rows_of
+from xtransfer.evaluation.evaluator import Run, languages_of, rows_of
 from xtransfer.runs.workdir import TEACHER, RunId, Workdir
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
@@ -26,6 +26,7 @@ from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.snapshots import committed_steps, file_names, snapshot
 
 _Key = tuple[str, RunId, int]
+_Score = tuple[str, str, str]  # split, language, and metric of a row
 
 SELECTION = "step"
 """The "selection" of a row of `watch.jsonl`: no protocol selected the checkpoint."""
@@ -66,20 +67,30 @@ class Skipped:
 class StepScorer:
     """The scores of an experiment's checkpoints by step. The caller holds the workdir for the purpose "watch".
 
+    A checkpoint that an earlier process scored with other metrics, splits, or languages is scored again, and keeps the
+    rows that it has.
+
     Args:
       workdir: the experiment's workdir.
       config: its config; `metrics` and `evaluation_splits` say what to score.
       task: its task.
       models: its models.
+      languages: the languages to score; () is all of the task's.
 
     Raises:
       UserError: `watch.jsonl` cannot be read.
     """
 
-    def __init__(self, workdir: Workdir, config: ExperimentConfig, task: Task, models: Models):
+    def __init__(
+        self, workdir: Workdir, config: ExperimentConfig, task: Task, models: Models, languages: Sequence[str] = ()
+    ):
         self._workdir, self._config, self._task, self._models = workdir, config, task, models
+        self._languages = languages
         self.rows = results.read_rows(workdir.by_step) if workdir.by_step.exists() else []
-        self._done = {(row["objective"], results.run_id(row), row["step"]) for row in self.rows}
+        self._scores: dict[_Key, set[_Score]] = {}  # of each checkpoint with rows
+        for row in self.rows:
+            self._scores.setdefault(_key_of(row), set()).add(_score_of(row))
+        self._given_up: set[_Key] = set()  # checkpoints that were deleted, or are damaged
         self._unreadable: dict[_Key, tuple[frozenset[str], str]] = {}  # its files, and the reason
         self._datasets: dict[tuple[str, str, str], Dataset] = {}
         shutil.rmtree(workdir.snapshots, ignore_errors=True)  # left by a killed process
@@ -90,7 +101,7 @@ class StepScorer:
         # with a row and a later checkpoint has been deleted. Without a later one, it is still being saved.
         scheduled = [int(row["step"]) for row in loop.read_metrics(run.directory)]
         committed = committed_steps(run.directory / loop.CHECKPOINTS)
-        new = [step for step in scheduled if _key(run, step) not in self._done]
+        new = [step for step in scheduled if not self._is_done(run, step)]
         newest = max(committed, default=0)
         return Landed(
             steps=tuple(step for step in new if step in committed),
@@ -112,18 +123,20 @@ class StepScorer:
         for run in runs:
             landed = self.look(run)
             for step in landed.deleted:
-                self._done.add(_key(run, step))
-                yield Skipped(run, step, "deleted before it could be read")
+                self._given_up.add(_key(run, step))
+                what = "scored in full" if _key(run, step) in self._scores else "read"
+                yield Skipped(run, step, f"deleted before it could be {what}")
             for step in landed.steps:
                 scored = self._score(run, step)
                 if scored is not None:
-                    self._done.add(_key(run, step))
-                    self.rows += scored.rows
+                    known = self._scores.setdefault(_key(run, step), set())
+                    self.rows += (row for row in scored.rows if _score_of(row) not in known)
+                    known.update(map(_score_of, scored.rows))
                     # All rows of a checkpoint are written at once, so that it has all of them or none.
                     storage.write_jsonl(self._workdir.by_step, self.rows)
                     yield scored
                 elif last and _key(run, step) in self._unreadable:
-                    self._done.add(_key(run, step))
+                    self._given_up.add(_key(run, step))
                     yield Skipped(run, step, self._unreadable[_key(run, step)][1], damaged=True)
 
     def rows_of(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -132,15 +145,33 @@ class StepScorer:
         rows = rows_of(runs, self.rows)
         return sorted(rows, key=lambda row: (place[row["objective"], results.run_id(row)], row["step"]))
 
+    def _is_done(self, run: Run, step: int) -> bool:
+        """Return whether a checkpoint has all rows that it should have, or cannot get them."""
+        key = _key(run, step)
+        return key in self._given_up or self._wanted(run) <= self._scores.get(key, set())
+
+    def _wanted(self, run: Run) -> set[_Score]:
+        names = metrics.score_names(self._config.metrics, self._task.labels)
+        return {(split, language, name) for split, language in self._parts(run) for name in names}
+
+    def _parts(self, run: Run) -> list[tuple[str, str]]:
+        """Return what to score, as (split, language): the source language's dev, then the evaluation splits.
+
+        Dev is left out if languages were requested without the source language.
+        """
+        languages = languages_of(self._task, self._languages, is_teacher=run.objective == TEACHER)
+        dev = [("dev", language) for language in languages if language == self._task.source_language]
+        parts = [(split, language) for split in self._config.evaluation_splits for language in languages]
+        return list(dict.fromkeys([*dev, *parts]))
+
     def _score(self, run: Run, step: int) -> Scored | None:
         """Return a checkpoint's rows, or None if it cannot be read now."""
-        is_teacher = run.objective == TEACHER
-        model = self._models.teacher if is_teacher else self._models.student
+        model = self._models.teacher if run.objective == TEACHER else self._models.student
         params = self._read(run, step, model)
         if params is None:
             return None
         rows = []
-        for split, language in _parts(self._config, self._task, is_teacher=is_teacher):
+        for split, language in self._parts(run):
             row = {"task": self._task.name, **run.facts, "step": step}
             row |= {"selection": SELECTION, "split": split, "language": language}
             gold = np.array([example.label for example in self._task.load(split, language)])
@@ -178,12 +209,13 @@ def _restore(checkpoints: Path, step: int, model: Finetuner) -> Any:
         return opened.restore_params(step, model.abstract_params())
 
 
-def _parts(config: ExperimentConfig, task: Task, *, is_teacher: bool) -> list[tuple[str, str]]:
-    """Return what to score, as (split, language): the source language's dev, then the evaluation splits."""
-    languages = (task.source_language,) if is_teacher else (task.source_language, *task.target_languages)
-    parts = [(split, language) for split in config.evaluation_splits for language in languages]
-    return list(dict.fromkeys([("dev", task.source_language), *parts]))
-
-
 def _key(run: Run, step: int) -> _Key:
     return run.objective, run.id, step
+
+
+def _key_of(row: Mapping[str, Any]) -> _Key:
+    return row["objective"], results.run_id(row), row["step"]
+
+
+def _score_of(row: Mapping[str, Any]) -> _Score:
+    return row["split"], row["language"], row["metric"]
