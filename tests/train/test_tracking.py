@@ -84,7 +84,7 @@ def test_rates_of_a_window_by_hand(tmp_path, monkeypatch):
             batch = {"segment_ids": np.array(rows, np.int32)}
             assert tracker.counted(step, batch) is batch
         tracker.window(6, {"loss": 0.5})
-        tracker.scores(6, {"dev_accuracy": 0.75, "dev_score": 0.75}, {"de": 0.5})
+        tracker.scores(6, {"dev_accuracy": 0.75, "dev_log_loss": 0.4}, {"de": {"dev_log_loss": 0.5}})
         tracker.window(7, {"loss": 0.25})
     name, run, given = recorder.calls[0]
     assert (name, run.name, run.directory, run.resumed_from) == ("start", "teacher", tmp_path, 4)
@@ -94,7 +94,7 @@ def test_rates_of_a_window_by_hand(tmp_path, monkeypatch):
     last = {"loss": 0.25, "learning_rate": 1.5, "examples_per_second": 4.0, "real_token_share": 0.375}
     assert recorder.calls[1:] == [
         ("scalars", 6, {f"train/{key}": value for key, value in first.items()}),
-        ("scalars", 6, {"dev/accuracy": 0.75, "dev/score": 0.75, "target_dev/de": 0.5}),
+        ("scalars", 6, {"dev/accuracy": 0.75, "dev/log_loss": 0.4, "oracle_not_zero_shot/log_loss/de": 0.5}),
         ("scalars", 7, {f"train/{key}": value for key, value in last.items()}),
         ("finish", "finished"),
     ]
@@ -113,6 +113,28 @@ def test_the_loop_sends_every_window_and_score(tmp_path):
     assert {values.get("train/real_token_share", 0.75) for _, values in sent} == {0.75}
     assert all("train/learning_rate" not in values for _, values in sent)
     assert recorder.calls[-1] == ("finish", "finished")
+
+
+def test_a_loss_keeps_its_sign_and_a_score_that_ranks_is_not_logged(tmp_path, monkeypatch):
+    recorder = Recorder()
+    scores = {"dev_accuracy": 0.75, "dev_log_loss": 0.5, loop.DEV_SCORE: -0.5}
+    in_german = {"dev_accuracy": 0.25, "dev_log_loss": 2.0, loop.DEV_SCORE: -2.0}
+    monkeypatch.setattr(
+        TinyRun,
+        "score",
+        lambda self, params: {
+            **scores,
+            loop.TARGET_DEV_SCORES: {"de": -2.0},
+            loop.TARGET_DEV_METRICS: {"de": in_german},
+        },
+    )
+    fit(tmp_path, Tracking((source(recorder),)))
+    expected = {"dev/accuracy": 0.75, "dev/log_loss": 0.5}
+    expected |= {"oracle_not_zero_shot/accuracy/de": 0.25, "oracle_not_zero_shot/log_loss/de": 2.0}
+    assert [values for _, values in scalars(recorder) if "dev/accuracy" in values] == [expected, expected]
+    for row in loop.read_metrics(tmp_path):
+        assert row[loop.DEV_SCORE] == -0.5 and row[loop.TARGET_DEV_SCORES] == {"de": -2.0}
+        assert loop.TARGET_DEV_METRICS not in row
 
 
 def test_the_status_says_how_a_run_ended_and_the_id_stays(tmp_path):

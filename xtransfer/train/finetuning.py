@@ -165,11 +165,12 @@ class Finetuner:
             scores = dev_scores(self.predict(params, dev), dev.labels)
             if not target_dev:
                 return scores
-            ranks = {
-                language: loop.dev_score(dev_scores(self.predict(params, split), split.labels))
+            in_targets = {
+                language: dev_scores(self.predict(params, split), split.labels)
                 for language, split in target_dev.items()
             }
-            return {**scores, loop.TARGET_DEV_SCORES: ranks}
+            ranks = {language: loop.dev_score(metrics) for language, metrics in in_targets.items()}
+            return {**scores, loop.TARGET_DEV_SCORES: ranks, loop.TARGET_DEV_METRICS: in_targets}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
         plan = dataclasses.replace(self.inputs.training_plan, process_slice=process_slice(self.mesh))

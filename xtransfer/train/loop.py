@@ -32,6 +32,9 @@ DEV_ACCURACY, DEV_SCORE = "dev_accuracy", "dev_score"
 TARGET_DEV_SCORES = "target_dev_scores"
 """The key of `metrics.jsonl` with the scores on target dev by language, higher is better, if the run has an oracle."""
 
+TARGET_DEV_METRICS = "target_dev_metrics"
+"""The key of the metrics behind these scores, by language. They go to loggers and not to `metrics.jsonl`."""
+
 AVERAGED = "averaged"
 """The key of `metrics.jsonl` with the number of checkpoints in the average that the step's checkpoint holds."""
 
@@ -110,7 +113,8 @@ def fit(
         function, so an interrupted run ends with the same weights.
       score: returns metrics of parameters on the source language's dev split; `dev_score` of them ranks the
         checkpoints. Without it, only the newest checkpoint is kept. For an oracle, `TARGET_DEV_SCORES` holds the scores
-        on target dev by language, and the best checkpoint in each language is kept too.
+        on target dev by language, and the best checkpoint in each language is kept too. `TARGET_DEV_METRICS` holds the
+        metrics there.
       mesh: the device mesh.
       tracking: the loggers that receive the loss of every window of steps, and the scores.
 
@@ -153,10 +157,12 @@ def fit(
                 if due or stop:
                     _check_finite(state.params, step, directory)
                 if due:
-                    metrics = {} if score is None else score(state.params)
+                    metrics = {} if score is None else dict(score(state.params))
+                    target_metrics = metrics.pop(TARGET_DEV_METRICS, {})
                     target_scores = metrics.get(TARGET_DEV_SCORES)
-                    source_scores = {name: value for name, value in metrics.items() if name != TARGET_DEV_SCORES}
-                    tracker.scores(step, source_scores, target_scores or {})
+                    tracker.scores(
+                        step, _values(metrics), {name: _values(values) for name, values in target_metrics.items()}
+                    )
                     rank = dev_score(metrics) if metrics else None
                     history += [] if rank is None else [rank]
                     # Process 0 decides for all, because other hosts may round a score differently.
@@ -182,6 +188,11 @@ def fit(
                     break
         checkpoints.wait()
     return state
+
+
+def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics without the scores that only rank checkpoints, in which a loss has the opposite sign."""
+    return {name: value for name, value in metrics.items() if name not in (DEV_SCORE, TARGET_DEV_SCORES)}
 
 
 class _Reads:

@@ -98,6 +98,9 @@ class Tracking:
 
 NOTHING = Tracking()
 
+ORACLE = "oracle_not_zero_shot"
+"""The first part of the names of values that come from labels in the target languages."""
+
 
 @contextmanager
 def tracked(tracking: Tracking, name: str, directory: Path) -> Iterator["Tracker"]:
@@ -163,16 +166,19 @@ class Tracker:
         self._log(step, {f"train/{name}": value for name, value in values.items()})
         self._step, self._since = step, now
 
-    def scores(self, step: int, metrics: Mapping[str, float], target_scores: Mapping[str, float]) -> None:
+    def scores(
+        self, step: int, metrics: Mapping[str, float], target_metrics: Mapping[str, Mapping[str, float]]
+    ) -> None:
         """Log the scores after a step, if there are any. Scoring does not count as time of training.
 
         Args:
           step: the number of finished steps.
           metrics: metrics on source dev by name, such as "dev_accuracy".
-          target_scores: for an oracle, the scores on target dev by language.
+          target_metrics: for an oracle, the metrics on target dev by language.
         """
         values = {f"dev/{name.removeprefix('dev_')}": value for name, value in metrics.items()}
-        values |= {f"target_dev/{language}": score for language, score in target_scores.items()}
+        for language, in_target in target_metrics.items():
+            values |= {f"{ORACLE}/{name.removeprefix('dev_')}/{language}": value for name, value in in_target.items()}
         if values:
             self._log(step, values)
         self._since = time.monotonic()
