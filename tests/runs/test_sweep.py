@@ -1,6 +1,9 @@
 """Sweeps: their points, their names, their record, and what runs share."""
 
+import ast
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from xtransfer.config import load
 from xtransfer.errors import UserError
 from xtransfer.runs import sharing, sweep
+from xtransfer.runs.draws import draws_of
 from xtransfer.runs.workdir import TEACHER, Workdir, read_config
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
@@ -32,6 +36,17 @@ def test_every_combination_is_a_point():
     ]  # fmt: skip
     assert {point.config.student.steps for point in points} == {7}
     assert points[0].values == {"transfer.temperature": 0.1, "task.labelled": 64}
+
+
+def test_the_commands_of_the_shipped_sweeps_are_valid():
+    file = Path(QUICKSTART).with_name("sweeps.py")
+    docstring = ast.get_docstring(ast.parse(file.read_text()))
+    commands = re.findall(r"python -m xtransfer\.main --config (\S+) --workdir \S+ *\\?\s+--sweep (\S+)", docstring)
+    assert [source for source, _ in commands] == ["configs/sweeps.py"] * 2
+    values = [[dict(point.values) for point in sweep.parse(str(file), (), [flag])] for _, flag in commands]
+    assert values[0] == [{"transfer.temperature": value} for value in (0.1, 0.5, 1.0, 2.0, 4.0)]
+    assert values[1] == [{"task.labelled": value} for value in (64, 128, 256, 512, 2000)]
+    assert len(draws_of(load(str(file)))) == 5
 
 
 def test_a_comma_inside_brackets_belongs_to_its_value():
@@ -111,6 +126,36 @@ def test_runs_are_shared_exactly_if_no_setting_of_theirs_differs():
     assert shared("student.steps=9") == {TEACHER}
     assert shared("selection_metric=macro_f1") == set()
     assert shared("seeds=(7,)", "metrics=('accuracy',)", "task.target_languages=('de',)", "mesh.data=2") == everything
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ("teacher_checkpoint", {"vanilla", "self_training"}),
+        ("student_checkpoint", {TEACHER}),
+        ("nothing", {TEACHER, "vanilla", "monox_kd", "monox_pl", "self_training"}),
+    ],
+)
+def test_a_run_is_shared_if_the_checkpoints_that_it_starts_from_are_the_same(tmp_path, changed, expected):
+    facts = {"name": "reviews", "labels": ["a", "b"], "source_language": "en", "data": "1"}
+    facts |= {"teacher_checkpoint": "2", "student_checkpoint": "3"}
+    other = Workdir(tmp_path)
+    other.config.write_text("{}")
+    other.task.write_text(json.dumps(facts | {changed: "other"}))
+    runs = (TEACHER, "vanilla", "monox_kd", "monox_pl", "self_training")
+    assert sharing.has_same_data(other, facts)
+    assert {run for run in runs if sharing.has_same_checkpoints(other, facts, run)} == expected
+    assert not sharing.has_same_data(other, facts | {"data": "other"})
+
+
+def test_a_copied_run_has_no_id_for_trackers(tmp_path):
+    run = tmp_path / "a" / "run"
+    (run / "tensorboard").mkdir(parents=True)
+    for name in ("metrics.jsonl", "tracking.json", "tensorboard/events"):
+        (run / name).write_text("x")
+    sharing.copy_run(run, tmp_path / "b" / "run")
+    copied = {path.relative_to(tmp_path / "b" / "run").as_posix() for path in (tmp_path / "b").rglob("*")}
+    assert copied == {".", "metrics.jsonl", "tensorboard", "tensorboard/events"}
 
 
 def test_a_copy_is_complete_and_links_checkpoints(tmp_path):
