@@ -1,6 +1,10 @@
-"""The page in a real browser: nothing overflows, on a telephone and on a wide screen, in light and dark."""
+"""The page in a real browser: nothing overflows, on a telephone and on a wide screen, in light and dark, and it prints.
+
+Without a browser these tests are skipped, or fail if XTRANSFER_REQUIRE_BROWSER is 1.
+"""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +15,8 @@ from tests.helpers import reported
 from xtransfer.report.workdir_report import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+IS_REQUIRED = os.environ.get("XTRANSFER_REQUIRE_BROWSER") == "1"
+pytestmark = pytest.mark.skipif(CHROMIUM is None and not IS_REQUIRED, reason="no chromium is installed")
 
 # Elements that reach beyond the right edge, except inside a box that scrolls by itself.
 MEASURE = """
@@ -58,12 +63,18 @@ def copy(tmp_path_factory):
     return page
 
 
-def measured(page, width, tmp_path, *flags):
-    """Render the page in a window of a width, and return what its script measured."""
+def browse(page, tmp_path, *flags):
+    """Open the page in a browser without a window, and return the finished process."""
+    assert CHROMIUM is not None, "XTRANSFER_REQUIRE_BROWSER is 1, and no chromium is installed"
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", *flags, "--dump-dom"]
-    result = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+    command += [f"--user-data-dir={tmp_path / 'profile'}", *flags]
+    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+
+
+def measured(page, width, tmp_path, *flags):
+    """Render the page in a window of a width, and return what its script measured."""
+    result = browse(page, tmp_path, f"--window-size={width},900", *flags, "--dump-dom")
     found = re.search(r'data-measured="([^"]*)"', result.stdout)
     assert found, result.stderr[-2000:]
     return json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
@@ -88,3 +99,13 @@ def test_light_and_dark(copy, tmp_path):
     light = measured(copy, 1000, tmp_path / "light", "--blink-settings=preferredColorScheme=1")
     dark = measured(copy, 1000, tmp_path / "dark", "--blink-settings=preferredColorScheme=0")
     assert light["heading"] == "rgb(28, 33, 40)" and dark["heading"] == "rgb(228, 231, 235)"
+
+
+def test_it_prints(copy, tmp_path):
+    pdf = tmp_path / "page.pdf"
+    result = browse(copy, tmp_path, f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
+    assert pdf.is_file(), result.stderr[-2000:]
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF-")
+    # Ten parts do not fit on one sheet. A page that scrolls inside a box would print as one.
+    assert len(re.findall(rb"/Type\s*/Page\b", content)) > 1
