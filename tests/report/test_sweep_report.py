@@ -94,7 +94,9 @@ def test_the_intervals_of_gains_say_what_they_go_over(tmp_path):
     root = make_sweep(tmp_path, **{"0_1": make_rows()})
     report_sweep(root)
     text = (root / "report" / "sweep.md").read_text()
-    assert "paired by run, with 95 % intervals over 2 seeds; one labelled sample and one teacher." in text
+    assert (
+        "paired by run, with 95 % intervals by Student's t over 2 seeds; one labelled sample and one teacher; " in text
+    )
     root = make_sweep(tmp_path / "single", **{"0_1": [row for row in make_rows() if row["seed"] == 0]})
     report_sweep(root)
     assert "paired by run." in (root / "report" / "sweep.md").read_text()
