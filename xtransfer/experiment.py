@@ -85,7 +85,7 @@ def run(
         workdirs.check_config_unchanged(workdir, config)
         if from_earlier_step:
             processes.on_first(functools.partial(_fall_back, workdir, config))
-        processes.on_first(functools.partial(_remove_leftovers, workdir, config))
+        processes.on_first(functools.partial(_clean_up, workdir, config))
         objectives = [configured_objective(config, name) for name in config.objectives]
         task, samples, target_dev = _load(config)
         models = Models(config, task, encoders.saved(workdir))
@@ -329,8 +329,9 @@ def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
         fall_back(one.directory / CHECKPOINTS)
 
 
-def _remove_leftovers(workdir: Workdir, config: ExperimentConfig) -> None:
+def _clean_up(workdir: Workdir, config: ExperimentConfig) -> None:
     for one in runs_of(workdir, config):
+        loop.mend(one.directory)
         remove_leftovers(one.directory / CHECKPOINTS)
 
 

@@ -103,7 +103,7 @@ def test_every_restore_names_the_damaged_file_and_the_whole_step(copy, kind, ite
         checkpoints.restore_arrays(15)
 
 
-@pytest.mark.parametrize("item", ["params", "resume", "metrics"])
+@pytest.mark.parametrize("item", ["params", "resume"])
 def test_a_run_falls_back_only_when_asked_and_ends_with_the_same_bits(finished, copy, item):
     longer = loop.Plan("test", steps=30, evaluations=6, seed=5)
     damage(copy, item=item)
@@ -131,9 +131,7 @@ def test_nothing_is_removed_from_whole_checkpoints(copy):
 def test_without_a_whole_step_only_the_checkpoints_are_to_be_removed(finished, copy):
     damage(copy)
     damage(copy, "deleted", step=15)
-    message = (
-        rf"checkpoints/20: .*; there is no earlier whole step, so remove {copy}/checkpoints to train this run again"
-    )
+    message = rf"checkpoints/20: .*; there is no other whole step, so remove {copy}/checkpoints to train this run again"
     for use in (restore, lambda directory: fall_back(directory / "checkpoints")):
         with pytest.raises(UserError, match=message):
             use(copy)
@@ -143,14 +141,19 @@ def test_without_a_whole_step_only_the_checkpoints_are_to_be_removed(finished, c
     np.testing.assert_array_equal(TinyRun().fit(copy, PLAN), finished[1])
 
 
-def test_a_damaged_score_is_named_before_it_decides_what_to_keep(copy):
-    """Here JSON with another digit, and then no JSON."""
-    path = copy / "checkpoints" / "15" / "metrics" / "metrics"
-    for content in (path.read_text().replace("15", "19"), "{"):
-        path.write_text(content)
-        with pytest.raises(UserError, match="checkpoints/15: this checkpoint is damaged: metrics/metrics has"):
-            TinyRun().fit(copy, loop.Plan("test", steps=30, evaluations=6, seed=5))
-        assert len(restore(copy)) > 1  # a reader needs no scores
+def test_a_damaged_best_checkpoint_is_named_with_the_newest_one(copy):
+    name = damage(copy, step=15)
+    fall_back(copy / "checkpoints")  # which is for training, and training does not need it
+    with pytest.raises(UserError) as caught:
+        restore(copy, 15)
+    assert str(caught.value).partition("; ")[2] == (
+        "step 20 is whole: predict and export take it with --selection last; restore step 15 from a copy, or remove "
+        f"{copy}/checkpoints to train this run again"
+    )
+    assert name in str(caught.value)
+    shutil.rmtree(copy / "checkpoints" / "15")
+    with pytest.raises(UserError, match=r"no such checkpoint \(the steps here: 20\); .* with --selection last, or"):
+        restore(copy, 15)
 
 
 def test_a_checkpoint_without_checksums_is_used_with_a_warning(finished, copy, capsys):

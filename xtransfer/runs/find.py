@@ -124,7 +124,7 @@ def selected_steps(run: Path) -> dict[str, int]:
 
 def read_dev_scores(run: Path) -> DevScores:
     """Read the dev scores in a run's metrics.jsonl."""
-    rows = {int(row["step"]): row for row in loop.read_metrics(run)}
+    rows = {int(row["step"]): row for row in loop.read_scored(run)}
     targets: dict[str, dict[int, float]] = {}
     for step, row in rows.items():
         for language, score in row.get(loop.TARGET_DEV_SCORES, {}).items():

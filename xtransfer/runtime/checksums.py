@@ -5,6 +5,9 @@
 A directory that takes its name at once, such as a checkpoint, is listed as a whole while it is still hidden
 (`write_all`). In a directory that grows file by file, such as the predictions, each file is listed before it takes its
 name (`write`). So a file that is not listed is older than this list, and is used as it is.
+
+Rows of a file that grows, or that several commands write, hold a digest of their own (`signed`), so that a kill never
+separates the two, and one damaged row costs that row alone. A row without a digest is older than digests.
 """
 
 import hashlib
@@ -16,6 +19,10 @@ from typing import Any
 from xtransfer import storage
 
 CHECKSUMS = "checksums.json"
+DIGEST = "digest"
+"""The key of a signed row with the digest of its other keys."""
+
+_DIGITS = 8  # hex digits of a row's digest: one wrong row in four billion goes unnoticed
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -122,3 +129,25 @@ def fault_of(path: Path) -> str | None:
 
 def _write(directory: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
     storage.write_atomically(directory / CHECKSUMS, json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
+
+
+def signed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the digest of its keys and values, which `unsigned` compares."""
+    return {**row, DIGEST: _digest(row)}
+
+
+def unsigned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object without its digest, if it has one.
+
+    Raises:
+      ValueError: the object is not as it was signed.
+    """
+    rest = {key: value for key, value in row.items() if key != DIGEST}
+    if DIGEST in row and row[DIGEST] != _digest(rest):
+        raise ValueError("its content does not match its digest")
+    return rest
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    content = json.dumps(row, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]

@@ -13,9 +13,11 @@ and compared before each restore. A step without them was saved by an older vers
 
 import asyncio
 import functools
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -123,6 +125,7 @@ class Checkpoints:
         score: float | None,
         target_scores: Mapping[str, float] | None = None,
         average: Any = None,
+        rows: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Save a state under its step, in the background; its scores decide whether it is kept.
 
@@ -131,10 +134,11 @@ class Checkpoints:
           score: its score on source dev; None keeps it only while it is the newest.
           target_scores: its scores on target dev by language, for an oracle; the best in each language is kept.
           average: the mean of the last checkpoints' parameters so far; None if there is none.
+          rows: the rows of the run's `metrics.jsonl` up to this step, of which a checkpoint with a score keeps a copy.
         """
         step = int(state.step)
         self.wait()  # raises if the last save failed, such as on a full disk
-        metrics = None if score is None else {"score": score, "step": step, "targets": dict(target_scores or {})}
+        metrics = None if score is None else saved_scores(step, score, target_scores, rows)
         saved = {PARAMS: state.params, RESUME: state.opt_state} | ({} if average is None else {AVERAGE: average})
         items = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in saved.items()})
         with self._naming_a_full_disk():
@@ -162,7 +166,7 @@ class Checkpoints:
         for step in _named_steps(self.directory):
             fault = checksums.fault_below(self.directory / str(step), only=(_METRICS,))
             if fault is not None:
-                raise _damaged(self.directory, step, fault)
+                raise _damaged(self.directory, step, fault, is_score=True)
 
     @contextmanager
     def _naming_a_full_disk(self) -> Iterator[None]:
@@ -224,8 +228,8 @@ class Checkpoints:
         if not path.is_dir():
             others = ", ".join(map(str, _named_steps(self.directory))) or "none"
             raise CheckpointError(
-                f"{path}: no such checkpoint (the steps here: {others}); restore it, or remove {self.directory} to "
-                "train this run again"
+                f"{path}: no such checkpoint (the steps here: {others}); restore it from a copy, or take the newest "
+                f"with --selection last, or remove {self.directory} to train this run again"
             )
         if not (path / checksums.CHECKSUMS).exists():
             terminal.log(f"warning: {path} has no {checksums.CHECKSUMS}, so damage to it may go unnoticed")
@@ -234,26 +238,77 @@ class Checkpoints:
             raise _damaged(self.directory, step, fault)
 
 
+def saved_scores(
+    step: int, score: float, target_scores: Mapping[str, float] | None, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the scores that are saved with a checkpoint; see `Checkpoints.save` for the arguments."""
+    scores = {"score": score, "step": step, "targets": dict(target_scores or {})}
+    return scores | ({"rows": [dict(row) for row in rows]} if rows else {})
+
+
+def read_scores(directory: Path) -> list[dict[str, Any]]:
+    """Return the undamaged scores of all checkpoints, as from `saved_scores`, by step.
+
+    Another process may be deleting checkpoints meanwhile.
+
+    Args:
+      directory: the run's checkpoints. It need not exist.
+    """
+    result = []
+    for step in _named_steps(directory):
+        path = directory / str(step)
+        is_listed = (path / checksums.CHECKSUMS).exists()
+        if is_listed and checksums.fault_below(path, only=(_METRICS,)) is None:
+            with suppress(OSError, UserError):
+                scores = _read_score(path)
+                result += [] if scores is None else [scores]
+    return result
+
+
+def mend_scores(directory: Path, scores_by_step: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write the damaged scores of checkpoints again, if the given ones have the checksum of those that were saved.
+
+    Args:
+      directory: the run's checkpoints. It need not exist.
+      scores_by_step: the scores, as from `saved_scores`.
+    """
+    for step in _named_steps(directory):
+        path, name = directory / str(step), f"{_METRICS}/{_METRICS}"
+        if step not in scores_by_step or checksums.fault_below(path, only=(_METRICS,)) is None:
+            continue
+        with suppress(ValueError):  # a damaged list
+            entry, scores = (checksums.read(path) or {}).get(name), dict(scores_by_step[step])
+            older = {key: value for key, value in scores.items() if key != "rows"}
+            for content in (json.dumps(scores).encode(), json.dumps(older).encode()):  # as Orbax writes it
+                if entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}:
+                    storage.write_atomically(path / name, content)
+                    terminal.log(f"{path / name}: damaged, so restored from the run's rows")
+
+
 def fall_back(directory: Path) -> None:
     """Remove the newest checkpoints of a run if they are damaged, so that it resumes from the last whole one.
 
-    Call this in process 0. A damaged checkpoint before the last whole one stays, and is named if it is used.
+    An earlier one goes too if its score is damaged, because training cannot do without the score. If anything else of
+    it is damaged, it stays, and is named if it is used. Call this in process 0.
 
     Args:
       directory: the run's checkpoints, which nothing else may have open. It need not exist.
 
     Raises:
-      UserError: no earlier checkpoint is whole. Nothing is removed.
+      UserError: no checkpoint is whole. Nothing is removed.
     """
     faults: dict[int, str] = {}
-    for step in reversed(_named_steps(directory)):
-        fault = checksums.fault_below(directory / str(step))
-        if fault is None:
-            break
-        faults[step] = fault
-    else:
-        if faults:
-            raise _damaged(directory, *next(iter(faults.items())))
+    newest_first = list(reversed(_named_steps(directory)))
+    whole: int | None = None
+    for step in newest_first:
+        only = () if whole is None else (_METRICS,)
+        fault = checksums.fault_below(directory / str(step), only=only)
+        if fault is not None:
+            faults[step] = fault
+        elif whole is None:
+            whole = step
+    if faults and whole is None:
+        raise _damaged(directory, *next(iter(faults.items())))
     for step, fault in faults.items():
         _hide(directory, step)
         terminal.log(f"{directory / str(step)}: damaged ({fault}), so removed")
@@ -302,17 +357,35 @@ def _hide(directory: Path, step: int) -> None:
     (directory / str(step)).replace(hidden)
 
 
-def _damaged(directory: Path, step: int, fault: str) -> UserError:
-    """Return the error of a damaged checkpoint. It never advises to remove a whole one that can be used."""
-    path, earlier = directory / str(step), [other for other in _named_steps(directory) if other < step]
-    whole = (other for other in reversed(earlier) if checksums.fault_below(directory / str(other)) is None)
-    last = next(whole, None)
-    if last is None:
-        remedy = f"there is no earlier whole step, so remove {directory} to train this run again"
+def _damaged(directory: Path, step: int, fault: str, *, is_score: bool = False) -> UserError:
+    """Return the error of a damaged checkpoint. It never advises to remove a whole one that can be used.
+
+    Args:
+      directory: the run's checkpoints.
+      step: the damaged one.
+      fault: what is wrong with it.
+      is_score: its score is damaged, which stops training only.
+    """
+    path = directory / str(step)
+    others = (other for other in _named_steps(directory) if other != step)
+    whole = [other for other in others if checksums.fault_below(directory / str(other)) is None]
+    again = f"remove {directory} to train this run again"
+    if not whole:
+        remedy = f"there is no other whole step, so {again}"
+    elif whole[-1] > step and is_score:
+        remedy = f"step {whole[-1]} is whole: train with {FALL_BACK_FLAG} to remove step {step} alone"
+    elif whole[-1] > step:
+        remedy = (
+            f"step {whole[-1]} is whole: predict and export take it with --selection last; restore step {step} from a "
+            f"copy, or {again}"
+        )
     elif (path / checksums.CHECKSUMS).exists():
-        remedy = f"step {last} is whole: train with {FALL_BACK_FLAG} to remove step {step} and resume from step {last}"
+        remedy = (
+            f"step {whole[-1]} is whole: train with {FALL_BACK_FLAG} to remove step {step} and resume from step "
+            f"{whole[-1]}"
+        )
     else:
-        remedy = f"remove it to resume from step {last}"
+        remedy = f"remove it to resume from step {whole[-1]}"
     return CheckpointError(f"{path}: this checkpoint is damaged: {fault}; {remedy}")
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.errors import CheckpointError, DivergedError, Exit
-from xtransfer.runtime import processes, terminal
+from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import place_batch, process_slice
-from xtransfer.train.checkpoints import AVERAGE, Checkpoints
+from xtransfer.train.checkpoints import AVERAGE, Checkpoints, mend_scores, read_scores, saved_scores
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
 from xtransfer.train.tracking import NOTHING, Tracking, tracked
@@ -122,6 +122,7 @@ def fit(
       UserError: a loss or a parameter is not finite. Nothing of that step is saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    processes.on_first(functools.partial(mend, directory))
     milestones = plan.milestones()
     key = jax.random.key(plan.seed)
     with (
@@ -130,6 +131,7 @@ def fit(
         tracked(tracking, plan.title, directory) as tracker,
     ):
         state, average = _resume(checkpoints, start, directory, plan)
+        rows = processes.on_first(functools.partial(read_metrics, directory))
         history = processes.on_first(functools.partial(_history, directory)) if plan.patience else []
         if _out_of_patience(history, plan.patience):
             return state
@@ -175,8 +177,10 @@ def fit(
                     # The row comes first: resuming drops a row without its checkpoint.
                     row = {"step": step, **means, **metrics} | ({AVERAGED: averaged} if averaged else {})
                     row |= {_STOPPED: True} if gives_up else {}
-                    processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, row))
-                    checkpoints.save(state, score=rank, target_scores=target_scores, average=average)
+                    rows.append(row)
+                    signed = checksums.signed(row)
+                    processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, signed))
+                    checkpoints.save(state, score=rank, target_scores=target_scores, average=average, rows=rows)
                 elif stop:
                     checkpoints.save(state, score=None, average=average)
                 if stop:
@@ -239,22 +243,124 @@ def dev_score(row: Mapping[str, Any]) -> float:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Return the rows of `metrics.jsonl`, one per scored checkpoint, by step. A half-written last row is left out."""
+    """Return the rows of `metrics.jsonl`, one per scored checkpoint, by step. A half-written last row is left out.
+
+    A damaged row is replaced by its copy in a checkpoint, with a warning. The file stays as it is, see `mend`.
+
+    Raises:
+      UserError: a row is damaged, and no checkpoint has a copy. The message names the line.
+    """
+    return _read(directory)[0]
+
+
+def read_scored(directory: Path) -> list[dict[str, Any]]:
+    """Return the rows of `metrics.jsonl` as `read_metrics` does; every row has a score on dev.
+
+    Raises:
+      UserError: a row is damaged or has no score, and no checkpoint has a copy.
+    """
+    return _read(directory, scored=True)[0]
+
+
+def mend(directory: Path) -> None:
+    """Repair the scores of a run: `metrics.jsonl` from its checkpoints' copies, and these from `metrics.jsonl`.
+
+    Call this in process 0, before the checkpoints are opened. The directory need not exist.
+
+    Raises:
+      UserError: see `read_metrics`.
+    """
+    path, checkpoints = directory / METRICS_FILE, directory / CHECKPOINTS
+    rows, is_damaged = _read(directory)
+    by_step = {row["step"]: row for row in rows}
+    lost = [row for row in _copies(checkpoints) if row["step"] not in by_step]
+    if is_damaged or lost:
+        by_step |= {row["step"]: row for row in lost}
+        rows = [by_step[step] for step in sorted(by_step)]
+        _write(path, rows)
+        terminal.log(f"{path}: damaged or incomplete, so restored from the copies in {CHECKPOINTS}/")
+    scores_by_step = {
+        row["step"]: saved_scores(row["step"], dev_score(row), row.get(TARGET_DEV_SCORES), rows[: index + 1])
+        for index, row in enumerate(rows)
+        if _has_score(row)
+    }
+    mend_scores(checkpoints, scores_by_step)
+
+
+def _copies(checkpoints: Path) -> list[dict[str, Any]]:
+    """Return the copies of rows that checkpoints hold, by step.
+
+    A checkpoint of an older version holds no copy, but its score, which is all that selection needs.
+    """
+    saved = read_scores(checkpoints)
+    by_step = {scores["step"]: {"step": scores["step"], DEV_SCORE: scores["score"]} for scores in saved}
+    for scores in saved:
+        if scores.get("targets"):
+            by_step[scores["step"]][TARGET_DEV_SCORES] = scores["targets"]
+    by_step |= {row["step"]: row for scores in saved for row in scores.get("rows", ())}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _read(directory: Path, *, scored: bool = False) -> tuple[list[dict[str, Any]], bool]:
+    """Return the rows of `metrics.jsonl` by step, damaged ones from their copies, and whether one is damaged."""
     path = directory / METRICS_FILE
     if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+        return [], False
+    rows: list[dict[str, Any] | None] = []
+    faults: dict[int, str] = {}  # by index in `rows`
+    for index, line in enumerate(path.read_bytes().split(b"\n")[:-1]):
+        try:
+            rows.append(_row(line, scored=scored))
+        except ValueError as error:
+            rows.append(None)
+            faults[index] = str(error)
+    whole = [row for row in rows if row is not None]
+    if not faults:
+        return whole, False
+    copies = [row for row in _copies(directory / CHECKPOINTS) if not scored or _has_score(row)]
+    for index, fault in faults.items():
+        before = max((row["step"] for row in rows[:index] if row is not None), default=0)
+        after = min((row["step"] for row in rows[index:] if row is not None), default=math.inf)
+        if not any(before < row["step"] < after for row in copies):
+            raise CheckpointError(
+                f"{path}:{index + 1}: this row is damaged ({fault}), and no checkpoint has a copy of it, so none of "
+                "them needs it: delete this line, and nothing else"
+            )
+        _warn_once(f"warning: {path}:{index + 1}: this row is damaged ({fault}), so its copy in {CHECKPOINTS}/ is used")
+    by_step = {row["step"]: row for row in (*copies, *whole)}
+    return [by_step[step] for step in sorted(by_step)], True
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = storage.read_json(line.decode("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{where}: not valid JSON ({error}): {_remedy(Path(where).parent)}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise CheckpointError(f"{where}: expected an object with a step: {_remedy(Path(where).parent)}")
+def _row(line: bytes, *, scored: bool) -> dict[str, Any]:
+    """Parse one row; a ValueError says what is wrong with it."""
+    row = storage.read_json(line.decode("utf-8"))
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object with a step, found {type(row).__name__}")
+    row = checksums.unsigned(row)
+    if not isinstance(row.get("step"), int) or isinstance(row["step"], bool):
+        raise ValueError("expected an object with a step")
+    targets = row.get(TARGET_DEV_SCORES, {})
+    if not isinstance(targets, dict):
+        raise ValueError(f"{TARGET_DEV_SCORES} = {targets!r}, expected an object")
+    for key, value in (*row.items(), *targets.items()):
+        if key != TARGET_DEV_SCORES and not isinstance(value, int | float):
+            raise ValueError(f"{key} = {value!r}, expected a number")
+    if scored and not _has_score(row):
+        raise ValueError(f"no {DEV_ACCURACY}")
     return row
+
+
+def _has_score(row: Mapping[str, Any]) -> bool:
+    return DEV_SCORE in row or DEV_ACCURACY in row
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    terminal.log(message)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    storage.write_jsonl(path, map(checksums.signed, rows))
 
 
 def _remedy(directory: Path) -> str:
@@ -262,7 +368,7 @@ def _remedy(directory: Path) -> str:
 
 
 def _history(directory: Path) -> list[float]:
-    return [dev_score(row) for row in read_metrics(directory)]
+    return [dev_score(row) for row in read_scored(directory)]
 
 
 def _out_of_patience(history: Sequence[float], patience: int) -> bool:
@@ -288,7 +394,7 @@ def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan)
     def drop_unsaved_rows() -> int:
         newest = steps[-1] if steps else 0
         rows = [row for row in read_metrics(directory) if row["step"] <= newest]
-        storage.write_jsonl(directory / METRICS_FILE, rows)
+        _write(directory / METRICS_FILE, rows)
         if newest and newest >= plan.steps and (not rows or rows[-1]["step"] != plan.steps):
             raise CheckpointError(f"{directory}: the score of its last step {newest} is lost: {_remedy(directory)}")
         missing = {step for step in plan.milestones() if step <= newest} - {row["step"] for row in rows}
