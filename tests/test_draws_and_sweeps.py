@@ -86,8 +86,8 @@ def test_rows_and_report_know_the_draws(drawn, capsys):
         for name in ("teacher", "vanilla", "monox_kd")
         for draw in ("default", "sample-1-teacher-7")
     }
-    # A row without a draw is of the default draw.
-    old = [{k: v for k, v in row.items() if k != "draw" or v != "default"} for row in rows]
+    # A row without a draw is of the default draw. It is older than digests too.
+    old = [{k: v for k, v in row.items() if k != "digest" and (k != "draw" or v != "default")} for row in rows]
     (drawn / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
     report.main(["--workdir", str(drawn)])
     printed = " ".join(capsys.readouterr().out.split())

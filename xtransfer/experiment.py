@@ -373,15 +373,15 @@ def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
     if mine.objective != workdirs.TEACHER and other.tokens.exists() and not workdir.tokens.exists():
         storage.write_atomically(workdir.tokens, other.tokens.read_bytes())
     if other.results.exists():
-        rows = results.read_rows(workdir.results) if workdir.results.exists() else []
+        rows = results.whole_rows(workdir.results)
         kept = [row for row in rows if (row["objective"], results.run_id(row)) != (mine.objective, mine.id)]
         # Their teacher may be another one. Evaluation compares the student with the teacher of this workdir.
         taken = [
             row | mine.facts
-            for row in rows_of([their], results.read_rows(other.results))
+            for row in rows_of([their], results.whole_rows(other.results))
             if row["metric"] not in metrics.TEACHER_METRICS
         ]
-        storage.write_jsonl(workdir.results, [*kept, *taken])
+        results.write_rows(workdir.results, [*kept, *taken])
     sharing.copy_run(their.directory, mine.directory)
     terminal.log(f"{mine.name}: the same as in {other.root}")
 
@@ -449,7 +449,7 @@ def _planned_stages(
 
 def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:
     """Return the number of runs that have no results yet."""
-    rows = results.read_rows(workdir.results) if workdir.results.exists() else []
+    rows = results.whole_rows(workdir.results)
     scored = {(row["objective"], results.run_id(row)) for row in rows}
     return sum((run.objective, run.id) not in scored for run in runs)
 

@@ -12,7 +12,9 @@ from xtransfer.data.registry import load_task
 from xtransfer.errors import UserError
 from xtransfer.evaluation import evaluator
 from xtransfer.evaluation.paired import Students, load
+from xtransfer.evaluation.results import read_rows
 from xtransfer.runs.workdir import Workdir, read_config
+from xtransfer.runtime import checksums
 from xtransfer.train.finetuning import Finetuner, Models
 
 
@@ -38,7 +40,7 @@ def test_rows_are_not_written_twice(workdir):
     before = workdir.results.read_bytes()
     rows = evaluate(workdir)
     assert workdir.results.read_bytes() == before
-    assert [json.loads(line) for line in before.splitlines()] == rows
+    assert [json.loads(line) for line in before.splitlines()] == [checksums.signed(row) for row in rows]
 
 
 def agreement(rows):
@@ -104,14 +106,32 @@ def test_an_unfinished_run_is_left_out(workdir, capsys):
     assert {row["objective"] for row in evaluate(workdir)} == {"teacher", "vanilla"}
 
 
-def test_a_truncated_results_file_is_refused(workdir):
+DAMAGE = {
+    "another value": lambda lines: [lines[0].replace(b'"value": 0.', b'"value": 0.1', 1), *lines[1:]],
+    "another selection": lambda lines: b"".join(lines).replace(b'"last"', b'"lasu"', 1).splitlines(keepends=True),
+    "cut off": lambda lines: [*lines[:-1], lines[-1][:-10]],
+    "no row": lambda lines: [b"\xff\n", *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_is_scored_again_and_alone(workdir, caplog, monkeypatch, damage):
     original = workdir.results.read_bytes()
-    try:
-        workdir.results.write_bytes(original[:-10])
-        with pytest.raises(UserError, match=r"results\.jsonl:\d+: the last line is cut off"):
-            evaluate(workdir)
-    finally:
-        workdir.results.write_bytes(original)
+    lines, scored, predict = original.splitlines(keepends=True), [], Finetuner.predict
+
+    def counted(self, params, dataset, on_batch=None):
+        scored.append(dataset)
+        return predict(self, params, dataset, on_batch)
+
+    monkeypatch.setattr(Finetuner, "predict", counted)
+    workdir.results.write_bytes(b"".join(DAMAGE[damage](lines)))
+    with pytest.raises(UserError, match=r"results\.jsonl:\d+: .*: run python -m xtransfer.evaluate, which drops"):
+        read_rows(workdir.results)
+    evaluate(workdir)
+    assert sorted(workdir.results.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    assert len(scored) == 1 and "so this row is left out" in caplog.text
+    evaluate(workdir)
+    assert len(scored) == 1
 
 
 def test_constant_predictions_are_one_line_at_the_end(workdir, capsys, monkeypatch):

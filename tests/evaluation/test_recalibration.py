@@ -13,6 +13,7 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation import recalibration
 from xtransfer.evaluation.metrics import accuracy, log_loss, macro_f1
 from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration, fit_log_odds, fit_temperature
+from xtransfer.runtime import checksums
 
 CLASSES = ("bad", "good")
 # Three of four are right. The log loss is lowest at a confidence of 3/4, which are odds of 3 and a logit of log 3.
@@ -136,7 +137,7 @@ def test_a_record_keeps_what_was_fitted_before(tmp_path):
     assert recalibration.recorded(path, "40") == fitted
     assert recalibration.recorded(path, "60-average") == Recalibration(temperature=1.25)
     entry = {"temperature": 1.25, "log_odds": None, "threshold": None, "examples": 4}
-    assert json.loads(path.read_text())["60-average"] == entry
+    assert json.loads(path.read_text())["60-average"] == checksums.signed(entry)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,21 @@ def test_a_record_keeps_what_was_fitted_before(tmp_path):
 def test_a_malformed_record_is_named(tmp_path, content, message):
     path = tmp_path / "calibration.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=f"calibration.json: .*{message}.*: remove it and run"):
+    with pytest.raises(UserError, match=f"calibration.json: .*{message}.*: run python -m xtransfer.evaluate to fit it"):
         recalibration.recorded(path, "40")
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("1.5", "1.7"), lambda text: text[:-3], lambda text: "[]"])
+def test_a_damaged_record_is_refused_and_fitted_again(tmp_path, caplog, damage):
+    path = tmp_path / "calibration.json"
+    recalibration.record(path, "40", Recalibration(temperature=1.5), 4)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match=r"calibration.json: .*: run python -m xtransfer.evaluate to fit it again"):
+        recalibration.recorded(path, "40")
+    assert recalibration.usable(path, "40") == UNCHANGED
+    assert "calibration.json: " in caplog.text and caplog.text.endswith(", so it is fitted again\n")
+    recalibration.record(path, "40", Recalibration(temperature=1.5), 4)
+    assert recalibration.recorded(path, "40") == Recalibration(temperature=1.5)
 
 
 def test_a_threshold_moves_accuracy():

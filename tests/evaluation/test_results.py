@@ -2,11 +2,13 @@
 
 import json
 import math
+import random
 
 import pytest
 
+from tests.runtime.test_checksums import flipped
 from xtransfer.errors import UserError
-from xtransfer.evaluation.results import Summary, aggregate, read_rows
+from xtransfer.evaluation.results import Summary, aggregate, mend, read_rows, whole_rows, write_rows
 from xtransfer.runs.draws import SAMPLES, SEEDS
 
 VALUES = {  # objective -> seed -> en, de, ja
@@ -206,6 +208,8 @@ def test_rows_are_read_back_and_u2028_is_not_a_line_break(tmp_path):
         (lines(make_rows(seed=True))[0], "seed = True"),
         (lines(make_rows(value=None))[0], "value = None"),
         ('{"seed": 1}', "keys"),
+        (lines(make_rows(metric="accuracx"))[0], "no metric 'accuracx'; did you mean 'accuracy'"),
+        (lines(make_rows(selection="lasu"))[0], "no selection 'lasu'; did you mean 'last'"),
         (b"\xff", "not strict JSON"),
     ],
 )
@@ -213,6 +217,40 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path, line, message):
     line = line if isinstance(line, bytes) else line.encode()
     content = lines(make_rows())[0].encode() + line.rstrip(b"\n") + b"\n"
     with pytest.raises(UserError, match=rf"results\.jsonl:2: .*{message}"):
+        read_rows(write_results(tmp_path, content))
+
+
+@pytest.mark.parametrize("selection", ["source_dev", "last", "average", "target_dev", "step", "none"])
+@pytest.mark.parametrize("metric", ["majority_share", "ece_calibrated", "macro_f1_thresholded", "class_f1/a b"])
+def test_every_name_that_is_written_is_read(tmp_path, selection, metric):
+    rows = make_rows(selection=selection, metric=metric)
+    write_rows(tmp_path / "results.jsonl", rows)
+    assert read_rows(tmp_path / "results.jsonl") == rows
+
+
+def test_any_flipped_bit_costs_the_rows_of_its_line_and_is_named(tmp_path, caplog):
+    rows, path, draw = make_rows(), tmp_path / "results.jsonl", random.Random(0)
+    write_rows(path, rows)
+    content = path.read_bytes()
+    for bit in draw.sample(range(8 * len(content)), 1000):
+        number = content[: bit // 8].count(b"\n") + 1
+        path.write_bytes(flipped(content, bit))
+        with pytest.raises(UserError, match=rf"results\.jsonl:{number}: .* run python -m xtransfer.evaluate, which"):
+            read_rows(path)
+        caplog.clear()
+        whole = whole_rows(path)
+        lost = 2 if content[bit // 8] == ord("\n") and number < len(rows) else 1  # the line is joined to the next one
+        assert whole == [*rows[: number - 1], *rows[number - 1 + lost :]]
+        assert f"results.jsonl:{number}: " in caplog.text and "so this row is left out" in caplog.text
+        mend(path)
+        assert read_rows(path) == whole
+    assert whole_rows(tmp_path / "absent.jsonl") == []
+
+
+def test_a_plausible_other_value_is_named(tmp_path):
+    write_rows(tmp_path / "results.jsonl", make_rows())
+    content = (tmp_path / "results.jsonl").read_text().replace("0.82", "0.92")
+    with pytest.raises(UserError, match=r"results\.jsonl:1: its content does not match its digest: run python -m"):
         read_rows(write_results(tmp_path, content))
 
 

@@ -18,6 +18,7 @@ from xtransfer.evaluation import evaluator, metrics
 from xtransfer.evaluation.steps import Landed, Scored, Skipped, StepScorer
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs.workdir import Workdir, read_config
+from xtransfer.runtime import checksums
 from xtransfer.train.finetuning import Models
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def runs(workdir, config):
 
 
 def written(workdir):
-    return [json.loads(line) for line in workdir.by_step.read_text().splitlines()]
+    return [checksums.unsigned(json.loads(line)) for line in workdir.by_step.read_text().splitlines()]
 
 
 def test_every_checkpoint_is_scored_once_on_dev_and_on_every_language(copy):
@@ -81,6 +82,16 @@ def test_every_checkpoint_is_scored_once_on_dev_and_on_every_language(copy):
     assert list(scorer.score(runs(workdir, config))) == []
     again = StepScorer(workdir, config, task, models)
     assert list(again.score(runs(workdir, config))) == [] and again.rows_of(runs(workdir, config)) == scorer.rows
+
+
+def test_a_damaged_row_is_left_out_and_the_others_are_kept(copy, caplog):
+    workdir, config, task, models = copy
+    list(StepScorer(workdir, config, task, models).score(runs(workdir, config)))
+    rows = written(workdir)
+    workdir.by_step.write_bytes(workdir.by_step.read_bytes().replace(b'"task"', b'"tasj"', 1))
+    again = StepScorer(workdir, config, task, models)
+    assert again.rows == rows[1:] and list(again.score(runs(workdir, config))) == []
+    assert "watch.jsonl:1: " in caplog.text
 
 
 def test_the_values_are_those_of_the_final_evaluation(copy):

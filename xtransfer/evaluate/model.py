@@ -17,6 +17,7 @@ from xtransfer.evaluate import step_table, xtreme
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.classifiers import ClassifierScorer, LanguageResult
 from xtransfer.evaluation.evaluator import prediction_rows
+from xtransfer.evaluation.results import write_rows
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.report.table import Table
 from xtransfer.runs.classifier import open_classifier, selected_run
@@ -154,7 +155,7 @@ def _write(
     """Write results.jsonl and predictions/<split>-<language>.jsonl; the directory appears complete or not at all."""
     try:
         with storage.atomic_directory(output) as partial:
-            storage.write_jsonl(partial / "results.jsonl", rows)
+            write_rows(partial / "results.jsonl", rows)
             for result in results:
                 predictions = prediction_rows(result.examples, result.logits, task.labels)
                 storage.write_jsonl(partial / "predictions" / f"{split}-{result.language}.jsonl", predictions)

@@ -99,10 +99,10 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score every selected checkpoint that has no rows yet, and return all rows of the experiment's runs.
 
-    A checkpoint whose predictions are missing or damaged predicts again, and keeps the rows that it has. The teacher is
-    scored in the source language only, the one it knows, and students there against the teacher too. Unfinished runs
-    are left out. If the config asks for a temperature or a threshold, fit them on source dev first, and score their
-    effect too. All processes take part, and process 0 writes.
+    A checkpoint whose predictions are missing or damaged predicts again, and keeps the rows that it has. A damaged row
+    is removed and scored again. The teacher is scored in the source language only, the one it knows, and students there
+    against the teacher too. Unfinished runs are left out. If the config asks for a temperature or a threshold, fit them
+    on source dev first, and score their effect too. All processes take part, and process 0 writes.
 
     Args:
       workdir: the experiment's workdir.
@@ -111,6 +111,7 @@ def evaluate(
       models: its models.
       languages: the languages to score; () is all of the task's.
     """
+    processes.on_first(functools.partial(results.mend, workdir.results))
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
     all_runs = runs(workdir, config)
@@ -148,7 +149,7 @@ def evaluate(
         if added:
             rows += added
             # All rows of a run are written at once, so that it has all of them or none.
-            processes.on_first(functools.partial(storage.write_jsonl, workdir.results, rows))
+            processes.on_first(functools.partial(results.write_rows, workdir.results, rows))
     if constants:
         more = f"; and {len(constants) - _SHOWN} more" if len(constants) > _SHOWN else ""
         terminal.log(
@@ -214,7 +215,7 @@ def _due(
 
     def is_due(job: _Job) -> bool:
         path = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
-        is_fitted = recalibration.recorded(record, job.weights_name).has(**settings)
+        is_fitted = recalibration.usable(record, job.weights_name).has(**settings)
         return not job.keys <= scored or not is_fitted or _is_lost(path)
 
     return [is_due(job) for job in jobs]
@@ -332,7 +333,7 @@ def _recalibrate(
 ) -> Recalibration:
     """Return what the config asks to fit to the weights of this name, from the run's record or fitted now."""
     path, settings = workdir.calibration(run.directory), config.calibration
-    recorded = Recalibration(**processes.on_first(lambda: dataclasses.asdict(recalibration.recorded(path, name))))
+    recorded = Recalibration(**processes.on_first(lambda: dataclasses.asdict(recalibration.usable(path, name))))
     if recorded.has(**dataclasses.asdict(settings)):
         return recorded
     dev = dataset(model, "dev", task.source_language)

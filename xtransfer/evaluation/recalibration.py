@@ -7,6 +7,7 @@ confidence. Both stay zero-shot, because they see the source language only.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.calibration import probabilities
 from xtransfer.runs.find import SelectedRun
-from xtransfer.runtime import terminal
+from xtransfer.runtime import checksums, terminal
+
+_log = logging.getLogger(__name__)
 
 TEMPERATURES = (0.05, 20.0)
 """The lowest and the highest temperature. Without a bound, a dev split without errors would have no lowest one."""
 
-_REMEDY = "remove it and run python -m xtransfer.evaluate to fit it again"
+_REMEDY = "run python -m xtransfer.evaluate to fit it again"
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,13 @@ def recorded(path: Path, name: str) -> Recalibration:
     """Return what the file `Workdir.calibration` records for the weights of this name; nothing if it does not exist.
 
     Raises:
-      UserError: the file is malformed.
+      UserError: the entry is malformed, or not as it was written.
     """
     entry = _read(path).get(name, {})
+    try:
+        entry = checksums.unsigned(entry) if isinstance(entry, dict) else entry
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name}: {error}: {_REMEDY}") from error
     values = [entry.get(key) for key in ("temperature", "log_odds")] if isinstance(entry, dict) else ["?"]
     if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         raise CheckpointError(
@@ -210,6 +217,15 @@ def recorded(path: Path, name: str) -> Recalibration:
     if fitted.temperature is not None and not fitted.temperature > 0:
         raise CheckpointError(f"{path}: {name}: temperature = {fitted.temperature!r}, expected more than 0: {_REMEDY}")
     return fitted
+
+
+def usable(path: Path, name: str) -> Recalibration:
+    """Return what is recorded, like `recorded`; nothing, with a warning, if the file or the entry is damaged."""
+    try:
+        return recorded(path, name)
+    except CheckpointError as error:
+        _log.warning("%s", str(error).removesuffix(f": {_REMEDY}") + ", so it is fitted again")
+        return UNCHANGED
 
 
 def fitted_to(run: SelectedRun, *, temperature: bool, threshold: bool) -> Recalibration:
@@ -232,9 +248,13 @@ def fitted_to(run: SelectedRun, *, temperature: bool, threshold: bool) -> Recali
 
 
 def record(path: Path, name: str, fitted: Recalibration, examples: int) -> None:
-    """Add an entry to the file, with the number of dev examples."""
+    """Add an entry to the file, with the number of dev examples. Entries of a file that cannot be read are dropped."""
     entry = {**dataclasses.asdict(fitted), "threshold": fitted.threshold, "examples": examples}
-    content = {**_read(path), name: entry}
+    try:
+        others = _read(path)
+    except CheckpointError:
+        others = {}
+    content = {**others, name: checksums.signed(entry)}
     storage.write_atomically(path, json.dumps(dict(sorted(content.items())), indent=2) + "\n")
 
 

@@ -1,6 +1,7 @@
 """A results table from result rows: means over seeds or draws, averages over languages, and gains over the baseline."""
 
 import dataclasses
+import logging
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +10,14 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.distillation.objectives import OBJECTIVES
-from xtransfer.errors import DataError
-from xtransfer.evaluation.metrics import CHANCE, value_range
+from xtransfer.errors import ConfigError, DataError, nearest
+from xtransfer.evaluation.metrics import CHANCE, metric_of, value_range
 from xtransfer.runs.draws import SAMPLES, SEEDS, Axis, order
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId
+from xtransfer.runtime import checksums
+
+_log = logging.getLogger(__name__)
 
 ROW: Mapping[str, type] = {
     "task": str,
@@ -30,11 +34,16 @@ ROW: Mapping[str, type] = {
 }
 """The keys of a row of results.jsonl, all of them required, and the types of their values.
 
+The file adds the digest of the others (see `runtime.checksums`), which a row of an older version lacks.
+
 "draw" names the labelled sample and its teacher (see `runs.draws`). A row without it is older than draws, and belongs
 to the default one. "selection" is the protocol (see `runs.selection.PROTOCOLS`) that selected the checkpoint. A
 checkpoint that two protocols selected has its rows twice. It is "step" in watch.jsonl, and "none" for a model that is
 no run.
 """
+
+SELECTIONS = (*PROTOCOLS, "step", "none")
+"""The values of "selection"."""
 
 Row = Mapping[str, Any]
 
@@ -132,34 +141,79 @@ def run_id(row: Row) -> RunId:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read results.jsonl; a UserError names the file and line of anything that is not a row."""
+    """Read results.jsonl; a UserError names the file and line of anything that is not a row as it was written."""
+    rows, faults = _read(path)
+    if faults:
+        raise DataError(f"{faults[0]}: run python -m xtransfer.evaluate, which drops this line and scores it again")
+    return rows
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file that are as they were written; leave out the others, with a warning for each.
+
+    Without the file there are none.
+    """
+    if not path.exists():
+        return []
+    rows, faults = _read(path)
+    for fault in faults:
+        _log.warning("%s, so this row is left out", fault)
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows of results.jsonl atomically, each with its digest."""
+    storage.write_jsonl(path, map(checksums.signed, rows))
+
+
+def mend(path: Path) -> None:
+    """Remove the damaged rows from a file, so that they are scored again. The caller holds the file."""
+    if path.exists() and _read(path)[1]:
+        write_rows(path, whole_rows(path))
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the whole rows of a file, and what is wrong with each of the other lines, which it names."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}: run python -m xtransfer.evaluate first") from error
-    lines = content.split(b"\n")  # not splitlines: U+2028 inside a string ends no line
-    if lines[-1]:
-        raise DataError(f"{path}:{len(lines)}: the last line is cut off: remove it and evaluate again")
-    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], start=1)]
+    rows, faults = [], []
+    *lines, rest = content.split(b"\n")  # not splitlines: U+2028 inside a string ends no line
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError as error:
+            faults.append(f"{path}:{number}: {error}")
+    return rows, faults + ([f"{path}:{len(lines) + 1}: the last line is cut off"] if rest else [])
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _row(line: bytes) -> dict[str, Any]:
+    """Parse a row; a ValueError says what is wrong with it."""
     try:
         row = storage.read_json(line.decode("utf-8"))
     except ValueError as error:
-        raise DataError(f"{where}: not strict JSON: {error}") from error
+        raise ValueError(f"not strict JSON: {error}") from error
     if isinstance(row, dict):
+        row = checksums.unsigned(row)
         row.setdefault("draw", DEFAULT_DRAW)  # keeps the order of keys, so that rows are written as they were read
     if not isinstance(row, dict) or row.keys() != ROW.keys():
         actual = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where}: expected an object with the keys {sorted(ROW)}, found {actual}")
+        raise ValueError(f"expected an object with the keys {sorted(ROW)}, found {actual}")
     for key, kind in ROW.items():
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):
-            raise DataError(f"{where}: {key} = {row[key]!r}, expected {kind.__name__}")
+            raise ValueError(f"{key} = {row[key]!r}, expected {kind.__name__}")
+    if row["selection"] not in SELECTIONS:
+        raise ValueError(f"no selection {row['selection']!r}{nearest(row['selection'], SELECTIONS)}")
+    if row["metric"] != CHANCE:
+        try:
+            metric_of(row["metric"])
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
     low, high = value_range(row["metric"])
     if not low <= row["value"] <= high:
-        raise DataError(f"{where}: value = {row['value']!r}, expected {low:g} to {high:g}")
+        raise ValueError(f"value = {row['value']!r}, expected {low:g} to {high:g}")
     return row
 
 

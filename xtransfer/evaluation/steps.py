@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Task
@@ -78,7 +77,7 @@ class StepScorer:
       languages: the languages to score; () is all of the task's.
 
     Raises:
-      UserError: `watch.jsonl` cannot be read.
+      UserError: `watch.jsonl` cannot be read. A damaged row of it is left out, with a warning.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class StepScorer:
     ):
         self._workdir, self._config, self._task, self._models = workdir, config, task, models
         self._languages = languages
-        self.rows = results.read_rows(workdir.by_step) if workdir.by_step.exists() else []
+        self.rows = results.whole_rows(workdir.by_step)
         self._scores: dict[_Key, set[_Score]] = {}  # of each checkpoint with rows
         for row in self.rows:
             self._scores.setdefault(_key_of(row), set()).add(_score_of(row))
@@ -133,7 +132,7 @@ class StepScorer:
                     self.rows += (row for row in scored.rows if _score_of(row) not in known)
                     known.update(map(_score_of, scored.rows))
                     # All rows of a checkpoint are written at once, so that it has all of them or none.
-                    storage.write_jsonl(self._workdir.by_step, self.rows)
+                    results.write_rows(self._workdir.by_step, self.rows)
                     yield scored
                 elif last and _key(run, step) in self._unreadable:
                     self._given_up.add(_key(run, step))
