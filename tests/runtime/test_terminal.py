@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -225,3 +226,20 @@ def test_a_path_that_cannot_be_recorded_is_refused(argument, message):
         terminal.path_argument(argument)
     for path in ("a/b", "a:b", "/mnt/gs:/x", "C:/x"):
         assert terminal.path_argument(path) == Path(path)
+
+
+def test_callbacks_of_a_closed_loop_are_silent_and_other_ignored_errors_are_not():
+    script = """
+from xtransfer.runtime import terminal
+class Fails:
+    def __init__(self, text): self.text = text
+    def __del__(self): raise RuntimeError(self.text)
+def main(argv):
+    for text in ("Event loop is closed", "another error"):
+        Fails(text)
+terminal.run(main)
+Fails("Event loop is closed")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr.count("Traceback") == 1 and "RuntimeError: another error" in result.stderr
+    assert "Event loop is closed" not in result.stderr

@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,8 @@ from xtransfer.runtime import checksums, sharding, terminal
 from xtransfer.train import loop, state, steps
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.loop import Plan
+
+ROOT = Path(__file__).parents[2]
 
 
 class Line(nnx.Module):
@@ -375,6 +381,50 @@ def test_a_full_disk_is_named_with_the_last_whole_step(tmp_path):
         f"{tmp_path}/checkpoints: no space left for a checkpoint; step 3 is intact: free some space and run the same "
         "command again to resume"
     )
+
+
+FULL = """
+import pathlib, resource, sys
+import jax.numpy as jnp
+from xtransfer.runtime import terminal
+from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.state import TrainState
+
+def main(argv):
+    directory, limit = sys.argv[1:]
+    state = lambda step: TrainState(
+        jnp.int32(step), {f"w{i}": jnp.full((40, 40), i + step / 7) for i in range(40)}, {"mean": jnp.ones(4)}
+    )
+    with Checkpoints(pathlib.Path(directory)) as checkpoints:
+        if int(limit):
+            checkpoints.save(state(1), score=1.0)
+            checkpoints.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+        for step in range(2, 9):
+            checkpoints.save(state(step), score=float(step))
+
+terminal.run(main)
+"""
+
+
+@pytest.mark.parametrize("kind", ["a full disk", "a limit on files"])
+def test_a_save_that_fails_in_its_threads_is_one_line(tmp_path, kind):
+    """Orbax's threads call back after the failure, which must print nothing."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "run"), "0"]
+    if kind == "a full disk":
+        mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=400k none {tmp_path} && exec "$@"', "-"]
+        if subprocess.run([*mounted, "true"], capture_output=True).returncode:
+            pytest.skip("this machine lets nobody mount")
+        command = [*mounted, *command]
+    else:
+        command[-1] = "3000"
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 5
+    assert re.fullmatch(
+        rf"error: {tmp_path}/run: no space left for a checkpoint; step \d+ is intact: free some space and run the same "
+        r"command again to resume\n",
+        result.stderr,
+    ), result.stderr
 
 
 def test_too_little_memory_does_not_condemn_a_checkpoint(tmp_path):

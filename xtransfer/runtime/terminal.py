@@ -84,12 +84,31 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
             stream.reconfigure(errors="replace")
     # Orbax and TFDS warn about what they were asked to do. Their errors come as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of several failed writes, one comes as an exception
+    _ignore_closed_loops()
     try:
         with _one_line_warnings(), _lasting_output():
             _name_ignored_variables()
             _run(main, interrupted)
     finally:
         _interrupted.set()  # while Python shuts down, Ctrl-C ends it at once
+
+
+def _ignore_closed_loops() -> None:
+    """Keep silent about callbacks of an event loop that has ended.
+
+    After a write that failed, as on a full disk, TensorStore calls back into the loop that Orbax has closed. Nothing
+    waits for these calls, and the error itself comes as an exception. Each would print a traceback.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    if getattr(before, "__module__", None) != __name__:  # a process may run several commands
+        sys.unraisablehook = hook
 
 
 def _handle_signals() -> None:
