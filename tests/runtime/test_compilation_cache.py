@@ -1,5 +1,6 @@
 """Compiled programs on disk: found by a second process, bounded, and harmless where they cannot be kept."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.runtime.test_checksums import flipped
 from xtransfer.runtime import compilation_cache
 
 # Compile one program that takes long enough to be kept, and print whether JAX found it in the cache.
@@ -53,6 +55,23 @@ def test_half_written_entry_is_removed_and_compiled_again(tmp_path: Path) -> Non
         program.with_name(program.name.replace("-cache", "-atime")).unlink()
     assert _run(tmp_path) == first
     assert _run(tmp_path)[1] == "True"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "the list"])
+def test_damaged_entry_is_removed_and_compiled_again(tmp_path: Path, damage: str) -> None:
+    """JAX would warn at every start, for ever. `_run` refuses any warning."""
+    first = _run(tmp_path)
+    programs = _programs(tmp_path)
+    for program in programs:
+        content = program.read_bytes()
+        middle = 8 * (len(content) // 2)
+        program.write_bytes(content[:-9] if damage == "cut" else flipped(content, middle))
+        if damage == "the list":
+            program.write_bytes(content)
+            (program.parent / "checksums.json").write_text("{")
+    assert _run(tmp_path) == [first[0], str(damage == "the list")]
+    assert _run(tmp_path)[1] == "True"
+    assert set(json.loads((programs[0].parent / "checksums.json").read_text())) == {p.name for p in programs}
 
 
 def test_folder_in_the_environment_is_used_instead(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def write_all(directory: Path, *, skip: Collection[str] = ()) -> None:
     paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
     by_name = {path.relative_to(directory).as_posix(): path for path in paths}
     left_out = {CHECKSUMS, *skip}
-    _write(directory, {name: facts(path) for name, path in by_name.items() if name not in left_out})
+    write_list(directory, {name: facts(path) for name, path in by_name.items() if name not in left_out})
 
 
 def write(path: Path, data: bytes) -> None:
@@ -75,7 +75,7 @@ def write(path: Path, data: bytes) -> None:
         listed = {}  # the other files are then used as they are, like those that are older than the list
     entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if listed.get(path.name) != entry:
-        _write(path.parent, {**listed, path.name: entry})
+        write_list(path.parent, {**listed, path.name: entry})
     storage.write_atomically(path, data)
 
 
@@ -127,7 +127,12 @@ def fault_of(path: Path) -> str | None:
     return fault(path, listed[path.name]) if path.name in listed else None
 
 
-def _write(directory: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
+def write_list(directory: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the facts of a directory's files by their paths below it; the counterpart of `read`.
+
+    Raises:
+      UserError: the list cannot be written.
+    """
     storage.write_atomically(directory / CHECKSUMS, json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
 
 

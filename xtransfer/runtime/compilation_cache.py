@@ -2,8 +2,14 @@
 
 JAX's own cache does the work. Its keys cover the program, the compiler's options, and the devices. The folder's name
 adds JAX's version and the processor's instructions, because a home directory may be shared by different machines.
+
+A damaged program might compute something else, and JAX never replaces one that it cannot read. So a list holds the
+sha256 of each program from the end of the process that wrote it, or else from the next start, and each start removes
+the programs that differ.
 """
 
+import atexit
+import functools
 import hashlib
 import os
 import platform
@@ -11,6 +17,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 import jax
@@ -18,6 +25,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from xtransfer import config
 from xtransfer.errors import UserError
+from xtransfer.runtime import checksums
 
 MAX_BYTES = 1 << 29  # beyond this the programs that were used least recently are removed
 _MIN_SECONDS = 0.3  # programs that compile faster are not kept
@@ -44,17 +52,19 @@ def enable(cache_dir: Path) -> None:
     folder = root / f"jax-{jax.__version__}-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock is JAX's own. Without it in time, the halves stay: they cost a warning each.
+        # The lock is JAX's own. Without it in time, damaged programs stay: they cost a warning each.
         with suppress(filelock.Timeout), filelock.FileLock(folder / ".lockfile", timeout=10):
-            _remove_halves(folder)
+            _remove_damaged(folder)
+            _list_new(folder)
         os.utime(folder)
         _remove_unused(root)
-    except OSError:  # a read-only home, for example: compiling again is slower, and nothing else
+    except (OSError, UserError):  # a read-only home, for example: compiling again is slower, and nothing else
         return
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()  # JAX looks at the settings only once
+    _list_at_exit(folder)
 
 
 def _processor() -> str:
@@ -67,13 +77,42 @@ def _processor() -> str:
     return hashlib.sha256(f"{platform.machine()} {instructions}".encode()).hexdigest()[:8]
 
 
-def _remove_halves(folder: Path) -> None:
-    """Remove entries that a killed process left without their time of last use: JAX fails on them at every write."""
+@functools.cache  # once per folder
+def _list_at_exit(folder: Path) -> None:
+    def list_new() -> None:
+        with suppress(OSError, UserError, filelock.Timeout), filelock.FileLock(folder / ".lockfile", timeout=1):
+            _list_new(folder)
+
+    atexit.register(list_new)
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove programs that are not as they were listed, and those that a killed process left without a time of use.
+
+    JAX fails on these at every write. The caller holds the lock.
+    """
+    listed = _listed(folder)
     for program in folder.glob("*-cache"):
         used = program.with_name(f"{program.name.removesuffix('cache')}atime")
-        if not used.exists() or not used.stat().st_size:
+        is_half = not used.exists() or not used.stat().st_size
+        if is_half or (program.name in listed and checksums.fault(program, listed[program.name])):
             program.unlink(missing_ok=True)
             used.unlink(missing_ok=True)
+
+
+def _list_new(folder: Path) -> None:
+    """Add the programs that are not listed yet, and drop those that are gone. The caller holds the lock."""
+    listed, programs = _listed(folder), sorted(folder.glob("*-cache"))
+    facts = {program.name: listed.get(program.name) or checksums.facts(program) for program in programs}
+    if facts != listed:
+        checksums.write_list(folder, facts)
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return checksums.read(folder) or {}
+    except ValueError:  # a damaged list
+        return {}
 
 
 def _remove_unused(root: Path) -> None:
