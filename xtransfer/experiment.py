@@ -353,7 +353,9 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
             if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, mine.objective)):
                 continue
             steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).steps
-            if loop.finished(their.directory, steps):
+            if processes.on_first(functools.partial(sharing.is_whole, their.directory)) and loop.finished(
+                their.directory, steps
+            ):
                 processes.on_first(functools.partial(_copy_run, workdir, mine, other, their))
 
 

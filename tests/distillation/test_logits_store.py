@@ -8,6 +8,7 @@ import pytest
 
 from xtransfer.distillation.logits_store import open_store, store_key
 from xtransfer.errors import UserError
+from xtransfer.runtime import checksums
 
 FIELDS = {"teacher_fingerprint": "t1", "tokenizer_fingerprint": "k1", "max_length": 64, "data_fingerprint": "d1"}
 IDS = tuple(f"reviews/train/en/{i}" for i in range(7))
@@ -93,8 +94,25 @@ def test_changed_key_gives_an_empty_store(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "", '{"format": 0}', '{"format": 1, "format": 1}', "\xff"])
-def test_broken_manifest_is_refused(tmp_path, content):
+def test_broken_manifest_is_written_again_and_the_shards_stay(tmp_path, content, caplog):
     store = make_full_store(tmp_path)
+    before = {path.name: path.read_bytes() for path in store.directory.iterdir()}
+    (store.directory / "manifest.json").write_text(content, encoding="latin-1")
+    assert make_store(tmp_path).complete
+    assert {path.name: path.read_bytes() for path in store.directory.iterdir()} == before
+    assert "manifest.json was damaged, so written again" in caplog.text
+    # With other contents, nothing shows that the shards are theirs.
+    (store.directory / "manifest.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match="manifest.json.*label again"):
+        make_store(tmp_path, classes=CLASSES[::-1])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "", '{"format": 0}', '{"format": 1, "format": 1}', "\xff"])
+def test_broken_manifest_of_an_older_store_is_refused(tmp_path, content):
+    store = make_full_store(tmp_path)
+    listed = checksums.read(store.directory)
+    del listed["manifest.json"]
+    checksums.write_list(store.directory, listed)
     (store.directory / "manifest.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match="manifest.json.*label again"):
         make_store(tmp_path)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from xtransfer.config import load
 from xtransfer.errors import UserError
 from xtransfer.runs import sharing, sweep
+from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.draws import draws_of
 from xtransfer.runs.workdir import TEACHER, Workdir, read_config
 
@@ -91,7 +92,7 @@ def test_names_are_distinct_and_safe(texts):
         object.__setattr__(config.task, "path", text)
         names.append(sweep._point(("task.path",), config).name)
     assert len(set(names)) == len(texts)
-    assert all("/" not in name and len(name.encode()) < 256 * 4 and name not in (".", "..") for name in names)
+    assert all("/" not in name and len(name.encode()) <= 200 and name not in (".", "..") for name in names)
 
 
 def test_a_record_is_read_back_and_its_faults_are_named(tmp_path):
@@ -156,6 +157,27 @@ def test_a_copied_run_has_no_id_for_trackers(tmp_path):
     sharing.copy_run(run, tmp_path / "b" / "run")
     copied = {path.relative_to(tmp_path / "b" / "run").as_posix() for path in (tmp_path / "b").rglob("*")}
     assert copied == {".", "metrics.jsonl", "tensorboard", "tensorboard/events"}
+
+
+def test_a_damaged_record_of_another_point_is_a_warning(tmp_path, caplog):
+    workdir = Workdir(tmp_path)
+    facts = dict.fromkeys(sharing._SAME_FACTS, "x")
+    workdirs.record(workdir.config, workdirs.as_record(load(QUICKSTART)))
+    workdirs.record(workdir.task, facts)
+    assert sharing.has_same_data(workdir, facts) and not sharing.has_same_data(workdir, facts | {"data": "y"})
+    for path in (workdir.task, workdir.config):
+        content = path.read_text()
+        path.write_text(content[:-3])
+        assert not sharing.has_same_data(workdir, facts)
+        assert f"nothing is taken over from {tmp_path}: {path}: not valid JSON" in caplog.text
+        path.write_text(content)
+
+
+def test_the_damaged_scores_of_another_point_are_a_warning(tmp_path, caplog):
+    assert sharing.is_whole(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("?\n")
+    assert not sharing.is_whole(tmp_path)
+    assert f"{tmp_path} is not taken over: {tmp_path}/metrics.jsonl:1: this row is damaged" in caplog.text
 
 
 def test_a_copy_is_complete_and_links_checkpoints(tmp_path):

@@ -1,9 +1,9 @@
 """The teacher's logits on disk: one float32 row per example id, raw, in shards.
 
-    <root>/<key>/manifest.json      describes the rows; never changed once written
+    <root>/<key>/manifest.json      describes the rows; never changed once written, but repaired if damaged
                  ids.txt            the example ids in row order, one per line
                  shard-00000.npy    rows 0 .. shard_size − 1, and so on
-                 checksums.json     the size and sha256 of each shard
+                 checksums.json     the size and sha256 of the manifest and each shard
 
 Raw logits suit any temperature, threshold, or loss without another run of the teacher. The key hashes everything that
 decides them, so a store of another teacher or of other data is never used. A shard exists completely or not at all, and
@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.errors import CheckpointError, ConfigError, DataError
 from xtransfer.runtime import checksums, processes
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 _RERUN = "run the same command to label the missing shards"
@@ -169,12 +172,17 @@ def open_store(
         "key": dict(key_fields),
     }
     path = directory / "manifest.json"
+    content = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
 
     def create() -> None:
-        if not path.exists():
+        # A damaged manifest is repaired if this one has the checksum of the one that was written.
+        is_damaged = path.exists() and path.read_bytes() != content and checksums.is_listed(path, content)
+        if is_damaged:
+            _log.warning("%s was damaged, so written again", path)
+        if is_damaged or not path.exists():
             storage.write_atomically(directory / "ids.txt", id_lines)
             # The manifest comes last: if it exists, the store is set up.
-            storage.write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            checksums.write(path, content)
 
     processes.on_first(create)
     _compare(path, manifest)

@@ -76,5 +76,8 @@ def saved_encoder(workdir: Workdir, task: TaskRecord, role: str) -> SavedEncoder
     for name, digest in files.items():
         file = directory / name
         if not file.is_file() or storage.sha256(file) != digest:
-            raise CheckpointError(f"{file}: missing or changed since the experiment started: {remedy}")
+            raise CheckpointError(
+                f"{file}: missing or changed since the experiment started: copy this file alone from the base "
+                f"checkpoint or a backup (sha256 {digest})"
+            )
     return SavedEncoder(directory, fingerprint)

@@ -4,6 +4,7 @@ A temperature changes `monox_kd`, and neither the teacher nor `vanilla`. So a sw
 every point has a workdir of its own, complete and usable by itself, with copies of the runs that it shares.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from typing import Any
 from xtransfer import storage
 from xtransfer.config import CHANGEABLE, ExperimentConfig
 from xtransfer.distillation.objectives import OBJECTIVES, configured_objective
-from xtransfer.errors import MachineError
+from xtransfer.errors import MachineError, UserError
 from xtransfer.runs.encoders import STUDENT
-from xtransfer.runs.workdir import TEACHER, Workdir, as_record
-from xtransfer.train.loop import CHECKPOINTS
+from xtransfer.runs.workdir import TEACHER, Workdir, as_record, read_config
+from xtransfer.train.loop import CHECKPOINTS, read_metrics
 from xtransfer.train.tracking import IDENTITY_FILE
+
+_log = logging.getLogger(__name__)
 
 _UNLABELLED = ("task.unlabelled_from", "task.unlabelled", "task.unlabelled_file")
 _SAME_FACTS = ("name", "labels", "source_language", "data")
@@ -52,10 +55,19 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
 
 
 def has_same_data(other: Workdir, facts: Mapping[str, Any]) -> bool:
-    """Return whether a workdir has an experiment on the same data as `facts` (see `Models.facts`)."""
+    """Return whether a workdir has an experiment on the same data as `facts` (see `Models.facts`).
+
+    A damaged record is a warning: nothing is taken over from that workdir.
+    """
     if not (other.config.is_file() and other.task.is_file()):
         return False
-    return _agree(_read_facts(other), facts, _SAME_FACTS)
+    try:
+        theirs = _read_facts(other)
+        read_config(other)
+    except UserError as error:
+        _log.warning("nothing is taken over from %s: %s", other.root, error)
+        return False
+    return _agree(theirs, facts, _SAME_FACTS)
 
 
 def has_same_checkpoints(other: Workdir, facts: Mapping[str, Any], objective: str) -> bool:
@@ -75,6 +87,16 @@ def roles_of(objective: str) -> tuple[str, ...]:
     if objective == TEACHER:
         return (TEACHER,)
     return (TEACHER, STUDENT) if OBJECTIVES[objective].teacher == "monolingual" else (STUDENT,)
+
+
+def is_whole(run: Path) -> bool:
+    """Return whether the scores of another workdir's run can be read; if they are damaged, name them in a warning."""
+    try:
+        read_metrics(run)
+    except UserError as error:
+        _log.warning("%s is not taken over: %s", run, error)
+        return False
+    return True
 
 
 def copy_run(source: Path, target: Path) -> None:
@@ -124,7 +146,7 @@ def _link_checkpoints(source: str, target: str) -> None:
 
 
 def _read_facts(other: Workdir) -> dict[str, Any]:
-    return storage.read_object(other.task, "remove this directory, or start its experiment again")
+    return storage.read_object(other.task, "restore it, or start its experiment again")
 
 
 def _agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Sequence[str]) -> bool:

@@ -73,9 +73,8 @@ def write(path: Path, data: bytes) -> None:
         listed = read(path.parent) or {}
     except ValueError:
         listed = {}  # the other files are then used as they are, like those that are older than the list
-    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if listed.get(path.name) != entry:
-        write_list(path.parent, {**listed, path.name: entry})
+    if listed.get(path.name) != _entry(data):
+        write_list(path.parent, {**listed, path.name: _entry(data)})
     storage.write_atomically(path, data)
 
 
@@ -125,6 +124,18 @@ def fault_of(path: Path) -> str | None:
     except ValueError:
         return None  # the file itself may be whole, and reading it shows most faults
     return fault(path, listed[path.name]) if path.name in listed else None
+
+
+def is_listed(path: Path, data: bytes) -> bool:
+    """Return whether its directory's list says that a file holds these data, whatever it holds now."""
+    try:
+        return (read(path.parent) or {}).get(path.name) == _entry(data)
+    except ValueError:
+        return False
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def write_list(directory: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
