@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
-from xtransfer.errors import UserError
+from xtransfer.errors import BusyError, UserError
 from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Summary
+from xtransfer.runtime import locks
 from xtransfer.study import comparison, design
 from xtransfer.study.__main__ import main
 
@@ -114,6 +115,13 @@ def test_a_study_runs_and_resumes(config_file, tmp_path, capsys):
     with pytest.raises(UserError, match="1 repetitions failed; the first is plain 1: task.labelled 1000"):
         main(["--config", str(tmp_path / "failing.py"), "--workdir", str(tmp_path / "other")])
     assert "| more | 1 |" in (tmp_path / "other" / "study.md").read_text()
+
+
+def test_a_second_study_is_refused_and_the_first_is_named(config_file, tmp_path):
+    root = tmp_path / "runs"
+    with locks.directory_lock(root), pytest.raises(BusyError, match=f"{root} is in use by process "):
+        main(["--config", str(config_file), "--workdir", str(root)])
+    assert [path.name for path in root.iterdir()] == [".run.lock"]
 
 
 @pytest.mark.parametrize(

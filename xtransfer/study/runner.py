@@ -15,7 +15,7 @@ from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
 from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_task
-from xtransfer.runtime import terminal
+from xtransfer.runtime import locks, terminal
 from xtransfer.study import comparison
 from xtransfer.study.design import Study, encoders_of, with_directories
 
@@ -28,8 +28,14 @@ def run(
     All configs are checked before anything is computed. A repetition that fails is named, and the others go on.
 
     Raises:
-      UserError: a config is wrong, an encoder was pretrained with another recipe, or repetitions failed.
+      UserError: a config is wrong, an encoder was pretrained with another recipe, repetitions failed, or another
+        process runs a study in this directory.
     """
+    with locks.directory_lock(root):
+        return _run(study, names, root, from_earlier_step=from_earlier_step)
+
+
+def _run(study: Study, names: Sequence[str], root: Path, *, from_earlier_step: bool) -> list[comparison.Comparison]:
     directories = {name: root / "pretrained" / name for name in study.pretrained}
     recipes = {
         name: config.load(source, with_directories(flags, directories), PretrainConfig)
