@@ -84,3 +84,16 @@ def test_a_name_that_cannot_be_a_file_is_refused(name, problem):
 def test_usual_names_may_be_files():
     for name in ("zh-Hant-TW", "eng_Latn", "日本語", "$$", "é" * 100, *OBJECTIVES, *SPLITS):
         names.check_path_part(name, "x")
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=300))
+def test_a_long_name_is_cut_and_stays_distinct(name):
+    cut = names.within_limit(name)
+    assert len(cut.encode()) <= 200
+    assert (cut == name) == (len(name.encode()) <= 200)
+    assert cut == name or names.within_limit(name + "x") != cut
+
+
+def test_a_cut_name_by_hand():
+    # Three bytes a letter: 191 bytes leave 63 letters. The digest is from sha256sum.
+    assert names.within_limit("日" * 80) == "日" * 63 + "-06aa788c"

@@ -4,6 +4,7 @@ Two names are alike if they are equal without blanks at their ends, in Unicode's
 to case. A reader takes them for one name, so they are never two classes, languages, or columns in silence.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -82,6 +83,15 @@ def unify(counts: Mapping[str, int], preferred: Iterable[str] = ()) -> dict[str,
     for name in by_frequency:
         spellings.setdefault(normal(name), blank.strip(unicodedata.normalize("NFC", name)))
     return {name: spellings[normal(name)] for name in counts}
+
+
+def within_limit(name: str) -> str:
+    """Return a name of at most `MAX_BYTES` bytes. A longer one is cut, and ends with a digest of the whole."""
+    content = name.encode()
+    if len(content) <= MAX_BYTES:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return f"{content[: MAX_BYTES - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def check_path_part(name: str, where: str) -> None:

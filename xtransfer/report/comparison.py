@@ -7,6 +7,7 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
+from xtransfer.data.names import within_limit
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation import significance
@@ -68,7 +69,7 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     table_writer.show(shown, terminal.console, wrap=False)
     for note in table.notes:
         terminal.log(note)
-    path = a.workdir.root / "report" / _file_name(names, split, selection, config)
+    path = a.workdir.root / "report" / within_limit(_file_name(names, split, selection, config))
     markdown, lines = path.with_name(f"{path.name}.md"), path.with_name(f"{path.name}.jsonl")
     storage.write_atomically(markdown, "\n".join(table_writer.section(table, "#")))
     unit = "draw" if len(pair.a.draws) > 1 else "seed"

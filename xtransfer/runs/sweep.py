@@ -20,12 +20,13 @@ from typing import Any
 from xtransfer import config as settings
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
+from xtransfer.data.names import within_limit
 from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.runs.workdir import Workdir
 
 RECORD = "sweep.json"
 _UNSAFE = re.compile(r"[^\w.=,+-]")  # characters that a name does not keep
-_LONGEST = 120  # characters of a name
+_LONGEST = 120  # characters of a name, before its digest; see also `names.MAX_BYTES`
 _REMEDY = "start the sweep again with python -m xtransfer.main"
 
 
@@ -139,7 +140,7 @@ def _point(keys: Sequence[str], config: ExperimentConfig) -> Point:
     name = _UNSAFE.sub("_", text)
     if name != text or len(name) > _LONGEST:  # two texts may have become the same name
         name = f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return Point(name, values, config)
+    return Point(within_limit(name), values, config)
 
 
 def _text(value: Any) -> str:
