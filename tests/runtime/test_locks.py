@@ -80,6 +80,7 @@ def short_waits(monkeypatch):
     monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(locks, "WATCH_SECONDS", 0.5)
     monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "_SETTLE_SECONDS", 0.05)
 
 
 def assert_refused(directory, match):
@@ -160,6 +161,25 @@ def test_a_lock_of_another_machine_that_stays_the_same_is_taken_over(tmp_path, c
     output = " ".join(capsys.readouterr().out.split())
     assert output.count(f"{tmp_path}/.run.lock: left by process") == 1
     assert output.count("no sign of life in 0.5 s, so taking over the lock") == 1
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_of_two_machines_that_take_over_a_dead_lock_the_last_to_write_has_it(tmp_path, monkeypatch, wait):
+    path, write = lock_file(tmp_path, **ELSEWHERE), locks._write
+    rival = dataclasses.replace(locks._this_process(), host="a third one", nonce="another")
+
+    def write_before_the_rival(path, owner, beat):
+        write(path, owner, beat)
+        monkeypatch.setattr(locks, "_write", write)
+        write(path, rival, 0)
+
+    monkeypatch.setattr(locks, "_write", write_before_the_rival)
+    if not wait:
+        assert_refused(tmp_path, f"{tmp_path} is in use by process .* on a third one ")
+        assert locks._read(path)[0] == rival
+        return
+    with directory_lock(tmp_path, wait=True):  # once the rival is dead too
+        assert locks._read(path)[0].host == locks._this_process().host
 
 
 @contextlib.contextmanager

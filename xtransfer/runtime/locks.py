@@ -48,6 +48,7 @@ _LOOK_SECONDS = 0.2
 _LONGEST_COMMAND = 150  # characters
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _MARK = ".processes"  # a file that process 0 leaves for the others to find
+_SETTLE_SECONDS = 1.0  # after which whoever took over a lock at the same time has written it
 _MARK_SECONDS = 15.0
 
 
@@ -154,14 +155,9 @@ def directory_lock(directory: Path, purpose: str = "run", *, wait: bool = False)
     except OSError as error:
         raise MachineError(f"{directory} cannot be written to: {error.strerror}; choose another directory") from error
     with file:
-        _acquire(file, path, wait)
-        owner = _this_process()
-        try:
-            _write(path, owner, 0)
-        except OSError as error:
-            raise MachineError(
-                f"{path} cannot be written: {error.strerror}; free some space, or choose another disk"
-            ) from error
+        owner = None
+        while owner is None:
+            owner = _take(file, path, wait)
         lease = _Lease(path, owner)
         try:
             yield
@@ -182,24 +178,54 @@ def is_held(directory: Path, purpose: str = "run") -> bool:
     return _beats(path, content) if lives is None else lives
 
 
-def _acquire(file: TextIO, path: Path, wait: bool) -> None:
-    """Return once nobody else holds the lock; a UserError names the owner unless `wait`."""
+def _take(file: TextIO, path: Path, wait: bool) -> Owner | None:
+    """Become the owner once nobody else holds the lock; return None if another process became the owner meanwhile.
+
+    Where locks of the operating system count on one machine only, two machines may take over a dead one's lock at
+    once. The last to write has it.
+    """
+    was_taken_over = _acquire(file, path, wait)
+    owner = _this_process()
+    try:
+        _write(path, owner, 0)
+    except OSError as error:
+        raise MachineError(
+            f"{path} cannot be written: {error.strerror}; free some space, or choose another disk"
+        ) from error
+    if not was_taken_over:
+        return owner
+    time.sleep(_SETTLE_SECONDS)
+    winner = _read(path)[0]
+    if winner == owner:
+        return owner
+    if winner is not None and not wait:
+        raise BusyError(f"{path.parent} is in use by {winner}; wait, or choose another directory")
+    return None
+
+
+def _acquire(file: TextIO, path: Path, wait: bool) -> bool:
+    """Return once nobody else holds the lock, and whether it is a dead one of another machine.
+
+    A UserError names the owner unless `wait`.
+    """
     watched = ""  # the nonce of the owner on another machine that was announced
     while True:
         flocked = _flock(file, path)
         owner, content = _read(path)
         if flocked is not False:
             if owner is None:
-                return
+                return False
+            is_elsewhere = False
             lives = _lives_here(owner, bool(flocked)) if owner.is_here else None
             if lives is None:
                 if owner.nonce != watched:
                     terminal.log(f"{path}: left by {owner}; watching it for up to {WATCH_SECONDS:g} s")
                 watched, lives = owner.nonce, _beats(path, content)
+                is_elsewhere = not lives
                 if not lives:
                     terminal.log(f"{path}: no sign of life in {WATCH_SECONDS:g} s, so taking over the lock")
             if not lives:
-                return
+                return is_elsewhere
         if not wait:
             name = owner or f"process {content.strip() or 'unknown'}"
             raise BusyError(f"{path.parent} is in use by {name}; wait, or choose another directory")
