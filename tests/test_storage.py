@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtransfer import storage
-from xtransfer.errors import UserError
+from xtransfer.errors import MachineError, UserError
 
 
 def test_writing_text_or_bytes_creates_the_directory(tmp_path):
@@ -248,3 +248,14 @@ def test_two_processes_that_write_one_file_wait_for_each_other(tmp_path):
     assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 140_000, "b" * 140_000}
     assert os.listdir(tmp_path) == ["results.md"]
+
+
+def test_a_path_is_tested_before_it_is_written(tmp_path):
+    path = tmp_path / "new" / "file"
+    storage.check_creatable(path)
+    storage.check_creatable(path)
+    assert list(path.parent.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file" / "x", tmp_path / "file" / "y" / "x", tmp_path / ("x" * 300), Path("/proc/1/none/x")):
+        with pytest.raises(MachineError, match=f"^{bad} cannot be written: "):
+            storage.check_creatable(bad)

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -130,6 +131,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     with AtomicFile(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.commit()
+
+
+def check_creatable(path: Path) -> None:
+    """Create the directory of a file or directory that a long computation will write, and test that it can be written.
+
+    Raises:
+      UserError: the file system refuses; the message names the path.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # refuses a name that is too long
+        with tempfile.TemporaryFile(dir=path.parent):  # without a name, so that a killed process leaves nothing
+            pass
+    except OSError as error:
+        raise MachineError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -126,6 +126,7 @@ def test_overrides_name_another_task(root, tmp_path):
         (["--config.task.nme=x", "--config", "FILE"], "unknown config key task.nme"),
         (["--export-xtreme", "DIR", "--config", "FILE"], "--export-xtreme: task 'files' is not one of xnli, paws_x"),
         (["--output", "FULL", "--config", "FILE"], "already exists; choose another --output"),
+        (["--output", "UNDER", "--languages", "en,xx", "--config", "FILE"], "file/x cannot be written: "),  # first
         (["--watch"], "--watch needs --workdir"),
         (["--timeout", "3"], "--timeout needs --watch"),
     ],
@@ -133,6 +134,7 @@ def test_overrides_name_another_task(root, tmp_path):
 def test_flags_that_cannot_work_are_refused_in_one_line(root, tmp_path, flags, message):
     (tmp_path / "file").write_text("")
     paths = {"FILE": str(root / "tiny.py"), "DIR": str(tmp_path / "new"), "FULL": str(tmp_path)}
+    paths |= {"UNDER": str(tmp_path / "file" / "x")}
     with pytest.raises(UserError) as caught:
         evaluate.main(["--model", str(root / "export"), *(paths.get(flag, flag) for flag in flags)])
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -143,6 +143,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert occupied == f"{base} already exists; choose a new directory"
     report = error("--model", str(base), *common, "--json", str(text))
     assert report == f"{text} already exists; choose another file for --json"
+    assert f"{text}/x cannot be written: " in error("--model", "nothing", *common, "--json", str(text / "x"))
 
 
 def test_texts_without_any_piece_are_refused(tmp_path: Path) -> None:

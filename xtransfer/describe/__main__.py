@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
         raise ConfigError(f"--batches is {args.batches}; expected 1 or more")
+    if args.json is not None:
+        storage.check_creatable(args.json)
     description = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
         storage.write_atomically(

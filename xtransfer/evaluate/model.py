@@ -68,6 +68,8 @@ def evaluate_model(request: Request) -> None:
     output = request.output
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} already exists; choose another --output")
+    if output is not None:
+        storage.check_creatable(output)
     directory = hf_checkpoint.resolve(str(request.model))
     run = selected_run(directory, request.selection)
     config = _config(request, run)

@@ -75,6 +75,7 @@ def check(task: str, split: str, directory: Path) -> Layout:
     folder = directory / layout.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} already exists; choose another --export-xtreme")
+    storage.check_creatable(folder)
     return layout
 
 

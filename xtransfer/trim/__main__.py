@@ -31,6 +31,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"{args.output} already exists; choose a new directory")
     if args.json is not None and args.json.exists():
         raise ConfigError(f"{args.json} already exists; choose another file for --json")
+    for path in (args.output, args.json):
+        if path is not None:
+            storage.check_creatable(path)
     limits = Limits(args.min_count, args.keep_pieces)
     source = open_source(args.model, args.selection)
     report = trim(source, args.text, args.text_column, limits, args.check, args.output)
