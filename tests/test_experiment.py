@@ -357,8 +357,22 @@ def test_a_command_line_mistake_prints_one_line_and_exits_with_2(config_file, tm
 
 def test_an_unwritable_workdir_fails_before_anything_is_read(config_file, tmp_path):
     (tmp_path / "file").write_text("")
+    missing = [f"--config.{key}={tmp_path}/missing" for key in ("task.data_dir", "teacher.checkpoint")]
     with pytest.raises(UserError, match=r"cannot be written to"):
-        experiment.run(load_config(config_file), tmp_path / "file" / "run")
+        experiment.run(load_config(config_file, *missing), tmp_path / "file" / "run")
+
+
+def test_a_workdir_on_a_read_only_disk_fails_before_anything_is_read(config_file, tmp_path):
+    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o ro none {tmp_path} && exec "$@"', "-"]
+    if subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    command = [sys.executable, "-m", "xtransfer.main", "--config", str(config_file), "--workdir", f"{tmp_path}/run"]
+    command.append(f"--config.task.data_dir={tmp_path}/missing")
+    result = subprocess.run([*mounted, *command], capture_output=True, text=True)
+    assert result.returncode == 5
+    assert result.stderr == (
+        f"error: {tmp_path}/run cannot be written to: Read-only file system; choose another directory\n"
+    )
 
 
 def test_a_workdir_below_a_pattern_is_refused_before_anything_is_read(config_file, tmp_path, monkeypatch):

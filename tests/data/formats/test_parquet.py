@@ -1,5 +1,6 @@
 """Parquet files are read in bounded memory, and errors name damage and columns that are not text."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,6 +81,8 @@ def test_long_texts_are_read_in_smaller_batches(tmp_path: Path, monkeypatch: pyt
 def test_missing_non_text_and_duplicate_columns_are_errors(tmp_path: Path):
     path = write(tmp_path / "a", text=["x"], when=pa.array([0], pa.timestamp("ns")), raw=[b"x"], parts=[{"text": "x"}])
     assert error_message(path, "tex") == ": no column 'tex' among 'text', 'when', 'raw', 'parts'; did you mean 'text'?"
+    write(tmp_path / "c", id=pa.array([Decimal("1.50")], pa.decimal128(5, 2)))
+    assert error_message(tmp_path / "c", "id") == ": column 'id' is of type decimal128(5, 2), expected text or a number"
     assert error_message(path, "when") == ": column 'when' is of type timestamp[ns], expected text or a number"
     assert error_message(path, "text", "raw") == ": column 'raw' is of type binary, expected text or a number"
     assert error_message(path, "parts").startswith(": column 'parts' is of type struct")
