@@ -1,14 +1,17 @@
 """The config: defaults, files, overrides, and the error for each kind of mistake."""
 
 import dataclasses
+import json
 import pwd
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xtransfer import config
-from xtransfer.config import ExperimentConfig, ModelConfig, PretrainConfig
-from xtransfer.errors import UserError
+from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, PretrainConfig
+from xtransfer.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -161,6 +164,109 @@ def test_a_folder_may_have_a_colon_in_its_name(file):
     assert config.load(f"{moved}:9").student.steps == 9
     with pytest.raises(UserError, match=r"c:d/nowhere\.py: no such config file"):
         config.load(str(folder / "nowhere.py"))
+
+
+@pytest.fixture
+def file_with_an_objective(file):
+    definition = "    config.objective.mix = {'base': 'monox_kd', 'temperature': 2, 'class_weights': ('a=2',)}\n"
+    file.write_text(file.read_text().replace("    return config\n", f"{definition}    return config\n"))
+    return str(file)
+
+
+def test_objectives_have_settings_in_files_and_flags(file_with_an_objective):
+    mix = ObjectiveConfig(base="monox_kd", temperature=2.0, class_weights=("a=2",))
+    assert config.load(file_with_an_objective).objective == {"mix": mix}
+    flags = ["objective.mix.temperature=0.5", "objective.mix.scale_by_t2=True", "objective.monox_kd.temperature=3"]
+    loaded = config.load(file_with_an_objective, [f"--config.{flag}" for flag in flags])
+    assert loaded.objective == {
+        "mix": dataclasses.replace(mix, temperature=0.5, scale_by_t2=True),
+        "monox_kd": ObjectiveConfig(temperature=3.0),
+    }
+    balanced = ["--config.objective.x.class_weights=balanced", "--config.transfer.class_weights=('a=2','b=3')"]
+    loaded = config.load(file_with_an_objective, balanced)
+    assert loaded.objective["x"] == ObjectiveConfig(class_weights=("balanced",))
+    assert loaded.transfer.class_weights == ("a=2", "b=3")
+    assert config.load(file_with_an_objective, ["--config.transfer.class_weights=balanced"]).transfer.class_weights == (
+        "balanced",
+    )
+    off = config.load(file_with_an_objective, ["--config.objective.mix.class_weights=()"])
+    assert off.objective["mix"].class_weights == ()
+    assert config.parse(json.loads(json.dumps(dataclasses.asdict(loaded)))) == loaded
+
+
+def test_a_file_sets_a_key_of_a_usual_objective(file):
+    text = file.read_text()
+    line = "    config.objective.monox_kd.temperature = 2\n    return config\n"
+    file.write_text(text.replace("    return config\n", line))
+    assert config.load(str(file)).objective == {"monox_kd": ObjectiveConfig(temperature=2.0)}
+    flagged = config.load(str(file), ["--config.objective.monox_kd.scale_by_t2=True"])
+    assert flagged.objective == {"monox_kd": ObjectiveConfig(temperature=2.0, scale_by_t2=True)}
+    file.write_text(text.replace("    return config\n", line.replace("temperature", "temprature")))
+    with pytest.raises(UserError, match=r"some\.py: .*temprature"):
+        config.load(str(file))
+
+
+def test_a_reference_between_settings_still_follows_a_flag(file_with_an_objective):
+    """Entries are completed in place, so that they leave the rest of the config as it is."""
+    text = Path(file_with_an_objective).read_text()
+    reference = "    config.teacher.steps = config.student.get_ref('steps')\n    return config\n"
+    Path(file_with_an_objective).write_text(text.replace("    return config\n", reference))
+    flags = ["--config.student.steps=5", "--config.objective.mix.temperature=0.5"]
+    assert config.load(file_with_an_objective, flags).teacher.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.mix.tempreture=2", r"objective\.mix\.tempreture; did you mean 'temperature'"),
+        ("objective.mix.temperature=0", r"objective\.mix\.temperature is 0\.0: it must be between 0\.001"),
+        ("objective.mix.temperature=hot", r"objective\.mix\.temperature"),
+        (
+            "objective.mix.temperature_on=student",
+            r"objective\.mix\.temperature_on is 'student': choose one of teacher, both",
+        ),
+        ("objective.mix.base.x=1", r"unknown config key objective\.mix\.base\.x"),
+        ("objective.mix=3", r"objective\.mix has keys below it: set one of them"),
+        ("objective.a/b.base=vanilla", r"'a/b' cannot be a name here; use letters, digits, _, and -"),
+        ("objective..base=vanilla", r"'' cannot be a name here"),
+        ("objective=3", r"objective=3"),
+        ("objectve.mix.base=vanilla", r"objectve; did you mean 'objective'"),
+    ],
+)
+def test_a_bad_setting_of_an_objective_is_refused(file_with_an_objective, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(file_with_an_objective, [f"--config.{override}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mix": 3}, r"config key objective\.mix has keys below it, so it cannot be 3"),
+        (3, r"config key objective has keys below it, so it cannot be 3"),
+        ({"mix": {"hard_weight": "1"}}, r"objective\.mix\.hard_weight takes float, not '1'"),
+        ({"mix": {"hard_weight": -1}}, r"objective\.mix\.hard_weight is -1\.0: it must be between 0 and"),
+        ({"mix": {"pseudo_labels": 1}}, r"objective\.mix\.pseudo_labels takes bool, not 1"),
+        ({"mix": {"class_weights": "balanced"}}, r"objective\.mix\.class_weights takes a tuple"),
+        ({"mix": {"name": "x"}}, r"unknown config key objective\.mix\.name"),
+        ({"..": {}}, r"objective\.\.\.: '\.\.' cannot be a name here"),
+        ({1: {}}, r"objective\.1: 1 cannot be a name here"),
+    ],
+)
+def test_the_settings_of_an_objective_are_parsed_strictly(values, message):
+    with pytest.raises(UserError, match=message):
+        config.parse({"objective": values})
+
+
+@given(st.text())
+def test_an_objective_has_a_name_that_can_be_a_folder_or_is_refused(name):
+    try:
+        loaded = config.parse({"objective": {name: {"base": "vanilla"}}})
+    except ConfigError as error:
+        assert "\n" not in name or "cannot be a name here" in str(error)
+        return
+    assert list(loaded.objective) == [name]
+    assert Path("students", name).parts == ("students", name) and not name.startswith((".", "-")) and name.isprintable()
 
 
 def test_a_file_without_get_config_is_refused(file):

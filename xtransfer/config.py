@@ -3,6 +3,9 @@
 A config file is Python: `get_config(arg)` returns a locked `ConfigDict` that starts from `default(ExperimentConfig)`,
 and flags override it (`--config.student.learning_rate=3e-5`). `load` turns the result into frozen dataclasses, checked
 key by key. Everything else in the package takes its settings from those.
+
+A field `Mapping[str, X]` has an entry for each name that a config file or a flag uses, as in
+`objective.monox_kd.temperature`. Entries are checked like any other group, and one that sets nothing is left out.
 """
 
 import dataclasses
@@ -12,18 +15,21 @@ import re
 import runpy
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from xtransfer.errors import ConfigError, MachineError, UserError, nearest, one_line, refuse_url
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
+
+_OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
+_ENTRY_NAME = re.compile(r"\w[\w-]{0,59}")  # the name of an objective becomes a directory
 
 
 def setting(
@@ -149,12 +155,53 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """How the teacher's logits are used (`xtransfer.distillation.objectives`)."""
+    """The students' losses (`xtransfer.distillation.objectives`), for every objective that does not set its own.
+
+    An objective takes what its loss has a use for: no temperature without teacher logits, and no label smoothing
+    without labels.
+    """
 
     temperature: float = setting(1.0, at_least=1e-3)
     temperature_on: str = setting("teacher", choices=("teacher", "both"))
     scale_by_t2: bool = False
     threshold: float = setting(0.0, at_least=0, at_most=1)  # pseudo-labels below this confidence do not count
+    confidence_weighted: bool = False  # multiply the loss of a pseudo-label by the teacher's confidence
+    # Factors of an example's loss by the class of its label: ("balanced",) for the inverse frequencies in the labelled
+    # text, or "NAME=FACTOR" for some classes, and 1 for the others; () = 1 for all
+    class_weights: tuple[str, ...] = ()
+    label_smoothing: float = setting(0.0, at_least=0)  # probability, below 1, to spread evenly over all classes
+    focal_gamma: float = setting(0.0, at_least=0)  # the exponent of focal loss; 0 = plain cross-entropy
+
+
+def inherited(key: str) -> Any:
+    """Return a field with the bounds of a key of `TransferConfig`. Its default, None, takes the value of that key."""
+    fields = {item.name: item for item in dataclasses.fields(TransferConfig)}
+    return field(default=None, metadata=fields[key].metadata)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The settings of one objective, or an objective of your own (`xtransfer.distillation.objectives`).
+
+    None takes the value from the objective's base or, for the keys of `TransferConfig`, from there.
+    """
+
+    # Only for an objective of your own: the one that it starts from, and what it reads
+    base: str | None = None
+    data: str | None = setting(None, choices=("labelled", "all"))  # "all" = the unlabelled text as well
+    teacher: str | None = setting(None, choices=("none", "monolingual", "vanilla"))  # whose logits it reads
+    pseudo_labels: bool | None = None  # whether the teacher's prediction stands in for a missing label
+    # The two terms of the loss
+    hard_weight: float | None = setting(None, at_least=0)
+    soft_weight: float | None = setting(None, at_least=0)
+    temperature: float | None = inherited("temperature")
+    temperature_on: str | None = inherited("temperature_on")
+    scale_by_t2: bool | None = inherited("scale_by_t2")
+    threshold: float | None = inherited("threshold")
+    confidence_weighted: bool | None = inherited("confidence_weighted")
+    class_weights: tuple[str, ...] | None = inherited("class_weights")
+    label_smoothing: float | None = inherited("label_smoothing")
+    focal_gamma: float | None = inherited("focal_gamma")
 
 
 @dataclass(frozen=True)
@@ -182,7 +229,11 @@ class ExperimentConfig:
     teacher: ModelConfig = ModelConfig()
     student: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
-    objectives: tuple[str, ...] = setting(("vanilla", "monox_kd", "monox_pl", "self_training"), distinct=True)
+    # By name: an objective that differs from `transfer`, one of your own, or "teacher" for the teacher's fine-tuning
+    objective: Mapping[str, ObjectiveConfig] = field(
+        default_factory=dict, metadata={"names": (*_OBJECTIVES, "teacher")}
+    )
+    objectives: tuple[str, ...] = setting(_OBJECTIVES, distinct=True)
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     # Draws: each has a sample, a teacher that is trained on it, and students. The two tuples are paired, item by item,
@@ -307,8 +358,17 @@ CHANGEABLE = (
 
 
 def default(schema: type = ExperimentConfig) -> ConfigDict:
-    """Return the defaults of `schema` as a locked `ConfigDict`, for a config file to start from."""
-    return ConfigDict(dataclasses.asdict(schema())).lock()
+    """Return the defaults of `schema` as a locked `ConfigDict`, for a config file to start from.
+
+    Only mappings take new names. They have blank entries for the usual ones.
+    """
+    config = ConfigDict(dataclasses.asdict(schema())).lock()
+    for key, entry_schema in _mappings(schema).items():
+        config[key].unlock()
+        names = next(item.metadata["names"] for item in dataclasses.fields(schema) if item.name == key)
+        for name in names:
+            config[key][name] = _blank_entry(entry_schema, ConfigDict()).lock()
+    return config
 
 
 def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentConfig) -> Any:
@@ -326,7 +386,8 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
         last_by_key[key] = override  # config_flags would concatenate tuples
     values = flags.FlagValues()
     argv = [path, *last_by_key.values()]
-    holder = config_flags.DEFINE_config_dict("config", _run(source, path, arg), flag_values=values, sys_argv=argv)
+    config = _with_entries(_run(source, path, arg), schema, last_by_key)
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except flags.Error as error:
@@ -346,6 +407,40 @@ def _run(source: str, path: str, arg: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{source}: get_config returned {config!r}, not a ConfigDict")
     return config
+
+
+def _with_entries(config: ConfigDict, schema: type, keys: Iterable[str]) -> ConfigDict:
+    """Return the config with an entry in its mappings for each name in `keys`, and with every key in each such entry.
+
+    Flags can only set keys that exist, and read values by the types of these.
+    """
+    paths = [key.split(".") for key in keys]
+    for key, entry_schema in _mappings(schema).items():
+        names = {path[1] for path in paths if path[0] == key and len(path) > 2}
+        if not names:
+            continue
+        with config.unlocked():
+            if key not in config:
+                config[key] = ConfigDict()
+            if isinstance(config[key], ConfigDict):  # otherwise `parse` refuses it
+                with config[key].unlocked():
+                    for name in names:
+                        config[key][name] = _blank_entry(entry_schema, config[key].get(name, ConfigDict()))
+    return config
+
+
+def _blank_entry(schema: type, values: Any) -> Any:
+    """Return an entry of a mapping with a typed blank for each key without a value."""
+    if not isinstance(values, ConfigDict):
+        return values  # `parse` refuses it
+    entry: dict[str, Any] = dict(values.items())
+    for key, kind in typing.get_type_hints(schema).items():
+        kind = _without_none(kind)
+        if key not in values or values[key] is None:
+            entry[key] = config_dict.placeholder(typing.get_origin(kind) or kind)
+        elif kind is float and type(values[key]) is int:
+            entry[key] = float(values[key])
+    return ConfigDict(entry)
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -369,10 +464,14 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
     checked = {}
     for key, value in values.items():
         _check_key(schema, key, prefix)
-        if dataclasses.is_dataclass(hints[key]):
+        entry_schema = _entry_schema(hints[key])
+        if entry_schema or dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"config key {prefix}{key} has keys below it, so it cannot be {value!r}")
-            checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
+            if entry_schema:
+                checked[key] = _parse_entries(value, entry_schema, f"{prefix}{key}.")
+            else:
+                checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
         else:
             checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
     instance = schema(**checked)
@@ -381,9 +480,50 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
     return instance
 
 
+def _parse_entries(values: Mapping[str, Any], schema: type, prefix: str) -> dict[str, Any]:
+    """Return the checked entries of a mapping that set something, in the order of their names."""
+    entries = {}
+    for name in sorted(values, key=str):
+        _check_entry_name(name, prefix)
+        if not isinstance(values[name], dict):
+            raise ConfigError(f"config key {prefix}{name} has keys below it, so it cannot be {values[name]!r}")
+        entry = parse(values[name], schema, f"{prefix}{name}.")
+        if entry != schema():
+            entries[name] = entry
+    return entries
+
+
+def _check_entry_name(name: Any, prefix: str) -> None:
+    if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name):
+        raise ConfigError(f"config key {prefix}{name}: {name!r} cannot be a name here; use letters, digits, _, and -")
+
+
+def _mappings(schema: type) -> dict[str, type]:
+    """Return the schemas of the entries of a schema's mappings, by key."""
+    schemas = {key: _entry_schema(kind) for key, kind in typing.get_type_hints(schema).items()}
+    return {key: entry for key, entry in schemas.items() if entry is not None}
+
+
+def _entry_schema(kind: Any) -> type | None:
+    """Return the schema of a mapping's entries, or None if the field is no mapping."""
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is Mapping else None
+
+
+def _without_none(kind: Any) -> Any:
+    """Return `float` for `float | None`, and any other type as it is."""
+    return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+
+
 def _check_key(schema: Any, key: str, prefix: str = "") -> None:
     """Follow a dotted key through nested schemas; the error for an unknown key names the nearest one."""
     name, _, rest = key.partition(".")
+    entry_schema = _entry_schema(schema)
+    if entry_schema:
+        _check_entry_name(name, prefix)
+        if not rest:
+            raise ConfigError(f"config key {prefix}{name} has keys below it: set one of them")
+        _check_key(entry_schema, rest, f"{prefix}{name}.")
+        return
     hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
     if name not in hints:
         hint = nearest(name, hints) or f"; the keys are {', '.join(hints) or 'none below it'}"
@@ -393,6 +533,10 @@ def _check_key(schema: Any, key: str, prefix: str = "") -> None:
 
 
 def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyType) -> Any:
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = _without_none(kind)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"config key {key} takes a tuple, not {value!r}")
@@ -429,13 +573,27 @@ def _checked_value(key: str, value: Any, kind: Any, bounds: types.MappingProxyTy
     return value
 
 
+def lookup(config: Any, key: str) -> Any:
+    """Return the value of a dotted key in a config."""
+    for name in key.split("."):
+        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
+    return config
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return lines `key: old → new` for every setting that differs, except those in `CHANGEABLE`."""
+    """Return lines `key: old → new` for every setting that differs, except those in `CHANGEABLE`.
+
+    The definition of another objective of your own is no difference, because nothing was trained with it.
+    """
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(after, Mapping) and key not in old:  # recorded before this group of settings existed
+            if prefix == "objective." and after["base"] is not None:
+                continue
             before = {}
+        if isinstance(before, Mapping) and key not in new:
+            after = {}
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after and prefix + key not in CHANGEABLE:

@@ -25,7 +25,16 @@ from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
 from xtransfer.distillation.logits_store import LogitsStore, open_store, store_key
-from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
+from xtransfer.distillation.objectives import (
+    BALANCED,
+    Objective,
+    check_classes,
+    configured_objectives,
+    definitions,
+    effective_settings,
+    teacher_objective,
+    with_class_factors,
+)
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.evaluation import metrics, recalibration, results
@@ -86,7 +95,7 @@ def run(
         if from_earlier_step:
             processes.on_first(functools.partial(_fall_back, workdir, config))
         processes.on_first(functools.partial(_clean_up, workdir, config))
-        objectives = [configured_objective(config, name) for name in config.objectives]
+        objectives = configured_objectives(config)
         task, samples, target_dev = _load(config)
         models = Models(config, task, encoders.saved(workdir))
         facts = models.facts()
@@ -112,11 +121,14 @@ def run(
             )
         for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
             terminal.log(line)
+        for line in plan.objective_lines(effective_settings(config)):
+            terminal.log(line)
         tracking = Tracking(tuple(loggers), config_record)
         for draw in draws:
             if len(draws) > 1:
                 terminal.log(f"draw {draw.name}: task.labelled_seed {draw.labelled_seed}, seed {draw.teacher_seed}")
             drawn, settings = workdir.at(draw.name), draw.apply(config)
+            _log_balanced((*objectives, teacher_objective(config)), task, samples[draw.name])
             stages = Stages(drawn, settings, models, samples[draw.name], target_dev, others, tracking)
             stages.train_teacher()
             for seed in config.seeds:
@@ -182,8 +194,7 @@ def check(config: ExperimentConfig) -> None:
     Raises:
       UserError: see `run`.
     """
-    for name in config.objectives:
-        configured_objective(config, name)
+    configured_objectives(config)
     _load(config)
     for role, settings in ((workdirs.TEACHER, config.teacher), (encoders.STUDENT, config.student)):
         ModelInputs(role, settings, shards=1, token_cache=None)
@@ -194,6 +205,7 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     task = load_task(config.task)
     task = replace(task, load=functools.cache(task.load))
     metrics.check_names("config key metrics", config.metrics, task.labels)
+    check_classes(config, task.labels)
     metrics.check_single("config key selection_metric", config.selection_metric, task.labels)
     samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
     dev = task.load("dev", task.source_language)
@@ -239,11 +251,11 @@ class Stages:
         teacher = self.models.teacher
         if not teacher.is_trained(self.workdir.teacher):
             dataset, dev = self._dataset(teacher, self.examples.labelled), teacher.dataset(self.examples.dev)
-            seed = self.config.teacher_seed
+            seed, objective = self.config.teacher_seed, self._with_class_factors(teacher_objective(self.config))
             with costs.recorded(self.workdir, "teacher", self.workdir.teacher, teacher.trained):
                 teacher.train(
                     self.workdir.teacher,
-                    OBJECTIVES["vanilla"],
+                    objective,
                     dataset,
                     dev,
                     seed,
@@ -263,9 +275,13 @@ class Stages:
             store = self._label(model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher)
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
             dataset = replace(dataset, teacher_logits=logits)
+        objective = self._with_class_factors(objective)
         dev, target_dev = self._dev, self._target_dev
         with costs.recorded(self.workdir, "students", directory, student.trained):
             student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev, self._tracking)
+
+    def _with_class_factors(self, objective: Objective) -> Objective:
+        return with_class_factors(objective, self.models.student.labels, _labels(self.examples.labelled))
 
     def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)
@@ -350,7 +366,8 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
             their = theirs.get(_sharing_key(config, mine))
             if their is None or processes.on_first(mine.directory.exists):
                 continue
-            if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, mine.objective)):
+            roles = sharing.roles_of(config, mine.objective)
+            if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, roles)):
                 continue
             steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).steps
             if processes.on_first(functools.partial(sharing.is_whole, their.directory)) and loop.finished(
@@ -408,7 +425,8 @@ def _planned_stages(
     )
     all_runs = runs_of(workdir, config)
     teachers = [run for run in all_runs if run.objective == workdirs.TEACHER]
-    runs = [(OBJECTIVES[run.objective], run) for run in all_runs if run.objective != workdirs.TEACHER]
+    objectives = definitions(config)
+    runs = [(objectives[run.objective], run) for run in all_runs if run.objective != workdirs.TEACHER]
     missing = [(objective, run) for objective, run in runs if not models.student.is_trained(run.directory)]
     untrained = [run for run in teachers if not models.teacher.is_trained(run.directory)]
     seconds: float | None = None
@@ -447,6 +465,15 @@ def _planned_stages(
     size = f"{len(runs)} × {selected} checkpoints, {count:,} examples each"
     stages.append(plan.Stage("evaluation", size, seconds if unscored else None))
     return stages
+
+
+def _log_balanced(objectives: Sequence[Objective], task: Task, examples: TransferSet) -> None:
+    """Log the class weights that depend on a draw's labelled text, if an objective has such weights."""
+    balanced = next((objective for objective in objectives if objective.class_weights == BALANCED), None)
+    if balanced:
+        factors = with_class_factors(balanced, task.labels, _labels(examples.labelled)).class_factors
+        named = ", ".join(f"{name} {factor:.4g}" for name, factor in zip(task.labels, factors, strict=True))
+        terminal.log(f"balanced class weights: {named}")
 
 
 def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:

@@ -40,6 +40,14 @@ def test_durations_are_rounded(seconds, text):
     assert line.endswith(text)
 
 
+def test_the_objectives_are_aligned():
+    assert list(plan.objective_lines({"teacher": "CE(labels)", "mix": "KL"})) == [
+        "objectives, with their effective settings:",
+        "  teacher  CE(labels)",
+        "  mix      KL",
+    ]
+
+
 def test_the_machine_is_measured():
     machine = plan.measure()
     assert machine.flops > 1e8 and machine.step_seconds > 0 and machine.compile_seconds > 0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtransfer.config import load
+from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import UserError
 from xtransfer.runs import sharing, sweep
 from xtransfer.runs import workdir as workdirs
@@ -95,6 +96,17 @@ def test_names_are_distinct_and_safe(texts):
     assert all("/" not in name and len(name.encode()) <= 200 and name not in (".", "..") for name in names)
 
 
+def test_a_setting_of_one_objective_is_swept():
+    points = parse(
+        "objective.monox_kd.temperature=0.1,2",
+        "objective.mix.hard_weight=0.5",
+        overrides=("--config.objective.mix.base=monox_kd",),
+    )
+    assert [definitions(point.config)["monox_kd"].temperature for point in points] == [0.1, 2.0]
+    assert {definitions(point.config)["mix"].hard_weight for point in points} == {0.5}
+    assert points[0].name == "objective.monox_kd.temperature=0.1,objective.mix.hard_weight=0.5"
+
+
 def test_a_record_is_read_back_and_its_faults_are_named(tmp_path):
     points = parse("transfer.temperature=0.1,2")
     sweep.record(tmp_path, points)
@@ -121,6 +133,11 @@ def test_runs_are_shared_exactly_if_no_setting_of_theirs_differs():
     assert shared() == everything
     assert shared("transfer.temperature=2.0") == {TEACHER, "vanilla", "monox_pl"}
     assert shared("transfer.threshold=0.5") == everything - {"monox_pl"}
+    assert shared("transfer.label_smoothing=0.1") == everything - {"vanilla", "monox_pl", "self_training"}
+    assert shared("objective.monox_kd.temperature=2.0") == everything - {"monox_kd"}
+    assert shared("objective.vanilla.focal_gamma=1.0") == everything - {"vanilla", "self_training"}
+    assert shared("objective.teacher.focal_gamma=1.0") == {"vanilla", "self_training"}
+    assert shared("objective.mix.base=monox_kd") == everything
     assert shared("task.labelled=64") == shared("task.labelled_seed=1") == set()
     assert shared("task.unlabelled=99") == {TEACHER, "vanilla"}
     assert shared("teacher.learning_rate=1e-3") == shared("teacher_seed=1") - {TEACHER} == {"vanilla", "self_training"}
@@ -145,7 +162,8 @@ def test_a_run_is_shared_if_the_checkpoints_that_it_starts_from_are_the_same(tmp
     other.task.write_text(json.dumps(facts | {changed: "other"}))
     runs = (TEACHER, "vanilla", "monox_kd", "monox_pl", "self_training")
     assert sharing.has_same_data(other, facts)
-    assert {run for run in runs if sharing.has_same_checkpoints(other, facts, run)} == expected
+    roles = {run: sharing.roles_of(load(QUICKSTART), run) for run in runs}
+    assert {run for run in runs if sharing.has_same_checkpoints(other, facts, roles[run])} == expected
     assert not sharing.has_same_data(other, facts | {"data": "other"})
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from xtransfer.config import ExperimentConfig, ModelConfig
+from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, TransferConfig
 from xtransfer.errors import UserError
 from xtransfer.runs.workdir import Workdir, as_record, check_config_unchanged, check_unchanged, read_config, record
 
@@ -49,6 +49,45 @@ def test_a_setting_that_is_newer_than_the_record_counts_as_its_default(tmp_path)
     record(Workdir(tmp_path).config, old | {"old_key": 1})
     with pytest.raises(UserError, match="old_key: 1 → None"):
         check_config_unchanged(Workdir(tmp_path), ExperimentConfig())
+
+
+def test_a_workdir_from_before_objectives_had_settings_is_resumed_and_still_refuses_changes(tmp_path):
+    old = as_record(ExperimentConfig(transfer=TransferConfig(temperature=2.0)))
+    del old["objective"]
+    old["transfer"] = {
+        key: old["transfer"][key] for key in ("temperature", "temperature_on", "scale_by_t2", "threshold")
+    }
+    record(Workdir(tmp_path).config, old)
+    now = read_config(Workdir(tmp_path))
+    assert now == ExperimentConfig(transfer=TransferConfig(temperature=2.0))
+    check_config_unchanged(Workdir(tmp_path), now)
+    for key, value, change in (
+        ("monox_kd", ObjectiveConfig(temperature=1.0), "objective.monox_kd.temperature: None → 1.0"),
+        ("teacher", ObjectiveConfig(focal_gamma=1.0), "objective.teacher.focal_gamma: None → 1.0"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_config_unchanged(Workdir(tmp_path), dataclasses.replace(now, objective={key: value}))
+        assert f"({change})" in str(caught.value)
+    with pytest.raises(UserError, match=r"\(transfer\.focal_gamma: 0\.0 → 1\.0\)"):
+        smoothed = dataclasses.replace(now.transfer, focal_gamma=1.0)
+        check_config_unchanged(Workdir(tmp_path), dataclasses.replace(now, transfer=smoothed))
+
+
+def test_an_objective_may_be_added_to_a_workdir_and_neither_changed_nor_removed(tmp_path):
+    config, mix = ExperimentConfig(), ObjectiveConfig(base="monox_kd", hard_weight=0.5)
+    begin(Workdir(tmp_path).config, config)
+    wider = dataclasses.replace(config, objectives=("vanilla", "mix"), objective={"mix": mix})
+    check_config_unchanged(Workdir(tmp_path), wider)
+    record(Workdir(tmp_path).config, as_record(wider))
+    assert read_config(Workdir(tmp_path)) == wider
+    check_config_unchanged(Workdir(tmp_path), dataclasses.replace(wider, objectives=("vanilla",)))
+    other = dataclasses.replace(wider, objective={"mix": dataclasses.replace(mix, hard_weight=0.7)})
+    with pytest.raises(UserError, match=r"\(objective\.mix\.hard_weight: 0\.5 → 0\.7\)"):
+        check_config_unchanged(Workdir(tmp_path), other)
+    with pytest.raises(
+        UserError, match=r"objective\.mix\.base: 'monox_kd' → None; objective\.mix\.hard_weight: 0\.5 →"
+    ):
+        check_config_unchanged(Workdir(tmp_path), config)
 
 
 def test_a_missing_or_broken_record_is_refused(tmp_path):

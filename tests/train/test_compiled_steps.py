@@ -45,6 +45,14 @@ def test_objectives_with_the_same_loss_share_a_step() -> None:
     assert len(steps) == 4
 
 
+def test_class_weights_with_the_same_factors_share_a_step() -> None:
+    compiled, vanilla = compiled_steps(), OBJECTIVES["vanilla"]
+    named = dataclasses.replace(vanilla, class_weights=("a=2",), class_factors=(2.0, 1.0, 1.0))
+    balanced = dataclasses.replace(named, name="other", class_weights=("balanced",))
+    assert compiled.train_step(named) is compiled.train_step(balanced)
+    assert compiled.train_step(named) is not compiled.train_step(vanilla)
+
+
 def test_frozen_pattern_without_a_match_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="frozen pattern 'nothing' matches no parameter"):
         compiled_steps(frozen=("nothing",))

@@ -1,5 +1,6 @@
 """Meshes, accumulation, and rematerialisation: the same loss, gradient, metrics, and logits as one device."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -35,6 +36,16 @@ TOLERANCE = 1e-5
 EXAMPLES, CLASSES, ROWS, ROW_LENGTH = 70, 3, 32, 32
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_positions": ROW_LENGTH}
 BERT = EncoderConfig(vocab_size=61, **SIZES)
+# A loss whose examples have different factors, and of which some do not count.
+WEIGHTED = dataclasses.replace(
+    OBJECTIVES["monox_pl"],
+    name="weighted",
+    threshold=0.5,
+    confidence_weighted=True,
+    class_factors=(0.25, 1.0, 4.0),
+    focal_gamma=0.5,
+)
+LOSSES = {**OBJECTIVES, "weighted": WEIGHTED}
 
 
 def dataset() -> Dataset:
@@ -94,7 +105,7 @@ def step(
         patch.setattr(optimizer, "adamw", recording_optimizer)
         compiled = compiled_steps(shape, architecture=architecture, **settings)
     start = state.create(params(architecture), compiled.optimizer, compiled.mesh)
-    new_state, terms = compiled.train_step(OBJECTIVES[objective])(
+    new_state, terms = compiled.train_step(LOSSES[objective])(
         start, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5)
     )
     return jax.device_get((new_state.opt_state, terms))
@@ -151,6 +162,14 @@ def test_rematerialisation_changes_nothing() -> None:
 @pytest.mark.parametrize("shape", MESHES)
 def test_accumulation_with_rematerialisation_matches_one_device(shape: tuple[int, int, int]) -> None:
     assert_same(step(shape, "monox_pl", accumulation=4, remat=True), step(ONE_DEVICE, "monox_pl"))
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_weighted_losses_match_one_device(shape: tuple[int, int, int]) -> None:
+    """Factors and counts differ between shards and microbatches. The denominator is the global number of examples."""
+    single = step(ONE_DEVICE, "weighted")
+    assert 0 < single[1]["loss"][1] < EXAMPLES
+    assert_same(step(shape, "weighted", accumulation=4), single)
 
 
 @functools.cache

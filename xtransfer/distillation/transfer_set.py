@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.sampling import labelled_subset, unlabelled_examples
 from xtransfer.data.task import UNLABELLED, Example, Task
-from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import ConfigError
 from xtransfer.runtime import terminal
 
@@ -43,7 +43,8 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
     train = task.load("train", task.source_language)
     labelled = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels)
     _check_classes(labelled, task.labels, settings.labelled)
-    needs_unlabelled = any(OBJECTIVES[name].data == "all" for name in config.objectives)
+    objectives = definitions(config)
+    needs_unlabelled = any(objectives[name].data == "all" for name in config.objectives)
     kind = settings.unlabelled_from if needs_unlabelled else "none"
     unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
     if needs_unlabelled and not unlabelled:

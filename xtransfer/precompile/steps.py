@@ -14,7 +14,7 @@ from xtransfer.data.batches.batches import BatchPlan, TrainBatches, empty_batch,
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
 from xtransfer.distillation import transfer_set
-from xtransfer.distillation.objectives import OBJECTIVES, Objective, configured_objective
+from xtransfer.distillation.objectives import Objective, configured_objectives, teacher_objective, with_class_factors
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import INPUTS, default_rows
@@ -82,6 +82,8 @@ class Role:
     def train(self, name: str, objective: Objective) -> Step:
         """Return the training step of an objective."""
         plan, sizes = self._training(objective)
+        # Any sample compiles to the same step, so one example of each class is enough.
+        objective = with_class_factors(objective, self.task.labels, range(len(self.task.labels)))
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
         arguments = (self.compiled_steps.abstract_state, batch, key)
@@ -171,13 +173,13 @@ def steps(
 
     The student trains on the first objective with a teacher, or else on the first objective.
     """
-    objectives = [configured_objective(config, name) for name in config.objectives]
+    objectives = configured_objectives(config)
     objective = next((objective for objective in objectives if objective.teacher != "none"), objectives[0])
     task = _task(config)
     teacher = functools.cache(lambda: Role("teacher", config, task, mesh, override))
     student = functools.cache(lambda: Role("student", config, task, mesh, override))
     builders = {
-        "teacher_train": lambda: teacher().train("teacher_train", OBJECTIVES["vanilla"]),
+        "teacher_train": lambda: teacher().train("teacher_train", teacher_objective(config)),
         "labelling": lambda: teacher().infer("labelling"),
         "student_train": lambda: student().train("student_train", objective),
         "evaluation": lambda: student().infer("evaluation"),

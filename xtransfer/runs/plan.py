@@ -5,7 +5,7 @@ and a forward pass 2 (Kaplan et al., "Scaling Laws for Neural Language Models", 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -97,6 +97,14 @@ def lines(stages: Sequence[Stage]) -> Iterator[str]:
     for stage in stages:
         yield f"  {stage.name:<{names}}  {stage.size:<{sizes}}  {_duration(stage.seconds)}"
     yield f"  {'total':<{names}}  {'':<{sizes}}  {_duration(sum(stage.seconds or 0 for stage in stages))}"
+
+
+def objective_lines(settings: Mapping[str, str]) -> Iterator[str]:
+    """Yield the effective settings of the teacher and of every objective, given by name, a line for each."""
+    longest = max(map(len, settings))
+    yield "objectives, with their effective settings:"
+    for name, text in settings.items():
+        yield f"  {name:<{longest}}  {text}"
 
 
 def _duration(seconds: float | None) -> str:

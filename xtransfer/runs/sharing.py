@@ -14,7 +14,7 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.config import CHANGEABLE, ExperimentConfig
-from xtransfer.distillation.objectives import OBJECTIVES, configured_objective
+from xtransfer.distillation.objectives import configured_objective, teacher_objective
 from xtransfer.errors import MachineError, UserError
 from xtransfer.runs.encoders import STUDENT
 from xtransfer.runs.workdir import TEACHER, Workdir, as_record, read_config
@@ -37,19 +37,25 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
       objective: the student's objective, or "teacher".
     """
     settings = _flat(as_record(config))
+    # The objective holds its part of the settings of losses.
+    settings = {key: value for key, value in settings.items() if not key.startswith(("transfer.", "objective."))}
     ignored = {*CHANGEABLE, "evaluation_splits"}
     if not config.oracle:  # which reads the target languages' dev splits in training
         ignored.add("task.target_languages")
     if objective == TEACHER:
-        ignored |= {key for key in settings if key.startswith(("student.", "transfer."))}
+        ignored |= {key for key in settings if key.startswith("student.")}
         ignored |= {"teacher_seed", *_UNLABELLED}  # the run's own seed is the teacher's
+        settings |= _flat(asdict(teacher_objective(config)), "objective.")
     else:
-        # The objective holds its part of the transfer settings.
-        ignored |= {key for key in settings if key.startswith("transfer.")}
-        settings |= _flat(asdict(configured_objective(config, objective)), "objective.")
-        if OBJECTIVES[objective].teacher != "monolingual":
+        configured = configured_objective(config, objective)
+        settings |= _flat(asdict(configured), "objective.")
+        if configured.teacher == "monolingual":
+            settings |= _flat(asdict(teacher_objective(config)), "objective_of_teacher.")
+        else:
             ignored |= {"teacher_seed", *(key for key in settings if key.startswith("teacher."))}
-        if OBJECTIVES[objective].data == "labelled":
+        if configured.teacher == "vanilla":
+            settings |= _flat(asdict(configured_objective(config, "vanilla")), "objective_of_teacher.")
+        if configured.data == "labelled":
             ignored |= {*_UNLABELLED}
     return {key: value for key, value in settings.items() if key not in ignored}
 
@@ -70,23 +76,25 @@ def has_same_data(other: Workdir, facts: Mapping[str, Any]) -> bool:
     return _agree(theirs, facts, _SAME_FACTS)
 
 
-def has_same_checkpoints(other: Workdir, facts: Mapping[str, Any], objective: str) -> bool:
-    """Return whether a run of a workdir with the same data started from the same base checkpoints as here.
+def has_same_checkpoints(other: Workdir, facts: Mapping[str, Any], roles: Sequence[str]) -> bool:
+    """Return whether a workdir with the same data has the same base checkpoints as here in some roles.
 
     Args:
       other: the workdir.
       facts: the facts here, see `Models.facts`.
-      objective: the student's objective, or "teacher". It decides which checkpoints count: a student without a
-        monolingual teacher never sees the teacher's.
+      roles: the roles that count, see `roles_of`.
     """
-    return _agree(_read_facts(other), facts, [f"{role}_checkpoint" for role in roles_of(objective)])
+    return _agree(_read_facts(other), facts, [f"{role}_checkpoint" for role in roles])
 
 
-def roles_of(objective: str) -> tuple[str, ...]:
-    """Return the roles whose base checkpoints decide the training of a run."""
+def roles_of(config: ExperimentConfig, objective: str) -> tuple[str, ...]:
+    """Return the roles whose base checkpoints decide the training of a run.
+
+    A student without a monolingual teacher never sees the teacher's.
+    """
     if objective == TEACHER:
         return (TEACHER,)
-    return (TEACHER, STUDENT) if OBJECTIVES[objective].teacher == "monolingual" else (STUDENT,)
+    return (TEACHER, STUDENT) if configured_objective(config, objective).teacher == "monolingual" else (STUDENT,)
 
 
 def is_whole(run: Path) -> bool:

@@ -7,7 +7,6 @@ Every workdir is complete by itself: it resumes, is evaluated, predicts, and exp
 later, because a point keeps its name.
 """
 
-import functools
 import hashlib
 import itertools
 import json
@@ -135,7 +134,7 @@ def read(root: Path) -> Sweep:
 
 
 def _point(keys: Sequence[str], config: ExperimentConfig) -> Point:
-    values = {key: functools.reduce(getattr, key.split("."), config) for key in keys}
+    values = {key: settings.lookup(config, key) for key in keys}
     text = ",".join(f"{key}={_text(value)}" for key, value in values.items())
     name = _UNSAFE.sub("_", text)
     if name != text or len(name) > _LONGEST:  # two texts may have become the same name

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, differences, parse
+from xtransfer.distillation.objectives import TEACHER as TEACHER
 from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.runtime import processes
-
-TEACHER = "teacher"
-"""The teacher's name wherever a student has an objective. The teacher knows the source language only."""
 
 DEFAULT_DRAW = "default"
 """The name of the draw whose runs are at the top of the workdir (see `runs.draws`)."""
