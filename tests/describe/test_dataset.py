@@ -92,6 +92,22 @@ def test_rows_suit_the_requested_mesh_on_any_machine(
         assert all(rows % (shards * microbatches) == 0 for rows, _ in packing.filling.rows)
 
 
+def test_the_objectives_have_their_effective_settings(describe_with: Callable[..., Description]) -> None:
+    own = (
+        "--config.objective.mix.base=monox_kd",
+        "--config.objective.mix.hard_weight=2",
+        "--config.objectives=('mix',)",
+    )
+    assert describe_with(*own, batches=1).objectives == {
+        "teacher": "CE(labels) on labelled text",
+        "mix": "2 · CE(labels) + KL(the teacher's logits; T = 1) on labelled and unlabelled text",
+    }
+    with pytest.raises(UserError, match="no objective 'mx'; choose from .*; did you mean 'mix'"):
+        describe_with(*own[:2], "--config.objectives=('mx',)", batches=1)
+    with pytest.raises(UserError, match=r"'vanilla': class_weights names the class 'x'; the task has bad, good"):
+        describe_with("--config.objectives=('vanilla',)", "--config.transfer.class_weights=('x=2',)", batches=1)
+
+
 def test_counts(description: Description) -> None:
     assert description.counts == (
         SetSize("en", "L", 10, (5, 5), 0),

@@ -30,6 +30,7 @@ DESCRIPTION = Description(
     evaluation_splits=("test",),
     unlabelled_from="split",
     models={"teacher": "mono, up to 128 tokens", "student": "multi, up to 64 tokens"},
+    objectives={"teacher": "CE(labels) on labelled text", "mix": "KL(the teacher's logits; T = 2) on labelled text"},
     devices=8,
     counts=(
         SetSize("en", "L", 40, (20, 20), 0),
@@ -92,6 +93,7 @@ def test_markdown() -> None:
         "repeated texts: 7 of 2,040 within L ∪ U; texts that are also in L ∪ U: 0 of 80 in dev, 3 of 200 in test\n"
         in page
     )
+    assert "\n- loss of mix: KL(the teacher's logits; T = 2) on labelled text\n" in page
     assert rows_of(page, "Splits") == [
         ["en", "4,000", "80", "200", "2,000"],
         ["de", "–", "–", "200", "–"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from xtransfer.config import ExperimentConfig, ModelConfig, TaskConfig, TransferConfig
+from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, TaskConfig, TransferConfig
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.results import ROW
 from xtransfer.export.model_card import model_card, scores_of
@@ -233,6 +233,24 @@ def test_the_method_is_described(objective, method, teacher, data):
     teachers = [line for line in text.splitlines() if line.startswith("- **Teacher**")]
     assert len(teachers) == (teacher is not None) and all(teacher in line for line in teachers)
     assert "200 labelled texts, balanced over classes, from the eng_Latn training split" in text and data in text
+
+
+def test_the_card_has_the_settings_of_its_objective():
+    objective = {
+        "monox_kd": ObjectiveConfig(temperature=0.5),
+        "mix": ObjectiveConfig(base="monox_pl", class_weights=("art|music=2",)),
+        "teacher": ObjectiveConfig(focal_gamma=2.0),
+    }
+    config = replace(CONFIG, objective=objective)
+    methods = [model_card(selected_run(name, config=config), []) for name in (*objective, "self_training")]
+    assert "(knowledge distillation, temperature 0.5).\n" in methods[0]
+    assert (
+        "`mix`, trained on gold labels, and a monolingual teacher's prediction where there is no label. Loss: "
+        "CE(labels and the teacher's predictions; class weights art\\|music=2) on labelled and unlabelled text.\n"
+    ) in methods[1]
+    assert "- **Teacher**: fine-tuned from" in methods[1] and "objective:mix" in methods[1]
+    assert "fine-tuned on eng_Latn labels. Loss: CE(labels; focal loss with γ = 2) on labelled text.\n" in methods[2]
+    assert "temperature 2)." in methods[3]  # the common one
 
 
 def test_every_objective_has_a_card():

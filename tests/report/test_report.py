@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tests.helpers import reported
 from xtransfer.config import ExperimentConfig, TaskConfig
+from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.evaluation.results import Summary, aggregate
 from xtransfer.evaluation.significance import Difference
@@ -158,6 +159,18 @@ def difference(by_seed, interval, p):
     mean = sum(by_seed) / len(by_seed)
     values = Summary(dict(enumerate(by_seed)))
     return Difference(None, 2000, mean, 0, None, None, values, interval, p, None, None)
+
+
+def test_an_objective_of_your_own_has_its_place_and_the_headline():
+    own = {"control": dataclasses.replace(OBJECTIVES["self_training"], name="control")}
+    own["mix"] = dataclasses.replace(OBJECTIVES["monox_kd"], name="mix")
+    rows = make_rows({"mix": VALUES["monox_kd"], "vanilla": VALUES["vanilla"], "control": VALUES["monox_kd"]})
+    # Gains of both are 8 and 5, but `control` has no monolingual teacher.
+    defined = table(*rows, objectives={**OBJECTIVES, **own})
+    assert [line.objective for line in defined.lines] == ["vanilla", "control", "mix"]
+    assert [None if line.gain is None else round(line.gain.mean, 6) for line in defined.lines] == [None, 0.065, 0.065]
+    assert summary.headline(defined).startswith("mix makes no clear difference to zero-shot accuracy: +6.5 points")
+    assert summary.headline(table(*rows)) is None  # nobody knows what they are
 
 
 def test_headline_by_hand():

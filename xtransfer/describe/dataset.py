@@ -17,7 +17,7 @@ from xtransfer.data.registry import load_task
 from xtransfer.data.task import SPLITS, Example, Task
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.distillation import transfer_set
-from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.distillation.objectives import check_classes, configured_objectives, effective_settings
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import MissingSplitError, UserError
 from xtransfer.runs.draws import draws_of
@@ -121,6 +121,7 @@ class Description:
       evaluation_splits: the splits to evaluate on.
       unlabelled_from: where U comes from, as in the config.
       models: the checkpoint and its maximum length, as text, by role.
+      objectives: the effective settings of the teacher's objective and of every student's, as text, by name.
       devices: the number of devices that share the rows of a batch.
       counts: the sizes of L and U (drawn from the source language's splits), and of every split that exists.
       missing: why other splits are missing, one line per reason.
@@ -138,6 +139,7 @@ class Description:
     evaluation_splits: tuple[str, ...]
     unlabelled_from: str
     models: dict[str, str]
+    objectives: dict[str, str]
     devices: int
     counts: tuple[SetSize, ...]
     missing: tuple[str, ...]
@@ -162,14 +164,16 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
     Raises:
       UserError: the experiment would fail before training, for any reason but its weights.
     """
+    objectives = configured_objectives(experiment)
     task = _with_cached_source(load_task(experiment.task))
+    check_classes(experiment, task.labels)
     devices = _shards(experiment.mesh)
     token_cache = cache_dir(experiment.task) / "tokens"
     teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=token_cache)
     student = ModelInputs("student", experiment.student, shards=devices, token_cache=token_cache)
     experiment = draws_of(experiment)[0].apply(experiment)
     transfer = transfer_set.gather(experiment, task)
-    kinds = sorted({OBJECTIVES[name].data for name in experiment.objectives}, reverse=True)
+    kinds = sorted({objective.data for objective in objectives}, reverse=True)
     teacher_sets, teacher_packing = _training_sets(teacher, transfer, ["labelled"], experiment.teacher_seed, batches)
     student_sets, student_packing = _training_sets(student, transfer, kinds, experiment.seeds[0], batches)
     counts, evaluated, missing = _splits(task, experiment.evaluation_splits)
@@ -196,6 +200,7 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
             inputs.role: f"{inputs.settings.checkpoint}, up to {inputs.cache.max_length} tokens"
             for inputs in (teacher, student)
         },
+        objectives=effective_settings(experiment),
         devices=devices,
         counts=(
             _count(task, task.source_language, "L", transfer.labelled),

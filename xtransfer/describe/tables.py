@@ -33,7 +33,7 @@ def _targets(description: Description) -> str:
 
 
 def introduction(description: Description) -> list[str]:
-    """Return a line on each model, on the training text, and on repeated texts."""
+    """Return a line on each model, on the training text, on repeated texts, and on each objective."""
     labelled, unlabelled, dev = (description.count(name) for name in ("L", "U", "dev"))
     sizes = f"{labelled.examples:,} labelled"
     if unlabelled.examples:
@@ -49,6 +49,7 @@ def introduction(description: Description) -> list[str]:
         "checkpoint",
         f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled.examples + unlabelled.examples:,} within "
         f"L ∪ U; texts that are also in L ∪ U: {overlaps}",
+        *(f"loss of {name}: {settings}" for name, settings in description.objectives.items()),
     ]
 
 

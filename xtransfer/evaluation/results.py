@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.distillation.objectives import OBJECTIVES, Objective
 from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation.metrics import CHANCE, metric_of, value_range
 from xtransfer.runs.draws import SAMPLES, SEEDS, Axis, order
@@ -115,7 +115,8 @@ class ResultsTable:
     """The results of all objectives on one split, by one metric and one selection protocol; values as in the rows.
 
     `counts` holds the number of examples in each language, and `majority` the share of its majority class, if the rows
-    have it. `axis` says what the summaries go over.
+    have it. `axis` says what the summaries go over. `objectives` defines the objectives by name, in the order of the
+    lines; other names come after them.
     """
 
     task: str
@@ -128,6 +129,11 @@ class ResultsTable:
     majority: Mapping[str, float]
     lines: tuple[ObjectiveResults, ...]
     axis: Axis = SEEDS
+    objectives: Mapping[str, Objective] = dataclasses.field(default_factory=lambda: OBJECTIVES)
+
+    def has_monolingual_teacher(self, objective: str) -> bool:
+        """Return whether an objective learns from the monolingual teacher, as far as its definition is known."""
+        return objective in self.objectives and self.objectives[objective].teacher == "monolingual"
 
     @property
     def draws(self) -> tuple[str, ...]:
@@ -226,6 +232,7 @@ def aggregate(
     split: str = "test",
     selection: str = "source_dev",
     axis: Axis = SAMPLES,
+    objectives: Mapping[str, Objective] = OBJECTIVES,
 ) -> ResultsTable:
     """Collect the rows of one experiment into a results table.
 
@@ -237,6 +244,7 @@ def aggregate(
       split: the split to report.
       selection: the protocol whose checkpoints are reported.
       axis: what differs between the draws, if there are several (see `draws.axis`).
+      objectives: the definitions of the objectives, by name (see `objectives.definitions`).
 
     Raises:
       UserError: no rows match, a run lacks a language (no average is taken over fewer), a run has two different results
@@ -261,7 +269,7 @@ def aggregate(
             if language not in run:
                 raise DataError(f"{objective} {name} has no {split} {metric} in {language}: evaluate it first")
     has_draws = len({run.draw for _, run in runs}) > 1
-    lines = _lines(runs, source_language, targets, has_draws=has_draws)
+    lines = _lines(runs, source_language, targets, [TEACHER, *objectives], has_draws=has_draws)
     counts = _counts(matching, (source_language, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
     return ResultsTable(
@@ -275,6 +283,7 @@ def aggregate(
         majority,
         lines,
         axis if has_draws else SEEDS,
+        objectives,
     )
 
 
@@ -326,8 +335,14 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
 
 
 def _lines(
-    runs: Mapping[_Run, Mapping[str, float]], source_language: str, targets: tuple[str, ...], *, has_draws: bool
+    runs: Mapping[_Run, Mapping[str, float]],
+    source_language: str,
+    targets: tuple[str, ...],
+    known: Sequence[str],
+    *,
+    has_draws: bool,
 ) -> tuple[ObjectiveResults, ...]:
+    """Return the results of each objective: the known ones in their order, then any others by name."""
     averages = {
         key: statistics.fmean(run[language] for language in targets) for key, run in runs.items() if key[0] != TEACHER
     }
@@ -336,7 +351,7 @@ def _lines(
         return Summary(by_unit(values, has_draws=has_draws))
 
     lines = []
-    for objective in in_order({objective for objective, _ in runs}):
+    for objective in in_order({objective for objective, _ in runs}, known):
         ids = sorted((run for name, run in runs if name == objective), key=lambda run: (order(run.draw), run.seed))
         languages = (source_language,) if objective == TEACHER else (source_language, *targets)
         paired = [run for run in ids if (BASELINE, run) in averages]
@@ -365,7 +380,6 @@ def by_unit(values: Mapping[RunId, float], *, has_draws: bool) -> dict[Unit, flo
     return {draw: statistics.fmean(group) for draw, group in draws.items()}
 
 
-def in_order(objectives: Iterable[str]) -> list[str]:
-    """Return the teacher, then the objectives in the order of their table, then any others by name."""
-    known = [TEACHER, *OBJECTIVES]
+def in_order(objectives: Iterable[str], known: Sequence[str] = (TEACHER, *OBJECTIVES)) -> list[str]:
+    """Return objectives in the order of `known`, then any others by name."""
     return sorted(objectives, key=lambda name: (known.index(name) if name in known else len(known), name))

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from xtransfer import __version__
-from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.distillation.objectives import Objective, definitions, describe, teacher_objective
 from xtransfer.evaluation.metrics import CHANCE, EFFECTS, METRICS, at_chance
 from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration
 from xtransfer.evaluation.results import Row
@@ -210,30 +210,41 @@ def _recalibration(applied: Recalibration, positive: str) -> list[str]:
 
 
 def _method(run: SelectedRun) -> str:
+    objective = _objective(run)
     if run.is_teacher:
-        return f"the monolingual teacher, fine-tuned on {as_line(run.task.source_language)} labels."
-    objective, transfer = OBJECTIVES[run.objective], run.config.transfer
+        return f"the monolingual teacher, fine-tuned on {as_line(run.task.source_language)} labels.{_loss(objective)}"
     teacher = {"none": "", "monolingual": "a monolingual teacher's", "vanilla": "the vanilla student's"}[
         objective.teacher
     ]
     targets = []
     if objective.soft_weight:
-        both = " on both sides" if transfer.temperature_on == "both" else ""
+        both = " on both sides" if objective.temperature_on == "both" else ""
         targets.append(
-            f"{teacher} class probabilities (knowledge distillation, temperature {transfer.temperature:g}{both})"
+            f"{teacher} class probabilities (knowledge distillation, temperature {objective.temperature:g}{both})"
         )
     if objective.pseudo_labels:
-        condition = f" if it is at least {transfer.threshold:.0%} sure" if transfer.threshold else ""
+        condition = f" if it is at least {objective.threshold:.0%} sure" if objective.threshold else ""
         targets.append(f"gold labels, and {teacher} prediction{condition} where there is no label")
     elif objective.hard_weight:
         targets.append("gold labels")
-    return f"`{run.objective}`, trained on {' and '.join(targets)}."
+    return f"`{run.objective}`, trained on {' and '.join(targets)}.{_loss(objective)}"
+
+
+def _objective(run: SelectedRun) -> Objective:
+    return teacher_objective(run.config) if run.is_teacher else definitions(run.config)[run.objective]
+
+
+def _loss(objective: Objective) -> str:
+    """Return the loss as a sentence if the targets alone do not say what it is."""
+    weighs = objective.confidence_weighted or objective.class_weights or objective.focal_gamma
+    is_mix = objective.hard_weight and objective.soft_weight
+    return f" Loss: {as_line(describe(objective))}." if weighs or objective.label_smoothing or is_mix else ""
 
 
 def _teacher(run: SelectedRun) -> list[str]:
-    if run.is_teacher or OBJECTIVES[run.objective].teacher == "none":
+    if run.is_teacher or _objective(run).teacher == "none":
         return []
-    if OBJECTIVES[run.objective].teacher == "vanilla":
+    if _objective(run).teacher == "vanilla":
         return [f"**Teacher**: the `vanilla` student of the same experiment, seed {run.seed}; no monolingual model."]
     link = origin(run.config.teacher.checkpoint).text
     return [
@@ -246,7 +257,7 @@ def _data(run: SelectedRun) -> str:
     config, source = run.config.task, as_line(run.task.source_language)
     count = f"{config.labelled:,} labelled texts, balanced over classes," if config.labelled else "all labelled texts"
     text = f"{count} from the {source} training split"
-    if not run.is_teacher and OBJECTIVES[run.objective].data == "all" and config.unlabelled_from in _UNLABELLED:
+    if _objective(run).data == "all" and config.unlabelled_from in _UNLABELLED:
         amount = f"{config.unlabelled:,}" if config.unlabelled else "all"
         text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
     return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
@@ -325,8 +336,8 @@ def _limits(run: SelectedRun) -> str:
 def _licence(run: SelectedRun) -> str:
     base = origin(run.settings.checkpoint)
     known = f" (`{base.licence}`, according to its card)" if base.licence else ""
-    taught = not run.is_teacher and OBJECTIVES[run.objective].teacher == "monolingual"
-    others = "of the teacher's checkpoint and of the data" if taught else "of the data"
+    is_taught = _objective(run).teacher == "monolingual"
+    others = "of the teacher's checkpoint and of the data" if is_taught else "of the data"
     return (
         f"## Licence\n\nThe weights derive from {base.text}, so its licence applies to them{known}. The terms {others} "
         "may apply as well."

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.metrics import at_chance, higher_is_better
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary
 from xtransfer.evaluation.significance import Difference
@@ -83,8 +82,7 @@ def headline(results: ResultsTable, gains: Gains = NO_GAINS) -> str | None:
         objective's own, the interval is over seeds (or draws) alone, and the sentence says so.
     """
     for line in results.lines:
-        objective = OBJECTIVES.get(line.objective)
-        if line.gain is not None and objective is not None and objective.teacher == "monolingual":
+        if line.gain is not None and results.has_monolingual_teacher(line.objective):
             return _gain_sentence(results, line.objective, line.gain, gains.get(line.objective))
     return None
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from xtransfer import storage
+from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import DataError, UserError, one_line, user_error
 from xtransfer.evaluation.results import BASELINE, ResultsTable, Summary, aggregate, read_rows
 from xtransfer.report import summary, sweep_plot
@@ -116,6 +117,7 @@ def _results(
             split=split or default_split(config.evaluation_splits),
             selection=selection,
             axis=draws.axis(config, {row["draw"] for row in rows}),
+            objectives=definitions(config),
         )
     except UserError as error:
         raise user_error(error.exit_status, f"{workdir.root}: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
+from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import one_line
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
@@ -48,6 +49,7 @@ def report(
         split=split or default_split(config.evaluation_splits),
         selection=selection,
         axis=draws.axis(config, {row["draw"] for row in rows}),
+        objectives=definitions(config),
     )
     source = Source(workdir, config, task, tuple(rows), results)
     directory = workdir.root / "report"

@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import reported
 from xtransfer import storage
+from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.evaluation.calibration import equal_width_bins, expected_error
 from xtransfer.evaluation.results import read_rows
@@ -154,7 +155,17 @@ def test_the_other_numbers_are_the_records(workdir, source, document):
     assert (
         "e" * 64 in document.sections["reproduction"] and '"source_language": "en"' in document.sections["reproduction"]
     )
+    assert "monox_kd" + "KL(the teacher's logits; T = 1) on" in document.sections["reproduction"]
     assert "step 50" in document.sections["protocols"] and "step 100" in document.sections["protocols"]
+
+
+def test_an_objective_of_your_own_is_the_main_one_if_it_has_a_monolingual_teacher(source):
+    control, mix = (dataclasses.replace(OBJECTIVES["self_training"], name=name) for name in ("monox_kd", "mix"))
+    unknown = dataclasses.replace(source.results, objectives={"monox_kd": control})
+    assert dataclasses.replace(source, results=unknown).main_objective == "monox_kd"  # the last one
+    taught = {"vanilla": dataclasses.replace(mix, teacher="monolingual")}
+    known = dataclasses.replace(source.results, objectives=taught)
+    assert dataclasses.replace(source, results=known).main_objective == "vanilla"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
-from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import DataError
 from xtransfer.evaluation import calibration, significance
 from xtransfer.evaluation.metrics import confusion_matrix, higher_is_better
@@ -120,9 +119,7 @@ class Source:
         """
         if not self.students:
             raise MissingSource("There are no results of students yet.")
-        monolingual = (
-            name for name in self.students if name in OBJECTIVES and OBJECTIVES[name].teacher == "monolingual"
-        )
+        monolingual = filter(self.results.has_monolingual_teacher, self.students)
         return next(monolingual, self.students[-1])
 
     @property

@@ -56,6 +56,7 @@ def _tables(source: Source) -> dict[str, ResultsTable]:
                 split=source.results.split,
                 selection=name,
                 axis=source.results.axis,
+                objectives=source.results.objectives,
             )
         except UserError:
             continue

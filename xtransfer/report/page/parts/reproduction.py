@@ -1,8 +1,9 @@
-"""What it takes to reproduce the experiment: commands, versions, fingerprints, and settings."""
+"""What it takes to reproduce the experiment: commands, versions, fingerprints, objectives, and settings."""
 
 import json
 
 from xtransfer import storage
+from xtransfer.distillation.objectives import effective_settings
 from xtransfer.report.page.markup import Child, Html, join, note, table, tag
 from xtransfer.report.page.sources import Source
 from xtransfer.runs.starts import read_starts
@@ -10,7 +11,7 @@ from xtransfer.runs.workdir import as_record
 
 
 def build(source: Source) -> Html:
-    """Return the commands and versions of every start, the fingerprints, and the settings."""
+    """Return the commands and versions of every start, the fingerprints, the objectives, and the settings."""
     starts = read_starts(source.workdir)
     pieces: list[Html] = []
     for start in starts:
@@ -30,9 +31,11 @@ def build(source: Source) -> Html:
         )
         if key in facts
     ]
+    objectives: list[list[Child]] = [[name, text] for name, text in effective_settings(source.config).items()]
     settings = json.dumps(as_record(source.config), indent=2, ensure_ascii=False)
     pieces += [
         table(["fingerprint", "sha256"], fingerprints, text_columns=2, class_="prints"),
+        table(["objective", "effective settings"], objectives, text_columns=2),
         tag("details", tag("summary", "All settings (config.json)"), tag("pre", settings)),
     ]
     return join(pieces)
