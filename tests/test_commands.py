@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.test_layering import COMMANDS
+from tests.test_layering import ABOVE_COMMANDS, COMMANDS
 from xtransfer.__main__ import commands, main
 from xtransfer.errors import Exit
 
 ROOT = Path(__file__).parents[1]
-ALL = sorted((*COMMANDS, "report", "pretrain"))
+ALL = sorted((*COMMANDS, *ABOVE_COMMANDS, "report", "pretrain"))
 
 
 def test_every_command_has_a_one_sentence_summary() -> None:

@@ -32,6 +32,7 @@ LAYERS = (
     ("pretrain",),  # also a command: a study pretrains encoders
 )
 COMMANDS = ("main", "evaluate", "predict", "export", "trim", "describe", "precompile", "parity", "study")
+ABOVE_COMMANDS = ("benchmark",)  # a command that runs the code of the others, to measure it
 TOP_LEVEL = {
     ".ci",
     ".gitignore",
@@ -48,21 +49,25 @@ TOP_LEVEL = {
 }
 # The package itself is between startup, the lowest layer, and the errors. Its list of commands is a command.
 PACKAGE_RANK = 0.5
-RANK = {name: rank for rank, layer in enumerate((*LAYERS, (*COMMANDS, "__main__"))) for name in layer}
+RANK = {
+    name: rank
+    for rank, layer in enumerate((*LAYERS, (*COMMANDS, "__main__"), ABOVE_COMMANDS))
+    for name in layer
+}
 UNLAYERED = ("__init__",)
 
 # Weights are read and the models are written here, so nothing may unpickle or import another framework.
 BANNED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tensorflow", "keras"}
 ONLY_IN = {
     "orbax": {"xtransfer.train.checkpoints"},
-    "torch": {"xtransfer.parity.reference"},
+    "torch": {"xtransfer.parity.reference", "xtransfer.benchmark.peer"},
     "matplotlib": {"xtransfer.report.plot", "xtransfer.report.sweep_plot"},
     "rich": {"xtransfer.runtime.terminal", "xtransfer.report.table"},
     "tensorboard": {"xtransfer.train.tensorboard"},
 }
 # Imported inside functions: torch and tensorboard are optional, and matplotlib is slow to import.
 LAZY = {"torch", "matplotlib", "tensorboard"}
-MAY_USE_TRANSFORMERS_MODELS = {"xtransfer.parity.reference"}
+MAY_USE_TRANSFORMERS_MODELS = {"xtransfer.parity.reference", "xtransfer.benchmark.peer"}
 MUST_BE_FALSE = {"allow_pickle", "trust_remote_code"}
 TRANSFORMERS_NAMES = re.compile(r"(?i).*tokeniz.*|SLOW_TO_FAST_CONVERTERS|BatchEncoding|logging|utils|__version__")
 
@@ -212,6 +217,7 @@ def test_the_repository_top_level_holds_only_known_entries() -> None:
         ("xtransfer.runs.find", "from xtransfer.evaluation.results import BASELINE"),
         ("xtransfer.experiment", "from xtransfer.main import main"),
         ("xtransfer.describe.dataset", "from xtransfer.precompile import steps"),
+        ("xtransfer.describe.dataset", "from xtransfer.benchmark import products"),
         ("xtransfer.report.table", "from xtransfer.describe import dataset"),
         ("xtransfer.__init__", "from xtransfer.errors import UserError"),
         ("xtransfer.data.task", "from xtransfer.helpers import anything"),
@@ -260,6 +266,7 @@ def test_each_fault_is_reported_once(module: str, source: str) -> None:
         ("xtransfer.runtime.terminal", "from xtransfer.errors import UserError"),
         ("xtransfer.main", "from xtransfer.report.table import Table\nfrom xtransfer.experiment import run"),
         ("xtransfer.export.__main__", "from xtransfer.runs.classifier import load_run"),
+        ("xtransfer.benchmark.ours", "from xtransfer.predict.predictor import predict"),
         ("xtransfer.train.checkpoints", "import orbax.checkpoint as ocp"),
         ("xtransfer.report.plot", "def f():\n    from matplotlib.figure import Figure"),
         ("xtransfer.parity.reference", "def f():\n    import torch\n    from transformers import AutoModel"),

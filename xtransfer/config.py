@@ -330,6 +330,16 @@ class PretrainConfig:
             raise ConfigError(f"config key row_length is {self.row_length}: max_positions is only {self.max_positions}")
 
 
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """The settings of an experiment that `benchmark` measures, under the same keys."""
+
+    student: ModelConfig = ModelConfig(checkpoint="mini-bert-multilingual")
+    evaluation_batch_size: int = setting(0, at_least=0)  # rows; 0 = chosen for the devices
+    mesh: MeshConfig = MeshConfig()
+    platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on another platform; "" = any
+
+
 # Settings that may differ between two starts in one workdir: the stages and draws, the locations of the data and the
 # checkpoints (whose fingerprints may not), what is scored and calibrated, the rows to predict at a time, the devices,
 # and the number of microbatches.
@@ -377,6 +387,17 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
     If a key is given twice, the last value counts.
     """
     path, arg = split_source(source)
+    last_by_key = _last_by_key(overrides, schema)
+    return _overridden(_run(source, path, arg), last_by_key, schema)
+
+
+def override_defaults(overrides: Sequence[str], schema: type) -> Any:
+    """Return a checked instance of `schema`: its defaults with `--config.key=value` overrides; see `load`."""
+    return _overridden(default(schema), _last_by_key(overrides, schema), schema)
+
+
+def _last_by_key(overrides: Sequence[str], schema: type) -> dict[str, str]:
+    """Return the last override of each key; a UserError names a flag or a key that does not exist."""
     last_by_key: dict[str, str] = {}
     for override in overrides:
         if not override.startswith("--config.") or "=" not in override:
@@ -384,9 +405,13 @@ def load(source: str, overrides: Sequence[str] = (), schema: type = ExperimentCo
         key = override[len("--config.") :].partition("=")[0]
         _check_key(schema, key)
         last_by_key[key] = override  # config_flags would concatenate tuples
+    return last_by_key
+
+
+def _overridden(config: ConfigDict, last_by_key: Mapping[str, str], schema: type) -> Any:
     values = flags.FlagValues()
-    argv = [path, *last_by_key.values()]
-    config = _with_entries(_run(source, path, arg), schema, last_by_key)
+    argv = ["", *last_by_key.values()]
+    config = _with_entries(config, schema, last_by_key)
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)

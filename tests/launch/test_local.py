@@ -168,7 +168,7 @@ def test_an_environment_variable_adds_extras(installed: Checkout) -> None:
 def test_an_unknown_extra_is_refused(checkout: Checkout, extra: str) -> None:
     code, stderr, calls = checkout.run("local.sh", XTRANSFER_EXTRAS=extra)
     assert code == 1 and calls == []
-    names = "tpu, cuda, tensorboard, test, dev"
+    names = "tpu, cuda, tensorboard, torch, test, dev"
     assert stderr == f"error: XTRANSFER_EXTRAS: setup.cfg has no extra '{extra}', only {names}\n"
 
 

@@ -1,7 +1,7 @@
 """Compute, save, and load a reference: a checkpoint's activations in PyTorch and `transformers`.
 
-This is the only module that imports PyTorch or a model of `transformers`. It does so inside functions, because nothing
-else needs them. A reference is saved as safetensors, so that machines without PyTorch can compare with it.
+Only this module and `benchmark.peer` import PyTorch or a model of `transformers`. They do so inside functions, because
+nothing else needs them. A reference is saved as safetensors, so that machines without PyTorch can compare with it.
 
 Activations: `embeddings` is the input of the first layer, and `layer_1`, `layer_2`, … are the outputs of the layers.
 `pooled` is the input of the head's last linear layer (for BERT without a head, the pooler's output), and `logits` is

@@ -71,6 +71,7 @@ def predict(
     on_batch: Callable[[int], None] = lambda rows: None,
     *,
     long: str = "truncate",
+    step: inference.EvalStep | None = None,
 ) -> Generator[Window, None, None]:
     """Yield the rows of a file in order, in windows with their logits. Rows without text are skipped.
 
@@ -86,6 +87,7 @@ def predict(
       on_batch: called after each batch with the number of rows whose first chunk was in it.
       long: one of `LONG`: truncate texts that are longer than max_length, or average the logits of their chunks; see
         `tokenize_chunks`.
+      step: the compiled forward pass, for callers who predict several files; None compiles one.
 
     Raises:
       UserError: `read_texts` fails, the tokenizer fails on a text, a pair cannot be divided into chunks, or logits are
@@ -109,7 +111,8 @@ def predict(
                 for indices, batch in batches_by_length(tokens, classes, plans):
                     yield (window, rows[indices]), batch
 
-    step = inference.make_eval_step(classifier.graphdef, mesh)
+    if step is None:
+        step = inference.make_eval_step(classifier.graphdef, mesh)
     with closing(prefetch(batches(), _PREFETCHED_BATCHES)) as prefetched:
         results = inference.forward(step, classifier.params, mesh, prefetched)
         for window, chunks in itertools.groupby(results, lambda result: result[0][0]):

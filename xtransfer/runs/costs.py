@@ -74,7 +74,7 @@ def recorded(workdir: Workdir, stage: str, run: Path, work: Work) -> Iterator[No
     finally:
         added = work.since(before)
         if added.examples and processes.is_first():
-            peak, memory = _peak_memory()
+            peak, memory = peak_memory()
             cost = Cost(
                 stage=stage,
                 run=run.relative_to(workdir.root).as_posix(),
@@ -113,7 +113,7 @@ def _parsed(line: bytes) -> Cost | None:
     return Cost(**row)
 
 
-def _peak_memory() -> tuple[int, str]:
+def peak_memory() -> tuple[int, str]:
     """Return the peak memory in bytes, and whose it is; see `Cost`."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [int(values["peak_bytes_in_use"]) for values in statistics if "peak_bytes_in_use" in values]

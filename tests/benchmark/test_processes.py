@@ -1,0 +1,73 @@
+"""Real processes measure every part of the embedded encoder, write the JSON, and end together."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.helpers.benchmarking import TINY, start
+from xtransfer.benchmark import measurement
+from xtransfer.benchmark.measurement import OURS
+from xtransfer.errors import Exit
+
+
+def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    process = start("--json", str(file), "--batch-size", "8", *TINY)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "| training | xtransfer |" in output and "× transformers" not in output
+    record = json.loads(file.read_text())
+    assert set(record) == {
+        *("format", "command", "against", "pairs", "seconds"),
+        *("machine", "versions", "config", "texts", "sides", "parts"),
+    }
+    assert record["config"]["student"]["batch_size"] == 8 and record["config"]["student"]["packed"] is False
+    assert record["machine"]["devices"] == 1 and record["machine"]["cores"] >= 1
+    assert record["versions"]["jax"] == jax.__version__
+    assert (record["texts"]["files"], record["texts"]["number"]) == (None, 1000)
+    assert 0 < record["texts"]["truncated"] < 1000, "the reviews have more than 16 tokens"
+    (side,) = record["sides"].values()
+    assert side["until_first_step_seconds"] == pytest.approx(
+        sum(side[f"{name}_seconds"] for name in ("imports", "loading", "compiling", "first_step"))
+    )
+    assert side["peak_bytes"] > 2**20
+    assert [part["part"] for part in record["parts"]] == list(measurement.PARTS)
+    for part in record["parts"]:
+        assert (part["ratios"], part["ratio"], len(part["pairs"])) == (None, None, 2)
+        for pair in part["pairs"]:
+            burst = pair[OURS]
+            assert burst["examples"] == part["examples"] and 0 < burst["tokens"] <= 16 * burst["examples"]
+            assert burst["tokens"] <= burst["slots"]
+    training = record["parts"][0]
+    # Eight rows of 16 tokens: 6 FLOPs for each token and weight of 3 layers, and attention, 12 · 16 · 128 each. The
+    # head multiplies one vector of each row.
+    weights = 4 * 128 * 128 + 2 * 128 * 512
+    expected = 8 * 16 * 3 * (6 * weights + 12 * 16 * 128)
+    assert training["step"]["flops"] == pytest.approx(expected, rel=0.01)
+    assert (training["step"]["rows"], training["step"]["row_length"]) == (8, 16)
+    assert record["parts"][3]["step"] is None
+
+
+def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
+    process = start("--parts", "tokenising", "--seconds", "600", start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("1 of 1: tokenising")
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        Exit.INTERRUPTED,
+        "interrupted: nothing was written; run the command again\n",
+    )
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker is still running")

@@ -1,0 +1,1 @@
+"""The benchmark command: measure training, labelling, prediction, and tokenising on this machine."""

@@ -1,0 +1,194 @@
+"""Measure the parts one after the other, both sides in turns, in their worker processes."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtransfer.benchmark.numbers import Burst, amount_for
+from xtransfer.benchmark.worker import Worker
+
+PARTS = ("training", "labelling", "prediction", "tokenising")
+OURS, PEER = "xtransfer", "transformers"
+_MOST_EXAMPLES = 1 << 20  # in a burst
+_RESIZES = 4
+_NEAR = 1.5  # a burst that is this many times too short or too long is good enough
+_REST_SECONDS = 0.2  # for the threads of one side to fall asleep before the other side runs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+      parts: names from `PARTS`, in the order to measure them.
+      pairs: the number of bursts of each side.
+      seconds: about how long our bursts take. The other side does the same work.
+    """
+
+    parts: tuple[str, ...]
+    pairs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The measurement of one part.
+
+    Attributes:
+      part: a name from `PARTS`.
+      amount: the number of examples in each burst.
+      bursts: the bursts of each side, by its name. Pair i is the i-th burst of both.
+      step: our compiled step, see `ours.Part.step`, or None.
+    """
+
+    part: str
+    amount: int
+    bursts: Mapping[str, tuple[Burst, ...]]
+    step: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """Everything about one side but its bursts.
+
+    Attributes:
+      facts: its answer to the request to open: the seconds of imports and loading, and what it found.
+      first_seconds: the time of the first batch of the first part, with compiling.
+      again_seconds: the time of the same batch once more.
+      memory: its peak memory, see `costs.peak_memory`.
+      idle_seconds: how long it waited for the other side.
+      idle_cpu_seconds: the processor time that it took meanwhile.
+    """
+
+    facts: Mapping[str, Any]
+    first_seconds: float
+    again_seconds: float
+    memory: Mapping[str, Any]
+    idle_seconds: float
+    idle_cpu_seconds: float
+
+    @property
+    def compiling_seconds(self) -> float:
+        """The part of the first batch's time that is not the step itself."""
+        return max(0.0, self.first_seconds - self.again_seconds)
+
+    @property
+    def until_first_step(self) -> float:
+        """The seconds from the start of the process to the end of its first step."""
+        return self.facts["imports_seconds"] + self.facts["loading_seconds"] + self.first_seconds
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The sides by name, `OURS` first, and the parts in their order."""
+
+    sides: Mapping[str, Side]
+    parts: tuple[PartResult, ...]
+
+
+def measure(
+    plan: Plan,
+    settings: Mapping[str, Any],
+    texts: Path,
+    threads: int,
+    *,
+    against: bool,
+    on_part: Callable[[str], None] = lambda part: None,
+) -> Measurement:
+    """Measure all parts.
+
+    Args:
+      plan: what to measure.
+      settings: a `BenchmarkConfig` as a dictionary.
+      texts: a JSON file with a list of texts. Our side writes beside it.
+      threads: the number of threads of the peer; ours takes one for each core that the process may use.
+      against: whether to measure the peer too.
+      on_part: called with each part before it is measured.
+
+    Raises:
+      UserError: see `Worker.ask`.
+    """
+    with ExitStack() as stack:
+        # Both sides need the memory of a GPU, of which JAX would take three quarters at its start.
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if against else {}
+        ours = stack.enter_context(closing(Worker(OURS, "xtransfer.benchmark.ours", environment)))
+        facts = {OURS: ours.ask(do="open", settings=settings, texts=str(texts), against=against)}
+        workers = {OURS: ours}
+        if against:
+            workers[PEER] = stack.enter_context(closing(Worker(PEER, "xtransfer.benchmark.peer")))
+            shared = {key: facts[OURS][key] for key in ("directory", "classes", "frozen", "platform")}
+            facts[PEER] = workers[PEER].ask(
+                do="open", student=settings["student"], texts=str(texts), threads=threads, **shared
+            )
+        results: list[PartResult] = []
+        first_batches: dict[str, tuple[float, float]] = {}
+        for part in plan.parts:
+            on_part(part)
+            result, batches = _measure_part(part, plan, workers)
+            results.append(result)
+            first_batches = first_batches or batches
+        memory = {name: worker.ask(do="close") for name, worker in workers.items()}
+        sides = {
+            name: Side(
+                facts=facts[name],
+                first_seconds=first_batches[name][0],
+                again_seconds=first_batches[name][1],
+                memory=memory[name],
+                idle_seconds=worker.idle_seconds,
+                idle_cpu_seconds=worker.idle_cpu_seconds,
+            )
+            for name, worker in workers.items()
+        }
+        return Measurement(sides, tuple(results))
+
+
+def _measure_part(
+    part: str, plan: Plan, workers: Mapping[str, Worker]
+) -> tuple[PartResult, dict[str, tuple[float, float]]]:
+    """Return the result, and the seconds of each side's first batch and of the same batch once more."""
+    ours = workers[OURS]
+    unit = ours.ask(do="prepare", part=part)["unit"]
+    amount, first, again = _sized(ours, unit, plan.seconds)
+    batches = {OURS: (first.seconds, again.seconds)}
+    peer = workers.get(PEER)
+    if peer is not None:
+        peer.ask(do="prepare", part=part)
+        if part == "training":
+            peer.ask(do="indices", **ours.ask(do="indices", amount=amount))
+        batches[PEER] = _run(peer, unit).seconds, _run(peer, unit).seconds
+    bursts: dict[str, list[Burst]] = {name: [] for name in workers}
+    for pair in range(plan.pairs):
+        for name in order(pair, tuple(workers)):
+            if peer is not None:
+                time.sleep(_REST_SECONDS)
+            bursts[name].append(_run(workers[name], amount))
+    step = ours.ask(do="step", seconds=plan.seconds)["step"]
+    return PartResult(part, amount, {name: tuple(of_side) for name, of_side in bursts.items()}, step), batches
+
+
+def order(pair: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the sides in the order in which a pair runs: A B, then B A, so that a drift favours neither."""
+    return tuple(names) if pair % 2 == 0 else tuple(reversed(names))
+
+
+def _run(worker: Worker, amount: int) -> Burst:
+    return Burst(**worker.ask(do="run", amount=amount))
+
+
+def _sized(worker: Worker, unit: int, seconds: float) -> tuple[int, Burst, Burst]:
+    """Return an amount that takes about `seconds`, and the first two bursts of one unit.
+
+    Afterwards everything that this amount needs is compiled.
+    """
+    amount, first = unit, _run(worker, unit)
+    again = burst = _run(worker, unit)
+    for _ in range(_RESIZES):
+        better = amount_for(burst, seconds, unit, _MOST_EXAMPLES)
+        if amount / _NEAR <= better <= amount * _NEAR:
+            break
+        amount = better
+        burst = _run(worker, amount)
+    return amount, first, again

@@ -1,0 +1,206 @@
+"""A measurement for people, as tables, and for programs, as JSON."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xtransfer
+from xtransfer.benchmark.measurement import OURS, PEER, Measurement, PartResult, Side, order
+from xtransfer.benchmark.numbers import Burst, Spread, ratios, spread
+from xtransfer.report.table import Table
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "tokenizers", "numpy", "torch")
+_BUSY = 0.5  # other processes that are running, on average, beyond which figures are doubtful
+_SPINNING = 0.05  # cores that an idle worker takes, beyond which the other side's figures are doubtful
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Return the facts about this machine that need no JAX."""
+    return {
+        "cpu": _cpu_model(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package, and of the packages that decide the figures, if installed."""
+    found = {"python": platform.python_version(), "xtransfer": xtransfer.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def step_figures(step: Mapping[str, Any]) -> dict[str, Spread]:
+    """Return FLOP/s of a step and of its bare products, and the share of the second that the first reaches."""
+    flops, rounds = step["flops"], step["rounds"]
+    return {
+        "step_flops_per_second": spread([flops / times["step_seconds"] for times in rounds]),
+        "products_flops_per_second": spread([flops / times["products_seconds"] for times in rounds]),
+        "share": spread([times["products_seconds"] / times["step_seconds"] for times in rounds]),
+    }
+
+
+def tables(measurement: Measurement) -> Iterator[Table]:
+    """Yield the tables: rates, the compiled steps, and the start."""
+    columns: tuple[str, ...] = ("part", "side", "examples/s", "tokens/s", "real tokens", f"× {PEER}")
+    columns = columns if PEER in measurement.sides else columns[:-1]
+    rows = (row[: len(columns)] for result in measurement.parts for row in _rates(result))
+    yield Table(columns, tuple(rows), text_columns=2)
+    steps = tuple(_step(result) for result in measurement.parts if result.step is not None)
+    if steps:
+        yield Table(("step", "batch", "GFLOP", "GFLOP/s", "its products alone, GFLOP/s", "share of that"), steps)
+    yield Table(
+        ("side", "imports, s", "loading, s", "compiling, s", "first step, s", "total, s", "peak memory, MB"),
+        tuple(_start(name, side) for name, side in measurement.sides.items()),
+    )
+
+
+def _rates(result: PartResult) -> Iterator[tuple[str, ...]]:
+    for name, bursts in result.bursts.items():
+        ratio = "–"
+        if name == OURS and PEER in result.bursts:
+            ratio = _cell(spread(ratios(bursts, result.bursts[PEER])), 2)
+        yield (
+            result.part if name == OURS else "",
+            name,
+            _cell(spread([burst.examples_per_second for burst in bursts])),
+            f"{statistics.median(burst.tokens_per_second for burst in bursts):,.0f}",
+            f"{statistics.median(burst.real_share for burst in bursts):.0%}",
+            ratio,
+        )
+
+
+def _cell(values: Spread, decimals: int | None = None) -> str:
+    """Return the median, with the range if there is one, in about three digits or with a number of decimals."""
+
+    def number(value: float) -> str:
+        digits = (0 if value >= 100 else 1 if value >= 10 else 2) if decimals is None else decimals
+        return f"{value:,.{digits}f}"
+
+    median = number(values.median)
+    return median if values.count == 1 else f"{median} ({number(values.least)}–{number(values.most)})"
+
+
+def _step(result: PartResult) -> tuple[str, ...]:
+    assert result.step is not None
+    figures = step_figures(result.step)
+    return (
+        result.part,
+        f"{result.step['rows']} × {result.step['row_length']}",
+        f"{result.step['flops'] / 1e9:,.2f}",
+        f"{figures['step_flops_per_second'].median / 1e9:,.0f}",
+        f"{figures['products_flops_per_second'].median / 1e9:,.0f}",
+        f"{figures['share'].median:.0%}",
+    )
+
+
+def _start(name: str, side: Side) -> tuple[str, ...]:
+    seconds = (
+        side.facts["imports_seconds"],
+        side.facts["loading_seconds"],
+        side.compiling_seconds,
+        side.first_seconds - side.compiling_seconds,
+        side.until_first_step,
+    )
+    of_device = " of the device" if side.memory["memory"] == "device" else ""
+    return (name, *(f"{value:.2f}" for value in seconds), f"{side.memory['peak_bytes'] / 1e6:,.0f}{of_device}")
+
+
+def notes(record: Mapping[str, Any], measurement: Measurement) -> Iterator[str]:
+    """Yield the sentences below the tables."""
+    texts, counts = record["texts"], {result.part: result.amount for result in measurement.parts}
+    amounts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    yield f"examples in each burst: {amounts}; medians of {record['pairs']} bursts, with the range in brackets"
+    if texts["truncated"]:
+        yield (
+            f"{texts['truncated']:,} of {texts['number']:,} texts are longer than "
+            f"{record['config']['student']['max_length']} tokens and were truncated"
+        )
+    if record["machine"]["load_before"] > _BUSY:
+        yield (
+            f"warning: {record['machine']['load_before']:.1f} other processes were running on "
+            f"{record['machine']['cores']} cores; measure again on a quiet machine"
+        )
+    for name, side in measurement.sides.items():
+        if side.idle_cpu_seconds > _SPINNING * max(side.idle_seconds, 1.0):
+            yield (
+                f"warning: {name} took {side.idle_cpu_seconds:.1f} s of processor time in the "
+                f"{side.idle_seconds:.1f} s in which it should have been idle"
+            )
+
+
+def parts_as_json(measurement: Measurement) -> list[dict[str, Any]]:
+    """Return every burst and every figure of the parts."""
+    return [_part_as_json(result) for result in measurement.parts]
+
+
+def _part_as_json(result: PartResult) -> dict[str, Any]:
+    names = tuple(result.bursts)
+    pairs = [
+        {"order": list(order(i, names)), **{name: _burst_as_json(result.bursts[name][i]) for name in names}}
+        for i in range(len(result.bursts[OURS]))
+    ]
+    rates = {
+        name: dataclasses.asdict(spread([burst.examples_per_second for burst in bursts]))
+        for name, bursts in result.bursts.items()
+    }
+    record: dict[str, Any] = {"part": result.part, "examples": result.amount, "pairs": pairs}
+    record |= {"examples_per_second": rates, "ratios": None, "ratio": None, "step": None}
+    if PEER in result.bursts:
+        each = ratios(result.bursts[OURS], result.bursts[PEER])
+        record |= {"ratios": each, "ratio": dataclasses.asdict(spread(each))}
+    if result.step is not None:
+        figures = {name: dataclasses.asdict(values) for name, values in step_figures(result.step).items()}
+        record["step"] = {**result.step, **figures}
+    return record
+
+
+def _burst_as_json(burst: Burst) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(burst),
+        "examples_per_second": burst.examples_per_second,
+        "tokens_per_second": burst.tokens_per_second,
+        "real_share": burst.real_share,
+    }
+
+
+def sides_as_json(measurement: Measurement) -> dict[str, dict[str, Any]]:
+    """Return the start, the memory, and the idle time of each side."""
+    return {
+        name: {
+            **side.facts,
+            "compiling_seconds": side.compiling_seconds,
+            "first_step_seconds": side.first_seconds - side.compiling_seconds,
+            "until_first_step_seconds": side.until_first_step,
+            **side.memory,
+            "idle_seconds": side.idle_seconds,
+            "idle_cpu_seconds": side.idle_cpu_seconds,
+        }
+        for name, side in measurement.sides.items()
+    }
