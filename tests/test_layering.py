@@ -49,11 +49,7 @@ TOP_LEVEL = {
 }
 # The package itself is between startup, the lowest layer, and the errors. Its list of commands is a command.
 PACKAGE_RANK = 0.5
-RANK = {
-    name: rank
-    for rank, layer in enumerate((*LAYERS, (*COMMANDS, "__main__"), ABOVE_COMMANDS))
-    for name in layer
-}
+RANK = {name: rank for rank, layer in enumerate((*LAYERS, (*COMMANDS, "__main__"), ABOVE_COMMANDS)) for name in layer}
 UNLAYERED = ("__init__",)
 
 # Weights are read and the models are written here, so nothing may unpickle or import another framework.

@@ -9,6 +9,7 @@ from tests.helpers import tiny
 from tests.helpers.benchmarking import TINY, start
 from xtransfer.benchmark import peer
 from xtransfer.benchmark.measurement import OURS, PEER
+from xtransfer.errors import ConfigError
 
 
 @pytest.mark.skipif(not peer.available(), reason="PyTorch is not installed")
@@ -36,3 +37,25 @@ def test_the_peer_does_the_same_work_in_turns(tmp_path: Path) -> None:
     assert training[PEER]["slots"] == 7 * training[PEER]["examples"]
     assert training[OURS]["slots"] == 16 * training[OURS]["examples"], "unpacked rows have max_length tokens"
     assert set(record["sides"]) == {OURS, PEER} and len(record["sides"][OURS]["frozen"]) == 5
+
+
+@pytest.mark.skipif(not peer.available(), reason="PyTorch is not installed")
+def test_exactly_the_frozen_tensors_keep_their_values() -> None:
+    """A bare encoder's names have no prefix in the file. A name that fits no tensor, or two, cannot be frozen."""
+    import torch
+
+    def side(*frozen: str) -> peer.Peer:
+        handler = peer.Peer()
+        handler._request = {"frozen": frozen}
+        return handler
+
+    layers = {name: torch.nn.Linear(2, 2) for name in ("embeddings", "other_embeddings", "first", "second")}
+    model = torch.nn.ModuleDict({"bert": torch.nn.ModuleDict(layers)})
+    side("embeddings.weight", "bert.first.bias").freeze(model)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
+        "bert.embeddings.weight",
+        "bert.first.bias",
+    }
+    for name in ("third.weight", "weight"):
+        with pytest.raises(ConfigError, match=f"has no single tensor {name}, which student.frozen selects"):
+            side(name).freeze(model)

@@ -118,8 +118,8 @@ class Peer:
             matches = [p for key, p in model.named_parameters() if key == name or key.endswith(f".{name}")]
             if len(matches) != 1:
                 raise ConfigError(
-                    f"--against transformers: its classifier has no tensor {name}, which student.frozen selects; leave "
-                    "the flag out"
+                    f"--against transformers: its classifier has no single tensor {name}, which student.frozen "
+                    "selects; leave the flag out"
                 )
             matches[0].requires_grad_(False)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xtransfer.errors import MachineError, UserError, one_line, user_error
+from xtransfer.runtime import terminal
 
 Answer = dict[str, Any]
 Handler = Callable[[Mapping[str, Any]], Answer]
@@ -103,7 +104,9 @@ def serve(handler: Handler) -> None:
         idle = (0.0, 0.0)
         if waiting_since is not None:
             idle = time.monotonic() - waiting_since[0], time.process_time() - waiting_since[1]
-        answer = _answer(handler, json.loads(line)) | {"idle_seconds": idle[0], "idle_cpu_seconds": idle[1]}
+        with terminal.one_line_warnings():
+            answer = _answer(handler, json.loads(line))
+        answer |= {"idle_seconds": idle[0], "idle_cpu_seconds": idle[1]}
         waiting_since = time.monotonic(), time.process_time()
         try:
             print(json.dumps(answer, allow_nan=False), file=answers, flush=True)

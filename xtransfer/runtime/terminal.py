@@ -87,7 +87,7 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of several failed writes, one comes as an exception
     _ignore_closed_loops()
     try:
-        with _one_line_warnings(), _lasting_output():
+        with one_line_warnings(), _lasting_output():
             _name_ignored_variables()
             _run(main, interrupted)
     finally:
@@ -225,7 +225,7 @@ class _Warnings(logging.Handler):
 
 
 @contextmanager
-def _one_line_warnings() -> Iterator[None]:
+def one_line_warnings() -> Iterator[None]:
     """Print the package's own log records, whatever handlers another library gives to the root logger."""
     logger, handler = logging.getLogger("xtransfer"), _Warnings()
     logger.addHandler(handler)
