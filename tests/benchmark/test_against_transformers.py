@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
-from tests.helpers.benchmarking import TINY, start
+from tests.helpers.benchmarking import TINY, run
 from xtransfer.benchmark import peer
 from xtransfer.benchmark.measurement import OURS, PEER
 from xtransfer.errors import ConfigError
@@ -17,13 +17,12 @@ def test_the_peer_does_the_same_work_in_turns(tmp_path: Path) -> None:
     model, file, texts = tiny.checkpoint(tmp_path / "model"), tmp_path / "report.json", tmp_path / "texts.txt"
     texts.write_text("the film is very good\nder Film ist schlecht\nle film\n")
     frozen = "--config.student.frozen=('^encoder[.]embeddings[.]',)"
-    process = start(
+    result = run(
         *("--checkpoint", str(model), "--text", str(texts), "--against", "transformers", "--json", str(file)),
         *("--batch-size", "4", "--parts", "training,labelling,tokenising", frozen, *TINY),
     )
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "× transformers" in output
+    assert result.returncode == 0, result.stderr
+    assert "× transformers" in result.stdout
     record = json.loads(file.read_text())
     for part in record["parts"]:
         assert [pair["order"] for pair in part["pairs"]] == [[OURS, PEER], [PEER, OURS]]

@@ -9,7 +9,18 @@ from typing import Any
 from tests.conftest import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[2]
+_HANGS_AFTER_SECONDS = 900
 TINY = ("--seconds", "0.001", "--pairs", "2", "--config.student.packed=False", "--config.student.max_length=16")
+
+
+def run(*flags: str) -> subprocess.CompletedProcess:
+    """Run the command to its end, on one device."""
+    process = start(*flags)
+    try:
+        output, errors = process.communicate(timeout=_HANGS_AFTER_SECONDS)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(flags, process.returncode, output, errors)
 
 
 def start(*flags: str, **options: Any) -> subprocess.Popen:

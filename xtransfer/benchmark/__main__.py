@@ -7,6 +7,7 @@ machine's speed meets both. The settings are those of an experiment's student. N
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -45,7 +46,32 @@ def main(argv: list[str]) -> None:
     if args.json is not None and args.json.exists():
         raise ConfigError(f"{args.json} already exists; choose another file for --json")
     texts = _texts(args)
-    record: dict[str, Any] = {
+    record = _conditions(args, argv, settings)
+    with contextlib.ExitStack() as stack:
+        # Opened first, so that an unwritable path fails now and not after the measurement.
+        output = None if args.json is None else stack.enter_context(storage.AtomicFile(args.json, exclusive=True))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="xtransfer-benchmark-"))
+        file = Path(scratch) / "texts.json"
+        file.write_text(json.dumps(texts), encoding="utf-8")
+        measurement = measure(
+            plan,
+            record["config"],
+            file,
+            report.cores(),
+            against=args.against is not None,
+            on_part=lambda part: _log_progress(part, plan),
+        )
+        record |= _results(args, texts, measurement)
+        record["machine"] |= report.devices(measurement)
+        show(record, measurement)
+        if output is not None:
+            output.write((json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            output.commit()
+
+
+def _conditions(args: argparse.Namespace, argv: list[str], settings: BenchmarkConfig) -> dict[str, Any]:
+    """Return the part of the JSON that is known before anything runs."""
+    return {
         "format": _FORMAT,
         "command": shlex.join(["python", "-m", "xtransfer.benchmark", *argv]),
         "against": args.against,
@@ -55,29 +81,21 @@ def main(argv: list[str]) -> None:
         "versions": report.versions(),
         "config": dataclasses.asdict(settings),
     }
-    with tempfile.TemporaryDirectory(prefix="xtransfer-benchmark-") as scratch:
-        file = Path(scratch) / "texts.json"
-        file.write_text(json.dumps(texts), encoding="utf-8")
-        measurement = measure(
-            plan,
-            record["config"],
-            file,
-            report.cores(),
-            against=bool(args.against),
-            on_part=lambda part: _log_progress(part, plan),
-        )
+
+
+def _results(args: argparse.Namespace, texts: list[str], measurement: Measurement) -> dict[str, Any]:
+    """Return the rest of the JSON."""
     facts = measurement.sides[OURS].facts
-    record["machine"] |= {key: facts[key] for key in ("platform", "device_kind", "devices")}
-    record["texts"] = {
-        "files": None if args.text is None else [str(path) for path in args.text],
-        "number": len(texts),
-        "tokens": facts["tokens"],
-        "truncated": facts["truncated"],
+    return {
+        "texts": {
+            "files": None if args.text is None else [str(path) for path in args.text],
+            "number": len(texts),
+            "tokens": facts["tokens"],
+            "truncated": facts["truncated"],
+        },
+        "sides": report.sides_as_json(measurement),
+        "parts": report.parts_as_json(measurement),
     }
-    record["sides"], record["parts"] = report.sides_as_json(measurement), report.parts_as_json(measurement)
-    show(record, measurement)
-    if args.json is not None:
-        storage.write_atomically(args.json, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _log_progress(part: str, plan: Plan) -> None:

@@ -7,6 +7,7 @@ Training runs the compiled step on packed batches, which a thread prepares and p
 import dataclasses
 import itertools
 import json
+import math
 import re
 import statistics
 import time
@@ -32,7 +33,7 @@ from xtransfer.errors import ConfigError, MachineError
 from xtransfer.models import inference
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.weights import WeightSource
-from xtransfer.predict.predictor import predict
+from xtransfer.predict import predictor
 from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runs.costs import peak_memory
 from xtransfer.runtime import terminal
@@ -45,6 +46,7 @@ from xtransfer.train.work import Work
 _IMPORTED = time.monotonic()
 _CLASSES = ("LABEL_0", "LABEL_1")  # of the new head of a checkpoint without one
 _TOKENIZED = 1000  # the smallest number of texts to tokenize
+_BATCHES = 4  # the smallest number of batches of inference, of which the last one is not full
 _ROUNDS = 3  # in which a step and its bare products alternate
 
 
@@ -108,8 +110,10 @@ class Labelling:
     """The logits of the examples, from text, as a teacher computes them."""
 
     def __init__(self, model: Finetuner, texts: Sequence[Example]):
-        self._model, self._texts, self.unit = model, texts, model.settings.batch_size
-        self._params = model.fresh_params(seed=0)
+        self._model, self._texts, self._params = model, texts, model.fresh_params(seed=0)
+        row_length = model.settings.row_length or model.settings.max_length
+        per_row = row_length / model.dataset(texts).tokens.lengths.mean() if model.settings.packed else 1.0
+        self.unit = _BATCHES * math.ceil(model.eval_batch_size * per_row)
 
     def run(self, amount: int) -> Burst:
         """Tokenize the texts and compute their logits."""
@@ -133,7 +137,8 @@ class Prediction:
         self._lengths = model.dataset(texts).tokens.lengths
         self._step, self._slots = model.compiled_steps.eval_step, 0
         self._largest: dict[str, jax.Array] = {}
-        inputs, self.unit = model.inputs, model.settings.batch_size
+        inputs, rows = model.inputs, batch_size or inference.default_rows(model.mesh, predictor.BATCH_TEXT)
+        self.unit = _BATCHES * math.ceil(rows * predictor.BATCH_TEXT / self._lengths.mean())
         self._classifier = TrainedClassifier(
             source=inputs.directory,
             directory=inputs.directory,
@@ -155,7 +160,7 @@ class Prediction:
         start = time.perf_counter()
         source = tables.inspect(self._scratch, "text", "", "", skip_empty=False)
         max_length = self._model.settings.max_length
-        for _ in predict(
+        for _ in predictor.predict(
             self._classifier, self._model.mesh, source, max_length, self._batch_size, step=self._counted_step
         ):
             pass
@@ -212,7 +217,7 @@ def _forward_step(step: inference.EvalStep, params: Any, batch: Any, seconds: fl
 def _measured_step(
     run: Callable[[], Any], step: Callable[..., Any], arguments: tuple[Any, ...], seconds: float
 ) -> dict[str, Any]:
-    """Return the times of a step and of its products alone, which alternate.
+    """Return the times of a step and of its products alone, divided over the devices. The two alternate.
 
     Args:
       run: takes one step.
@@ -226,6 +231,8 @@ def _measured_step(
     bare.seconds(0.0)  # compiles
     jax.block_until_ready(run())
     budget = seconds / (2 * _ROUNDS)
+    # The products run on one device, and all devices share the step. The virtual devices of a CPU share its cores.
+    devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
     rounds = []
     for _ in range(_ROUNDS):
         times: list[float] = []
@@ -233,7 +240,7 @@ def _measured_step(
             start = time.perf_counter()
             jax.block_until_ready(run())
             times.append(time.perf_counter() - start)
-        rounds.append({"step_seconds": statistics.median(times), "products_seconds": bare.seconds(budget)})
+        rounds.append({"step_seconds": statistics.median(times), "products_seconds": bare.seconds(budget) / devices})
     return {
         "rows": shape[0],
         "row_length": shape[1],

@@ -36,6 +36,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def devices(measurement: Measurement) -> dict[str, Any]:
+    """Return the facts about JAX's devices."""
+    facts = measurement.sides[OURS].facts
+    return {key: facts[key] for key in ("platform", "device_kind", "devices")}
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

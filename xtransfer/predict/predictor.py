@@ -21,7 +21,7 @@ from xtransfer.models import inference
 from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runtime.sharding import data_shards
 
-_BATCH_TEXT = 128  # tokens of the texts that a batch size counts
+BATCH_TEXT = 128  # tokens of the texts that a batch size counts
 _WINDOW_ROWS = 4096  # rows that are tokenized and packed together
 _WINDOW_CHARACTERS = 1 << 24  # a window ends early once its texts are this long together
 _PREFETCHED_BATCHES = 4
@@ -133,7 +133,7 @@ def _plans(
     """Return batch layouts for a few text lengths, with rows that fill the device."""
     shards = data_shards(mesh)
     return make_plans(
-        batch_size or inference.default_rows(mesh, _BATCH_TEXT),
+        batch_size or inference.default_rows(mesh, BATCH_TEXT),
         max_length,
         pad_id=classifier.architecture.pad_id,
         position_offset=classifier.architecture.position_offset,
