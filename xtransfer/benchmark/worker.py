@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xtransfer.errors import MachineError, UserError, one_line, user_error
+from xtransfer.errors import Exit, MachineError, UserError, one_line, user_error
 from xtransfer.runtime import terminal
 
 Answer = dict[str, Any]
@@ -112,7 +112,7 @@ def serve(handler: Handler) -> None:
             print(json.dumps(answer, allow_nan=False), file=answers, flush=True)
         except BrokenPipeError:  # the parent is gone
             break
-    os._exit(0)  # the libraries' own clean-up takes seconds, and there is nothing to save
+    os._exit(Exit.DONE)  # the libraries' own clean-up takes seconds, and there is nothing to save
 
 
 def _answer(handler: Handler, request: Mapping[str, Any]) -> Answer:
