@@ -27,6 +27,9 @@ from xtransfer.errors import ConfigError, MachineError, UserError, nearest, one_
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
+SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt")  # see `train/schedules.py`
+_LARGEST_DECAY = 0.999999  # of a running mean; with 1 it would never move
+_SMALLEST_EPS = 1e-12  # a parameter without a gradient has 0 / eps
 
 _OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
 _ENTRY_NAME = re.compile(r"\w[\w-]{0,59}")  # the name of an objective becomes a directory
@@ -117,7 +120,11 @@ class ModelConfig:
     batch_size: int = setting(32, at_least=1)  # examples, over all devices
     steps: int = setting(1000, at_least=1, at_most=MAX_STEPS)
     warmup_fraction: float = setting(0.1, at_least=0, at_most=1)
+    schedule: str = setting("linear", choices=SCHEDULES)  # of the learning rate after warm-up
     weight_decay: float = setting(0.01, at_least=0)
+    adam_b1: float = setting(0.9, at_least=0, at_most=_LARGEST_DECAY)
+    adam_b2: float = setting(0.999, at_least=0, at_most=_LARGEST_DECAY)
+    adam_eps: float = setting(1e-8, at_least=_SMALLEST_EPS)
     clip_norm: float = setting(1.0, at_least=0)  # largest norm of the gradient; 0 = off
     row_length: int = setting(0, at_least=0)  # tokens of a packed row; 0 = max_length
     packed: bool = True
@@ -311,7 +318,11 @@ class PretrainConfig:
     partner_weight: float = setting(1.0, at_least=0)  # weight of finding the other half; masked tokens have 1
     learning_rate: float = setting(1e-3, at_least=0)
     warmup_fraction: float = setting(0.05, at_least=0, at_most=1)
+    schedule: str = setting("cosine", choices=SCHEDULES)
     weight_decay: float = setting(0.01, at_least=0)
+    adam_b1: float = setting(0.9, at_least=0, at_most=_LARGEST_DECAY)
+    adam_b2: float = setting(0.98, at_least=0, at_most=_LARGEST_DECAY)
+    adam_eps: float = setting(1e-8, at_least=_SMALLEST_EPS)
     clip_norm: float = setting(1.0, at_least=0)
     steps: int = setting(9000, at_least=1, at_most=MAX_STEPS)
     seed: int = setting(0, at_least=0, at_most=MAX_SEED)

@@ -4,9 +4,17 @@ import dataclasses
 
 import pytest
 
-from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, TransferConfig
+from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, PretrainConfig, TransferConfig
 from xtransfer.errors import UserError
-from xtransfer.runs.workdir import Workdir, as_record, check_config_unchanged, check_unchanged, read_config, record
+from xtransfer.runs.workdir import (
+    Workdir,
+    as_record,
+    check_config_unchanged,
+    check_settings_unchanged,
+    check_unchanged,
+    read_config,
+    record,
+)
 
 
 def begin(path, config):
@@ -88,6 +96,16 @@ def test_an_objective_may_be_added_to_a_workdir_and_neither_changed_nor_removed(
         UserError, match=r"objective\.mix\.base: 'monox_kd' → None; objective\.mix\.hard_weight: 0\.5 →"
     ):
         check_config_unchanged(Workdir(tmp_path), config)
+
+
+def test_an_older_recipe_of_pretraining_resumes_too(tmp_path):
+    path = tmp_path / "config.json"
+    old = as_record(PretrainConfig())
+    del old["schedule"], old["adam_b2"]
+    record(path, old)
+    check_settings_unchanged(path, PretrainConfig())
+    with pytest.raises(UserError, match=r"adam_b2: 0\.98 → 0\.999"):
+        check_settings_unchanged(path, PretrainConfig(adam_b2=0.999))
 
 
 def test_a_missing_or_broken_record_is_refused(tmp_path):

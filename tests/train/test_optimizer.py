@@ -1,4 +1,4 @@
-"""Learning rate schedules computed by hand, weight decay, and frozen parameters."""
+"""AdamW computed by hand: weight decay, its rates, and frozen parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -6,29 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from xtransfer.config import ModelConfig
 from xtransfer.errors import UserError
 from xtransfer.train import optimizer
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
-
-
-def test_linear_schedule():
-    rate = optimizer.schedule("linear", peak=1.0, steps=10, warmup_fraction=0.2)
-    assert [round(float(rate(i)), 6) for i in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
-
-
-def test_cosine_schedule():
-    rate = optimizer.schedule("cosine", peak=1.0, steps=10, warmup_fraction=0.2)
-    assert [round(float(rate(i)), 6) for i in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
-
-
-def test_no_warmup_starts_at_the_peak():
-    assert float(optimizer.schedule("linear", peak=1.0, steps=10, warmup_fraction=0.0)(0)) == 1.0
-
-
-def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'step'"):
-        optimizer.schedule("step", peak=1.0, steps=10, warmup_fraction=0.0)
 
 
 def apply_update(tx, gradient):
@@ -46,6 +28,29 @@ def test_only_matrices_decay():
 def test_first_adam_step_equals_the_learning_rate():
     after = apply_update(optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0), jax.tree.map(jnp.ones_like, PARAMS))
     np.testing.assert_allclose(after["a"]["bias"], 0.9, rtol=1e-6)
+
+
+def test_the_decay_rates_and_eps_by_hand():
+    """Gradients 1 and then 3, with b1 = 0.5, b2 = 0.75, and eps = 1.
+
+    The corrected means of the second step are m = (0.25 · 1 + 0.5 · 3) / 0.75 = 7/3 and
+    v = (0.1875 · 1 + 0.25 · 9) / 0.4375 = 39/7. The first step takes 1 / (1 + 1).
+    """
+    tx = optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0, b1=0.5, b2=0.75, eps=1.0)
+    moments, params = tx.init(PARAMS), PARAMS
+    for gradient in (1.0, 3.0):
+        updates, moments = tx.update(jax.tree.map(lambda x, g=gradient: jnp.full_like(x, g), params), moments, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["a"]["bias"], 1 - 0.1 * (0.5 + 7 / 3 / (np.sqrt(39 / 7) + 1)), rtol=1e-6)
+
+
+def test_the_default_rates_are_the_usual_ones_bit_for_bit():
+    gradient = jax.tree.map(lambda x: 0.3 * x, PARAMS)
+    settings = ModelConfig()
+    rates = {"b1": settings.adam_b1, "b2": settings.adam_b2, "eps": settings.adam_eps}
+    after = apply_update(optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0, **rates), gradient)
+    expected = apply_update(optax.adamw(0.1, weight_decay=0.0), gradient)
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
 
 
 def test_frozen_parameters_do_not_change_and_have_no_state():

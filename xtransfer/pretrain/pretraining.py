@@ -26,10 +26,10 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.pretrain import masking, text
-from xtransfer.runs.workdir import as_record, check_unchanged, record
+from xtransfer.runs.workdir import as_record, check_settings_unchanged, record
 from xtransfer.runtime import compilation_cache, sharding, terminal
 from xtransfer.runtime.locks import directory_lock
-from xtransfer.train import loop, optimizer, state, steps
+from xtransfer.train import loop, optimizer, schedules, state, steps
 from xtransfer.train.checkpoints import fall_back, remove_leftovers
 from xtransfer.train.tracking import LoggerSource, Tracking
 
@@ -60,7 +60,7 @@ def pretrain(
     work = refuse_pattern(output.with_name(output.name + ".work"), "--output")
     compilation_cache.enable(cache_dir(settings.task))
     with directory_lock(work):
-        check_unchanged(work / "config.json", as_record(settings))
+        check_settings_unchanged(work / "config.json", settings)
         if from_earlier_step:
             fall_back(work / loop.CHECKPOINTS)
         remove_leftovers(work / loop.CHECKPOINTS)
@@ -92,10 +92,20 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path, tracking: Trac
     )
 
     graphdef, params = _model(settings, architecture, mesh)
-    rate = optimizer.schedule(
-        "cosine", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
+    rate = schedules.schedule(
+        settings.schedule,
+        peak=settings.learning_rate,
+        steps=settings.steps,
+        warmup_fraction=settings.warmup_fraction,
     )
-    tx = optimizer.adamw(rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, b2=0.98)
+    tx = optimizer.adamw(
+        rate,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        b1=settings.adam_b1,
+        b2=settings.adam_b2,
+        eps=settings.adam_eps,
+    )
     step = steps.make_train_step(graphdef, _loss(settings.partner_weight), tx, mesh, params)
     final_state = loop.fit(
         work,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xtransfer import storage
-from xtransfer.config import ExperimentConfig, differences, parse
+from xtransfer.config import ExperimentConfig, PretrainConfig, differences, parse
 from xtransfer.distillation.objectives import TEACHER as TEACHER
 from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.runtime import processes
@@ -189,13 +189,17 @@ def _refuse_differences(path: Path, recorded: Mapping[str, Any], facts: Mapping[
 
 
 def check_config_unchanged(workdir: Workdir, config: ExperimentConfig) -> None:
-    """Refuse to continue with other settings than the recorded ones; the error names the differences.
+    """Refuse to continue with other settings than the experiment's; see `check_settings_unchanged`."""
+    check_settings_unchanged(workdir.config, config)
+
+
+def check_settings_unchanged(path: Path, config: ExperimentConfig | PretrainConfig) -> None:
+    """Refuse to continue with other settings than those recorded at `path`; the error names the differences.
 
     A setting that did not exist when the record was written counts as its default.
     """
-    if workdir.config.exists():
-        recorded = _filled_in(as_record(ExperimentConfig()), _read(workdir.config))
-        _refuse_differences(workdir.config, recorded, as_record(config))
+    if path.exists():
+        _refuse_differences(path, _filled_in(as_record(type(config)()), _read(path)), as_record(config))
 
 
 def _filled_in(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

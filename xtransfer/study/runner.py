@@ -14,7 +14,7 @@ from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.pretrain.pretraining import pretrain
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
-from xtransfer.runs.workdir import Workdir, as_record, check_unchanged, read_task
+from xtransfer.runs.workdir import Workdir, check_settings_unchanged, read_task
 from xtransfer.runtime import locks, terminal
 from xtransfer.study import comparison
 from xtransfer.study.design import Study, encoders_of, with_directories
@@ -48,7 +48,7 @@ def _run(study: Study, names: Sequence[str], root: Path, *, from_earlier_step: b
     for name in encoders_of(study, names):
         if directories[name].exists():
             work = directories[name].with_name(f"{name}.work")
-            check_unchanged(work / "config.json", as_record(recipes[name]))
+            check_settings_unchanged(work / "config.json", recipes[name])
         else:
             terminal.log(f"pretraining {name}")
             pretrain(recipes[name], directories[name], from_earlier_step=from_earlier_step)

@@ -18,7 +18,7 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import param_shardings, path_name
-from xtransfer.train import optimizer, state, steps
+from xtransfer.train import optimizer, schedules, state, steps
 from xtransfer.train.microbatches import num_microbatches
 
 
@@ -98,8 +98,11 @@ def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
 
 def learning_rate(settings: ModelConfig) -> optax.Schedule:
     """Return the schedule of a role: from the number of updates so far to the rate of the next one."""
-    return optimizer.schedule(
-        "linear", peak=settings.learning_rate, steps=settings.steps, warmup_fraction=settings.warmup_fraction
+    return schedules.schedule(
+        settings.schedule,
+        peak=settings.learning_rate,
+        steps=settings.steps,
+        warmup_fraction=settings.warmup_fraction,
     )
 
 
@@ -109,4 +112,7 @@ def _optimizer(settings: ModelConfig) -> optax.GradientTransformation:
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
         frozen=settings.frozen,
+        b1=settings.adam_b1,
+        b2=settings.adam_b2,
+        eps=settings.adam_eps,
     )

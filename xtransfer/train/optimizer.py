@@ -10,19 +10,6 @@ import optax
 from xtransfer.errors import ConfigError
 from xtransfer.runtime.sharding import path_name
 
-SCHEDULES = ("linear", "cosine")
-
-
-def schedule(kind: str, *, peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:
-    """Return linear warm-up from 0 to `peak`, then linear or cosine decay to 0 at `steps`."""
-    warmup = round(steps * warmup_fraction)
-    if kind == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
-    if kind != "linear":
-        raise ValueError(f"schedule {kind!r}: one of {', '.join(SCHEDULES)}")
-    down = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), down], [warmup])
-
 
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
@@ -30,7 +17,9 @@ def adamw(
     weight_decay: float,
     clip_norm: float,
     frozen: Sequence[str] = (),
+    b1: float = 0.9,
     b2: float = 0.999,
+    eps: float = 1e-8,
 ) -> optax.GradientTransformation:
     """Return AdamW with clipping of the gradient's global norm.
 
@@ -42,13 +31,15 @@ def adamw(
       clip_norm: the largest norm of the gradient; 0 turns clipping off.
       frozen: regular expressions of dotted paths. Parameters that one of them matches are not trained and need no
         optimizer state.
-      b2: AdamW's second decay rate.
+      b1: the decay rate of the mean of gradients.
+      b2: the decay rate of the mean of their squares.
+      eps: added to the root of the mean of squares.
 
     Raises:
       UserError: an expression matches no parameter, or they match all; raised when the state is created.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    trained = optax.chain(clip, optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay, mask=_decays))
+    trained = optax.chain(clip, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decays))
     if not frozen:
         return trained
     transforms = {"trained": trained, "frozen": optax.set_to_zero()}
