@@ -121,6 +121,7 @@ class ModelConfig:
     steps: int = setting(1000, at_least=1, at_most=MAX_STEPS)
     warmup_fraction: float = setting(0.1, at_least=0, at_most=1)
     schedule: str = setting("linear", choices=SCHEDULES)  # of the learning rate after warm-up
+    layer_decay: float = setting(1.0, at_least=1e-3, at_most=1)  # of the rate, per layer from the head down; 1 = off
     weight_decay: float = setting(0.01, at_least=0)
     adam_b1: float = setting(0.9, at_least=0, at_most=_LARGEST_DECAY)
     adam_b2: float = setting(0.999, at_least=0, at_most=_LARGEST_DECAY)

@@ -44,7 +44,7 @@ class CompiledSteps:
             dtype=jnp.dtype(settings.compute_dtype),
             remat=settings.remat,
         )
-        self.optimizer = _optimizer(settings)
+        self.optimizer = _optimizer(settings, architecture)
         self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
@@ -106,7 +106,7 @@ def learning_rate(settings: ModelConfig) -> optax.Schedule:
     )
 
 
-def _optimizer(settings: ModelConfig) -> optax.GradientTransformation:
+def _optimizer(settings: ModelConfig, architecture: EncoderConfig) -> optax.GradientTransformation:
     return optimizer.adamw(
         learning_rate(settings),
         weight_decay=settings.weight_decay,
@@ -115,4 +115,6 @@ def _optimizer(settings: ModelConfig) -> optax.GradientTransformation:
         b1=settings.adam_b1,
         b2=settings.adam_b2,
         eps=settings.adam_eps,
+        layer_decay=settings.layer_decay,
+        num_layers=architecture.num_layers,
     )

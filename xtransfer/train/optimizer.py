@@ -9,6 +9,7 @@ import optax
 
 from xtransfer.errors import ConfigError
 from xtransfer.runtime.sharding import path_name
+from xtransfer.train.depth import scale_by_depth
 
 
 def adamw(
@@ -20,6 +21,8 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    layer_decay: float = 1.0,
+    num_layers: int = 0,
 ) -> optax.GradientTransformation:
     """Return AdamW with clipping of the gradient's global norm.
 
@@ -34,12 +37,17 @@ def adamw(
       b1: the decay rate of the mean of gradients.
       b2: the decay rate of the mean of their squares.
       eps: added to the root of the mean of squares.
+      layer_decay: the factor on the learning rate per level from the head down (see `depth`). Weight decay, which goes
+        with the rate, shrinks too.
+      num_layers: the number of layers of the encoder, for `layer_decay`.
 
     Raises:
       UserError: an expression matches no parameter, or they match all; raised when the state is created.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     trained = optax.chain(clip, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decays))
+    if layer_decay < 1:
+        trained = optax.chain(trained, scale_by_depth(layer_decay, num_layers))
     if not frozen:
         return trained
     transforms = {"trained": trained, "frozen": optax.set_to_zero()}
