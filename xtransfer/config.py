@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from xtransfer.errors import ConfigError, MachineError, UserError, nearest, one_
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
+DEFAULT_STEPS = 1000  # counts as not given beside `epochs`
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt")  # see `train/schedules.py`
 _LARGEST_DECAY = 0.999999  # of a running mean; with 1 it would never move
 _SMALLEST_EPS = 1e-12  # a parameter without a gradient has 0 / eps
@@ -118,9 +120,11 @@ class ModelConfig:
     compute_dtype: str = setting("float32", choices=("float32", "bfloat16"))  # parameters stay float32
     learning_rate: float = setting(2e-5, at_least=0)
     batch_size: int = setting(32, at_least=1)  # examples, over all devices
-    steps: int = setting(1000, at_least=1, at_most=MAX_STEPS)
+    steps: int = setting(DEFAULT_STEPS, at_least=0, at_most=MAX_STEPS)
+    epochs: float = setting(0.0, at_least=0)  # passes over the training text, in place of steps; 0 = use steps
     warmup_fraction: float = setting(0.1, at_least=0, at_most=1)
     schedule: str = setting("linear", choices=SCHEDULES)  # of the learning rate after warm-up
+    reinit_layers: int = setting(0, at_least=0)  # last layers that start from random numbers, not the checkpoint's
     layer_decay: float = setting(1.0, at_least=1e-3, at_most=1)  # of the rate, per layer from the head down; 1 = off
     weight_decay: float = setting(0.01, at_least=0)
     adam_b1: float = setting(0.9, at_least=0, at_most=_LARGEST_DECAY)
@@ -147,10 +151,18 @@ class ModelConfig:
                 f"config key {prefix}accumulation is {self.accumulation}: a batch of {prefix}batch_size "
                 f"{self.batch_size} examples has at most as many microbatches"
             )
-        if self.average_last > min(self.evaluations, self.steps):
+        if not (self.steps or self.epochs):
+            raise ConfigError(f"config key {prefix}steps is 0: give a number of steps, or {prefix}epochs")
+        if self.epochs and self.steps not in (0, DEFAULT_STEPS):
             raise ConfigError(
-                f"config key {prefix}average_last is {self.average_last}: there are only "
-                f"{min(self.evaluations, self.steps)} checkpoints ({prefix}evaluations) to average"
+                f"config keys {prefix}steps and {prefix}epochs are {self.steps} and {self.epochs:g}: both say how long "
+                "to train, so set one of them to 0"
+            )
+        checkpoints = self.evaluations if self.epochs else min(self.evaluations, self.steps)
+        if self.average_last > checkpoints:
+            raise ConfigError(
+                f"config key {prefix}average_last is {self.average_last}: there are only {checkpoints} checkpoints "
+                f"({prefix}evaluations) to average"
             )
         for pattern in self.frozen:
             try:
@@ -159,6 +171,30 @@ class ModelConfig:
                 raise ConfigError(
                     f"config key {prefix}frozen: {pattern!r} is not a regular expression: {error}"
                 ) from error
+
+    @property
+    def known_steps(self) -> int | None:
+        """The number of training steps, or None if it follows from the number of examples."""
+        return None if self.epochs else self.steps
+
+    def resolved(self, examples: int, prefix: str = "") -> "ModelConfig":
+        """Return these settings with `steps` in place of `epochs`: the fewest batches that hold all passes.
+
+        Args:
+          examples: the number of training examples.
+          prefix: the dotted prefix of these keys, for errors.
+
+        Raises:
+          UserError: too many steps, or too few for `average_last`.
+        """
+        if not self.epochs:
+            return self
+        steps = math.ceil(Fraction(repr(self.epochs)) * examples / self.batch_size)
+        if steps > MAX_STEPS:
+            raise ConfigError(f"config key {prefix}epochs is {self.epochs:g}: that is more than {MAX_STEPS:,} steps")
+        settings = dataclasses.replace(self, steps=steps, epochs=0.0)
+        settings.check(prefix)
+        return settings
 
 
 @dataclass(frozen=True)
@@ -417,6 +453,7 @@ def _last_by_key(overrides: Sequence[str], schema: type) -> dict[str, str]:
         key = override[len("--config.") :].partition("=")[0]
         _check_key(schema, key)
         last_by_key[key] = override  # config_flags would concatenate tuples
+    _refuse_two_lengths(last_by_key)
     return last_by_key
 
 
@@ -430,6 +467,14 @@ def _overridden(config: ConfigDict, last_by_key: Mapping[str, str], schema: type
     except flags.Error as error:
         raise ConfigError(f"{error}") from error
     return parse(holder.value, schema)
+
+
+def _refuse_two_lengths(flag_by_key: Mapping[str, str]) -> None:
+    """Refuse flags that give both steps and epochs, of which `ModelConfig.check` cannot see default values."""
+    for key, flag in flag_by_key.items():
+        other = flag_by_key.get(f"{key.removesuffix('epochs')}steps") if key.endswith(".epochs") else None
+        if other is not None and not {"0", "0.0"} & {text.partition("=")[2] for text in (flag, other)}:
+            raise ConfigError(f"{flag} and {other}: both say how long to train, so leave one of them out")
 
 
 def _run(source: str, path: str, arg: str) -> ConfigDict:

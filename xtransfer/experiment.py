@@ -208,6 +208,8 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     check_classes(config, task.labels)
     metrics.check_single("config key selection_metric", config.selection_metric, task.labels)
     samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
+    for sample in samples.values():
+        _steps(config, sample)
     dev = task.load("dev", task.source_language)
     metrics.check_defined((config.selection_metric,), _labels(dev), f"{task.source_language} dev")
     recalibration.check(config.calibration, task.labels, _labels(dev))
@@ -369,7 +371,7 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
             roles = sharing.roles_of(config, mine.objective)
             if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, roles)):
                 continue
-            steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).steps
+            steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).known_steps
             if processes.on_first(functools.partial(sharing.is_whole, their.directory)) and loop.finished(
                 their.directory, steps
             ):
@@ -429,12 +431,13 @@ def _planned_stages(
     runs = [(objectives[run.objective], run) for run in all_runs if run.objective != workdirs.TEACHER]
     missing = [(objective, run) for objective, run in runs if not models.student.is_trained(run.directory)]
     untrained = [run for run in teachers if not models.teacher.is_trained(run.directory)]
+    steps, steps_by_objective = _steps(config, examples)
     seconds: float | None = None
     if untrained:
-        seconds = teacher.training_seconds(machine, config.teacher.steps, config.teacher.batch_size) * len(untrained)
+        seconds = teacher.training_seconds(machine, steps, config.teacher.batch_size) * len(untrained)
         seconds += machine.compile_seconds
     times = f"{len(teachers)} × " if len(teachers) > 1 else ""
-    size = f"{times}{config.teacher.steps:,} steps of {config.teacher.batch_size} examples"
+    size = f"{times}{plan.length([steps], config.teacher)}"
     stages = [plan.Stage("teacher", size, seconds)]
 
     # The monolingual teacher of a draw labels once for all seeds, and each seed's vanilla student for itself.
@@ -448,10 +451,13 @@ def _planned_stages(
     oracle = task.target_languages if config.oracle else ()
     scored = len(examples.dev) + sum(len(task.load("dev", language)) for language in oracle)
     dev = config.student.evaluations * student.inference_seconds(machine, scored)
-    seconds = student.training_seconds(machine, config.student.steps, config.student.batch_size) + dev
-    seconds *= len(missing)
-    seconds += len({objective.loss_settings() for objective, _ in missing}) * machine.compile_seconds
-    size = f"{len(runs)} × {config.student.steps:,} steps of {config.student.batch_size} examples"
+    seconds = sum(
+        student.training_seconds(machine, steps_by_objective[run.objective], config.student.batch_size) + dev
+        for _, run in missing
+    )
+    programs = {(objective.loss_settings(), steps_by_objective[run.objective]) for objective, run in missing}
+    seconds += len(programs) * machine.compile_seconds
+    size = f"{len(runs)} × {plan.length(list(steps_by_objective.values()), config.student)}"
     stages.append(plan.Stage("students", size, seconds if missing else None))
 
     unscored = processes.on_first(lambda: _num_unscored(workdir, [run for _, run in runs]))
@@ -474,6 +480,16 @@ def _log_balanced(objectives: Sequence[Objective], task: Task, examples: Transfe
         factors = with_class_factors(balanced, task.labels, _labels(examples.labelled)).class_factors
         named = ", ".join(f"{name} {factor:.4g}" for name, factor in zip(task.labels, factors, strict=True))
         terminal.log(f"balanced class weights: {named}")
+
+
+def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[int, dict[str, int]]:
+    """Return the number of steps of the teacher, and of a student by objective; a UserError says if none can be."""
+    count = {"all": len(examples.everything), "labelled": len(examples.labelled)}
+    by_objective = {
+        name: config.student.resolved(count[configured_objective(config, name).data], "student.").steps
+        for name in config.objectives
+    }
+    return config.teacher.resolved(count["labelled"], "teacher.").steps, by_objective
 
 
 def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:

@@ -71,7 +71,7 @@ def test_steps_and_batches_are_those_of_a_run(config: ExperimentConfig, packed: 
     model = Models(config, task).student
     examples = task.load("train", "en")[:8]
     dataset = model.dataset(examples)
-    batches = TrainBatches(dataset, model.inputs.training_plan, 0)
+    batches = TrainBatches(dataset, model.inputs.training_plan(len(dataset)), 0)
     train = step(config, "student_train")
     train_batch = train.arguments[1]
     real_batch = place_batch(model.mesh, batches(0))

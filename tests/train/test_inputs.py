@@ -95,21 +95,21 @@ def test_many_examples_show_progress(
 
 
 def test_short_training_compiles_one_batch_size(checkpoint: str) -> None:
-    short, long = make_inputs(checkpoint).training_plan, make_inputs(checkpoint, steps=500).training_plan
+    short, long = make_inputs(checkpoint).training_plan(64), make_inputs(checkpoint, steps=500).training_plan(64)
     assert short.fitted_sizes == 1 < long.fitted_sizes == make_inputs(checkpoint).evaluation_plan(8).fitted_sizes
     assert (short.batch_size, short.row_length, short.multiple_of, short.packed) == (8, 12, 2, True)
 
 
 def test_batch_layout_follows_the_settings(checkpoint: str) -> None:
     model_inputs = make_inputs(checkpoint, shards=4, row_length=24, packed=False)
-    for plan in (model_inputs.training_plan, model_inputs.evaluation_plan(16)):
+    for plan in (model_inputs.training_plan(64), model_inputs.evaluation_plan(16)):
         assert (plan.row_length, plan.slots, plan.multiple_of, plan.packed) == (24, 1, 4, False)
-    assert (model_inputs.training_plan.batch_size, model_inputs.evaluation_plan(16).batch_size) == (8, 16)
+    assert (model_inputs.training_plan(64).batch_size, model_inputs.evaluation_plan(16).batch_size) == (8, 16)
 
 
 def test_rows_divide_into_equal_microbatches(checkpoint: str) -> None:
     model_inputs = make_inputs(checkpoint, shards=4, accumulation=3)
-    assert (model_inputs.training_plan.multiple_of, model_inputs.training_plan.batch_size) == (12, 8)
+    assert (model_inputs.training_plan(64).multiple_of, model_inputs.training_plan(64).batch_size) == (12, 8)
     assert model_inputs.evaluation_plan(16).multiple_of == 4  # evaluation has no microbatches
 
 

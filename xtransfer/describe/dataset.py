@@ -257,7 +257,7 @@ def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens
 
 def _packing(inputs: ModelInputs, name: str, tokens: Tokens, seed: int, batches: int) -> PackedTraining:
     """Pack the first training batches from these tokens, and measure how full they are."""
-    steps, plan = inputs.settings.steps, inputs.training_plan
+    steps, plan = inputs.settings.resolved(len(tokens)).steps, inputs.training_plan(len(tokens))
     filling = measures.filling(tokens, plan, seed, min(batches, steps))
     epochs = steps * plan.batch_size / len(tokens)
     return PackedTraining(inputs.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, filling)

@@ -79,7 +79,7 @@ def unfinished(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
 
 
 def _is_finished(run: Run, config: ExperimentConfig) -> bool:
-    return loop.finished(run.directory, (config.teacher if run.objective == TEACHER else config.student).steps)
+    return loop.finished(run.directory, (config.teacher if run.objective == TEACHER else config.student).known_steps)
 
 
 def languages_of(task: Task, requested: Sequence[str], *, is_teacher: bool) -> tuple[str, ...]:

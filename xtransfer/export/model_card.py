@@ -24,6 +24,7 @@ from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import RunId
 from xtransfer.train.checkpoints import AVERAGE
+from xtransfer.train.loop import PLANNED_STEPS, read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -181,7 +182,7 @@ def _how_it_was_made(run: SelectedRun, applied: Recalibration) -> str:
         f"**Base checkpoint**: {base.text}, sha256 of its files `{run.fingerprint}`.",
         *_teacher(run),
         f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_data(run)}",
-        f"**Training**: {settings.steps:,} steps of {settings.batch_size} examples of at most {settings.max_length} "
+        f"**Training**: {_length(run)} of {settings.batch_size} examples of at most {settings.max_length} "
         f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}; compute in {settings.compute_dtype}; "
         f"pooling: {settings.pooling}{_frozen(run)}; seed {run.seed}{_patience(run)}.",
         f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
@@ -261,6 +262,13 @@ def _data(run: SelectedRun) -> str:
         amount = f"{config.unlabelled:,}" if config.unlabelled else "all"
         text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
     return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
+
+
+def _length(run: SelectedRun) -> str:
+    if run.settings.known_steps is not None:
+        return f"{run.settings.steps:,} steps"
+    steps = read_metrics(run.directory)[-1][PLANNED_STEPS]
+    return f"{steps:,} steps (epochs: {run.settings.epochs:g})"
 
 
 def _patience(run: SelectedRun) -> str:

@@ -156,7 +156,7 @@ class Role:
         transfer = transfer_set.gather(draws_of(self.config)[0].apply(self.config), self.task)
         examples = transfer.everything if objective.data == "all" else transfer.labelled
         dataset = inputs.dataset(examples, len(self.task.labels), transfer.drawn_from)
-        plan = inputs.training_plan
+        plan = inputs.training_plan(len(dataset))
         return plan, TrainBatches(dataset, plan, seed=0).row_sizes
 
     def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -98,13 +98,14 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     if objective == TEACHER:
         if seed not in (None, config.teacher_seed):
             raise ConfigError(f"{workdir.root}: the teacher's seed is {config.teacher_seed}, not {seed}")
-        seed, directory, steps = config.teacher_seed, workdir.teacher, config.teacher.steps
+        seed, directory, steps = config.teacher_seed, workdir.teacher, config.teacher.known_steps
     else:
         seed = _known_seed(workdir, objective, seed)
-        directory, steps = workdir.student(objective, seed), config.student.steps
+        directory, steps = workdir.student(objective, seed), config.student.known_steps
     if not loop.finished(directory, steps):
+        needed = "its last step" if steps is None else f"step {steps:,}"
         raise CheckpointError(
-            f"{directory}: this run is not finished (it needs step {steps:,}): "
+            f"{directory}: this run is not finished (it needs {needed}): "
             "run python -m xtransfer.main with its config and workdir again to resume"
         )
     steps_by_protocol = selected_steps(directory)

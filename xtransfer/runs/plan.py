@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from xtransfer.config import ModelConfig
 from xtransfer.runtime import processes
 
 _EFFICIENCY = 0.33  # share of a bare matrix product's speed that a step reaches
@@ -87,6 +88,19 @@ def measure() -> Machine:
         step_seconds=0.03 if is_cpu else 0.002,
         compile_seconds=4.0 if is_cpu else 20.0,
     )
+
+
+def length(steps: Sequence[int], settings: ModelConfig) -> str:
+    """Return the length of training for people, such as "14 to 66 steps of 32 examples (epochs: 3)".
+
+    Args:
+      steps: the number of steps of each run of a stage.
+      settings: the role's settings.
+    """
+    least, most = min(steps), max(steps)
+    text = f"{least:,} to {most:,}" if least < most else f"{most:,}"
+    epochs = f" (epochs: {settings.epochs:g})" if settings.epochs else ""
+    return f"{text} steps of {settings.batch_size} examples{epochs}"
 
 
 def lines(stages: Sequence[Stage]) -> Iterator[str]:

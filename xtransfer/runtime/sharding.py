@@ -207,6 +207,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(key) for key in keys).removesuffix(".value")
 
 
+def names_of(tree: Any) -> tuple[str, ...]:
+    """Return the dotted paths of the leaves of a tree."""
+    return tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree))
+
+
 def _fit(mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
     """Return the spec without the axes that do not divide the shape."""
     if len(spec) > len(shape):

@@ -4,6 +4,7 @@ They are built from settings and shapes alone. So the very same steps compile wi
 machine does not have.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,7 @@ class CompiledSteps:
     """
 
     def __init__(self, settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh):
-        self.mesh = mesh
+        self.mesh, self._settings, self._architecture = mesh, settings, architecture
         self.graphdef, self.shapes = hf_checkpoint.abstract_classifier(
             architecture,
             num_classes,
@@ -48,7 +49,7 @@ class CompiledSteps:
         self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
-        self._train_steps: dict[Objective, steps.TrainStep] = {}
+        self._train_steps: dict[tuple[Objective, int], steps.TrainStep] = {}
 
     @functools.cached_property
     def matmul_parameters(self) -> int:
@@ -60,25 +61,33 @@ class CompiledSteps:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
         return abstract_params(self.shapes, self.mesh)
 
-    def train_step(self, objective: Objective) -> steps.TrainStep:
-        """Return the training step of an objective. Objectives that differ only in whose logits they use share it."""
+    def train_step(self, objective: Objective, num_steps: int | None = None) -> steps.TrainStep:
+        """Return the training step of an objective. Objectives that differ only in whose logits they use share it.
+
+        Args:
+          objective: the objective.
+          num_steps: the number of steps of the run, on which the learning rate depends; None takes the settings'.
+        """
         objective = objective.loss_settings()
-        if objective not in self._train_steps:
+        num_steps = self._settings.steps if num_steps is None else num_steps
+        key = objective, num_steps
+        if key not in self._train_steps:
 
             def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
                 logits = model(batch, dropout_key=dropout_key)  # [R, M, K]
                 return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
 
-            self._train_steps[objective] = steps.make_train_step(
+            settings = dataclasses.replace(self._settings, steps=num_steps, epochs=0.0)
+            self._train_steps[key] = steps.make_train_step(
                 self.graphdef,
                 terms,
-                self.optimizer,
+                self.optimizer if num_steps == self._settings.steps else _optimizer(settings, self._architecture),
                 self.mesh,
                 self.shapes,
                 num_microbatches=self.num_microbatches,
                 embed=_embed,
             )
-        return self._train_steps[objective]
+        return self._train_steps[key]
 
     def num_microbatches(self, batch: Mapping[str, Any]) -> int:
         """Return the number of microbatches in which the training step computes a batch of these shapes."""

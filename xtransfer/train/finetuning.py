@@ -18,10 +18,11 @@ from xtransfer.data.task import Example, Task, data_set
 from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import CheckpointError, DivergedError, UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
+from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import default_rows, predict
 from xtransfer.runtime import processes, terminal
-from xtransfer.runtime.sharding import data_shards, make_mesh, process_slice
-from xtransfer.train import loop, state
+from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, process_slice
+from xtransfer.train import loop, reinit, state
 from xtransfer.train.compiled_steps import CompiledSteps, learning_rate
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 from xtransfer.train.tracking import NOTHING, Tracking
@@ -69,9 +70,10 @@ class Finetuner:
         self.eval_batch_size = eval_batch_size
         self.trained, self.predicted = Work(), Work()  # the work of all runs so far; dev counts as predicted
         self._reported: set[str] = set()
-        if self.has_weights:
-            self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
         self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
+        if self.has_weights:
+            reinit.check(role, settings, self.inputs.architecture, names_of(self.compiled_steps.shapes))
+            self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
 
     @property
     def num_classes(self) -> int:
@@ -79,9 +81,12 @@ class Finetuner:
         return len(self.labels)
 
     def fresh_params(self, seed: int) -> Any:
-        """Return the pretrained parameters with a head drawn from `seed`, or with the checkpoint's own head."""
+        """Return the pretrained parameters, with the checkpoint's own head, or a new one that is drawn from `seed`.
+
+        Layers that the settings reinitialise are drawn from it too.
+        """
         self.check_weights()
-        return hf_checkpoint.load_classifier(
+        params = hf_checkpoint.load_classifier(
             self.inputs.directory,
             self.num_classes,
             seed=seed,
@@ -90,6 +95,14 @@ class Finetuner:
             labels=self.labels,
             mesh=self.mesh,
         )[1]
+        if not self.settings.reinit_layers:
+            return params
+        return reinit.reinitialised(
+            params,
+            self.inputs.architecture.num_layers - self.settings.reinit_layers,
+            seed=seed,
+            scale=hf_config.read_initializer_range(self.inputs.directory),
+        )
 
     def check_weights(self) -> None:
         """Refuse to train from a checkpoint that is gone."""
@@ -173,11 +186,17 @@ class Finetuner:
             return {**scores, loop.TARGET_DEV_SCORES: ranks, loop.TARGET_DEV_METRICS: in_targets}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
-        plan = dataclasses.replace(self.inputs.training_plan, process_slice=process_slice(self.mesh))
+        settings = self.settings.resolved(len(dataset), f"{self.role}.")
+        if self.settings.epochs:
+            terminal.log(
+                f"{title}: {settings.steps:,} steps of {settings.batch_size} examples, from {len(dataset):,} examples "
+                f"and {self.role}.epochs {self.settings.epochs:g}"
+            )
+        plan = dataclasses.replace(self.inputs.training_plan(len(dataset)), process_slice=process_slice(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
         sizes, real_share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED_BATCHES)
         terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {real_share:.0%} of them real")
-        step = self.compiled_steps.train_step(objective)
+        step = self.compiled_steps.train_step(objective, settings.steps)
 
         def counted_step(*arguments: Any) -> Any:
             slots = arguments[1]["segment_ids"].size
@@ -195,11 +214,12 @@ class Finetuner:
             directory,
             loop.Plan(
                 title,
-                self.settings.steps,
-                self.settings.evaluations,
+                settings.steps,
+                settings.evaluations,
                 seed,
-                self.settings.patience,
-                self.settings.average_last,
+                settings.patience,
+                settings.average_last,
+                records_steps=self.settings.known_steps is None,
             ),
             loop.Start(
                 lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),
@@ -209,7 +229,7 @@ class Finetuner:
             batches,
             score,
             self.mesh,
-            dataclasses.replace(tracking, learning_rate=learning_rate(self.settings)),
+            dataclasses.replace(tracking, learning_rate=learning_rate(settings)),
         )
 
     def _report(self, line: str) -> None:
@@ -220,7 +240,7 @@ class Finetuner:
 
     def is_trained(self, directory: Path) -> bool:
         """Return whether the run in `directory` is finished."""
-        return loop.finished(directory, self.settings.steps)
+        return loop.finished(directory, self.settings.known_steps)
 
 
 class Models:

@@ -63,11 +63,10 @@ class ModelInputs:
         check_length(role, settings, self.architecture)
         self.cache = TokenCache(token_cache, self.tokenizer, settings.max_length)
 
-    @property
-    def training_plan(self) -> BatchPlan:
-        """The layout of training batches. All microbatches have the same number of rows."""
+    def training_plan(self, examples: int) -> BatchPlan:
+        """Return the layout of training batches from a number of examples. All microbatches have equally many rows."""
         plan = self._plan(self.settings.batch_size, microbatches=self.settings.accumulation or 1)
-        return plan if self.settings.steps >= _MANY_STEPS else replace(plan, fitted_sizes=1)
+        return plan if self.settings.resolved(examples).steps >= _MANY_STEPS else replace(plan, fitted_sizes=1)
 
     def evaluation_plan(self, rows: int) -> BatchPlan:
         """Return the layout of batches of `rows` rows that hold each example once."""

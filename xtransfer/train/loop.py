@@ -38,6 +38,9 @@ TARGET_DEV_METRICS = "target_dev_metrics"
 AVERAGED = "averaged"
 """The key of `metrics.jsonl` with the number of checkpoints in the average that the step's checkpoint holds."""
 
+PLANNED_STEPS = "planned_steps"
+"""The key of `metrics.jsonl` with the number of steps of a run whose length is given in epochs."""
+
 _STOPPED = "stopped_early"  # marks the last row of a run that ran out of patience
 CHECKPOINTS = "checkpoints"
 
@@ -53,6 +56,7 @@ class Plan:
       seed: the seed of the dropout masks.
       patience: the number of evaluations without a better score after which training stops; 0 = never.
       average_last: the number of checkpoints at the end whose parameters are averaged; 0 = none.
+      records_steps: whether the rows of `metrics.jsonl` hold `PLANNED_STEPS`, because no setting says the number.
     """
 
     title: str
@@ -61,6 +65,7 @@ class Plan:
     seed: int
     patience: int = 0
     average_last: int = 0
+    records_steps: bool = False
 
     def milestones(self) -> frozenset[int]:
         """Return the steps after which the model is scored and saved."""
@@ -176,6 +181,7 @@ def fit(
                         average = _running_mean(average, state.params, averaged)
                     # The row comes first: resuming drops a row without its checkpoint.
                     row = {"step": step, **means, **metrics} | ({AVERAGED: averaged} if averaged else {})
+                    row |= {PLANNED_STEPS: plan.steps} if plan.records_steps else {}
                     row |= {_STOPPED: True} if gives_up else {}
                     rows.append(row)
                     signed = checksums.signed(row)
@@ -218,15 +224,17 @@ class _Reads:
         return count
 
 
-def finished(directory: Path, steps: int) -> bool:
+def finished(directory: Path, steps: int | None) -> bool:
     """Return whether the run in `directory` has its last checkpoint, scored. All processes must call this.
 
-    The last one is the checkpoint of step `steps`, or of the step at which the run ran out of patience.
+    The last one is the checkpoint of step `steps`, or of the step at which the run ran out of patience. With None, the
+    rows of `metrics.jsonl` say which one it is.
     """
 
     def last_step() -> int | None:
         rows = read_metrics(directory)
-        is_last = bool(rows) and (rows[-1]["step"] == steps or _STOPPED in rows[-1])
+        planned = rows[-1].get(PLANNED_STEPS) if rows and steps is None else steps
+        is_last = bool(rows) and (rows[-1]["step"] == planned or _STOPPED in rows[-1])
         return int(rows[-1]["step"]) if is_last else None
 
     step = processes.on_first(last_step)

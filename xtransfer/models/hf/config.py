@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ _OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswe
 _ADAPTER = "adapter_config.json"
 _MOST_LAYERS = 128  # published encoders have up to 48; building layers takes time before any tensor is read
 _LARGEST_SIZE = 1 << 24  # of a vocabulary, which has at most a million pieces; every other size is smaller
+_INITIALIZER_RANGE = 0.02  # of all supported families, if config.json does not say
 _SINGLE_LABEL = "single_label_classification"
 
 log = logging.getLogger(__name__)
@@ -208,6 +210,14 @@ def class_names(directory: str | Path, outputs: int) -> tuple[str, ...]:
             "correct it"
         )
     return read_labels(directory) or tuple(f"LABEL_{index}" for index in range(outputs))
+
+
+def read_initializer_range(directory: str | Path) -> float:
+    """Return the standard deviation of the random kernels that a checkpoint's pretraining started from."""
+    path, value = Path(directory) / CONFIG, read_raw(directory).get("initializer_range", _INITIALIZER_RANGE)
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise CheckpointError(f"{path}: initializer_range is {value!r}, expected a positive number")
+    return float(value)
 
 
 def read_pooling(directory: str | Path) -> str:
