@@ -136,6 +136,8 @@ class ModelConfig:
     evaluations: int = setting(5, at_least=1)  # evenly spaced checkpoints, each scored on the source dev split
     patience: int = setting(0, at_least=0)  # evaluations without a better score after which training stops; 0 = off
     average_last: int = setting(0, at_least=0)  # checkpoints at the end whose parameters are averaged; 0 = off
+    # Decay per step of a moving average of the weights, which is scored and kept in their place, such as 0.99; 0 = off
+    ema_decay: float = setting(0.0, at_least=0, at_most=_LARGEST_DECAY)
     accumulation: int = setting(0, at_least=0)  # microbatches per batch; 0 = automatic
     remat: bool = False  # compute each layer again in the backward pass, which saves memory
 

@@ -18,9 +18,10 @@ from xtransfer.distillation.objectives import Objective, loss_terms
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
-from xtransfer.runtime.sharding import param_shardings, path_name
+from xtransfer.runtime.sharding import names_of, param_shardings, path_name
 from xtransfer.train import optimizer, schedules, state, steps
 from xtransfer.train.microbatches import num_microbatches
+from xtransfer.train.saving import WHOLE, Saving, of_average
 
 
 class CompiledSteps:
@@ -46,7 +47,10 @@ class CompiledSteps:
             remat=settings.remat,
         )
         self.optimizer = _optimizer(settings, architecture)
-        self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh)
+        names = names_of(self.shapes)
+        frozen = optimizer.frozen_names(names, settings.frozen)
+        self._averaged = frozenset(names) - frozen if settings.ema_decay else frozenset()
+        self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh, self._averaged)
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
         self._train_steps: dict[tuple[Objective, int], steps.TrainStep] = {}
@@ -60,6 +64,15 @@ class CompiledSteps:
     def abstract_params(self) -> Any:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
         return abstract_params(self.shapes, self.mesh)
+
+    def initial_state(self, params: Any) -> state.TrainState:
+        """Return the state before the first step, from the parameters of a classifier, which may be donated."""
+        return state.create(params, self.optimizer, self.mesh, self._averaged)
+
+    @functools.cached_property
+    def saving(self) -> Saving:
+        """What is scored and saved of a state."""
+        return of_average(self.abstract_state, self._averaged) if self._averaged else WHOLE
 
     def train_step(self, objective: Objective, num_steps: int | None = None) -> steps.TrainStep:
         """Return the training step of an objective. Objectives that differ only in whose logits they use share it.
@@ -86,6 +99,8 @@ class CompiledSteps:
                 self.shapes,
                 num_microbatches=self.num_microbatches,
                 embed=_embed,
+                averaged=self._averaged,
+                ema_decay=settings.ema_decay,
             )
         return self._train_steps[key]
 

@@ -22,7 +22,7 @@ from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import default_rows, predict
 from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, process_slice
-from xtransfer.train import loop, reinit, state
+from xtransfer.train import loop, reinit
 from xtransfer.train.compiled_steps import CompiledSteps, learning_rate
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 from xtransfer.train.tracking import NOTHING, Tracking
@@ -222,8 +222,9 @@ class Finetuner:
                 records_steps=self.settings.known_steps is None,
             ),
             loop.Start(
-                lambda: state.create(self.fresh_params(seed), self.compiled_steps.optimizer, self.mesh),
+                lambda: self.compiled_steps.initial_state(self.fresh_params(seed)),
                 self.compiled_steps.abstract_state,
+                self.compiled_steps.saving,
             ),
             counted_step,
             batches,

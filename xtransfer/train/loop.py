@@ -19,6 +19,7 @@ from xtransfer.errors import CheckpointError, DivergedError, Exit
 from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import place_batch, process_slice
 from xtransfer.train.checkpoints import AVERAGE, Checkpoints, mend_scores, read_scores, saved_scores
+from xtransfer.train.saving import WHOLE, Saving
 from xtransfer.train.state import TrainState
 from xtransfer.train.steps import Terms, TrainStep
 from xtransfer.train.tracking import NOTHING, Tracking, tracked
@@ -85,10 +86,12 @@ class Start:
     Attributes:
       initial: creates the state of step 0.
       abstract: the shapes and shardings of a state.
+      saving: what is scored and saved of a state.
     """
 
     initial: Callable[[], TrainState]
     abstract: TrainState
+    saving: Saving = WHOLE
 
 
 def fit(
@@ -162,9 +165,10 @@ def fit(
                     window.clear()
                     tracker.window(step, means)
                 if due or stop:
-                    _check_finite(state.params, step, directory)
+                    saved = start.saving.saved(state)
+                    _check_finite(saved.params, step, directory)
                 if due:
-                    metrics = {} if score is None else dict(score(state.params))
+                    metrics = {} if score is None else dict(score(saved.params))
                     target_metrics = metrics.pop(TARGET_DEV_METRICS, {})
                     target_scores = metrics.get(TARGET_DEV_SCORES)
                     tracker.scores(
@@ -178,7 +182,7 @@ def fit(
                     )
                     averaged = plan.averaged(step) or int(gives_up and plan.average_last > 0)
                     if averaged:
-                        average = _running_mean(average, state.params, averaged)
+                        average = _running_mean(average, saved.params, averaged)
                     # The row comes first: resuming drops a row without its checkpoint.
                     row = {"step": step, **means, **metrics} | ({AVERAGED: averaged} if averaged else {})
                     row |= {PLANNED_STEPS: plan.steps} if plan.records_steps else {}
@@ -186,9 +190,9 @@ def fit(
                     rows.append(row)
                     signed = checksums.signed(row)
                     processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, signed))
-                    checkpoints.save(state, score=rank, target_scores=target_scores, average=average, rows=rows)
+                    checkpoints.save(saved, score=rank, target_scores=target_scores, average=average, rows=rows)
                 elif stop:
-                    checkpoints.save(state, score=None, average=average)
+                    checkpoints.save(saved, score=None, average=average)
                 if stop:
                     checkpoints.wait()
                     raise SystemExit(Exit.PREEMPTED)
@@ -416,9 +420,9 @@ def _resume(checkpoints: Checkpoints, start: Start, directory: Path, plan: Plan)
     if not newest:
         return start.initial(), None
     terminal.log(f"{directory}: resuming from step {newest:,}")
-    has_average = plan.averaged(newest) > 0
-    average = checkpoints.restore_params(newest, start.abstract.params, AVERAGE) if has_average else None
-    return checkpoints.restore(newest, start.abstract), average
+    has_average, abstract = plan.averaged(newest) > 0, start.saving.abstract(start.abstract)
+    average = checkpoints.restore_params(newest, abstract.params, AVERAGE) if has_average else None
+    return start.saving.restored(checkpoints.restore(newest, abstract)), average
 
 
 def _means(window: list[Terms], step: int, directory: Path, seed: int) -> dict[str, float]:

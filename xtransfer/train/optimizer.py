@@ -8,7 +8,7 @@ import jax
 import optax
 
 from xtransfer.errors import ConfigError
-from xtransfer.runtime.sharding import path_name
+from xtransfer.runtime.sharding import names_of, path_name
 from xtransfer.train.depth import scale_by_depth
 
 
@@ -51,7 +51,7 @@ def adamw(
     if not frozen:
         return trained
     transforms = {"trained": trained, "frozen": optax.set_to_zero()}
-    return optax.partition(transforms, lambda params: _frozen_labels(params, frozen))
+    return optax.partition(transforms, lambda params: _labels(params, frozen))
 
 
 def _decays(params: Any) -> Any:
@@ -60,8 +60,19 @@ def _decays(params: Any) -> Any:
     )
 
 
-def _frozen_labels(params: Any, patterns: Sequence[str]) -> Any:
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+def _labels(params: Any, patterns: Sequence[str]) -> Any:
+    frozen = frozen_names(names_of(params), patterns)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "frozen" if path_name(path) in frozen else "trained", params
+    )
+
+
+def frozen_names(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """Return the names, of all parameters, that one of the patterns matches.
+
+    Raises:
+      UserError: a pattern matches none, or they match all.
+    """
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             raise ConfigError(f"frozen pattern {pattern!r} matches no parameter; they are named like {names[0]}")
@@ -69,6 +80,4 @@ def _frozen_labels(params: Any, patterns: Sequence[str]) -> Any:
     if len(frozen) == len(names):
         shown = ", ".join(map(repr, patterns))
         raise ConfigError(f"frozen patterns {shown} match every parameter, so nothing would be trained: keep one free")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "frozen" if path_name(path) in frozen else "trained", params
-    )
+    return frozen

@@ -1,7 +1,7 @@
 """One training step: a pure function, jitted with its layout. The loss is the caller's."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from xtransfer.distillation.objectives import mean
 from xtransfer.runtime import sharding
+from xtransfer.train import averaging
 from xtransfer.train.microbatches import EmbedFn, Terms, TermsFn, accumulated_gradient
-from xtransfer.train.state import TrainState, param_update_shardings, state_shardings
+from xtransfer.train.state import TrainState, overlay, param_update_shardings, select, state_shardings
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
 GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # (terms, parameters, batch, dropout key)
@@ -39,6 +40,8 @@ def train_step(
     *,
     gradient_of: GradientFn = whole_gradient,
     spread: Callable[[Any], Any] = lambda tree: tree,
+    trained: Collection[str] | None = None,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Terms]:
     """Return the state after one step on `batch`, and the loss terms of the state before it.
 
@@ -53,17 +56,27 @@ def train_step(
       batch: arrays [R, ...].
       key: the run's dropout key.
       gradient_of: computes the gradient, as `whole_gradient` does.
-      spread: lays out a tree of parameters for their update.
+      spread: lays out a tree of trained parameters for their update.
+      trained: the names of the parameters to differentiate and to update, by which the optimizer knows them; None
+        stands for all, as a tree.
+      ema_decay: the decay of the state's moving average, if it has one.
     """
     dropout_key = jax.random.fold_in(key, state.step)
+    before = state.params if trained is None else select(state.params, trained)
+
+    def whole(params: Any) -> Any:
+        return params if trained is None else overlay(state.params, params)
 
     def terms_of(params: Any, examples: Any, key_: jax.Array) -> Terms:
-        return loss_fn(nnx.merge(graphdef, params), examples, key_)
+        return loss_fn(nnx.merge(graphdef, whole(params)), examples, key_)
 
-    gradient, terms = gradient_of(terms_of, state.params, batch, dropout_key)
-    params = spread(state.params)
+    gradient, terms = gradient_of(terms_of, before, batch, dropout_key)
+    params = spread(before)
     updates, opt_state = optimizer.update(spread(gradient), state.opt_state, params)
-    return TrainState(state.step + 1, optax.apply_updates(params, updates), opt_state), terms
+    params, ema = optax.apply_updates(params, updates), state.ema
+    if ema is not None:
+        ema = averaging.moved(ema, select(params, ema), state.step + 1, ema_decay)
+    return TrainState(state.step + 1, whole(params), opt_state, ema), terms
 
 
 def make_train_step(
@@ -75,6 +88,9 @@ def make_train_step(
     *,
     num_microbatches: Callable[[Any], int] = lambda batch: 1,
     embed: EmbedFn | None = None,
+    trained: Collection[str] | None = None,
+    averaged: Collection[str] = (),
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """Return `train_step` compiled for `mesh`, with the state donated and the batch's rows split over devices.
 
@@ -87,16 +103,28 @@ def make_train_step(
       num_microbatches: the number of microbatches for a batch, from its shapes. They run one after the other,
         with the memory of one microbatch, one more gradient, and the output of `embed` with its gradient.
       embed: (model, batch, dropout key) -> the batch's key `embedded`, see `accumulated_gradient`.
+      trained: see `train_step`.
+      averaged: the names of the parameters whose moving average the state has.
+      ema_decay: see `train_step`.
     """
-    states = state_shardings(params, optimizer, mesh)
+    states = state_shardings(params, optimizer, mesh, averaged)
     replicated = sharding.replicated(mesh)
-    layouts = states.params, param_update_shardings(params, optimizer, mesh)
+    layouts: tuple[Any, ...] = states.params, param_update_shardings(params, optimizer, mesh)
+    if trained is not None:
+        layouts = tuple(select(layout, trained) for layout in layouts)
 
     def spread(tree: Any) -> Any:
         # Pass through the parameters' own layout first, or the compiler moves the split into the model's products.
         return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
+        embed_params: EmbedFn | None = None
+        if embed is not None:
+
+            def embed_params(params_: Any, batch_: Any, key_: jax.Array) -> jax.Array:
+                whole = params_ if trained is None else overlay(state.params, params_)
+                return embed(nnx.merge(graphdef, whole), batch_, key_)
+
         gradient_of: GradientFn = whole_gradient
         microbatches = num_microbatches(batch)
         if microbatches > 1:
@@ -104,13 +132,18 @@ def make_train_step(
                 accumulated_gradient, embed=embed_params, microbatches=microbatches, mesh=mesh
             )
         with sharding.on_mesh(mesh):
-            return train_step(graphdef, loss_fn, optimizer, state, batch, key, gradient_of=gradient_of, spread=spread)
-
-    embed_params: EmbedFn | None = None
-    if embed is not None:
-
-        def embed_params(params_: Any, batch: Any, key: jax.Array) -> jax.Array:
-            return embed(nnx.merge(graphdef, params_), batch, key)
+            return train_step(
+                graphdef,
+                loss_fn,
+                optimizer,
+                state,
+                batch,
+                key,
+                gradient_of=gradient_of,
+                spread=spread,
+                trained=trained,
+                ema_decay=ema_decay,
+            )
 
     return jax.jit(
         step,
