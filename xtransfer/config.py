@@ -110,6 +110,24 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, which are trained in place of the encoder (`train/lora.py`)."""
+
+    rank: int = setting(0, at_least=0)  # 0 = off
+    alpha: float = setting(16.0, at_least=1e-3)  # the adapters' output is multiplied by alpha / rank
+    # Regular expressions of the paths of the kernels that get an adapter. The default is as in the paper.
+    targets: tuple[str, ...] = (r"\.attention\.(query|value)\.kernel$",)
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse settings that contradict each other."""
+        check_patterns(f"{prefix}targets", self.targets)
+        if self.rank and not self.targets:
+            raise ConfigError(f"config key {prefix}targets is (): name the kernels that get an adapter")
+        if not self.rank and self != LoraConfig():
+            raise ConfigError(f"config key {prefix}rank is 0, which turns LoRA off: give a rank, such as 8")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One encoder and how it is fine-tuned."""
 
@@ -138,6 +156,7 @@ class ModelConfig:
     average_last: int = setting(0, at_least=0)  # checkpoints at the end whose parameters are averaged; 0 = off
     # Decay per step of a moving average of the weights, which is scored and kept in their place, such as 0.99; 0 = off
     ema_decay: float = setting(0.0, at_least=0, at_most=_LARGEST_DECAY)
+    lora: LoraConfig = LoraConfig()
     accumulation: int = setting(0, at_least=0)  # microbatches per batch; 0 = automatic
     remat: bool = False  # compute each layer again in the backward pass, which saves memory
 
@@ -166,13 +185,12 @@ class ModelConfig:
                 f"config key {prefix}average_last is {self.average_last}: there are only {checkpoints} checkpoints "
                 f"({prefix}evaluations) to average"
             )
-        for pattern in self.frozen:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(
-                    f"config key {prefix}frozen: {pattern!r} is not a regular expression: {error}"
-                ) from error
+        check_patterns(f"{prefix}frozen", self.frozen)
+        if self.lora.rank and self.reinit_layers:
+            raise ConfigError(
+                f"config keys {prefix}lora.rank and {prefix}reinit_layers: with LoRA the encoder is frozen, and its "
+                "reinitialised layers would stay random: leave one of them out"
+            )
 
     @property
     def known_steps(self) -> int | None:
@@ -197,6 +215,15 @@ class ModelConfig:
         settings = dataclasses.replace(self, steps=steps, epochs=0.0)
         settings.check(prefix)
         return settings
+
+
+def check_patterns(key: str, patterns: Sequence[str]) -> None:
+    """Refuse texts that are no regular expressions."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"config key {key}: {pattern!r} is not a regular expression: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -127,17 +127,18 @@ def averaged_steps(shape: tuple[int, int, int], **settings: Any) -> tuple[dict[s
     """
     settings = {"learning_rate": 1.0, "adam_eps": 1.0, "warmup_fraction": 0.0, "ema_decay": 0.5} | settings
     compiled = compiled_steps(shape, **settings)
-    current = compiled.initial_state(params(BERT))
+    current = compiled.initial_state(params(BERT), 0)
     step = compiled.train_step(OBJECTIVES["monox_kd"])
     for _ in range(3):
         current, _ = step(current, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5))
-    restored = compiled.saving.restored(compiled.saving.saved(current))
+    saving = compiled.saving(lambda: params(BERT), 0)
+    restored = saving.restored(saving.saved(current))
     for mine, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(current), strict=True):
         np.testing.assert_array_equal(mine, theirs)
         assert mine.sharding == theirs.sharding
     return tuple(
         {name: np.asarray(leaf) for name, leaf in state.select(tree, sharding.names_of(tree)).items()}
-        for tree in (compiled.saving.saved(current).params, current.params)
+        for tree in (saving.saved(current).params, current.params)
     )
 
 
@@ -158,7 +159,7 @@ def test_the_average_takes_no_space_for_frozen_parameters_and_none_by_default() 
     frozen = compiled_steps((1, 1, 1), ema_decay=0.9, frozen=("embeddings",)).abstract_state
     assert frozen.ema and not any("embeddings" in name for name in frozen.ema)
     default = compiled_steps((1, 1, 1))
-    assert default.abstract_state.ema is None and default.saving is WHOLE
+    assert default.abstract_state.ema is None and default.saving(dict, 0) is WHOLE
 
 
 def test_an_impossible_decay_is_refused() -> None:

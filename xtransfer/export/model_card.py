@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from xtransfer import __version__
+from xtransfer.config import ModelConfig
 from xtransfer.distillation.objectives import Objective, definitions, describe, teacher_objective
 from xtransfer.evaluation.metrics import CHANCE, EFFECTS, METRICS, at_chance
 from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration
@@ -183,8 +184,9 @@ def _how_it_was_made(run: SelectedRun, applied: Recalibration) -> str:
         *_teacher(run),
         f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_data(run)}",
         f"**Training**: {_length(run)} of {settings.batch_size} examples of at most {settings.max_length} "
-        f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}; compute in {settings.compute_dtype}; "
-        f"pooling: {settings.pooling}{_frozen(run)}; seed {run.seed}{_patience(run)}.",
+        f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}{_options(settings)}; "
+        f"compute in {settings.compute_dtype}; pooling: {settings.pooling}{_frozen(run)}; "
+        f"seed {run.seed}{_patience(run)}.",
         f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
         f"{_selected_by(run)}{_averaged(run)}).",
         *_recalibration(applied, as_code(task.labels[1])),
@@ -262,6 +264,23 @@ def _data(run: SelectedRun) -> str:
         amount = f"{config.unlabelled:,}" if config.unlabelled else "all"
         text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
     return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
+
+
+def _options(settings: ModelConfig) -> str:
+    """Return the settings of training that are not the usual ones."""
+    usual, lora = ModelConfig(), settings.lora
+    rates = {"b1": settings.adam_b1, "b2": settings.adam_b2, "eps": settings.adam_eps}
+    different = rates != {"b1": usual.adam_b1, "b2": usual.adam_b2, "eps": usual.adam_eps}
+    facts = [
+        settings.schedule != usual.schedule and f"schedule: {settings.schedule}",
+        different and ", ".join(f"{name} {value:g}" for name, value in rates.items()),
+        settings.layer_decay < 1 and f"multiplied by {settings.layer_decay:g} per layer from the head down",
+        settings.reinit_layers and f"the last {settings.reinit_layers} layers started from random numbers",
+        settings.ema_decay and f"the weights are a moving average with a decay of {settings.ema_decay:g}",
+        lora.rank
+        and f"LoRA of rank {lora.rank} and alpha {lora.alpha:g} on {', '.join(map(as_code, lora.targets))}, merged",
+    ]
+    return "".join(f"; {fact}" for fact in facts if fact)
 
 
 def _length(run: SelectedRun) -> str:

@@ -32,6 +32,11 @@ UPDATE_GROUP = 8
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"\.((position_)?(query|key)|value|intermediate|gate|up)\.kernel$", PartitionSpec("fsdp", "tensor")),
     (r"\.output\.kernel$", PartitionSpec("tensor", "fsdp")),
+    # An adapter's two matrices are split like the rows and the columns of the kernel beside them.
+    (r"\.((position_)?(query|key)|value|intermediate|gate|up)\.adapter\.a$", PartitionSpec("fsdp", None)),
+    (r"\.((position_)?(query|key)|value|intermediate|gate|up)\.adapter\.b$", PartitionSpec(None, "tensor")),
+    (r"\.output\.adapter\.a$", PartitionSpec("tensor", None)),
+    (r"\.output\.adapter\.b$", PartitionSpec(None, "fsdp")),
     (r"\.(word|position)_embeddings\.embedding$", PartitionSpec("tensor", "fsdp")),
     (r"(^|\.)relative_embeddings\.embedding$", PartitionSpec(None, "fsdp")),
     (r"\.convolution\.kernel$", PartitionSpec(None, "fsdp", None)),

@@ -6,7 +6,7 @@ machine does not have.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,9 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import names_of, param_shardings, path_name
-from xtransfer.train import optimizer, schedules, state, steps
+from xtransfer.train import lora, optimizer, schedules, state, steps
 from xtransfer.train.microbatches import num_microbatches
-from xtransfer.train.saving import WHOLE, Saving, of_average
+from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
 
 class CompiledSteps:
@@ -34,7 +34,7 @@ class CompiledSteps:
       mesh: a mesh of real devices, or of a topology's.
 
     Raises:
-      UserError: a `frozen` pattern matches no parameter, or they match all.
+      UserError: a pattern of `frozen` or `lora.targets` matches no parameter, or nothing is left to train.
     """
 
     def __init__(self, settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh):
@@ -46,11 +46,23 @@ class CompiledSteps:
             dtype=jnp.dtype(settings.compute_dtype),
             remat=settings.remat,
         )
-        self.optimizer = _optimizer(settings, architecture)
-        names = names_of(self.shapes)
-        frozen = optimizer.frozen_names(names, settings.frozen)
-        self._averaged = frozenset(names) - frozen if settings.ema_decay else frozenset()
-        self.abstract_state = state.abstract(self.shapes, self.optimizer, mesh, self._averaged)
+        frozen = optimizer.frozen_names(names_of(self.shapes), settings.frozen)
+        self._training_graphdef, self._training_shapes = self.graphdef, self.shapes
+        self._trained: frozenset[str] | None = None
+        if settings.lora.rank:
+            self._training_graphdef, self._training_shapes = hf_checkpoint.abstract_classifier(
+                architecture,
+                num_classes,
+                pooling=settings.pooling,
+                dtype=jnp.dtype(settings.compute_dtype),
+                remat=settings.remat,
+                adapt=functools.partial(lora.adapted, settings=settings.lora, frozen=settings.frozen),
+            )
+            self._trained = lora.trained_names(names_of(self._training_shapes), frozen)
+        self.optimizer = self._optimizer(settings)
+        self._moving = frozenset(names_of(self.shapes)) - frozen if self._trained is None else self._trained
+        self._averaged = self._moving if settings.ema_decay else frozenset()
+        self.abstract_state = state.abstract(self._training_shapes, self.optimizer, mesh, self._averaged)
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
         self._train_steps: dict[tuple[Objective, int], steps.TrainStep] = {}
@@ -65,14 +77,49 @@ class CompiledSteps:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
         return abstract_params(self.shapes, self.mesh)
 
-    def initial_state(self, params: Any) -> state.TrainState:
-        """Return the state before the first step, from the parameters of a classifier, which may be donated."""
-        return state.create(params, self.optimizer, self.mesh, self._averaged)
+    def initial_state(self, params: Any, seed: int) -> state.TrainState:
+        """Return the state before the first step.
 
-    @functools.cached_property
-    def saving(self) -> Saving:
-        """What is scored and saved of a state."""
+        Args:
+          params: the parameters of a classifier, which may be donated.
+          seed: the seed of new adapters.
+        """
+        return state.create(self._attached(params, seed), self.optimizer, self.mesh, self._averaged)
+
+    def saving(self, fresh_params: Callable[[], Any], seed: int) -> Saving:
+        """Return what is scored and saved of a state.
+
+        Args:
+          fresh_params: returns the parameters of a classifier before training, to resume from if the encoder is frozen.
+          seed: the seed of new adapters.
+        """
+        if self._trained is not None:
+            return of_adapters(
+                self._trained,
+                self.abstract_params(),
+                lora.merger(self.shapes, self.mesh, self._settings.lora),
+                lambda: self._attached(fresh_params(), seed),
+            )
         return of_average(self.abstract_state, self._averaged) if self._averaged else WHOLE
+
+    @property
+    def trained_share(self) -> float:
+        """The share of the parameters that is trained; both counts include adapters."""
+        sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(self._training_shapes)}
+        return sum(sizes[name] for name in self._moving) / sum(sizes.values())
+
+    def _attached(self, params: Any, seed: int) -> Any:
+        if self._trained is None:
+            return params
+        return lora.attached(params, self._training_shapes, self.mesh, seed=seed)
+
+    def _optimizer(self, settings: ModelConfig) -> optax.GradientTransformation:
+        """Return the optimizer of settings that differ from the role's in the number of steps at most."""
+        if self._trained is None:
+            return _adamw(settings, self._architecture, settings.frozen)
+        # The training step passes on only what is trained, so only that has optimizer state.
+        trained, inner = self._trained, _adamw(settings, self._architecture, ())
+        return optax.GradientTransformation(lambda params: inner.init(state.select(params, trained)), inner.update)
 
     def train_step(self, objective: Objective, num_steps: int | None = None) -> steps.TrainStep:
         """Return the training step of an objective. Objectives that differ only in whose logits they use share it.
@@ -92,13 +139,14 @@ class CompiledSteps:
 
             settings = dataclasses.replace(self._settings, steps=num_steps, epochs=0.0)
             self._train_steps[key] = steps.make_train_step(
-                self.graphdef,
+                self._training_graphdef,
                 terms,
-                self.optimizer if num_steps == self._settings.steps else _optimizer(settings, self._architecture),
+                self.optimizer if num_steps == self._settings.steps else self._optimizer(settings),
                 self.mesh,
-                self.shapes,
+                self._training_shapes,
                 num_microbatches=self.num_microbatches,
                 embed=_embed,
+                trained=self._trained,
                 averaged=self._averaged,
                 ema_decay=settings.ema_decay,
             )
@@ -130,12 +178,12 @@ def learning_rate(settings: ModelConfig) -> optax.Schedule:
     )
 
 
-def _optimizer(settings: ModelConfig, architecture: EncoderConfig) -> optax.GradientTransformation:
+def _adamw(settings: ModelConfig, architecture: EncoderConfig, frozen: Sequence[str]) -> optax.GradientTransformation:
     return optimizer.adamw(
         learning_rate(settings),
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
-        frozen=settings.frozen,
+        frozen=frozen,
         b1=settings.adam_b1,
         b2=settings.adam_b2,
         eps=settings.adam_eps,

@@ -192,6 +192,9 @@ class Finetuner:
                 f"{title}: {settings.steps:,} steps of {settings.batch_size} examples, from {len(dataset):,} examples "
                 f"and {self.role}.epochs {self.settings.epochs:g}"
             )
+        if self.settings.lora.rank:
+            share = self.compiled_steps.trained_share
+            terminal.log(f"{title}: LoRA of rank {self.settings.lora.rank} trains {share:.2%} of the parameters")
         plan = dataclasses.replace(self.inputs.training_plan(len(dataset)), process_slice=process_slice(self.mesh))
         batches = TrainBatches(dataset, plan, seed)
         sizes, real_share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED_BATCHES)
@@ -222,9 +225,9 @@ class Finetuner:
                 records_steps=self.settings.known_steps is None,
             ),
             loop.Start(
-                lambda: self.compiled_steps.initial_state(self.fresh_params(seed)),
+                lambda: self.compiled_steps.initial_state(self.fresh_params(seed), seed),
                 self.compiled_steps.abstract_state,
-                self.compiled_steps.saving,
+                self.compiled_steps.saving(lambda: self.fresh_params(seed), seed),
             ),
             counted_step,
             batches,

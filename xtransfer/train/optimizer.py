@@ -55,9 +55,8 @@ def adamw(
 
 
 def _decays(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: path_name(path).endswith((".kernel", ".embedding")) and leaf.ndim > 1, params
-    )
+    ends = (".kernel", ".embedding", ".adapter.a", ".adapter.b")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: path_name(path).endswith(ends) and leaf.ndim > 1, params)
 
 
 def _labels(params: Any, patterns: Sequence[str]) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -76,11 +76,15 @@ def abstract_classifier(
     pooling: str = "cls",
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
+    adapt: Callable[[Any], Any] = lambda model: model,
 ) -> tuple[Any, nnx.State]:
-    """Return the graphdef of a `Classifier` and the shapes and dtypes of its parameters, without any weights."""
+    """Return the graphdef of a `Classifier` and the shapes and dtypes of its parameters, without any weights.
 
-    def make() -> Classifier:
-        return Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype, remat=remat)
+    `adapt` changes the model first, and returns it.
+    """
+
+    def make() -> Any:
+        return adapt(Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype, remat=remat))
 
     return nnx.split(nnx.eval_shape(make))
 
