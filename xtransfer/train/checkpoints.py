@@ -1,9 +1,10 @@
 """Orbax checkpoints of a training run in `<directory>/<step>/`. Only this module imports Orbax.
 
-A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer state. If the run
-averages its last checkpoints, it also holds `average`, their mean so far. Two checkpoints are kept: the newest, to
-resume from, and the best on the source language's dev split, to use. If the newest is the best, the one before it is
-the second, to fall back to. A run with an oracle also keeps the best on the dev split of each target language.
+A checkpoint holds two items: `params`, which evaluation and export read, and `resume`, the optimizer state and whatever
+else training needs to continue (see `train.saving`). If the run averages its last checkpoints, it also holds `average`,
+their mean so far. Two checkpoints are kept: the newest, to resume from, and the best on the source language's dev
+split, to use. If the newest is the best, the one before it is the second, to fall back to. A run with an oracle also
+keeps the best on the dev split of each target language.
 
 A checkpoint takes its name when it is complete and its checksums are written, and it loses its name before any of its
 files is removed. So a step exists completely or not at all, whenever a process is killed, and a file of a named step
