@@ -486,7 +486,7 @@ def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[int, dict[s
     """Return the number of steps of the teacher, and of a student by objective; a UserError says if none can be."""
     count = {"all": len(examples.everything), "labelled": len(examples.labelled)}
     by_objective = {
-        name: config.student.resolved(count[configured_objective(config, name).data], "student.").steps
+        name: config.student.resolved(count[definitions(config)[name].data], "student.").steps
         for name in config.objectives
     }
     return config.teacher.resolved(count["labelled"], "teacher.").steps, by_objective

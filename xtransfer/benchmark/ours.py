@@ -38,7 +38,6 @@ from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runs.costs import peak_memory
 from xtransfer.runtime import terminal
 from xtransfer.runtime.sharding import check_platform, make_mesh, path_name, place_batch, process_slice
-from xtransfer.train import state
 from xtransfer.train.finetuning import Finetuner
 from xtransfer.train.inputs import checkpoint_of
 from xtransfer.train.work import Work
@@ -70,11 +69,12 @@ class Training:
     """Training steps with hard labels."""
 
     def __init__(self, model: Finetuner, texts: Sequence[Example]):
-        plan = dataclasses.replace(model.inputs.training_plan, process_slice=process_slice(model.mesh))
         self._dataset = model.dataset(texts)
+        settings, plan = model.settings.resolved(len(texts), "student."), model.inputs.training_plan(len(texts))
+        plan = dataclasses.replace(plan, process_slice=process_slice(model.mesh))
         self._batches, self._mesh = TrainBatches(self._dataset, plan, seed=0), model.mesh
-        self._step = model.compiled_steps.train_step(OBJECTIVES["vanilla"])
-        self._state = state.create(model.fresh_params(seed=0), model.compiled_steps.optimizer, model.mesh)
+        self._step = model.compiled_steps.train_step(OBJECTIVES["vanilla"], settings.steps)
+        self._state = model.compiled_steps.initial_state(model.fresh_params(seed=0), 0)
         self._key, self.unit = jax.random.key(0), plan.batch_size
 
     def run(self, amount: int) -> Burst:
