@@ -26,6 +26,8 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from xtransfer.errors import ConfigError, MachineError, UserError, nearest, one_line, refuse_url
 
+_MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")  # the default metrics of a multi-label task
+
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
 DEFAULT_STEPS = 1000  # counts as not given beside `epochs`
@@ -35,6 +37,11 @@ _SMALLEST_EPS = 1e-12  # a parameter without a gradient has 0 / eps
 
 _OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
 _ENTRY_NAME = re.compile(r"\w[\w-]{0,59}")  # the name of an objective becomes a directory
+
+
+def headline_metric(*, multi_label: bool) -> str:
+    """Return the metric that a kind of task is reported by, unless the user names another one."""
+    return "micro_f1" if multi_label else "accuracy"
 
 
 def setting(
@@ -93,6 +100,9 @@ class TaskConfig:
     text_column: str = "text"
     pair_column: str = ""  # "" = single texts, not pairs
     label_column: str = "label"
+    multi_label: bool = False  # a text has any number of labels, also none, and not exactly one
+    # What separates the labels of a text in .tsv and .csv, and in strings elsewhere; "" = lists, in .jsonl and .parquet
+    label_separator: str = setting("", choices=("", "comma", "semicolon", "bar", "space"))
     id_column: str = ""  # "" = the row's number
 
     @property
@@ -106,6 +116,11 @@ class TaskConfig:
             raise ConfigError(
                 f"config key {prefix}unlabelled_file is {self.unlabelled_file!r} and {prefix}unlabelled_from is "
                 f"{self.unlabelled_from!r}: name a file if, and only if, that is 'file'"
+            )
+        if self.label_separator and not self.multi_label:
+            raise ConfigError(
+                f"config key {prefix}label_separator is {self.label_separator!r}, but a text has one label unless "
+                f"{prefix}multi_label is True: set that, or leave this empty"
             )
 
 
@@ -244,6 +259,8 @@ class TransferConfig:
     class_weights: tuple[str, ...] = ()
     label_smoothing: float = setting(0.0, at_least=0)  # probability, below 1, to spread evenly over all classes
     focal_gamma: float = setting(0.0, at_least=0)  # the exponent of focal loss; 0 = plain cross-entropy
+    # In a multi-label task, give pseudo-labels by thresholds that are fitted to the teacher on source dev, not by 0.5.
+    fitted_thresholds: bool = False
 
 
 def inherited(key: str) -> Any:
@@ -282,7 +299,8 @@ class CalibrationConfig:
     """What is fitted to the selected checkpoints on the source dev split (`xtransfer.evaluation.recalibration`)."""
 
     temperature: bool = False  # what to divide the logits by, for the lowest log loss
-    threshold: bool = False  # where to decide between two classes, for the highest macro-F1
+    # Where to decide: between two classes for the highest macro-F1, in a multi-label task for the F1 of each class.
+    threshold: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,7 +330,8 @@ class ExperimentConfig:
     # Draws: each has a sample, a teacher that is trained on it, and students. The two tuples are paired, item by item,
     # and () repeats the single value (see `runs/draws.py`).
     teacher_seeds: tuple[int, ...] = setting((), at_least=0, at_most=MAX_SEED)
-    selection_metric: str = "accuracy"  # scores checkpoints on the source dev split; one of `evaluation/metrics.py`
+    # Scores checkpoints on the source dev split; one of `evaluation/metrics.py`. See `adapted` for multi-label tasks.
+    selection_metric: str = "accuracy"
     # Score every student's checkpoint on the target languages' dev splits too, and keep the best ones, for the protocol
     # target_dev, which is not zero-shot.
     oracle: bool = False
@@ -323,11 +342,32 @@ class ExperimentConfig:
     mesh: MeshConfig = MeshConfig()
     platform: str = setting("", choices=("", "cpu", "gpu", "tpu"))  # refuse to run on another platform; "" = any
 
+    @property
+    def headline_metric(self) -> str:
+        """The metric that other commands report by default."""
+        return headline_metric(multi_label=self.task.multi_label)
+
+    def adapted(self) -> "ExperimentConfig":
+        """Return the config with the defaults of its kind of task: a multi-label task has no accuracy."""
+        defaults = ExperimentConfig()
+        if not self.task.multi_label:
+            return self
+        metrics = _MULTI_LABEL_METRICS if self.metrics == defaults.metrics else self.metrics
+        is_default = self.selection_metric == defaults.selection_metric
+        selection_metric = self.headline_metric if is_default else self.selection_metric
+        return dataclasses.replace(self, metrics=metrics, selection_metric=selection_metric)
+
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
-        if "accuracy" not in self.metrics:
+        if self.headline_metric not in self.metrics:
             raise ConfigError(
-                f"config key {prefix}metrics is {self.metrics!r}: add 'accuracy', which other commands report"
+                f"config key {prefix}metrics is {self.metrics!r}: add {self.headline_metric!r}, which other commands "
+                "report"
+            )
+        if self.transfer.fitted_thresholds and not self.task.multi_label:
+            raise ConfigError(
+                f"config key {prefix}transfer.fitted_thresholds is True, but only a multi-label task has a threshold "
+                f"for each class: set {prefix}task.multi_label, or leave this out"
             )
         samples, teachers = self.task.labelled_seeds, self.teacher_seeds
         if samples and teachers and len(samples) != len(teachers):
@@ -586,6 +626,8 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
         else:
             checked[key] = _checked_value(prefix + key, value, hints[key], fields[key].metadata)
     instance = schema(**checked)
+    if hasattr(instance, "adapted"):
+        instance = instance.adapted()
     if hasattr(instance, "check"):
         instance.check(prefix)
     return instance

@@ -47,6 +47,11 @@ def load_task(config: TaskConfig) -> Task:
     """
     if config.name not in TASKS:
         raise ConfigError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
+    if config.multi_label and config.name != "files":
+        raise ConfigError(
+            f"task.multi_label is True, but every text of {config.name!r} has exactly one label: only 'files' can have "
+            "several"
+        )
     task = TASKS[config.name](config)
     check_languages((task.source_language, *task.target_languages), f"the languages of task {config.name!r}")
     return user_files.with_unlabelled_file(task, config) if config.unlabelled_from == "file" else task

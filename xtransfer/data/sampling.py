@@ -1,4 +1,7 @@
-"""Samples of labelled, unlabelled, and held-out examples. Each is a function of the examples and a seed."""
+"""Samples of labelled, unlabelled, and held-out examples. Each is a function of the examples and a seed.
+
+Those of multi-label tasks are drawn in `stratification`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from xtransfer.config import TaskConfig
+from xtransfer.data import stratification
 from xtransfer.data.task import UNLABELLED, Example, Task
 from xtransfer.errors import ConfigError
 
@@ -17,12 +21,12 @@ _DEFAULT_FRACTION = 10  # by default one example in this many is held out
 
 
 def without_labels(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples with label −1."""
-    return [dataclasses.replace(example, label=-1) for example in examples]
+    """Return the examples with label −1, and without a set of labels."""
+    return [dataclasses.replace(example, label=-1, label_set=None) for example in examples]
 
 
 def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Sequence[str] = ()) -> list[Example]:
-    """Draw n labelled examples with equal numbers for all classes, to within one.
+    """Draw n labelled examples with equal numbers for all classes, to within one; see `stratification` for label sets.
 
     For one seed, samples are nested: a smaller one is the beginning of a larger one.
 
@@ -39,6 +43,10 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
     _check_labelled(examples)
     if n == 0:
         return list(examples)
+    if _has_label_sets(examples):
+        if n > len(examples):
+            raise ConfigError(f"task.labelled {n} is more than available: {len(examples)}; 0 takes all")
+        return [examples[i] for i in stratification.balanced([x.classes or () for x in examples], n, seed)]
     by_class: dict[int, list[Example]] = {label: [] for label in range(len(names))}
     for example in examples:
         by_class.setdefault(example.label, []).append(example)
@@ -85,7 +93,7 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
     """Split labelled examples into a training set and a held-out set, both in the given order.
 
     Each class is represented in the held-out set in proportion, to within one example, but its last example stays in
-    the training set. Other classes make up for that.
+    the training set. Other classes make up for that. See `stratification` for label sets.
 
     Args:
       examples: labelled examples.
@@ -100,6 +108,8 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
       ValueError: an example has no label.
     """
     _check_labelled(examples)
+    if _has_label_sets(examples):
+        return _held_out_of_sets(examples, n, seed)
     by_class: dict[int, list[int]] = {}
     for i, example in enumerate(examples):
         by_class.setdefault(example.label, []).append(i)
@@ -122,6 +132,21 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
     return rest, [example for i, example in enumerate(examples) if i in held_out_indices]
 
 
+def _held_out_of_sets(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+    label_sets = [example.classes or () for example in examples]
+    kept = stratification.cover(label_sets, seed)
+    spare = len(examples) - len(kept)
+    if not spare or n > spare:
+        raise ConfigError(
+            f"task.held_out_dev {n}: {len(examples)} training examples can spare {spare}, because each class keeps "
+            f"one: {'lower it, or ' if spare else ''}add a dev split"
+        )
+    n = n or min(-(-len(examples) // _DEFAULT_FRACTION), spare)
+    indices = stratification.held_out(label_sets, n, kept, seed)
+    rest = [example for i, example in enumerate(examples) if i not in indices]
+    return rest, [example for i, example in enumerate(examples) if i in indices]
+
+
 def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Example], list[Example]]:
     """Return (train, dev) for a language without a dev split; the ids of held-out examples name the split dev.
 
@@ -134,8 +159,12 @@ def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Ex
 
 
 def _check_labelled(examples: Sequence[Example]) -> None:
-    if any(example.label < 0 for example in examples):
+    if any(example.classes is None for example in examples):
         raise ValueError("an example without a label among the labelled ones")
+
+
+def _has_label_sets(examples: Sequence[Example]) -> bool:
+    return any(example.label_set is not None for example in examples)
 
 
 def _shuffled(items: Sequence[T], seed: int, stream: int) -> list[T]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from xtransfer.config import TaskConfig
 from xtransfer.data import names
 from xtransfer.errors import ConfigError, DataError
@@ -21,8 +23,10 @@ class Example:
       id: task/split/language/id, the same in every run.
       text: not empty.
       text_pair: the second text, or None.
-      label: index into the task's labels, or −1 without a label.
+      label: index into the task's labels, or −1 without a label; always −1 in a multi-label task.
       language: the language, as the task names it.
+      label_set: in a multi-label task, the ascending indices of the text's labels, which may be none; otherwise None,
+        and so without labels.
     """
 
     id: str
@@ -30,6 +34,12 @@ class Example:
     text_pair: str | None
     label: int
     language: str
+    label_set: tuple[int, ...] | None = None
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The indices of the labels, one in a single-label task; None for an example without a label."""
+        return self.label_set if self.label < 0 else (self.label,)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Task:
       synthetic: whether the text was generated; everything that names the task says so.
       pretraining: returns a language's texts to pretrain on by group ("en/books", or "en"), never from dev or test.
       parallel: returns translation pairs (text, text) for two languages; none if the task has no parallel text.
+      multi_label: whether a text has any number of labels, and not exactly one.
     """
 
     name: str
@@ -58,6 +69,11 @@ class Task:
     synthetic: bool
     pretraining: Callable[[str], dict[str, list[str]]]
     parallel: Callable[[str, str], list[tuple[str, str]]]
+    multi_label: bool = False
+
+    def gold(self, examples: Sequence[Example]) -> np.ndarray:
+        """Return the labels of n examples as an array, see `gold`."""
+        return gold(examples, len(self.labels), multi_label=self.multi_label)
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,23 @@ class TextSource:
 
     pretraining: Callable[[str], dict[str, list[str]]]
     parallel: Callable[[str, str], list[tuple[str, str]]]
+
+
+def gold(examples: Sequence[Example], num_classes: int, *, multi_label: bool) -> np.ndarray:
+    """Return labels as an array, with −1 for an example without any.
+
+    Returns:
+      int32 [n], the index of each label; in a multi-label task [n, K], 1 for each class that an example has and else 0.
+    """
+    if not multi_label:
+        return np.array([example.label for example in examples], np.int32)
+    result = np.zeros((len(examples), num_classes), np.int32)
+    for row, example in enumerate(examples):
+        if example.label_set is None:
+            result[row] = -1
+        else:
+            result[row, list(example.label_set)] = 1
+    return result
 
 
 def example_id(task: str, split: str, language: str, number: str) -> str:

@@ -13,13 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from xtransfer import storage
 from xtransfer.config import TaskConfig, user_path
 from xtransfer.data import names, sampling
 from xtransfer.data.formats import tables
-from xtransfer.data.formats.lines import Delimiter
-from xtransfer.data.formats.tables import Record
+from xtransfer.data.formats.lines import DELIMITERS, Delimiter
+from xtransfer.data.formats.tables import LabelSets, Record
 from xtransfer.data.task import (
     SPLITS,
     UNLABELLED,
@@ -39,6 +40,8 @@ Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
 _RARE = 100  # a class this many times smaller than the largest one may be a misspelling
 _MERGE = "correct one of them, or set task.merge_names to True if they are one"
 _KEPT_FILES = 2  # files with all languages to keep in memory, so that they are not read again for each language
+
+_SEPARATORS = {**DELIMITERS, "space": " ", "": ""}  # the characters of task.label_separator
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -93,6 +96,7 @@ def task(config: TaskConfig) -> Task:
         synthetic=False,
         pretraining=text.pretraining,
         parallel=text.parallel,
+        multi_label=config.multi_label,
     )
 
 
@@ -158,7 +162,7 @@ def _reader(config: TaskConfig) -> Read:
 
     def read_file(split: str, language: str) -> list[Record]:
         path = _existing_file(config, split, language)
-        return _records(config, path, _columns(config, labelled=split != UNLABELLED))
+        return _records(config, path, _columns(config, labelled=split != UNLABELLED), _label_sets(config))
 
     @functools.lru_cache(_KEPT_FILES)
     def read_split(split: str) -> list[Record]:
@@ -170,12 +174,21 @@ def _reader(config: TaskConfig) -> Read:
     return read_language if config.language_column else read_file
 
 
-def _records(config: TaskConfig, path: Path, columns: tables.Columns) -> list[Record]:
+def _records(
+    config: TaskConfig, path: Path, columns: tables.Columns, label_sets: LabelSets | None = None
+) -> list[Record]:
     delimiter = Delimiter(config.delimiter)
-    records, skipped = tables.read_records(path, columns, empty_text=config.empty_text, delimiter=delimiter)
+    records, skipped = tables.read_records(
+        path, columns, empty_text=config.empty_text, delimiter=delimiter, label_sets=label_sets
+    )
     if skipped:
         _log.warning("%s: %d rows without text were skipped", path, skipped)
     return records
+
+
+def _label_sets(config: TaskConfig) -> LabelSets | None:
+    """Return the form of the label column in a multi-label task, or None."""
+    return LabelSets(_SEPARATORS[config.label_separator]) if config.multi_label else None
 
 
 def _select_language(config: TaskConfig, records: Sequence[Record], language: str, path: Path) -> list[Record]:
@@ -211,6 +224,11 @@ def _examples(
     def index(label: str, where: str) -> int:
         return label_index(spellings.get(names.normal(label), label), labels, where)
 
+    def label_set(record: Record) -> tuple[int, ...] | None:
+        if record.label_set is None:
+            return None
+        return tuple(sorted({index(label, f"{path}:{record.line}") for label in record.label_set}))
+
     return [
         Example(
             id=example_id(config.name, split, language, record.id),
@@ -218,6 +236,7 @@ def _examples(
             text_pair=record.text_pair,
             label=-1 if record.label is None else index(record.label, f"{path}:{record.line}"),
             language=language,
+            label_set=label_set(record),
         )
         for record in records
     ]
@@ -225,7 +244,7 @@ def _examples(
 
 def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) -> None:
     """Refuse a class without examples."""
-    used = {example.label for example in train}
+    used = {label for example in train for label in example.classes or ()}
     missing = [repr(name) for i, name in enumerate(labels) if i not in used]
     if missing:
         raise DataError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")
@@ -238,9 +257,14 @@ def _check_pattern(config: TaskConfig) -> None:
         raise ConfigError(f"task.data_dir {config.data_dir}: no such directory")
     if not config.label_column:
         raise ConfigError("task.label_column is empty: name the column of the labels")
-    if config.delimiter and Path(config.path).suffix.lower() not in (".tsv", ".csv"):
+    is_table = Path(config.path).suffix.lower() in (".tsv", ".csv")
+    if config.delimiter and not is_table:
         raise ConfigError(
             f"task.delimiter is {config.delimiter!r}, but task.path {config.path!r} is neither .tsv nor .csv"
+        )
+    if config.multi_label and is_table and not config.label_separator:
+        raise ConfigError(
+            f"task.label_separator is empty: name what separates the labels of a text in task.path {config.path!r}"
         )
     fields = sorted(set(re.findall(r"{(.*?)}", config.path)))
     if config.language_column and fields != ["split"]:
@@ -354,16 +378,16 @@ def _labels_in_train(config: TaskConfig, read: Read) -> tuple[str, ...]:
     """Return the classes of train in order. If one is rare, log them all, because it may be a misspelling."""
     records = read("train", config.source_language)
     path = _file(config, "train", config.source_language)
-    counts = Counter(record.label for record in records if record.label is not None)
+    counts = Counter(label for record in records for label in record.label_names)
     if config.merge_names:
         spelling = names.unify(counts)
-        counts = Counter(spelling[record.label] for record in records if record.label is not None)
+        counts = Counter(spelling[label] for record in records for label in record.label_names)
     pair = names.look_alikes(counts)
     if pair is not None:
-        line = next(record.line for record in records if record.label == pair[1])
+        line = next(record.line for record in records if pair[1] in record.label_names)
         names.check_distinct(pair, f"{path}:{line}: labels", _MERGE)
     counts = Counter({name: counts[name] for name in _in_order(counts)})
-    most = max(counts.values())
+    most = max(counts.values(), default=0)
     rare = [name for name, count in counts.items() if count == 1 or count * _RARE <= most]
     if rare:
         shown = ", ".join(map(repr, rare))
@@ -384,9 +408,11 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _hash_files(config: TaskConfig, labels: Sequence[str], languages: Sequence[str], held_out: set[str]) -> str:
     """Return the sha256 over the bytes of all existing files, and over how they are read."""
     columns = dataclasses.astuple(_columns(config, labelled=True))
-    facts = [columns, list(labels), config.empty_text]
+    facts: list[Any] = [columns, list(labels), config.empty_text]
     if config.delimiter or config.merge_names:
         facts.append([config.delimiter, config.merge_names])
+    if config.multi_label:
+        facts.append({"multi_label": True, "label_separator": config.label_separator})
     digest = hashlib.sha256(json.dumps(facts).encode())
     file_digest = functools.cache(storage.sha256)  # one file may have all languages
     for language in languages:

@@ -59,7 +59,7 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
 
 def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested: int) -> None:
     """Refuse a class that no model would learn."""
-    used = {example.label for example in labelled}
+    used = {label for example in labelled for label in example.classes or ()}
     missing = [repr(name) for label, name in enumerate(labels) if label not in used]
     if missing:
         remedy = f"raise it to {len(labels)} or more" if requested else "add some to train"

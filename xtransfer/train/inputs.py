@@ -10,7 +10,7 @@ import numpy as np
 
 from xtransfer.config import ModelConfig
 from xtransfer.data.batches.batches import BatchPlan, Dataset, make_plan
-from xtransfer.data.task import Example
+from xtransfer.data.task import Example, gold
 from xtransfer.data.tokens.cache import TokenCache
 from xtransfer.data.tokens.tokenizer import Tokens, concatenate, load_tokenizer, tokenize
 from xtransfer.errors import ConfigError
@@ -98,10 +98,15 @@ class ModelInputs:
         return float(tokenize(self.tokenizer, texts, pairs, self.cache.max_length).lengths.mean())
 
     def dataset(
-        self, examples: Sequence[Example], num_classes: int, drawn_from: Sequence[Sequence[Example]] = ()
+        self,
+        examples: Sequence[Example],
+        num_classes: int,
+        drawn_from: Sequence[Sequence[Example]] = (),
+        *,
+        multi_label: bool = False,
     ) -> Dataset:
         """Return a dataset of the examples, tokenized by `tokens` and without teacher logits."""
-        labels = np.array([example.label for example in examples], np.int32)
+        labels = gold(examples, num_classes, multi_label=multi_label)
         ids = tuple(example.id for example in examples)
         return Dataset(self.tokens(examples, drawn_from), labels, None, ids, num_classes)
 

@@ -26,7 +26,7 @@ class Dataset:
 
     Attributes:
       tokens: token ids of the n examples.
-      labels: [n] int32, −1 without a label.
+      labels: [n] int32, −1 without a label; in a multi-label task [n, num_classes], see `task.gold`.
       teacher_logits: [n, num_classes] float32, or None.
       ids: n example ids.
       num_classes: K.
@@ -44,9 +44,10 @@ class Dataset:
     def __post_init__(self) -> None:
         """Check the shapes once, so that no batch has to."""
         n = len(self.tokens)
-        if self.labels.shape != (n,) or len(self.ids) != n:
+        if self.labels.shape not in ((n,), (n, self.num_classes)) or len(self.ids) != n:
             raise ValueError(f"{n} token lists, labels of shape {self.labels.shape}, {len(self.ids)} ids")
-        if n and not -1 <= self.labels.min() <= self.labels.max() < self.num_classes:
+        highest = self.num_classes - 1 if self.labels.ndim == 1 else 1
+        if n and not -1 <= self.labels.min() <= self.labels.max() <= highest:
             raise ValueError(f"labels {self.labels.min()}..{self.labels.max()} with {self.num_classes} classes")
         if self.teacher_logits is not None and self.teacher_logits.shape != (n, self.num_classes):
             raise ValueError(
@@ -138,7 +139,10 @@ class TrainBatches:
             raise ValueError(f"seed {seed} is outside 0..2**32-1")
 
     def __call__(self, i: int) -> Batch:
-        """Return batch i with all keys of a batch, [R, S], [R, M], and [R, M, K], where R is one of `row_sizes`."""
+        """Return batch i with all keys of a batch, [R, S], [R, M], and [R, M, K], where R is one of `row_sizes`.
+
+        In a multi-label task, `label` is [R, M, K].
+        """
         indices = self.indices(i)
         placed = packing.place(
             self._lengths[indices], self._plan.row_length, self._plan.slots, packed=self._plan.packed
@@ -189,10 +193,11 @@ def eval_row_sizes(plan: BatchPlan) -> tuple[int, int]:
     return full, packing.round_up(-(-full // 4), plan.multiple_of)
 
 
-def empty_batch(plan: BatchPlan, rows: int, num_classes: int) -> Batch:
+def empty_batch(plan: BatchPlan, rows: int, num_classes: int, *, multi_label: bool = False) -> Batch:
     """Return a batch of the plan without an example: the shapes and dtypes of every batch with `rows` rows."""
     nothing = concatenate([])
-    dataset = Dataset(nothing, np.zeros(0, np.int32), None, (), num_classes)
+    labels = np.zeros((0, num_classes) if multi_label else 0, np.int32)
+    dataset = Dataset(nothing, labels, None, (), num_classes)
     return _assemble(dataset, plan, np.zeros(0, np.int64), np.zeros((0, 2), np.int32), rows)[1]
 
 
@@ -307,7 +312,7 @@ def _assemble(
         position_offset=plan.position_offset,
     )
     row, slot = placed[:, 0], placed[:, 1]
-    label = np.full((slice_rows, plan.slots), -1, np.int32)
+    label = np.full((slice_rows, plan.slots, *dataset.labels.shape[1:]), -1, np.int32)
     label[row, slot] = dataset.labels[indices]
     logits = np.zeros((slice_rows, plan.slots, dataset.num_classes), np.float32)
     if dataset.teacher_logits is not None:

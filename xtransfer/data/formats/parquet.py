@@ -38,11 +38,11 @@ def unreadable(path: Path) -> dict[str, str]:
         return {field.name: str(field.type) for field in file.schema_arrow if not _is_readable(field.type)}
 
 
-def rows(path: Path, requested: Collection[str]) -> Iterator[Row]:
+def rows(path: Path, requested: Collection[str], lists: Collection[str] = ()) -> Iterator[Row]:
     """Yield the rows of a file with their numbers, from 1, and their requested columns.
 
-    Columns hold text, numbers, or truth values, and may be dictionary-encoded. A few rows are in memory at a time,
-    whatever the size of the row groups.
+    Columns hold text, numbers, or truth values, and may be dictionary-encoded; those in `lists` may hold lists of them.
+    A few rows are in memory at a time, whatever the size of the row groups.
 
     Raises:
       UserError: a missing column, another type, text that is not UTF-8, or a file that is damaged or not Parquet; the
@@ -50,7 +50,7 @@ def rows(path: Path, requested: Collection[str]) -> Iterator[Row]:
     """
     number = 0
     with _open(path) as file:
-        columns = _columns(file.schema_arrow, requested, path) if file.metadata.num_rows else []
+        columns = _columns(file.schema_arrow, requested, lists, path) if file.metadata.num_rows else []
         batches = file.iter_batches(_batch_rows(file.metadata, columns), columns=columns, use_threads=False)
         while batch := _next(batches, path, number):
             table = {name: _values(batch.column(name), name, path, number) for name in columns}
@@ -85,7 +85,7 @@ def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.Reco
         raise DataError(f"{path}: damaged after row {number}: {one_line(error)}") from None
 
 
-def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[str]:
+def _columns(schema: pa.Schema, requested: Collection[str], lists: Collection[str], path: Path) -> list[str]:
     """Return the requested columns, each once, in the file's order."""
     for name in requested:
         if name not in schema.names:
@@ -95,6 +95,8 @@ def _columns(schema: pa.Schema, requested: Collection[str], path: Path) -> list[
             raise DataError(f"{path}: column {name!r} occurs twice")
         names.check_columns(schema.names, (name,), str(path))
         type_ = schema.field(name).type
+        if name in lists and any(is_list(type_) for is_list in _LISTS):
+            type_ = type_.value_type
         if not _is_readable(type_):
             raise DataError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
     return [name for name in schema.names if name in requested]
@@ -104,6 +106,8 @@ def _is_readable(type_: pa.DataType) -> bool:
     inner = type_.value_type if types.is_dictionary(type_) else type_
     return any(fits(inner) for fits in _READABLE)
 
+
+_LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
 
 # Other types have no counterpart in the other formats. A column of type null has no value, and its texts are
 # empty.
@@ -125,9 +129,14 @@ def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
         chunks = [group.column(j) for j in range(group.num_columns)]
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        # The path of a list continues below its column's name.
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if _column_of(chunk.path_in_schema, columns))
         largest = max(largest, size // max(group.num_rows, 1))
     return min(max(_BATCH_BYTES // largest, 1), _BATCH_ROWS)
+
+
+def _column_of(path: str, columns: Sequence[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def _values(column: pa.Array, name: str, path: Path, before: int) -> list[Any]:

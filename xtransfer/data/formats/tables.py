@@ -36,6 +36,17 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class LabelSets:
+    """The form of a label column that holds any number of labels.
+
+    Attributes:
+      separator: what separates the labels in a string; "" accepts lists only.
+    """
+
+    separator: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """One row of a file.
 
@@ -46,6 +57,8 @@ class Record:
       text_pair: not empty, or None without a pair column.
       label: the name of the class, or None without a label column.
       language: "" without a language column.
+      label_set: the names of the classes in their order in the file, if the column holds sets of labels; `label` is
+        then None.
     """
 
     line: int
@@ -54,6 +67,14 @@ class Record:
     text_pair: str | None
     label: str | None
     language: str = ""
+    label_set: tuple[str, ...] | None = None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of all labels in the row."""
+        if self.label_set is not None:
+            return self.label_set
+        return () if self.label is None else (self.label,)
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,12 @@ class Text:
 
 
 def read_records(
-    path: Path, columns: Columns, *, empty_text: str = "error", delimiter: Delimiter | None = None
+    path: Path,
+    columns: Columns,
+    *,
+    empty_text: str = "error",
+    delimiter: Delimiter | None = None,
+    label_sets: LabelSets | None = None,
 ) -> tuple[list[Record], int]:
     """Read a file whose ending is one of `ENDINGS`.
 
@@ -102,6 +128,7 @@ def read_records(
       columns: the columns to read; others are ignored.
       empty_text: "error", or "skip" to leave out rows without text.
       delimiter: see `lines.rows`.
+      label_sets: the form of the label column if it holds sets of labels; None for one label per row.
 
     Returns:
       The records in the file's order, and the number of rows that were left out.
@@ -113,15 +140,17 @@ def read_records(
     records: list[Record] = []
     lines_by_id: dict[tuple[str, str], int] = {}
     skipped = 0
-    for number, (line, values) in enumerate(read_rows(path, columns.named, delimiter)):
+    lists = () if label_sets is None else (columns.label,)
+    for number, (line, values) in enumerate(read_rows(path, columns.named, delimiter, lists=lists)):
         where = f"{path}:{line}"
         record = Record(
             line=line,
             id=_row_id(values, columns.id, where) if columns.id else str(number),
             text=text_of(values, columns.text, where),
             text_pair=text_of(values, columns.pair, where) if columns.pair else None,
-            label=_name(values, columns.label, where) if columns.label else None,
+            label=_name(values, columns.label, where) if columns.label and label_sets is None else None,
             language=_name(values, columns.language, where) if columns.language else "",
+            label_set=_names(values, columns.label, where, label_sets) if columns.label and label_sets else None,
         )
         key = (record.language, record.id)
         first = lines_by_id.get(key)
@@ -237,7 +266,11 @@ def _id(values: dict[str, Any], column: str, where: str) -> Any:
 
 
 def read_rows(
-    path: Path, requested: Collection[str] | None = None, delimiter: Delimiter | None = None
+    path: Path,
+    requested: Collection[str] | None = None,
+    delimiter: Delimiter | None = None,
+    *,
+    lists: Collection[str] = (),
 ) -> Iterator[Row]:
     """Yield the rows of a file in the format of its ending, with the line (in Parquet, the row) that each starts on.
 
@@ -247,6 +280,7 @@ def read_rows(
       path: the file.
       requested: the columns to read from Parquet, which must have them; None reads all. Other formats give all columns.
       delimiter: see `lines.rows`.
+      lists: columns that may hold lists in Parquet; JSONL gives whatever a row has.
 
     Raises:
       UserError: see `read_records`, as far as it needs no column names; another column that looks like a requested one;
@@ -256,7 +290,7 @@ def read_rows(
     if ending not in ENDINGS:
         raise DataError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(ENDINGS)}")
     if ending == _PARQUET:
-        yield from parquet.rows(path, parquet.column_names(path) if requested is None else requested)
+        yield from parquet.rows(path, parquet.column_names(path) if requested is None else requested, lists)
         return
     checked: tuple[str, ...] = ()
     try:
@@ -310,6 +344,26 @@ def _row_id(values: dict[str, Any], column: str, where: str) -> str:
     if name.splitlines() != [name]:
         raise DataError(f"{where}: column {column!r} is {name!r}, which has a line separator: remove it")
     return name
+
+
+def _names(values: dict[str, Any], column: str, where: str, form: LabelSets) -> tuple[str, ...]:
+    """Return the labels in a column of label sets: a list, or a string of names with blanks around them dropped."""
+    value = value_of(values, column, where)
+    if isinstance(value, str) and form.separator:
+        parts = [blank.strip(part) for part in value.split(form.separator)] if not blank.is_empty(value) else []
+        if form.separator == " ":
+            parts = [part for part in parts if part]
+    elif isinstance(value, list):
+        parts = [_name({column: item}, column, where) for item in value]
+    else:
+        remedy = "; name what separates them in task.label_separator" if isinstance(value, str) else ""
+        raise DataError(f"{where}: column {column!r} is {kind_of(value)}, expected a list of labels{remedy}")
+    if "" in parts:
+        raise DataError(f"{where}: column {column!r} is {value!r}: there is no label between two separators")
+    twice = next((part for index, part in enumerate(parts) if part in parts[:index]), None)
+    if twice is not None:
+        raise DataError(f"{where}: column {column!r} has the label {twice!r} twice: remove one of them")
+    return tuple(parts)
 
 
 def _name(values: dict[str, Any], column: str, where: str) -> str:
