@@ -202,7 +202,7 @@ def test_an_encoder_without_a_head_is_refused(root, mesh):
         open_classifier(root / "student", mesh)
 
 
-@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("kind", ["regression", "extractive_qa"])
 def test_another_problem_type_is_refused(classifier, mesh, tmp_path, kind):
     directory = shutil.copytree(classifier, tmp_path / "model")
     update_json(directory / "config.json", problem_type=kind)

@@ -84,6 +84,7 @@ def export(run: SelectedRun, output: Path, applied: Recalibration = UNCHANGED) -
             labels=classifier.labels,
             pooling=classifier.pooling,
             notes={CARD: card},
+            multi_label=classifier.multi_label,
         )
     terminal.log(
         f"{output}: wrote {run.objective} {RunId(run.workdir.draw, run.seed)}, step {run.step:,} ({run.selection})"

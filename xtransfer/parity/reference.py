@@ -25,7 +25,15 @@ from safetensors.numpy import save as to_bytes
 
 from xtransfer import storage
 from xtransfer.errors import CheckpointError, MachineError, one_line
-from xtransfer.models.hf.config import CONFIG, class_names, read_config, read_family, read_pooling, write_config
+from xtransfer.models.hf.config import (
+    CONFIG,
+    class_names,
+    is_multi_label,
+    read_config,
+    read_family,
+    read_pooling,
+    write_config,
+)
 from xtransfer.models.hf.pytorch_file import PytorchFile
 from xtransfer.models.hf.weight_map import Family
 from xtransfer.models.hf.weights import SAFETENSORS, WeightSource, find_weights, weight_files
@@ -214,8 +222,9 @@ def _in_known_class(source: WeightSource) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         for file in {find_weights(directory), *weight_files(directory)}:
             (Path(temporary) / file.name).symlink_to(file.resolve())
-        pooling = read_pooling(directory)
-        write_config(Path(temporary) / CONFIG, read_config(directory), frozenset(targets), labels, pooling)
+        pooling, multi_label = read_pooling(directory), is_multi_label(directory)
+        file = Path(temporary) / CONFIG
+        write_config(file, read_config(directory), frozenset(targets), labels, pooling, multi_label=multi_label)
         yield Path(temporary)
 
 

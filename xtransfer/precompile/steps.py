@@ -162,7 +162,7 @@ class Role:
     def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return a batch as abstract arrays, sharded over the mesh."""
         sharding = batch_sharding(self.mesh)
-        batch = empty_batch(plan, rows, len(self.task.labels))
+        batch = empty_batch(plan, rows, len(self.task.labels), multi_label=self.task.multi_label)
         return {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for key, x in batch.items()}
 
 

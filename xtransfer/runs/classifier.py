@@ -42,6 +42,7 @@ class TrainedClassifier:
       pooling: how it pools, one of `heads.POOLINGS`.
       max_length: the most tokens of an example, with special ones.
       dtype: the compute dtype, "float32" or "bfloat16".
+      multi_label: whether it gives a text any number of labels, by a sigmoid for each class.
     """
 
     source: Path
@@ -54,6 +55,7 @@ class TrainedClassifier:
     pooling: str
     max_length: int
     dtype: str
+    multi_label: bool = False
 
 
 def open_classifier(directory: Path, mesh: jax.sharding.Mesh, *, selection: str = "source_dev") -> TrainedClassifier:
@@ -125,6 +127,7 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
         pooling=settings.pooling,
         max_length=settings.max_length,
         dtype=settings.compute_dtype,
+        multi_label=run.task.multi_label,
     )
 
 
@@ -188,11 +191,12 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassif
         pooling=pooling,
         max_length=min(_MAX_LENGTH, positions, tokenizer.model_max_length),
         dtype="float32",
+        multi_label=hf_config.is_multi_label(directory),
     )
 
 
 def _classes(directory: Path) -> int:
-    """Return the number of outputs of the trained head, which must be the logits of one class among several."""
+    """Return the number of outputs of the trained head, which must be the logits of several classes."""
     head = WeightSource.open(directory, hf_config.read_family(directory)).targets.get("head.kernel")
     if head is None:
         raise CheckpointError(

@@ -132,6 +132,7 @@ class TaskRecord:
     target_languages: tuple[str, ...]
     teacher_checkpoint: str
     student_checkpoint: str
+    multi_label: bool = False
 
 
 def read_config(workdir: Workdir) -> ExperimentConfig:
@@ -157,6 +158,8 @@ def read_task(workdir: Workdir) -> TaskRecord:
             raise CheckpointError(f"{path}: {key} = {facts.get(key)!r}, expected text: {remedy}")
     if len(facts["labels"]) < 2 or not isinstance(facts.get("synthetic"), bool):
         raise CheckpointError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
+    if not isinstance(facts.get("multi_label", False), bool):
+        raise CheckpointError(f"{path}: multi_label = {facts['multi_label']!r}, expected true or false: {remedy}")
     return TaskRecord(
         name=facts["name"],
         labels=tuple(facts["labels"]),
@@ -165,6 +168,7 @@ def read_task(workdir: Workdir) -> TaskRecord:
         target_languages=tuple(facts["target_languages"]),
         teacher_checkpoint=facts["teacher_checkpoint"],
         student_checkpoint=facts["student_checkpoint"],
+        multi_label=facts.get("multi_label", False),
     )
 
 

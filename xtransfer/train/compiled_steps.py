@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from xtransfer.config import ModelConfig
-from xtransfer.distillation.objectives import Objective, loss_terms
+from xtransfer.distillation.multi_label import terms_of_batch
+from xtransfer.distillation.objectives import Objective
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
@@ -135,7 +136,7 @@ class CompiledSteps:
 
             def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
                 logits = model(batch, dropout_key=dropout_key)  # [R, M, K]
-                return loss_terms(objective, logits, batch["teacher_logits"], batch["label"], batch["weight"])
+                return terms_of_batch(objective, logits, batch)
 
             settings = dataclasses.replace(self._settings, steps=num_steps, epochs=0.0)
             self._train_steps[key] = steps.make_train_step(

@@ -32,7 +32,10 @@ _SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
 _MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is real
 
 DevScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-"""From logits [n, K] and labels [n] of the dev split to the metrics by which `loop.dev_score` ranks a checkpoint."""
+"""From logits [n, K] and labels of the dev split, see `task.gold`, to the metrics that rank a checkpoint.
+
+`loop.dev_score` is the one by which they do.
+"""
 
 
 class Finetuner:
@@ -52,6 +55,7 @@ class Finetuner:
         eval_batch_size: int,
         token_cache: Path | None = None,
         saved: Path | None = None,
+        multi_label: bool = False,
     ):
         """Read the config, the tokenizer, and every tensor of the checkpoint, or of `saved` what it has.
 
@@ -63,10 +67,12 @@ class Finetuner:
           eval_batch_size: rows per batch of evaluation.
           token_cache: the directory of the token cache; None keeps nothing.
           saved: the config and tokenizer of a checkpoint that is gone. Such an encoder predicts, and cannot be trained.
+          multi_label: whether the task is a multi-label one.
         """
         self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache, directory=saved)
         self.has_weights = saved is None
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
+        self.multi_label = multi_label
         self.eval_batch_size = eval_batch_size
         self.trained, self.predicted = Work(), Work()  # the work of all runs so far; dev counts as predicted
         self._reported: set[str] = set()
@@ -94,6 +100,7 @@ class Finetuner:
             dtype=jnp.dtype(self.settings.compute_dtype),
             labels=self.labels,
             mesh=self.mesh,
+            multi_label=self.multi_label,
         )[1]
         if not self.settings.reinit_layers:
             return params
@@ -121,7 +128,7 @@ class Finetuner:
 
         If texts are truncated, log how many, once for each set of examples.
         """
-        dataset = self.inputs.dataset(examples, self.num_classes, drawn_from)
+        dataset = self.inputs.dataset(examples, self.num_classes, drawn_from, multi_label=self.multi_label)
         truncated = int(np.count_nonzero(dataset.tokens.truncated))
         if truncated:
             names = " and ".join(dict.fromkeys(map(data_set, examples)))
@@ -288,6 +295,7 @@ class Models:
             "data": task.fingerprint(),
             "teacher_checkpoint": self.base("teacher").fingerprint,
             "student_checkpoint": self.base("student").fingerprint,
+            **({"multi_label": True} if task.multi_label else {}),
         }
 
     def base(self, role: str) -> SavedEncoder:
@@ -314,6 +322,7 @@ class Models:
             eval_batch_size=self._config.evaluation_batch_size or processes.on_first(automatic_rows),
             token_cache=cache_dir(self._config.task) / "tokens",
             saved=self._saved[role].directory if self._is_gone(role, settings) else None,
+            multi_label=self._task.multi_label,
         )
 
     def _is_gone(self, role: str, settings: ModelConfig) -> bool:

@@ -45,6 +45,7 @@ class Source:
       pooling: how the classifier pools, one of `heads.POOLINGS`.
       dtype: a key of `weights.STORED`, the dtype of the file to write.
       notes: further files of the directory to write, by name.
+      multi_label: whether the classifier gives a text any number of labels.
     """
 
     name: Path
@@ -55,6 +56,7 @@ class Source:
     pooling: str
     dtype: str = "float32"
     notes: Mapping[str, str] = field(default_factory=dict)
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,13 @@ def open_source(model: str, selection: str) -> Source:
         trained = load_run(run, mesh)
         trained.tokenizer.model_max_length = trained.max_length  # as in export
         return Source(
-            directory, trained.architecture, trained.params, trained.tokenizer, trained.labels, trained.pooling
+            directory,
+            trained.architecture,
+            trained.params,
+            trained.tokenizer,
+            trained.labels,
+            trained.pooling,
+            multi_label=trained.multi_label,
         )
     tokenizer = load_tokenizer(directory)
     pooling = hf_config.read_pooling(directory)
@@ -126,6 +134,7 @@ def open_source(model: str, selection: str) -> Source:
         pooling=pooling,
         dtype=dtype,
         notes=_card(directory),
+        multi_label=hf_config.is_multi_label(directory),
     )
 
 
@@ -182,6 +191,7 @@ def trim(
             pooling=source.pooling,
             dtype=source.dtype,
             notes={name: note + _notice(source, kept, agreement) for name, note in source.notes.items()},
+            multi_label=source.multi_label,
         )
     return Report(
         before=_size(source.params, source, tokenizer_before),

@@ -141,7 +141,7 @@ def test_missing_keys_get_berts_defaults(directory: Path) -> None:
         ({"vocab_size": True}, "vocab_size is True, expected a positive integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a positive integer"),
         ({"num_attention_heads": 4}, "hidden_size 15 is not a multiple of its 4 attention heads"),
-        ({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification': only 'single_"),
+        ({"problem_type": "regression"}, "problem_type is 'regression': only 'single_label_classification' and 'multi"),
         (
             {"architectures": ["BertForTokenClassification"]},
             "BertForTokenClassification, whose head is for another",

@@ -24,6 +24,7 @@ from xtransfer.models.hf.config import (
     CONFIG,
     check_pretraining,
     class_names,
+    is_multi_label,
     read_config,
     read_family,
     read_pooling,
@@ -98,6 +99,7 @@ def load_classifier(
     dtype: DTypeLike = jnp.float32,
     labels: Sequence[str] | None = None,
     mesh: Mesh | None = None,
+    multi_label: bool | None = None,
 ) -> tuple[Any, nnx.State]:
     """Return the graphdef and the parameters, float32, of a `Classifier` with a checkpoint's weights.
 
@@ -112,9 +114,12 @@ def load_classifier(
       labels: the class names, in order; None takes them from the file.
       mesh: the mesh that the parameters are laid out on, by `sharding.RULES`; None is the default device. The host
         holds one tensor at a time.
+      multi_label: whether a head in the file must be one of a multi-label task, or of a single-label one; None accepts
+        either.
 
     Raises:
-      UserError: the head in the file has other classes or another pooling, or the files do not fit.
+      UserError: the head in the file has other classes, another pooling, or another kind of task, or the files do not
+        fit.
     """
     config = read_config(directory)
     graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
@@ -127,8 +132,17 @@ def load_classifier(
             raise CheckpointError(
                 f"{Path(directory) / CONFIG}: the classifier was trained with pooling {saved_pooling}, not {pooling}"
             )
+        if multi_label is not None and is_multi_label(directory) != multi_label:
+            raise CheckpointError(
+                f"{Path(directory) / CONFIG}: the head was trained for {_kind(not multi_label)}, and the task has "
+                f"{_kind(multi_label)}: {_WITHOUT_HEAD}"
+            )
         order = {"head.kernel": class_order, "head.bias": class_order}
     return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
+
+
+def _kind(multi_label: bool) -> str:
+    return "any number of labels per text (multi-label)" if multi_label else "one label per text"
 
 
 def has_language_model(directory: str | Path) -> bool:
@@ -250,6 +264,7 @@ def save(
     pooling: str = "cls",
     dtype: str = "float32",
     notes: Mapping[str, str] = MappingProxyType({}),
+    multi_label: bool = False,
 ) -> None:
     """Write a directory that `transformers` and this module load; it appears complete or not at all.
 
@@ -264,6 +279,7 @@ def save(
         marked in config.json, and only this module reads it correctly.
       dtype: float16 and bfloat16 halve the file, which is read back as float32.
       notes: further text files, by name.
+      multi_label: whether a text has any number of the labels, and not exactly one.
 
     Raises:
       UserError: the directory is not empty or cannot be written.
@@ -274,7 +290,8 @@ def save(
     paths = frozenset(leaves(params))
     try:
         with storage.atomic_directory(directory) as partial:
-            write_config(partial / CONFIG, config, paths, labels, pooling, special_ids(tokenizer))
+            ids = special_ids(tokenizer)
+            write_config(partial / CONFIG, config, paths, labels, pooling, ids, multi_label=multi_label)
             write_weights(partial / WEIGHTS, params, FAMILIES[config.family], dtype)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, partial)

@@ -28,6 +28,7 @@ _MOST_LAYERS = 128  # published encoders have up to 48; building layers takes ti
 _LARGEST_SIZE = 1 << 24  # of a vocabulary, which has at most a million pieces; every other size is smaller
 _INITIALIZER_RANGE = 0.02  # of all supported families, if config.json does not say
 _SINGLE_LABEL = "single_label_classification"
+_MULTI_LABEL = "multi_label_classification"
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,11 @@ def _log_ignored_code(path: Path, model_type: str) -> None:
 def _check_fixed(path: Path, raw: Mapping[str, Any], family: Family) -> None:
     """Refuse a checkpoint that would run differently here from how it was trained."""
     _check_values(path, raw, family.fixed)
-    if raw.get("problem_type") not in (None, _SINGLE_LABEL):
-        raise CheckpointError(f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} is supported")
+    if raw.get("problem_type") not in (None, _SINGLE_LABEL, _MULTI_LABEL):
+        raise CheckpointError(
+            f"{path}: problem_type is {raw['problem_type']!r}: only {_SINGLE_LABEL!r} and {_MULTI_LABEL!r} are "
+            "supported"
+        )
     unread = tuple(end for end, _ in family.other_heads)
     for name in _architectures(raw):
         if name.endswith(_OTHER_HEADS) and not name.endswith(unread):
@@ -220,6 +224,11 @@ def read_initializer_range(directory: str | Path) -> float:
     return float(value)
 
 
+def is_multi_label(directory: str | Path) -> bool:
+    """Return whether a classifier gives a text any number of labels, by a sigmoid for each class."""
+    return read_raw(directory).get("problem_type") == _MULTI_LABEL
+
+
 def read_pooling(directory: str | Path) -> str:
     """Return how a saved classifier pools: as its family's own head does, unless `config.json` says otherwise.
 
@@ -251,6 +260,8 @@ def write_config(
     labels: Sequence[str] | None,
     pooling: str,
     special_ids: Mapping[str, int] = MappingProxyType({}),
+    *,
+    multi_label: bool = False,
 ) -> None:
     """Write a `config.json` that `transformers` reads.
 
@@ -261,6 +272,7 @@ def write_config(
       labels: the class names, in order; None without a classification head.
       pooling: how the classifier pools.
       special_ids: the tokenizer's special ids (see `hf.tokenizer.special_ids`), which replace the checkpoint's.
+      multi_label: whether a text has any number of the labels.
     """
     family = FAMILIES[config.family]
     values: dict[str, Any] = {
@@ -277,7 +289,7 @@ def write_config(
     values = family.write(values)
     values.update(special_ids)
     if labels is not None:
-        values["problem_type"] = _SINGLE_LABEL
+        values["problem_type"] = _MULTI_LABEL if multi_label else _SINGLE_LABEL
         values["id2label"] = {str(index): label for index, label in enumerate(labels)}
         values["label2id"] = {label: index for index, label in enumerate(labels)}
     if family.pooling_key and pooling in dict(family.poolings):
