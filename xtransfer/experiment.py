@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from xtransfer import storage
-from xtransfer.config import ExperimentConfig, cache_dir, refuse_pattern
+from xtransfer.config import CalibrationConfig, ExperimentConfig, cache_dir, refuse_pattern
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Example, Task
@@ -46,11 +46,12 @@ from xtransfer.runs import sweep as sweeps
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.draws import draws_of
 from xtransfer.runs.find import selected_steps
+from xtransfer.runs.selection import weights_name
 from xtransfer.runs.sweep import Point
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import compilation_cache, locks, processes, sharding, terminal
 from xtransfer.train import loop
-from xtransfer.train.checkpoints import Checkpoints, fall_back, remove_leftovers
+from xtransfer.train.checkpoints import PARAMS, Checkpoints, fall_back, remove_leftovers
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.inputs import ModelInputs
 from xtransfer.train.loop import CHECKPOINTS
@@ -204,22 +205,35 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     """Check what needs the data, and return the task, the text of each draw, and target dev for an oracle."""
     task = load_task(config.task)
     task = replace(task, load=functools.cache(task.load))
-    metrics.check_names("config key metrics", config.metrics, task.labels)
+    kind = task.multi_label
+    metrics.check_names("config key metrics", config.metrics, task.labels, multi_label=kind)
     check_classes(config, task.labels)
-    metrics.check_single("config key selection_metric", config.selection_metric, task.labels)
+    metrics.check_single("config key selection_metric", config.selection_metric, task.labels, multi_label=kind)
+    _check_fitted_thresholds(config)
     samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
     for sample in samples.values():
         _steps(config, sample)
     dev = task.load("dev", task.source_language)
-    metrics.check_defined((config.selection_metric,), _labels(dev), f"{task.source_language} dev")
-    recalibration.check(config.calibration, task.labels, _labels(dev))
+    metrics.check_defined((config.selection_metric,), task.gold(dev), f"{task.source_language} dev", task.labels)
+    recalibration.check(config.calibration, task.labels, task.gold(dev))
     for language in (task.source_language, *task.target_languages):
         for split in config.evaluation_splits:
-            metrics.check_defined(config.metrics, _labels(task.load(split, language)), f"{language} {split}")
+            gold = task.gold(task.load(split, language))
+            metrics.check_defined(config.metrics, gold, f"{language} {split}", task.labels)
     target_dev = {name: task.load("dev", name) for name in task.target_languages} if config.oracle else {}
     for language, examples in target_dev.items():
-        metrics.check_defined((config.selection_metric,), _labels(examples), f"{language} dev")
+        metrics.check_defined((config.selection_metric,), task.gold(examples), f"{language} dev", task.labels)
     return task, samples, target_dev
+
+
+def _check_fitted_thresholds(config: ExperimentConfig) -> None:
+    """Refuse fitted thresholds for an objective that also learns from the logits, which they shift."""
+    for name in config.objectives if config.transfer.fitted_thresholds else ():
+        if OBJECTIVES[name].pseudo_labels and OBJECTIVES[name].soft_weight:
+            raise ConfigError(
+                f"config key transfer.fitted_thresholds is True, but {name} also learns from the teacher's "
+                "probabilities, which have no threshold: set it to False"
+            )
 
 
 class Stages:
@@ -274,8 +288,11 @@ class Stages:
         if objective.teacher != "none":
             is_vanilla = objective.teacher == "vanilla"
             model = student if is_vanilla else self.models.teacher
-            store = self._label(model, self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher)
+            teacher_directory = self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher
+            store = self._label(model, teacher_directory)
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
+            if objective.pseudo_labels and self.config.transfer.fitted_thresholds:
+                logits = logits - self._cuts(model, teacher_directory)
             dataset = replace(dataset, teacher_logits=logits)
         objective = self._with_class_factors(objective)
         dev, target_dev = self._dev, self._target_dev
@@ -284,6 +301,23 @@ class Stages:
 
     def _with_class_factors(self, objective: Objective) -> Objective:
         return with_class_factors(objective, self.models.student.labels, _labels(self.examples.labelled))
+
+    def _cuts(self, teacher: Finetuner, directory: Path) -> np.ndarray:
+        """Return the logits above which the teacher trained in `directory` gives each class as a pseudo-label [K].
+
+        They are fitted to source dev, and kept with the teacher's run.
+        """
+        step = selected_steps(directory)["source_dev"]
+        path, name = self.workdir.calibration(directory), weights_name(step, PARAMS)
+        fitted = recalibration.recorded_everywhere(path, name)
+        if not fitted.has_threshold:
+            with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+                params = checkpoints.restore_params(step, teacher.abstract_params())
+            dev = teacher.dataset(self.examples.dev)
+            logits, settings = teacher.predict(params, dev), CalibrationConfig(threshold=True)
+            title = f"{directory.name} step {name}"
+            fitted = recalibration.fit_and_record(path, name, settings, fitted, logits, dev.labels, title=title)
+        return np.array(fitted.class_log_odds, np.float32)
 
     def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)
@@ -502,10 +536,6 @@ def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:
 def _devices() -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     return f"{devices} of {processes.count()} processes" if processes.count() > 1 else devices
-
-
-def _labels(examples: Sequence[Example]) -> list[int]:
-    return [example.label for example in examples]
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

@@ -74,7 +74,8 @@ def evaluate_model(request: Request) -> None:
     run = selected_run(directory, request.selection)
     config = _config(request, run)
     task, languages = _task(config.task, request.languages, run)
-    metrics.check_names("--metrics" if request.metrics else "config key metrics", config.metrics, task.labels)
+    where = "--metrics" if request.metrics else "config key metrics"
+    metrics.check_names(where, config.metrics, task.labels, multi_label=task.multi_label)
     layout = None if request.xtreme is None else xtreme.check(task.name, request.split, request.xtreme)
     compilation_cache.enable(settings.cache_dir(config.task))
     mesh = make_mesh()
@@ -159,7 +160,7 @@ def _write(
         with storage.atomic_directory(output) as partial:
             write_rows(partial / "results.jsonl", rows)
             for result in results:
-                predictions = prediction_rows(result.examples, result.logits, task.labels)
+                predictions = prediction_rows(result.examples, result.logits, task)
                 storage.write_jsonl(partial / "predictions" / f"{split}-{result.language}.jsonl", predictions)
     except OSError as error:
         raise MachineError(f"{output} cannot be written: {error.strerror or error}") from error

@@ -65,7 +65,8 @@ def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
     compilation_cache.enable(cache_dir(config.task))
     task = load_task(config.task)
     task = dataclasses.replace(task, load=functools.cache(task.load))
-    check_names("--metrics" if scope.metrics else "config key metrics", config.metrics, task.labels)
+    where = "--metrics" if scope.metrics else "config key metrics"
+    check_names(where, config.metrics, task.labels, multi_label=task.multi_label)
     models = Models(config, task, encoders.saved(workdir))
     check_unchanged(workdir.task, models.facts())
     if set(scope.languages) - {task.source_language, *task.target_languages}:
@@ -81,12 +82,13 @@ def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
 
 def _within(scope: Scope, config: ExperimentConfig) -> ExperimentConfig:
     """Return the config with the metrics and the split of the scope."""
+    headline = config.headline_metric
     if scope.metrics:
-        if "accuracy" not in scope.metrics:
+        if headline not in scope.metrics:
             names = ",".join(scope.metrics)
             raise ConfigError(
-                f"--metrics {names}: an experiment is scored by accuracy too, which other commands report: "
-                f"--metrics accuracy,{names}"
+                f"--metrics {names}: an experiment is scored by {headline} too, which other commands report: "
+                f"--metrics {headline},{names}"
             )
         config = dataclasses.replace(config, metrics=scope.metrics)
     return dataclasses.replace(config, evaluation_splits=(scope.split,)) if scope.split else config

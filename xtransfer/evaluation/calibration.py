@@ -36,12 +36,20 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax(np.asarray(logits, np.float64), axis=1)
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the probability of each class of a multi-label task, float64 [n, K], from logits [n, K]."""
+    from scipy.special import expit
+
+    return expit(np.asarray(logits, np.float64))
+
+
 def equal_width_bins(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
     """Return the occupied bins of equal width, ascending; bin i holds confidences in (i / bins, (i + 1) / bins].
 
     Args:
       logits: [n, K].
-      labels: integers [n] in 0 .. K − 1.
+      labels: integers [n] in 0 .. K − 1; in a multi-label task [n, K], 0 or 1, where each of the n · K decisions counts
+        as a prediction.
       bins: the number of bins between 0 and 1.
     """
     confidence, correct = _confidence(logits, labels)
@@ -66,7 +74,10 @@ def expected_error(bins: Sequence[Bin]) -> float:
 
 
 def _confidence(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probability [n] of each prediction, and whether it is right [n]."""
+    """Return the probability of each prediction, and whether it is right, both [n], or [n · K] for label sets."""
+    if np.ndim(labels) == 2:
+        right = (np.asarray(logits) > 0) == (np.asarray(labels) > 0)
+        return sigmoid(np.abs(logits)).ravel(), right.ravel()
     return probabilities(logits).max(axis=1), np.asarray(logits).argmax(axis=1) == labels
 
 

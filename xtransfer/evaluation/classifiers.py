@@ -82,7 +82,7 @@ class ClassifierScorer:
         if pairs is not None:
             check_pairs(self._classifier.directory, self._classifier.tokenizer)
         tokens = tokenize(self._classifier.tokenizer, texts, pairs, self._classifier.max_length)
-        gold, ids = np.array([example.label for example in examples], np.int32), tuple(x.id for x in examples)
+        gold, ids = self._task.gold(examples), tuple(example.id for example in examples)
         batches = prefetch(eval_batches(Dataset(tokens, gold, None, ids, classes), self._plan))
         logits = inference.predict(
             self._step, self._classifier.params, self._mesh, batches, len(examples), classes, on_batch=on_batch
@@ -101,8 +101,15 @@ def class_order(classifier: TrainedClassifier, task: Task) -> list[int]:
     """Return, for each class of the task, its column in the classifier's logits, matched by name.
 
     Raises:
-      UserError: they do not name the same classes.
+      UserError: they do not name the same classes, or only one of the two gives a text several labels.
     """
+    if classifier.multi_label != task.multi_label:
+        kinds = ("one label", "any number of labels (multi-label)")
+        raise CheckpointError(
+            f"{classifier.source}: the classifier gives a text {kinds[classifier.multi_label]}, and the task "
+            f"{task.name} has {kinds[task.multi_label]}: set task.multi_label as the classifier was trained, or name "
+            "another one"
+        )
     if sorted(classifier.labels) != sorted(task.labels):
         raise CheckpointError(
             f"{classifier.source}: its classes are {', '.join(classifier.labels)}, and the classes of {task.name} are "

@@ -129,8 +129,9 @@ def evaluate(
         if is_teacher:
             teachers[run.id.draw] = run
         scored_languages = languages_of(task, languages, is_teacher=is_teacher)
-        names = tuple(dict.fromkeys((*config.metrics, *recalibration.metrics_of(config.calibration))))
-        effects = recalibration.effects_of(config.calibration)
+        effects = recalibration.effects_of(config.calibration, multi_label=task.multi_label)
+        before = recalibration.metrics_of(config.calibration, multi_label=task.multi_label)
+        names = tuple(dict.fromkeys((*config.metrics, *before)))
         rows_of_job = [*metrics.score_names(names, task.labels), *effects]
         all_jobs = list(_jobs(run, config.evaluation_splits, scored_languages, rows_of_job))
         due = processes.on_first(functools.partial(_due, workdir, config, run, all_jobs, scored))
@@ -153,7 +154,8 @@ def evaluate(
     if constants:
         more = f"; and {len(constants) - _SHOWN} more" if len(constants) > _SHOWN else ""
         terminal.log(
-            f"warning: these checkpoints predict one class for every example: {'; '.join(constants[:_SHOWN])}{more}"
+            f"warning: these checkpoints predict {'the same labels' if task.multi_label else 'one class'} for every "
+            f"example: {'; '.join(constants[:_SHOWN])}{more}"
         )
     return rows_of(all_runs, rows)
 
@@ -161,15 +163,18 @@ def evaluate(
 def dev_scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], name: str) -> dict[str, float]:
     """Return a checkpoint's metrics on dev for a row of `metrics.jsonl`, among them the score that ranks it.
 
-    Accuracy ranks by itself. Any other metric is added under its own name, and as a score of which more is better.
+    Accuracy ranks by itself. Any other metric is added under its own name, and as a score of which more is better. A
+    multi-label task has no accuracy.
 
     Args:
       logits: [n, K].
-      labels: integers [n] in 0 .. K − 1.
+      labels: integers [n] in 0 .. K − 1; in a multi-label task [n, K], 0 or 1.
       classes: the names of the K classes.
       name: the metric to rank by, see `metrics.check_single`.
     """
-    accuracy = {loop.DEV_ACCURACY: metrics.score(logits, labels, classes, "accuracy")}
+    accuracy: dict[str, float] = {}
+    if labels.ndim == 1:
+        accuracy = {loop.DEV_ACCURACY: metrics.score(logits, labels, classes, "accuracy")}
     if name == "accuracy":
         return accuracy
     value = metrics.score(logits, labels, classes, name)
@@ -278,14 +283,14 @@ def _score(
                     record = functools.partial(token_counts.record, workdir, job.split, model.inputs)
                     processes.on_first(functools.partial(record, examples, data.tokens))
                 row = {"task": task.name, **run.facts, "step": step}
-                gold = np.array([example.label for example in examples])
+                gold = task.gold(examples)
                 scores = _scores(run, job, gold, logits, task.labels, names, constants)
                 for score in [*scores, *recalibration.effects(fitted, effects, logits, gold, task.labels)]:
                     for protocol in job.protocols:
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
                 path = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
-                predictions = storage.jsonl(prediction_rows(examples, logits, task.labels))
+                predictions = storage.jsonl(prediction_rows(examples, logits, task))
                 processes.on_first(functools.partial(checksums.write, path, predictions))
 
 
@@ -315,7 +320,7 @@ def _against_teacher(
         if missing:
             ours = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
             theirs = workdir.predictions(teacher.directory, selected, job.split, job.language)
-            scores = agreement.scores(ours, theirs, task.labels)
+            scores = agreement.scores(ours, theirs, task.labels, multi_label=task.multi_label)
             new = (one | score._asdict() for one in missing for score in scores)
             rows += [one for one in new if _key(one) not in scored]
     return rows
@@ -333,19 +338,15 @@ def _recalibrate(
 ) -> Recalibration:
     """Return what the config asks to fit to the weights of this name, from the run's record or fitted now."""
     path, settings = workdir.calibration(run.directory), config.calibration
-    recorded = Recalibration(**processes.on_first(lambda: dataclasses.asdict(recalibration.usable(path, name))))
+    recorded = recalibration.recorded_everywhere(path, name)
     if recorded.has(**dataclasses.asdict(settings)):
         return recorded
     dev = dataset(model, "dev", task.source_language)
     logits = model.predict(params, dev)
 
-    def fit() -> dict[str, float | None]:
-        fitted = recalibration.fit(settings, recorded, logits, dev.labels, f"{run.name} step {name}")
-        recalibration.record(path, name, fitted, len(dev))
-        return dataclasses.asdict(fitted)
-
-    # Process 0 fits for all, because other hosts may round the logits differently.
-    return Recalibration(**processes.on_first(fit))
+    return recalibration.fit_and_record(
+        path, name, settings, recorded, logits, dev.labels, title=f"{run.name} step {name}"
+    )
 
 
 def _scores(
@@ -358,24 +359,30 @@ def _scores(
     constants: list[str],
 ) -> list[metrics.Score]:
     """Score one job by the named metrics, and add it to `constants` if the model gave every example the same class."""
-    constant = metrics.constant_prediction(logits.argmax(-1), gold)
+    constant = metrics.described_constant(logits, gold, labels)
     if constant is not None:
-        constants.append(f"{run.name} step {job.weights_name} on {job.split} {job.language} ({labels[constant]})")
+        constants.append(f"{run.name} step {job.weights_name} on {job.split} {job.language} ({constant})")
     return metrics.scores(logits, gold, labels, names)
 
 
-def prediction_rows(examples: Sequence[Example], logits: np.ndarray, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the line of a predictions file for each example.
+def prediction_rows(examples: Sequence[Example], logits: np.ndarray, task: Task) -> Iterator[dict[str, Any]]:
+    """Yield the line of a predictions file for each example. In a multi-label task, label and prediction are lists.
 
     Args:
       examples: n examples.
-      logits: [n, K], columns as in `labels`.
-      labels: the names of the K classes.
+      logits: [n, K], columns in the task's order of classes.
+      task: the task.
     """
+    labels = task.labels
     for example, scores in zip(examples, logits, strict=True):
+        if task.multi_label:
+            label: Any = [labels[index] for index in example.classes or ()]
+            prediction: Any = [name for name, is_predicted in zip(labels, scores > 0, strict=True) if is_predicted]
+        else:
+            label, prediction = labels[example.label], labels[int(scores.argmax())]
         yield {
             "id": example.id,
-            "label": labels[example.label],
-            "prediction": labels[int(scores.argmax())],
+            "label": label,
+            "prediction": prediction,
             "logits": [round(float(score), 5) for score in scores],
         }

@@ -1,6 +1,7 @@
 """Metrics of a complete set of predictions: functions of logits and labels. A new metric is a new entry in `METRICS`.
 
-A metric of each class has one value per class. "class_f1" names all of them, and "class_f1/LABEL" names one.
+A metric of each class has one value per class. "class_f1" names all of them, and "class_f1/LABEL" names one. Those of
+multi-label tasks are functions in `multi_label`.
 """
 
 import functools
@@ -8,12 +9,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from xtransfer.errors import ConfigError, DataError, UserError, nearest
-from xtransfer.evaluation import calibration
+from xtransfer.evaluation import calibration, multi_label
 
 SIGNIFICANCE = 0.05
 """The level at which a result is better than chance, by a one-sided exact binomial test."""
@@ -33,20 +34,29 @@ class Metric:
 
     Attributes:
       function: returns the value, a float, for logits [n, K] and labels [n] in 0 .. K − 1; for a metric of each class,
-        the values [K].
+        the values [K]. None if it does not exist for tasks with one label per text.
       low: the smallest possible value.
       high: the largest possible value.
       higher_is_better: the direction.
       binary: whether it exists for two classes only. The second class is the positive one, and both must occur.
       per_class: whether it has a value for each class.
+      multi_label: the same for labels [n, K], 0 or 1, of a multi-label task; None if it does not exist there.
+      needs: in a multi-label task, what a class must have to have a value: "nothing", an example ("positive"), or also
+        an example of another class ("both").
     """
 
-    function: Callable[[np.ndarray, np.ndarray], Any]
+    function: Callable[[np.ndarray, np.ndarray], Any] | None = None
     low: float = 0.0
     high: float = 1.0
     higher_is_better: bool = True
     binary: bool = False
     per_class: bool = False
+    multi_label: Callable[[np.ndarray, np.ndarray], Any] | None = None
+    needs: Literal["nothing", "positive", "both"] = "nothing"
+
+    def for_task(self, *, multi_label: bool) -> Callable[[np.ndarray, np.ndarray], Any] | None:
+        """Return the function for a kind of task, or None."""
+        return self.multi_label if multi_label else self.function
 
     @property
     def is_share(self) -> bool:
@@ -173,31 +183,45 @@ def recall_at_fpr(rate: float, logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def majority_share(labels: np.ndarray) -> float:
-    """Return the accuracy of always predicting the most frequent gold class."""
+    """Return the accuracy of always predicting the most frequent gold class, or the most frequent set of labels."""
+    if labels.ndim == 2:
+        return multi_label.majority_share(labels)
     return float(np.bincount(labels).max() / len(labels))
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "accuracy": Metric(accuracy),
-        "macro_f1": Metric(macro_f1),
-        "weighted_f1": Metric(weighted_f1),
-        "class_precision": Metric(class_precision, per_class=True),
-        "class_recall": Metric(class_recall, per_class=True),
-        "class_f1": Metric(class_f1, per_class=True),
+        "macro_f1": Metric(macro_f1, multi_label=multi_label.macro_f1),
+        "weighted_f1": Metric(weighted_f1, multi_label=multi_label.weighted_f1),
+        "class_precision": Metric(class_precision, per_class=True, multi_label=multi_label.class_precision),
+        "class_recall": Metric(class_recall, per_class=True, multi_label=multi_label.class_recall),
+        "class_f1": Metric(class_f1, per_class=True, multi_label=multi_label.class_f1),
         "matthews_correlation": Metric(matthews_correlation, low=-1.0),
-        "log_loss": Metric(log_loss, high=math.inf, higher_is_better=False),
-        "brier_score": Metric(brier_score, high=2.0, higher_is_better=False),
-        "ece": Metric(ece, higher_is_better=False),
-        "adaptive_ece": Metric(adaptive_ece, higher_is_better=False),
+        "log_loss": Metric(log_loss, high=math.inf, higher_is_better=False, multi_label=multi_label.log_loss),
+        "brier_score": Metric(brier_score, high=2.0, higher_is_better=False, multi_label=multi_label.brier_score),
+        "ece": Metric(ece, higher_is_better=False, multi_label=ece),
+        "adaptive_ece": Metric(adaptive_ece, higher_is_better=False, multi_label=adaptive_ece),
         "auroc": Metric(auroc, binary=True),
         "recall_at_fpr_0.01": Metric(functools.partial(recall_at_fpr, 0.01), binary=True),
         "recall_at_fpr_0.05": Metric(functools.partial(recall_at_fpr, 0.05), binary=True),
+        # Only multi-label tasks have these.
+        "subset_accuracy": Metric(multi_label=multi_label.subset_accuracy),
+        "hamming_loss": Metric(multi_label=multi_label.hamming_loss, higher_is_better=False),
+        "micro_f1": Metric(multi_label=multi_label.micro_f1),
+        "class_auroc": Metric(per_class=True, multi_label=multi_label.class_auroc, needs="both"),
+        "macro_auroc": Metric(multi_label=multi_label.macro_auroc, needs="both"),
+        "class_average_precision": Metric(
+            per_class=True, multi_label=multi_label.class_average_precision, needs="positive"
+        ),
+        "macro_average_precision": Metric(multi_label=multi_label.macro_average_precision, needs="positive"),
     }
 )
 """The metrics by name."""
 
-TEACHER_METRICS: Mapping[str, Metric] = MappingProxyType({"teacher_agreement": Metric(accuracy)})
+TEACHER_METRICS: Mapping[str, Metric] = MappingProxyType(
+    {"teacher_agreement": Metric(accuracy, multi_label=multi_label.subset_accuracy)}
+)
 """The metrics of a student against its teacher, functions of logits and of the classes that the teacher predicts.
 
 Labels play no part, and a student alone does not have them, so none can be chosen or select a checkpoint. Every student
@@ -210,6 +234,7 @@ EFFECTS: Mapping[str, str] = MappingProxyType(
         "ece_calibrated": "ece",
         "accuracy_thresholded": "accuracy",
         "macro_f1_thresholded": "macro_f1",
+        "micro_f1_thresholded": "micro_f1",
     }
 )
 """The scores after recalibration, and the metrics that they are scores of (see `recalibration.Recalibration`)."""
@@ -223,16 +248,19 @@ def scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], names
 
     Args:
       logits: finite floats [n, K].
-      labels: integers [n] in 0 .. K − 1.
+      labels: integers [n] in 0 .. K − 1; in a multi-label task [n, K], 0 or 1.
       classes: the names of the K classes.
       names: names that `check_names` accepts.
 
     Raises:
-      UserError: see `confusion_matrix`; or a binary metric, and one of the classes does not occur.
+      UserError: see `confusion_matrix` and `multi_label.check`; or the labels do not define a metric.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    _confusion(logits, labels)  # checks them
-    check_defined(names, labels, f"{len(labels):,} examples")
+    if labels.ndim == 2:
+        multi_label.check(logits, labels)
+    else:
+        _confusion(logits, labels)  # checks them
+    check_defined(names, labels, f"{len(labels):,} examples", classes)
     values = [item for name in names for item in _values(name, logits, labels, classes)]
     return [Score(name, value, len(labels)) for name, value in [*values, (CHANCE, majority_share(labels))]]
 
@@ -247,15 +275,25 @@ def score_names(names: Sequence[str], classes: Sequence[str]) -> list[str]:
     return [full for name in names for full, _ in _cases(name, classes)] + [CHANCE]
 
 
-def metric_of(name: str) -> Metric:
+def names_of(*, multi_label: bool) -> list[str]:
+    """Return the names of the metrics that a kind of task has."""
+    return [name for name, metric in METRICS.items() if metric.for_task(multi_label=multi_label) is not None]
+
+
+def metric_of(name: str, *, multi_label: bool | None = None) -> Metric:
     """Return the metric that a score's name belongs to, such as "class_f1/positive" or "ece_calibrated".
+
+    Args:
+      name: the name.
+      multi_label: the kind of task whose metrics the message names; None names all.
 
     Raises:
       UserError: there is no such metric; the message names the nearest one.
     """
     kind, known = _kind(name), {**METRICS, **TEACHER_METRICS}
     if kind not in known:
-        hint = nearest(kind, known) or f"; the metrics are {', '.join(known)}"
+        names = list(known) if multi_label is None else names_of(multi_label=multi_label)
+        hint = nearest(kind, names) or f"; the metrics are {', '.join(names)}"
         raise ConfigError(f"no metric {name!r}{hint}")
     return known[kind]
 
@@ -272,7 +310,7 @@ def higher_is_better(name: str) -> bool:
     return METRICS[kind].higher_is_better if kind in METRICS else True
 
 
-def check_names(where: str, names: Sequence[str], classes: Sequence[str]) -> None:
+def check_names(where: str, names: Sequence[str], classes: Sequence[str], *, multi_label: bool = False) -> None:
     """Refuse metrics that do not exist for a task with these classes; `where` names the key or flag in the message."""
     for name in names:
         if name in TEACHER_METRICS:
@@ -284,10 +322,14 @@ def check_names(where: str, names: Sequence[str], classes: Sequence[str]) -> Non
             setting = "temperature" if name.endswith("_calibrated") else "threshold"
             raise ConfigError(f"{where}: {name} is not a metric to choose: calibration.{setting} adds it")
         try:
-            metric = metric_of(name)
+            metric = metric_of(name, multi_label=multi_label)
         except UserError as error:
             raise ConfigError(f"{where}: {error}") from error
         kind, has_class, label = name.partition("/")
+        if metric.for_task(multi_label=multi_label) is None:
+            task = "a multi-label task" if multi_label else "a task with one label per text"
+            known = ", ".join(names_of(multi_label=multi_label))
+            raise ConfigError(f"{where}: {task} has no {kind}; the metrics are {known}")
         if metric.binary and len(classes) != 2:
             raise ConfigError(f"{where}: {kind} needs a task with 2 classes, and this one has {len(classes)}")
         if has_class and not metric.per_class:
@@ -298,18 +340,48 @@ def check_names(where: str, names: Sequence[str], classes: Sequence[str]) -> Non
             )
 
 
-def check_single(where: str, name: str, classes: Sequence[str]) -> None:
+def check_single(where: str, name: str, classes: Sequence[str], *, multi_label: bool = False) -> None:
     """Refuse a metric that does not have exactly one value for a task with these classes; see `check_names`."""
-    check_names(where, (name,), classes)
+    check_names(where, (name,), classes, multi_label=multi_label)
     if metric_of(name).per_class and "/" not in name:
         raise ConfigError(f"{where}: {name} has a value for each class: name one, such as {name}/{classes[0]}")
 
 
-def check_defined(names: Sequence[str], labels: Sequence[int] | np.ndarray, where: str) -> None:
-    """Refuse binary metrics for labels of a single class; `where` names the examples."""
+def check_defined(
+    names: Sequence[str], labels: Sequence[int] | np.ndarray, where: str, classes: Sequence[str] = ()
+) -> None:
+    """Refuse metrics that labels do not define, such as binary ones for labels of a single class.
+
+    Args:
+      names: the metrics.
+      labels: integers [n]; in a multi-label task [n, K], 0 or 1.
+      where: names the examples, for the message.
+      classes: the names of the K classes; only a multi-label task needs them.
+    """
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        _check_each_class(names, labels, where, classes)
+        return
     binary = [name for name in names if metric_of(name).binary]
     if binary and len(np.unique(labels)) < 2:
         raise ConfigError(f"{where}: all have the same label, so {binary[0]} is not defined: choose another metric")
+
+
+def _check_each_class(names: Sequence[str], labels: np.ndarray, where: str, classes: Sequence[str]) -> None:
+    """Refuse metrics of a multi-label task for which a class lacks examples, or, for a mean, all classes do."""
+    for name in names:
+        metric = metric_of(name)
+        if metric.needs == "nothing":
+            continue
+        is_defined = multi_label.defined_classes(labels, needs_negative=metric.needs == "both")
+        cases = [(full, index) for full, index in _cases(name, classes) if index is not None]
+        missing = next((full for full, index in cases if not is_defined[index]), None)
+        if missing is not None or not is_defined.any():
+            raise ConfigError(
+                f"{where}: no class has examples with and without it, so {name} is not defined: choose another metric"
+                if missing is None
+                else f"{where}: {missing} is not defined, because no example, or every one, has this label: name other "
+                f"classes, or choose macro_{missing.partition('/')[0].removeprefix('class_')}, the mean over the rest"
+            )
 
 
 def at_chance(accuracy: float, count: int, majority: float) -> bool:
@@ -324,6 +396,15 @@ def at_chance(accuracy: float, count: int, majority: float) -> bool:
         return False
     test = binomtest(round(accuracy * count), count, majority, alternative="greater")
     return bool(test.pvalue >= SIGNIFICANCE)
+
+
+def described_constant(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str | None:
+    """Name the class, or the set of classes, that every example was given; None as in `constant_prediction`."""
+    if labels.ndim == 2:
+        constant_set = multi_label.constant_prediction(multi_label.predictions(logits), labels)
+        return None if constant_set is None else ", ".join(classes[index] for index in constant_set) or "no label"
+    constant = constant_prediction(logits.argmax(-1), labels)
+    return None if constant is None else classes[constant]
 
 
 def constant_prediction(predictions: np.ndarray, labels: np.ndarray) -> int | None:
@@ -354,7 +435,10 @@ def _cases(name: str, classes: Sequence[str]) -> list[tuple[str, int | None]]:
 
 
 def _values(name: str, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
-    result = metric_of(name).function(logits, labels)
+    function = metric_of(name).for_task(multi_label=labels.ndim == 2)
+    if function is None:
+        raise ValueError(f"{name} for labels of shape {labels.shape}")
+    result = function(logits, labels)
     return [(full, float(result if index is None else result[index])) for full, index in _cases(name, classes)]
 
 

@@ -1,4 +1,13 @@
-"""The predictions of two objectives on the same test items: files of workdirs to arrays of correctness."""
+"""The predictions of two objectives on the same test items: files of workdirs to arrays of a score for each item.
+
+An item scores 1 if its prediction is right, and 0 if not, so that their mean is the accuracy. A multi-label task is
+compared by micro-F1, which is a ratio of sums over items and no mean over them. There an item's score is its influence
+
+    F + (a − F · b) / mean(b)
+
+where a = 2 · TP and b = 2 · TP + FP + FN of the item, and F is micro-F1 of all items. The mean is exactly F, and the
+mean of a resample is F of the resample to first order (the Taylor linearisation of a ratio, as in survey statistics).
+"""
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +27,8 @@ from xtransfer.runs import draws
 from xtransfer.runs.selection import PROTOCOLS, weights_name
 from xtransfer.runs.workdir import TEACHER, RunId, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import checksums
+
+Labels = str | frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     if len(languages) == 1:
         raise DataError(f"{a.workdir.root}: the task has no target language to compare objectives in")
     is_shared = all(shares_items(read_config(students.workdir).task) for students in (a, b))
-    right: list[dict[tuple[str, str], list[bool]]] = [{}, {}]  # for A and B: correctness by language and item
+    right: list[dict[tuple[str, str], list[float]]] = [{}, {}]  # for A and B: scores by language and item
     for language in languages:
         reference: _Predictions | None = None
         for side, (students, steps) in enumerate(((a, steps_a), (b, steps_b))):
@@ -88,14 +99,14 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
                     )
                 weights = weights_name(step, PROTOCOLS[selection].item)
                 path = students.workdir.predictions(directory, weights, split, language)
-                predictions = _read(path, example_id(task.name, split, language, ""), students.workdir)
+                prefix = example_id(task.name, split, language, "")
+                predictions = _read(path, prefix, students.workdir, multi_label=task.multi_label)
                 reference = reference or predictions
                 _check_same(reference, predictions)
-                for item in reference.labels:
-                    is_right = predictions.guesses[item] == predictions.labels[item]
-                    right[side].setdefault((language, item), []).append(is_right)
+                for item, score in _item_scores(reference.labels, predictions, multi_label=task.multi_label):
+                    right[side].setdefault((language, item), []).append(score)
     names = {key: key[1] if is_shared else "/".join(key) for key in right[0]}
-    outcomes = [_outcomes(languages, runs, names, values) for values in right]
+    outcomes = [_outcomes(languages, runs, names, values, multi_label=task.multi_label) for values in right]
     return Pair(outcomes[0], outcomes[1], is_shared, tuple(_sorted(steps_a.keys() ^ own_b.keys())))
 
 
@@ -109,10 +120,10 @@ def differences_of(pair: Pair, source: str, targets: Sequence[str]) -> list[Diff
 def _common_task(a: Students, b: Students) -> TaskRecord:
     """Return the task of both workdirs, or raise a UserError that names what differs."""
     first, second = read_task(a.workdir), read_task(b.workdir)
-    for key in ("name", "source_language", "target_languages", "labels"):
+    for key in ("name", "source_language", "target_languages", "labels", "multi_label"):
         values = [getattr(task, key) for task in (first, second)]
         if values[0] != values[1]:
-            texts = [", ".join(value) if isinstance(value, tuple) else value for value in values]
+            texts = [", ".join(value) if isinstance(value, tuple) else str(value) for value in values]
             raise ConfigError(
                 f"{a.workdir.root} and {b.workdir.root}: {key} is {texts[0]} in one and {texts[1]} in the other; "
                 "compare workdirs with the same test items"
@@ -151,34 +162,75 @@ def _steps(students: Students, split: str, selection: str) -> dict[RunId, dict[s
 
 @dataclass(frozen=True)
 class _Predictions:
-    """The content of a predictions file: gold labels and predicted labels by item, without the language."""
+    """The content of a predictions file: gold and predicted labels by item, without the language.
+
+    Labels are a name, or in a multi-label task a set of names.
+    """
 
     path: Path
-    labels: Mapping[str, str]
-    guesses: Mapping[str, str]
+    labels: Mapping[str, Labels]
+    guesses: Mapping[str, Labels]
 
 
-def _read(path: Path, prefix: str, workdir: Workdir) -> _Predictions:
+def _read(path: Path, prefix: str, workdir: Workdir, *, multi_label: bool) -> _Predictions:
     """Read a predictions file, whose ids all start with `prefix`."""
     command = f"run python -m xtransfer.evaluate --workdir {shlex.quote(str(workdir.root))} to write it again"
     fault = checksums.fault_of(path)
     if fault is not None:
         raise DataError(f"{path} is damaged: {fault}: {command}")
     remedy = f"remove it and {command}" if path.exists() else command
-    labels: dict[str, str] = {}
-    guesses: dict[str, str] = {}
+    labels: dict[str, Labels] = {}
+    guesses: dict[str, Labels] = {}
+    is_valid = _is_list_of_texts if multi_label else _is_text
     for number, row in _rows(path, remedy):
         where = f"{path}:{number}"
         match row:
-            case {"id": str(full), "label": str(label), "prediction": str(guess)}:
+            case {"id": str(full), "label": label, "prediction": guess} if all(map(is_valid, (label, guess))):
                 item = full.removeprefix(prefix)
             case _:
-                raise DataError(f"{where}: expected an object with the texts id, label, and prediction: {remedy}")
+                kinds = "text id, and the lists label" if multi_label else "texts id, label,"
+                raise DataError(f"{where}: expected an object with the {kinds} and prediction: {remedy}")
         if item == full or item in labels:
             fault = f"does not start with {prefix}" if item == full else "occurs twice"
             raise DataError(f"{where}: id {full!r} {fault}: {remedy}")
-        labels[item], guesses[item] = label, guess
+        labels[item], guesses[item] = (frozenset(label), frozenset(guess)) if multi_label else (label, guess)
     return _Predictions(path, labels, guesses)
+
+
+def _shown(label: Labels) -> str:
+    return repr(label if isinstance(label, str) else sorted(label))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _item_scores(items: Iterable[str], predictions: _Predictions, *, multi_label: bool) -> Iterator[tuple[str, float]]:
+    """Yield the score of each item: whether it is right, or its influence on micro-F1, see above."""
+    if not multi_label:
+        for item in items:
+            yield item, predictions.guesses[item] == predictions.labels[item]
+        return
+    items = list(items)
+    pairs = [(frozenset(predictions.labels[item]), frozenset(predictions.guesses[item])) for item in items]
+    scores = influences(
+        np.array([2 * len(gold & guess) for gold, guess in pairs]),
+        np.array([len(gold) + len(guess) for gold, guess in pairs]),
+    )
+    yield from zip(items, scores.tolist(), strict=True)
+
+
+def influences(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Return scores [n] whose mean is the ratio of the sums of [n] and [n], see above; zeros if the latter is 0."""
+    mean = denominators.mean()
+    if not mean:
+        return np.zeros(len(denominators))
+    ratio = numerators.mean() / mean
+    return ratio + (numerators - ratio * denominators) / mean
 
 
 def _rows(path: Path, remedy: str) -> Iterator[tuple[int, object]]:
@@ -204,7 +256,8 @@ def _check_same(first: _Predictions, second: _Predictions) -> None:
     for item, label in first.labels.items():
         if second.labels[item] != label:
             raise DataError(
-                f"{second.path}: item {item} has the label {second.labels[item]!r}, and {label!r} in {first.path}: "
+                f"{second.path}: item {item} has the label {_shown(second.labels[item])}, and {_shown(label)} in "
+                f"{first.path}: "
                 "evaluate both objectives on the same items"
             )
 
@@ -213,15 +266,17 @@ def _outcomes(
     languages: tuple[str, ...],
     runs: tuple[RunId, ...],
     names: Mapping[tuple[str, str], str],
-    right: Mapping[tuple[str, str], Sequence[bool]],
+    right: Mapping[tuple[str, str], Sequence[float]],
+    *,
+    multi_label: bool,
 ) -> Outcomes:
-    """Return correctness by (language, item) as an array; `names` holds the id of the item in that language."""
+    """Return the scores by (language, item) as an array; `names` holds the id of the item in that language."""
     column = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
     row = {language: index for index, language in enumerate(languages)}
     correct = np.full((len(runs), len(languages), len(column)), np.nan)
     for key, values in right.items():
         correct[:, row[key[0]], column[names[key]]] = values
-    return Outcomes(languages, runs, tuple(column), correct)
+    return Outcomes(languages, runs, tuple(column), correct, multi_label)
 
 
 def _name(students: Students) -> str:

@@ -1,5 +1,6 @@
 """Intervals and tests of the difference between two objectives, paired by run (draw and seed) and test item."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,20 +25,23 @@ class Outcomes:
       languages: the names of the L languages.
       runs: the draws and seeds of the R runs.
       items: the ids of the N items. An item that several languages have is the same one in translation.
-      correct: float64 [R, L, N]; 1 if right, 0 if wrong, and NaN if the language does not have the item.
+      correct: float64 [R, L, N]; 1 if right, 0 if wrong, and NaN if the language does not have the item. In a
+        multi-label task, the scores of `paired`, which are any numbers.
+      multi_label: whether these are the scores of a multi-label task.
     """
 
     languages: tuple[str, ...]
     runs: tuple[RunId, ...]
     items: tuple[str, ...]
     correct: np.ndarray
+    multi_label: bool = False
 
     def select(self, languages: Sequence[str]) -> "Outcomes":
         """Return the outcomes in some of the languages, with the items that these have."""
         correct = self.correct[:, [self.languages.index(language) for language in languages]]
         has_item = np.isfinite(correct[0]).any(axis=0)
         items = tuple(item for item, is_kept in zip(self.items, has_item, strict=True) if is_kept)
-        return Outcomes(tuple(languages), self.runs, items, correct[:, :, has_item])
+        return dataclasses.replace(self, languages=tuple(languages), items=items, correct=correct[:, :, has_item])
 
     @property
     def draws(self) -> tuple[str, ...]:
@@ -61,6 +65,9 @@ class Outcomes:
 @dataclass(frozen=True)
 class Difference:
     """The accuracy of objective A minus the one of objective B, in one language or on average; shares, not percent.
+
+    In a multi-label task, micro-F1 takes the place of accuracy. It has no Wilson interval and no McNemar test, which
+    need items that are right or wrong.
 
     Attributes:
       language: the language, or None for the average over languages.
@@ -124,13 +131,13 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = RESAMPLES, seed: int =
                 count=count,
                 a=means[0],
                 b=means[1],
-                a_interval=None if is_average else wilson(means[0], count),
-                b_interval=None if is_average else wilson(means[1], count),
+                a_interval=None if is_average or a.multi_label else wilson(means[0], count),
+                b_interval=None if is_average or a.multi_label else wilson(means[1], count),
                 by_unit=Summary(by_unit),
                 interval=(float(intervals[0, column]), float(intervals[1, column])),
                 p=float(p[column]),
                 p_holm=None if is_average else corrected[column],
-                p_mcnemar=None if is_average else mcnemar(*discordant(difference[:, column, items])),
+                p_mcnemar=None if is_average or a.multi_label else mcnemar(*discordant(difference[:, column, items])),
             )
         )
     return differences

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Task
@@ -173,7 +171,7 @@ class StepScorer:
         for split, language in self._parts(run):
             row = {"task": self._task.name, **run.facts, "step": step}
             row |= {"selection": SELECTION, "split": split, "language": language}
-            gold = np.array([example.label for example in self._task.load(split, language)])
+            gold = self._task.gold(self._task.load(split, language))
             logits = model.predict(params, self._dataset(model, split, language))
             scores = metrics.scores(logits, gold, self._task.labels, self._config.metrics)
             rows += [row | score._asdict() for score in scores]

@@ -49,6 +49,8 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
     else:
         configured = configured_objective(config, objective)
         settings |= _flat(asdict(configured), "objective.")
+        if configured.pseudo_labels:
+            settings["transfer.fitted_thresholds"] = config.transfer.fitted_thresholds
         if configured.teacher == "monolingual":
             settings |= _flat(asdict(teacher_objective(config)), "objective_of_teacher.")
         else:
