@@ -11,6 +11,10 @@ If one file holds all languages of a split, name the column of the language:
 
       --config.task.path='{split}.parquet' --config.task.language_column=lang
 
+If a text has any number of labels, in lists of JSONL or Parquet, or in cells such as "positive|books":
+
+      --config.task.multi_label=True --config.task.label_separator=bar
+
 The embedded mini encoders have seen only synthetic reviews, so expect little of them on real text. Name real encoders
 with `--config.teacher.checkpoint=… --config.student.checkpoint=…` and their usual learning rate of 2e-5.
 """

@@ -36,9 +36,10 @@ def main(argv: list[str]) -> None:
         storage.check_creatable(args.json)
     description = describe(config.load(args.config, overrides), args.batches)
     if args.json is not None:
-        storage.write_atomically(
-            args.json, json.dumps(dataclasses.asdict(description), indent=2, ensure_ascii=False) + "\n"
-        )
+        content = dataclasses.asdict(description)
+        if not description.label_sets:
+            del content["label_sets"]
+        storage.write_atomically(args.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if terminal.console.is_terminal:
         show(description)
     else:

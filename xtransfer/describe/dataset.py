@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -39,7 +39,7 @@ class SetSize:
       name: "L", "U", or a split.
       examples: the number of examples.
       labels: the number of examples with each label, in the task's order.
-      without_label: the number of examples without a label.
+      without_label: the number of examples without a label. An empty set of labels does not count here.
     """
 
     language: str
@@ -47,6 +47,27 @@ class SetSize:
     examples: int
     labels: tuple[int, ...]
     without_label: int
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """The sets of labels of a set of examples in a multi-label task.
+
+    Attributes:
+      language: the language of the examples.
+      name: "L", or a split.
+      cardinality: the mean number of labels per example.
+      most: the largest number of labels.
+      empty: the number of examples with an empty set.
+      different: the number of different sets.
+    """
+
+    language: str
+    name: str
+    cardinality: float
+    most: int
+    empty: int
+    different: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,7 @@ class ShownExample:
 
     Attributes:
       id: the example's id.
-      label: the name of its label, or "none".
+      label: the name of its label or labels, or "none".
       text: the text, shortened.
       text_pair: the second text, shortened, or None.
       tokens: the tokens as text, shortened, by role.
@@ -129,6 +150,7 @@ class Description:
       measured: the lengths of each set, teacher first.
       packing: the training batches of each role, teacher first.
       examples: a few examples from L, then a few in the first target language.
+      label_sets: in a multi-label task, the sets of labels in L and in every labelled split.
     """
 
     task: str
@@ -147,6 +169,7 @@ class Description:
     measured: tuple[MeasuredSet, ...]
     packing: tuple[PackedTraining, ...]
     examples: tuple[ShownExample, ...]
+    label_sets: tuple[LabelSets, ...] = ()
 
     def count(self, name: str, language: str = "") -> SetSize:
         """Return the size of L, U, or an existing split. The default is the source language."""
@@ -215,7 +238,21 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
             *_examples_to_show(task, transfer.labelled, (teacher, student)),
             *_examples_to_show(task, target_examples, (student,)),
         ),
+        label_sets=_label_sets(transfer.labelled, evaluated) if task.multi_label else (),
     )
+
+
+def _label_sets(
+    labelled: Sequence[Example], evaluated: Mapping[tuple[str, str], Sequence[Example]]
+) -> tuple[LabelSets, ...]:
+    """Describe the label sets of L and of the evaluated splits."""
+    sets = {(labelled[0].language, "L"): labelled, **evaluated}
+    result = []
+    for (language, name), examples in sets.items():
+        classes = [example.classes or () for example in examples]
+        sizes = [len(labels) for labels in classes]
+        result.append(LabelSets(language, name, sum(sizes) / len(sizes), max(sizes), sizes.count(0), len(set(classes))))
+    return tuple(result)
 
 
 def _with_cached_source(task: Task) -> Task:
@@ -302,14 +339,15 @@ def _splits(
 
 def _count(task: Task, language: str, name: str, examples: Sequence[Example]) -> SetSize:
     """Return the size of a set of examples."""
-    by_label = Counter(example.label for example in examples)
+    by_label = Counter(label for example in examples for label in example.classes or ())
     labels = tuple(by_label[i] for i in range(len(task.labels)))
-    return SetSize(language, name, len(examples), labels, without_label=by_label[-1])
+    without_label = sum(example.classes is None for example in examples)
+    return SetSize(language, name, len(examples), labels, without_label)
 
 
 def _examples_to_show(task: Task, examples: Sequence[Example], models: Sequence[ModelInputs]) -> list[ShownExample]:
     """Return a few examples with different labels, and then further examples if there are too few labels."""
-    first_by_label = {example.label: example for example in reversed(examples)}
+    first_by_label = {example.classes: example for example in reversed(examples)}
     first_ids = {example.id for example in first_by_label.values()}
     ordered = sorted(examples, key=lambda example: example.id not in first_ids)  # stable
     shown = []
@@ -319,7 +357,7 @@ def _examples_to_show(task: Task, examples: Sequence[Example], models: Sequence[
             ids = inputs.tokens([example]).input_ids
             pieces = inputs.tokenizer.convert_ids_to_tokens(ids[:_MAX_TOKENS].tolist())
             tokens[inputs.role] = " ".join(pieces) + _omitted(len(ids) - _MAX_TOKENS, "tokens")
-        label = task.labels[example.label] if example.label >= 0 else "none"
+        label = ", ".join(task.labels[index] for index in example.classes or ()) or "none"
         pair = _shorten(example.text_pair) if example.text_pair else example.text_pair
         shown.append(ShownExample(example.id, label, _shorten(example.text), pair, tokens))
     return shown

@@ -55,7 +55,8 @@ def introduction(description: Description) -> list[str]:
 
 def tables(description: Description) -> list[Table]:
     """Return the tables of splits, labels, lengths, and training batches."""
-    return [_splits(description), _labels(description), _lengths(description), _packing(description)]
+    sets = [_label_sets(description)] if description.label_sets else []
+    return [_splits(description), _labels(description), *sets, _lengths(description), _packing(description)]
 
 
 def _splits(description: Description) -> Table:
@@ -86,6 +87,22 @@ def _labels(description: Description) -> Table:
     note = f"train, L, dev, {', '.join(description.evaluation_splits)}: examples in {description.source_language}"
     header = ("label", *(name for name, _ in columns))
     return Table(header, tuple(rows), title="Labels", notes=(note,))
+
+
+def _label_sets(description: Description) -> Table:
+    rows = tuple(
+        (
+            sets.language,
+            sets.name,
+            f"{sets.cardinality:.2f}",
+            f"{sets.most:,}",
+            f"{sets.empty:,}",
+            f"{sets.different:,}",
+        )
+        for sets in description.label_sets
+    )
+    header = ("language", "texts", "labels per text", "most", "texts without labels", "different sets")
+    return Table(header, rows, text_columns=2, title="Label sets")
 
 
 def _range(fractions: Sequence[tuple[int, int]]) -> str:

@@ -31,8 +31,20 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 _OF_PROBABILITIES = ("log_loss", "brier_score", "ece", "adaptive_ece")  # a temperature changes them
-_OF_RANKS = ("auroc", "recall_at_fpr_0.01", "recall_at_fpr_0.05")  # neither temperature nor threshold changes them
+# Neither temperature nor threshold changes these.
+_OF_RANKS = ("auroc", "recall_at_fpr_0.01", "recall_at_fpr_0.05", "macro_auroc", "macro_average_precision")
 _HUB_METRICS = {"macro_f1": "f1", "auroc": "roc_auc"}  # the hub's names of our metrics, if they differ
+
+# The column with `CHANCE`, and what it means, without and with several labels per text.
+_CHANCES = (
+    ("majority class", '"Majority class" is the accuracy of always predicting that class.'),
+    ("most frequent set", '"Most frequent set" is the subset accuracy of always predicting the most frequent labels.'),
+)
+
+_SEVERAL = (
+    "This gives a probability for each class, which need not add up to 1. A text has the classes whose probability is "
+    "above 0.5, and perhaps none.\n\n"
+)
 
 _UNLABELLED = {
     "split": "the unlabelled split",
@@ -99,7 +111,7 @@ def recalibrated(scores: Scores, applied: Recalibration) -> Scores:
     """
     if applied == UNCHANGED:
         return scores
-    if applied.log_odds is None:
+    if not applied.has_threshold:
         suffix, kept = "_calibrated", scores.values.keys() - set(_OF_PROBABILITIES)
     else:
         suffix, kept = "_thresholded", scores.values.keys() & {*_OF_RANKS, CHANCE}
@@ -151,8 +163,10 @@ def _what_it_does(run: SelectedRun) -> str:
     languages = f"It was trained on {source} alone and is meant for {others} as well."
     if run.is_teacher:
         languages = f"It is for {source} only."
+    into = "gives" if task.multi_label else "puts"
+    several = "any number of the" if task.multi_label else "into one of the"
     return (
-        f"## What it does\n\nIt puts a text, or a pair of texts if the task has pairs, into one of the "
+        f"## What it does\n\nIt {into} a text, or a pair of texts if the task has pairs, {several} "
         f"{len(task.labels)} classes of the task {as_code(task.name)}. {languages}\n\n{classes}"
     )
 
@@ -164,14 +178,15 @@ def _how_to_use(run: SelectedRun, by_transformers: bool) -> str:
     )
     if not by_transformers:
         return f"## How to use it\n\n{ours}"
+    every = ", top_k=None" if run.task.multi_label else ""
     code = (
         "from transformers import pipeline\n\n"
-        'classify = pipeline("text-classification", model="DIRECTORY", truncation=True)\n'
+        f'classify = pipeline("text-classification", model="DIRECTORY"{every}, truncation=True)\n'
         'classify("…")  # for pairs: classify({"text": "…", "text_pair": "…"})'
     )
     return (
         "## How to use it\n\nDIRECTORY is the directory of this card, or its name on the hub. With `transformers`:\n\n"
-        f"```python\n{code}\n```\n\n{ours}"
+        f"```python\n{code}\n```\n\n{_SEVERAL if run.task.multi_label else ''}{ours}"
     )
 
 
@@ -189,13 +204,13 @@ def _how_it_was_made(run: SelectedRun, applied: Recalibration) -> str:
         f"seed {run.seed}{_patience(run)}.",
         f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
         f"{_selected_by(run)}{_averaged(run)}).",
-        *_recalibration(applied, as_code(task.labels[1])),
+        *_recalibration(applied, task.labels),
         f"**Software**: xtransfer {__version__}.",
     ]
     return "## How it was trained\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
-def _recalibration(applied: Recalibration, positive: str) -> list[str]:
+def _recalibration(applied: Recalibration, labels: Sequence[str]) -> list[str]:
     facts = []
     if applied.temperature is not None:
         facts.append(
@@ -204,10 +219,19 @@ def _recalibration(applied: Recalibration, positive: str) -> list[str]:
         )
     if applied.threshold is not None:
         facts.append(
-            f"**Threshold**: {positive} is predicted if its probability before any recalibration is above "
+            f"**Threshold**: {as_code(labels[1])} is predicted if its probability before any recalibration is above "
             f"{applied.threshold:.4g}, which has the highest macro-F1 on the source language's dev split. The head's "
             "bias is shifted so that this point has the probability 0.5. The probabilities serve this decision, and "
             "are not calibrated."
+        )
+    if applied.class_thresholds is not None:
+        pairs = zip(labels, applied.class_thresholds, strict=True)
+        shown = ", ".join(f"{as_code(label)} {threshold:.4g}" for label, threshold in pairs)
+        facts.append(
+            "**Thresholds**: a class is predicted if its probability before any recalibration is above its own "
+            f"threshold, which has the highest F1 on the source language's dev split: {shown}. The head's bias is "
+            "shifted so that these points have the probability 0.5. The probabilities serve this decision, and are not "
+            "calibrated."
         )
     return facts
 
@@ -328,14 +352,15 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
         if len(targets) > 1 and all(language in by_language for language in targets):  # no average is taken over fewer
             means = [fmean(by_language[language].values[name] for language in targets) for name in names]
             lines.append(("mean of targets", split, *map(_percent, means), "", ""))
-    header = ("language", "split", *map(_title_of, names), "majority class", "examples")
+    column, meaning = _CHANCES[run.task.multi_label]
+    header = ("language", "split", *map(_title_of, names), column, "examples")
     table = "\n".join(table_writer.markdown(Table(header, tuple(lines), text_columns=2)))
     missing = [language for language in run.languages if language not in {entry.language for entry in scores}]
     absent = f" Not evaluated in {', '.join(missing)}." if missing else ""
     return (
         f"{head}In %, for this one run ({RunId(run.workdir.draw, run.seed)}). Its checkpoint is the "
         f"{PROTOCOLS[run.selection].description} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
-        '"Majority class" is the accuracy of always predicting that class.'
+        f"{meaning}"
     )
 
 

@@ -4,7 +4,8 @@
 
 DIR is a finished run (WORKDIR/students/<objective>/seed-<n> or WORKDIR/teacher) or a Hugging Face classifier. The input
 is a .tsv, .csv, .jsonl, or .parquet file with a `text` column, and optionally `text_pair` and `id` columns. The output
-has one JSON line per row, in the order of the input: {"id", "label", "probabilities": {name: p}}. A text with more
+has one JSON line per row, in the order of the input: {"id", "label", "probabilities": {name: p}}. A multi-label model
+has "labels" in place of "label": all names with a probability above 0.5, perhaps none. A text with more
 tokens than the model reads at once is truncated, or with `--long mean` read whole, in chunks. `--calibrated` and
 `--threshold` apply what was fitted to a run on source dev: a temperature to probabilities, and a threshold to labels.
 """
@@ -13,8 +14,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from xtransfer.data.formats.lines import DELIMITERS, Delimiter
 from xtransfer.data.tokens.chunks import CHARACTER_LIMIT
 from xtransfer.data.tokens.tokenizer import tokenize
 from xtransfer.errors import ConfigError, DataError, Exit
+from xtransfer.evaluation import calibration, multi_label
 from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration, fitted_to
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf.tokenizer import check_pairs
@@ -112,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "--selection", choices=SELECTIONS, default="source_dev", help="how to select a run's checkpoint"
     )
     parser.add_argument("--calibrated", action="store_true", help="divide the logits by the run's temperature")
-    parser.add_argument("--threshold", action="store_true", help="decide by the run's threshold, for two classes")
+    parser.add_argument("--threshold", action="store_true", help="decide by the run's thresholds")
     return parser
 
 
@@ -161,7 +164,7 @@ def _run(args: argparse.Namespace, check: Callable[[], None]) -> None:
             predictions = predict(classifier, mesh, source, max_length, args.batch_size, on_batch, long=args.long)
             with closing(predictions) as windows:
                 for window in windows:
-                    output.write(_lines(window, classifier.labels, applied))
+                    output.write(_lines(window, classifier, applied))
                     written += len(window.lines)
                     truncated += int(np.count_nonzero(window.truncated))
                     in_chunks += int(np.count_nonzero(window.chunks > 1))
@@ -211,15 +214,21 @@ def _max_length(classifier: TrainedClassifier, requested: int | None, *, pairs: 
     return length
 
 
-def _lines(window: Window, labels: Sequence[str], applied: Recalibration) -> Iterator[str]:
+def _lines(window: Window, classifier: TrainedClassifier, applied: Recalibration) -> Iterator[str]:
     """Yield a window's predictions, one JSON line per row."""
-    logits = applied.scaled(window.logits)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))  # [n, K]
-    predictions = applied.shifted(window.logits).argmax(axis=1)  # [n]
-    rows = zip(window.ids, predictions.tolist(), odds / odds.sum(axis=1, keepdims=True), strict=True)
-    for row_id, label, row in rows:
+    labels = classifier.labels
+    logits, shifted = applied.scaled(window.logits), applied.shifted(window.logits)
+    answers: list[tuple[str, Any]]
+    if classifier.multi_label:
+        shares = calibration.sigmoid(logits)
+        answers = [("labels", [labels[k] for k in np.flatnonzero(row)]) for row in multi_label.predictions(shifted)]
+    else:
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))  # [n, K]
+        shares = odds / odds.sum(axis=1, keepdims=True)
+        answers = [("label", labels[k]) for k in shifted.argmax(axis=1).tolist()]
+    for row_id, (key, answer), row in zip(window.ids, answers, shares, strict=True):
         probabilities = {name: float(f"{p:.6g}") for name, p in zip(labels, row.tolist(), strict=True)}
-        prediction = {"id": row_id, "label": labels[label], "probabilities": probabilities}
+        prediction = {"id": row_id, key: answer, "probabilities": probabilities}
         yield json.dumps(prediction, ensure_ascii=False, allow_nan=False) + "\n"
 
 

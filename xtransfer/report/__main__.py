@@ -26,7 +26,7 @@ Puts the selection protocols side by side, a row for each objective and protocol
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation.metrics import TEACHER_METRICS, metric_of
 from xtransfer.report.agreement import report_agreement
-from xtransfer.report.comparison import compare, students_of
+from xtransfer.report.comparison import check_comparable, compare, students_of
 from xtransfer.report.protocols import compare_protocols
 from xtransfer.report.sweep_report import report_sweep
 from xtransfer.report.workdir_report import default_split, name_of, report, write_page
@@ -56,20 +56,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two objectives of the workdir, or of others as DIR:OBJECTIVE"
     )
-    parser.add_argument("--metric", default="accuracy", metavar="NAME", help="in percent (default: %(default)s)")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="in percent (default: accuracy, or micro_f1 in a multi-label task)"
+    )
     parser.add_argument("--split", help="default: test, if it was evaluated")
     parser.add_argument(
         "--selection", choices=PROTOCOLS, default="source_dev", help="the selection protocol (default: %(default)s)"
     )
     parser.add_argument("--protocols", action="store_true", help="compare the selection protocols")
     args = parser.parse_args(argv)
-    if not metric_of(args.metric).is_share:
+    if args.metric is not None and not metric_of(args.metric).is_share:
         raise ConfigError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
     if args.metric in TEACHER_METRICS and (args.protocols or args.output is not None):
         raise ConfigError(f"--metric {args.metric}: it has a table of its own: leave out --protocols and --output")
     if args.compare:
-        if args.metric != "accuracy":
-            raise ConfigError(f"--metric {args.metric}: --compare compares accuracy only")
+        if args.metric is not None:
+            check_comparable(args.metric, *(students_of(name, args.workdir) for name in args.compare))
         if args.output is not None:
             raise ConfigError("--output: a comparison is written to the workdir of A; leave out one of the two flags")
         a, b = (students_of(name, args.workdir) for name in args.compare)

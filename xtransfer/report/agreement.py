@@ -15,8 +15,6 @@ from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TEACHER, RunId, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
-_ACCURACY = "accuracy"
-
 
 def report_agreement(workdir: Workdir, *, metric: str, split: str | None, selection: str) -> None:
     """Print a row for each objective, and write `report/<metric>.md` below the workdir.
@@ -43,8 +41,9 @@ def report_agreement(workdir: Workdir, *, metric: str, split: str | None, select
             f"run python -m xtransfer.evaluate --workdir {workdir.root}"
         )
     axis = draws.axis(config, {row["draw"] for row in chosen})
-    table = table_of(chosen, metric, selection, axis, synthetic=task.synthetic)
-    name = file_name(metric, config, metric=_ACCURACY, split=split or usual_split, selection=selection)
+    headline = config.headline_metric
+    table = table_of(chosen, metric, selection, axis, synthetic=task.synthetic, headline=headline)
+    name = file_name(metric, config, metric=headline, split=split or usual_split, selection=selection)
     path = workdir.root / "report" / f"{name}.md"
     storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
     table_writer.show(table, terminal.console, wrap=False)
@@ -52,8 +51,10 @@ def report_agreement(workdir: Workdir, *, metric: str, split: str | None, select
         terminal.log(line)
 
 
-def table_of(rows: Sequence[Row], metric: str, selection: str, axis: Axis, *, synthetic: bool) -> Table:
-    """Return a row for each objective: its agreement with the teacher, and its accuracy and the teacher's.
+def table_of(
+    rows: Sequence[Row], metric: str, selection: str, axis: Axis, *, synthetic: bool, headline: str = "accuracy"
+) -> Table:
+    """Return a row for each objective: its agreement with the teacher, and its headline metric and the teacher's.
 
     Args:
       rows: the rows of one split, one selection, and the source language.
@@ -61,9 +62,10 @@ def table_of(rows: Sequence[Row], metric: str, selection: str, axis: Axis, *, sy
       selection: the protocol.
       axis: what differs between the draws, if there are several.
       synthetic: whether the text was generated.
+      headline: the metric beside it.
     """
     first = rows[0]
-    agreement, accuracy = (_by_objective(rows, name) for name in (metric, _ACCURACY))
+    agreement, accuracy = (_by_objective(rows, name) for name in (metric, headline))
     objectives = [name for name in in_order({*agreement, *accuracy}) if name in agreement or name == TEACHER]
     lines = [
         (name, summary.value_text(agreement.get(name)), summary.value_text(accuracy.get(name))) for name in objectives
@@ -71,14 +73,15 @@ def table_of(rows: Sequence[Row], metric: str, selection: str, axis: Axis, *, sy
     count = max(len(value.by_unit) for value in agreement.values())
     has_draws = len({row["draw"] for row in rows}) > 1
     spread = f"mean ± sample standard deviation over {(axis if has_draws else SEEDS).over(count)}"
+    what = "class" if headline == "accuracy" else "set of labels"
     notes = (
         f"In %, {spread if count > 1 else 'one run each, spread unknown'}. Checkpoint of each student: "
         f"{PROTOCOLS[selection].description} ({selection}).",
-        f"{metric}: the share of {first['count']:,} examples on which a student predicts the same class as the "
+        f"{metric}: the share of {first['count']:,} examples on which a student predicts the same {what} as the "
         "selected checkpoint of its own draw's teacher, whatever their labels are. More is not always better.",
     )
     task = f"{first['task']} (synthetic)" if synthetic else first["task"]
-    header = ("objective", f"{metric}, {first['language']} (source)", f"{_ACCURACY}, {first['language']} (source)")
+    header = ("objective", f"{metric}, {first['language']} (source)", f"{headline}, {first['language']} (source)")
     return Table(header, tuple(lines), title=f"{task}: {metric} on {first['split']}", notes=notes)
 
 

@@ -43,6 +43,14 @@ def students_of(name: str, workdirs: Sequence[Path]) -> Students:
     return Students(Workdir(workdirs[0]), name)
 
 
+def check_comparable(metric: str, a: Students, b: Students) -> None:
+    """Refuse a metric that objectives are not compared by."""
+    for students in (a, b):
+        headline = read_config(students.workdir).headline_metric
+        if metric != headline:
+            raise ConfigError(f"--metric {metric}: --compare compares {headline} only")
+
+
 def compare(a: Students, b: Students, *, split: str | None = None, selection: str = DEFAULT_SELECTION) -> None:
     """Print the comparison of two objectives, and write it to `report/compare-*.md` and `.jsonl` in the workdir of A.
 
@@ -61,8 +69,8 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     pair = load(a, b, split=split, selection=selection)
     task = read_task(a.workdir)
     differences = differences_of(pair, task.source_language, task.target_languages)
-    notes = tuple(_notes(a, b, pair, config, selection))
-    title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {names[0]} minus {names[1]}, accuracy on {split}"
+    notes, metric = tuple(_notes(a, b, pair, config, selection)), config.headline_metric
+    title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {names[0]} minus {names[1]}, {metric} on {split}"
     table = _table(title, names, differences, task.source_language, notes)
     brief = _table(title, names, differences, task.source_language, notes, intervals=False)
     shown = table if table_writer.width(table) <= terminal.console.width else brief
@@ -73,13 +81,20 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     markdown, lines = path.with_name(f"{path.name}.md"), path.with_name(f"{path.name}.jsonl")
     storage.write_atomically(markdown, "\n".join(table_writer.section(table, "#")))
     unit = "draw" if len(pair.a.draws) > 1 else "seed"
-    storage.write_jsonl(lines, rows(names, differences, split=split, selection=selection, unit=unit))
+    differing = rows(names, differences, split=split, selection=selection, unit=unit, metric=metric)
+    storage.write_jsonl(lines, differing)
     for written in (markdown, lines):
         terminal.log(f"written: {written}")
 
 
 def rows(
-    names: Sequence[str], differences: Sequence[Difference], *, split: str, selection: str, unit: str
+    names: Sequence[str],
+    differences: Sequence[Difference],
+    *,
+    split: str,
+    selection: str,
+    unit: str,
+    metric: str = "accuracy",
 ) -> Iterator[dict[str, Any]]:
     """Yield every difference for programs, as shares; the language of the average is null.
 
@@ -89,6 +104,7 @@ def rows(
       split: the split that was evaluated.
       selection: the protocol that selected the checkpoints.
       unit: the unit that the intervals go over, "seed" or "draw".
+      metric: what is compared.
     """
     for difference in differences:
         yield {
@@ -98,10 +114,10 @@ def rows(
             "selection": selection,
             "language": difference.language,
             "count": difference.count,
-            "accuracy_a": difference.a,
-            "accuracy_a_interval": difference.a_interval,
-            "accuracy_b": difference.b,
-            "accuracy_b_interval": difference.b_interval,
+            f"{metric}_a": difference.a,
+            f"{metric}_a_interval": difference.a_interval,
+            f"{metric}_b": difference.b,
+            f"{metric}_b_interval": difference.b_interval,
             "difference": difference.mean,
             "difference_interval": difference.interval,
             f"difference_by_{unit}": {str(name): value for name, value in difference.by_unit.by_unit.items()},
@@ -208,8 +224,8 @@ def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selec
     draws, runs = pair.a.draws, len(pair.a.runs)
     paired = f"draw ({', '.join(draws)}), and seed ({seeds})" if len(draws) > 1 else f"and seed ({seeds})"
     yield (
-        f"Accuracy in %, differences in points, paired by test item{',' if len(draws) > 1 else ''} {paired}; "
-        f"checkpoint: {PROTOCOLS[selection].description}."
+        f"{config.headline_metric.capitalize()} in %, differences in points, paired by test item"
+        f"{',' if len(draws) > 1 else ''} {paired}; checkpoint: {PROTOCOLS[selection].description}."
     )
     axis, count = axis_of(config, draws), len(pair.a.units)
     if count > 1:
@@ -219,10 +235,14 @@ def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selec
     yield (
         f"Interval and p of a difference: items by {significance.RESAMPLES:,} resamples{of_units}; two-sided. {joint}"
     ).rstrip()
-    yield "Intervals of accuracies, where there is room for them: over items, for these runs alone (Wilson)."
+    if not pair.a.multi_label:
+        yield "Intervals of accuracies, where there is room for them: over items, for these runs alone (Wilson)."
     majority = "; an item counts for the objective that is right on it in more runs" if runs > 1 else ""
     yield "p (Holm) is corrected for the number of target languages."
-    yield f"p (McNemar) is over items, for {'these runs' if runs > 1 else 'this run'} alone{majority}."
+    if pair.a.multi_label:
+        yield "There is no p (McNemar), because an item has several labels, some right and some wrong."
+    else:
+        yield f"p (McNemar) is over items, for {'these runs' if runs > 1 else 'this run'} alone{majority}."
     if runs == 1:
         yield "There is one seed, so nothing here says what another seed would give."
     if pair.left_out:

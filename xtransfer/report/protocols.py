@@ -18,21 +18,21 @@ REFERENCE = "source_dev"
 """The protocol that the others are compared with, and the one of the headline."""
 
 
-def compare_protocols(workdir: Workdir, *, metric: str, split: str) -> None:
+def compare_protocols(workdir: Workdir, *, metric: str | None, split: str) -> None:
     """Print a row for each objective and protocol, and write `report/protocols.md` below the workdir.
 
     The file of another metric or split than the default one has another name, see `workdir_report.file_name`.
 
     Args:
       workdir: an experiment that has been evaluated.
-      metric: a name from `METRICS`, of a metric from 0 to 1.
+      metric: a name from `METRICS`, of a metric from 0 to 1; None for the one that the kind of task is reported by.
       split: an evaluated split.
 
     Raises:
       UserError: there are no such results, or the file cannot be written.
     """
     config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
-    axis = axis_of(config, {row["draw"] for row in rows})
+    axis, metric = axis_of(config, {row["draw"] for row in rows}), metric or config.headline_metric
     by_protocol = results_by_protocol(rows, task, metric=metric, split=split, axis=axis)
     table = protocol_table(by_protocol, task)
     path = workdir.root / "report" / f"{name_of('protocols', by_protocol[0], config)}.md"

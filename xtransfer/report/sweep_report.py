@@ -37,7 +37,7 @@ class PointResults:
 
 
 def report_sweep(
-    root: Path, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
+    root: Path, *, metric: str | None = None, split: str | None = None, selection: str = "source_dev"
 ) -> list[Workdir]:
     """Print the table of a sweep, and write sweep.md, sweep.png, and sweep.jsonl to `report/` below its directory.
 
@@ -46,7 +46,7 @@ def report_sweep(
 
     Args:
       root: the directory of the sweep.
-      metric: a name from `METRICS`, of a metric from 0 to 1.
+      metric: a name from `METRICS`, of a metric from 0 to 1; None for the one that the kind of task is reported by.
       split: None for test, or for the first evaluated split if test was not evaluated.
       selection: a name from `PROTOCOLS`.
 
@@ -100,7 +100,7 @@ def _workdir(root: Path, point: PointResults) -> Workdir:
 
 
 def _results(
-    workdir: Workdir, name: str, values: Mapping[str, Any], metric: str, split: str | None, selection: str
+    workdir: Workdir, name: str, values: Mapping[str, Any], metric: str | None, split: str | None, selection: str
 ) -> PointResults | None:
     """Return the results of a point, or None if no student has any yet; a UserError says if they cannot be used."""
     if not workdir.results.is_file():
@@ -113,7 +113,7 @@ def _results(
             rows,
             source_language=config.task.source_language,
             target_languages=task.target_languages,
-            metric=metric,
+            metric=metric or config.headline_metric,
             split=split or default_split(config.evaluation_splits),
             selection=selection,
             axis=draws.axis(config, {row["draw"] for row in rows}),

@@ -21,7 +21,7 @@ _UNSAFE = re.compile(r"[^\w.-]")  # characters that a file's name does not keep,
 
 
 def report(
-    workdir: Workdir, *, metric: str = "accuracy", split: str | None = None, selection: str = "source_dev"
+    workdir: Workdir, *, metric: str | None = None, split: str | None = None, selection: str = "source_dev"
 ) -> Source:
     """Print the results of a workdir, and write results.md, results.png, and report.html to `report/` below it.
 
@@ -29,7 +29,7 @@ def report(
 
     Args:
       workdir: an experiment that has been evaluated.
-      metric: a name from `METRICS`, of a metric from 0 to 1.
+      metric: a name from `METRICS`, of a metric from 0 to 1; None for the one that the kind of task is reported by.
       split: None for test, or for the first evaluated split if test was not evaluated.
       selection: a name from `PROTOCOLS`.
 
@@ -45,7 +45,7 @@ def report(
         rows,
         source_language=config.task.source_language,
         target_languages=task.target_languages,
-        metric=metric,
+        metric=metric or config.headline_metric,
         split=split or default_split(config.evaluation_splits),
         selection=selection,
         axis=draws.axis(config, {row["draw"] for row in rows}),
@@ -87,7 +87,7 @@ def file_name(stem: str, config: ExperimentConfig, *, metric: str, split: str, s
 
     So an oracle's numbers, or another metric's, never replace the headline: "results-target_dev", "sweep-macro_f1-dev".
     """
-    defaults = {"accuracy", "source_dev", default_split(config.evaluation_splits)}
+    defaults = {config.headline_metric, "source_dev", default_split(config.evaluation_splits)}
     others = [name for name in (metric, split, selection) if name not in defaults]
     return "-".join([stem, *(_UNSAFE.sub("_", name) for name in others)])
 

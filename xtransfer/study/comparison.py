@@ -20,6 +20,7 @@ class Comparison:
       source: the students' scores in the source language, by objective.
       targets: their averages over the target languages, by objective.
       gains: the differences of these averages from the baseline's in the same repetition, by objective.
+      metric: what the scores are.
     """
 
     variant: str
@@ -27,6 +28,7 @@ class Comparison:
     source: Mapping[str, Summary]
     targets: Mapping[str, Summary]
     gains: Mapping[str, Summary]
+    metric: str = "accuracy"
 
 
 def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
@@ -55,6 +57,7 @@ def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
         source=source,
         targets=over_repetitions(lambda line: line.average),
         gains=over_repetitions(lambda line: line.gain),
+        metric=results[0].metric,
     )
 
 
@@ -73,8 +76,9 @@ def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
         )
         for comparison in comparisons
     )
+    names = " or ".join(dict.fromkeys(comparison.metric for comparison in comparisons))
     notes = (
-        "Accuracy in %, mean ± sample standard deviation over the n repetitions of a variant.",
+        f"{names.capitalize()} in %, mean ± sample standard deviation over the n repetitions of a variant.",
         f"The last columns are gains over {BASELINE} in points, averaged over the target languages and paired within "
         "each repetition, with 95 % intervals by Student's t.",
         "The intervals take repetitions for independent, although some share an encoder, and all share the test text. "

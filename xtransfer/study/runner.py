@@ -93,6 +93,7 @@ def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
         rows_of(runs_of(workdir, settings), read_rows(workdir.results)),
         source_language=settings.task.source_language,
         target_languages=read_task(workdir).target_languages,
+        metric=settings.headline_metric,
         split=default_split(settings.evaluation_splits),
     )
 

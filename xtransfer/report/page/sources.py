@@ -11,8 +11,9 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.errors import DataError
-from xtransfer.evaluation import calibration, significance
+from xtransfer.evaluation import calibration, multi_label, significance
 from xtransfer.evaluation.metrics import confusion_matrix, higher_is_better
+from xtransfer.evaluation.multi_label import set_of
 from xtransfer.evaluation.paired import Students, differences_of, load
 from xtransfer.evaluation.results import BASELINE, ResultsTable, Row, run_id
 from xtransfer.evaluation.significance import Difference
@@ -35,8 +36,8 @@ class Predictions:
 
     Attributes:
       ids: the ids of the examples.
-      gold: the classes of their labels [n].
-      guesses: the predicted classes [n].
+      gold: the classes of their labels [n]; in a multi-label task [n, K], 1 for each of its labels and else 0.
+      guesses: the predicted classes, in the same form.
       logits: float32 [n, K].
     """
 
@@ -51,7 +52,8 @@ class Tally:
     """The predictions of one objective in one language, all runs together.
 
     Attributes:
-      confusion: the number of examples of gold class i that were predicted as class j, int64 [K, K].
+      confusion: the number of examples of gold class i that were predicted as class j, int64 [K, K]; in a multi-label
+        task each class against the rest, [K, 2, 2], see `multi_label.confusions`.
       bins: the occupied bins of equal width, by confidence.
       error: the expected calibration error of a run, mean over runs; from 0 to 1.
       runs: the number of runs.
@@ -68,7 +70,7 @@ class Comparison:
     """One objective with its intervals, and compared with the baseline.
 
     Attributes:
-      intervals: the 95 % interval of its accuracy over items and seeds (or draws), by language; None is the average of
+      intervals: the 95 % interval of its score over items and seeds (or draws), by language; None is the average of
         targets.
       differences: the differences from the baseline, by language; empty for the baseline, or without one.
     """
@@ -171,7 +173,7 @@ class Source:
             raise MissingSource(f"{objective} {run} has no results in {language}.")
         weights = weights_name(step, PROTOCOLS[self.results.selection].item)
         path = self.workdir.predictions(self.run_directory(objective, run), weights, self.results.split, language)
-        return read_predictions(path, self.task.labels)
+        return read_predictions(path, self.task.labels, multi_label=self.task.multi_label)
 
     @functools.cached_property
     def tallies(self) -> dict[tuple[str, str], Tally]:
@@ -188,7 +190,10 @@ class Source:
         logits = np.concatenate([part.logits for part in parts])
         gold = np.concatenate([part.gold for part in parts])
         guesses = np.concatenate([part.guesses for part in parts])
-        confusion = confusion_matrix(guesses, gold, len(self.task.labels))
+        if self.task.multi_label:
+            confusion = multi_label.confusions(guesses, gold)
+        else:
+            confusion = confusion_matrix(guesses, gold, len(self.task.labels))
         errors = [calibration.expected_error(calibration.equal_width_bins(part.logits, part.gold)) for part in parts]
         bins = tuple(calibration.equal_width_bins(logits, gold))
         return Tally(confusion, bins, float(np.mean(errors)), len(parts))
@@ -219,8 +224,8 @@ class Source:
         )
 
 
-def read_predictions(path: Path, labels: tuple[str, ...]) -> Predictions:
-    """Read a file of predictions.
+def read_predictions(path: Path, labels: tuple[str, ...], *, multi_label: bool = False) -> Predictions:
+    """Read a file of predictions, in a multi-label task of lists of labels.
 
     Raises:
       MissingSource: there is no such file.
@@ -235,17 +240,25 @@ def read_predictions(path: Path, labels: tuple[str, ...]) -> Predictions:
     except FileNotFoundError:
         raise MissingSource(f"The workdir has no {path.name} in {path.parent.name}/ of its predictions.") from None
     ids: list[str] = []
-    classes: list[tuple[int, int]] = []
+    classes: list[tuple[Any, Any]] = []
+
+    def index(value: Any) -> Any:
+        if not multi_label:
+            return position[value]
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list of labels")
+        return set_of(value, position)
+
     logits: list[list[float]] = []
     for number, line in enumerate(lines, start=1):
         try:
             row: Any = storage.read_json(line.decode("utf-8"))
             ids.append(row["id"])
-            classes.append((position[row["label"]], position[row["prediction"]]))
+            classes.append((index(row["label"]), index(row["prediction"])))
             logits.append([float(value) for value in row["logits"]])
             if len(logits[-1]) != len(labels):
                 raise ValueError(f"{len(logits[-1])} logits for {len(labels)} classes")
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: not a prediction ({error}): evaluate this run again") from error
-    gold, guesses = np.array(classes, np.int64).reshape(-1, 2).T
+    gold, guesses = np.moveaxis(np.array(classes, np.int64), 1, 0)
     return Predictions(tuple(ids), gold, guesses, np.array(logits, np.float32))

@@ -21,7 +21,7 @@ def build(source: Source) -> Html:
         raise MissingSource("The workdir has no metrics.jsonl of its runs.")
     metric = source.config.selection_metric
     key = loop.DEV_ACCURACY if metric == "accuracy" else f"dev_{metric}"
-    scale, unit = (100, " (%)") if metric == "accuracy" else (1, "")
+    scale, unit = (100, " (%)") if metric in ("accuracy", "micro_f1") else (1, "")
     scores = {name: _lines(source, name, by_run, key, scale) for name, by_run in runs.items()}
     losses = {name: _lines(source, name, by_run, "loss", 1) for name, by_run in runs.items()}
     label = f"{metric} on {source.results.source_language} dev{unit}"

@@ -9,7 +9,7 @@ from xtransfer.data.corpora import downloads
 from xtransfer.data.registry import load_task, shares_items
 from xtransfer.data.task import Example, Task, item_of
 from xtransfer.errors import UserError
-from xtransfer.evaluation.calibration import probabilities
+from xtransfer.evaluation.calibration import probabilities, sigmoid
 from xtransfer.evaluation.results import BASELINE
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, tag, text_in
 from xtransfer.report.page.sources import MissingSource, Predictions, Source
@@ -18,6 +18,9 @@ from xtransfer.runs.workdir import TEACHER
 _LANGUAGES = 13  # with examples
 _EXAMPLES = 10  # per language
 _CHARACTERS = 400  # of a text
+
+
+Classes = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,15 @@ class Disagreement:
     Attributes:
       positions: where it is in the split that each classifier read.
       ids: its two ids.
-      gold: the class of its label.
-      guesses: the two classes.
-      confidences: the probabilities of the two classes.
+      gold: the class of its label, or in a multi-label task its classes.
+      guesses: the two classes, or the two sets of classes.
+      confidences: the probabilities of the two classes; for a set, the one of its least certain decision.
     """
 
     positions: tuple[int, int]
     ids: tuple[str, str]
-    gold: int
-    guesses: tuple[int, int]
+    gold: Classes
+    guesses: tuple[Classes, Classes]
     confidences: tuple[float, float]
 
 
@@ -92,20 +95,39 @@ def disagreements(first: Predictions, second: Predictions) -> tuple[list[Disagre
     if not common:
         raise MissingSource("The classifiers were scored on different examples.")
     left, right = np.array(common).T
-    sure = [probabilities(side.logits).max(axis=1)[at] for side, at in ((first, left), (second, right))]
-    different = np.flatnonzero(first.guesses[left] != second.guesses[right])
+    sure = [_certainty(side)[at] for side, at in ((first, left), (second, right))]
+    differs = first.guesses[left] != second.guesses[right]
+    different = np.flatnonzero(differs if differs.ndim == 1 else differs.any(axis=1))
     order = different[np.argsort(-np.minimum(*sure)[different], kind="stable")]
     found = [
         Disagreement(
             positions=(int(left[i]), int(right[i])),
             ids=(first.ids[left[i]], second.ids[right[i]]),
-            gold=int(second.gold[right[i]]),
-            guesses=(int(first.guesses[left[i]]), int(second.guesses[right[i]])),
+            gold=_classes(second.gold[right[i]]),
+            guesses=(_classes(first.guesses[left[i]]), _classes(second.guesses[right[i]])),
             confidences=(float(sure[0][i]), float(sure[1][i])),
         )
         for i in order
     ]
     return found, len(common)
+
+
+def _certainty(side: Predictions) -> np.ndarray:
+    """Return the probability of each prediction [n], of a set the smallest one of its decisions."""
+    if side.guesses.ndim == 1:
+        return probabilities(side.logits).max(axis=1)
+    return sigmoid(np.abs(side.logits)).min(axis=1)
+
+
+def _classes(value: np.ndarray) -> Classes:
+    """Return a class, or the classes of a row of zeros and ones."""
+    return int(value) if value.ndim == 0 else tuple(np.flatnonzero(value).tolist())
+
+
+def _name(labels: Sequence[str], classes: Classes) -> Html:
+    if isinstance(classes, int):
+        return name_of(labels[classes])
+    return name_of(", ".join(labels[index] for index in classes) or "none")
 
 
 def _pair(source: Source, language: str) -> tuple[Side, Side] | None:
@@ -140,9 +162,13 @@ def _texts(task: Task, source: Source, language: str, found: Sequence[Disagreeme
         raise MissingSource(f"The task's data cannot be read: {error}.") from error
     for item in found:
         at, name = item.positions[side], item.ids[side]
-        if at >= len(examples) or (examples[at].id, examples[at].label) != (name, item.gold):
+        if at >= len(examples) or _facts(examples[at]) != (name, item.gold):
             raise MissingSource(f"The task's data have changed since the evaluation: {name} is another example.")
     return [examples[item.positions[side]] for item in found]
+
+
+def _facts(example: Example) -> tuple[str, Classes]:
+    return example.id, example.label if example.label_set is None else example.label_set
 
 
 def _block(
@@ -169,7 +195,7 @@ def _items(
         texts = list(_paragraphs(example, sides[1].language))
         if sides[0].language != sides[1].language:
             texts.append(tag("div", *_paragraphs(original, sides[0].language), class_="original"))
-        verdicts: list[Child] = [tag("span", "label ", tag("b", name_of(labels[item.gold])))]
+        verdicts: list[Child] = [tag("span", "label ", tag("b", _name(labels, item.gold)))]
         for side, guess, confidence in zip(sides, item.guesses, item.confidences, strict=True):
             is_right = guess == item.gold
             verdicts.append(
@@ -177,7 +203,7 @@ def _items(
                     "span",
                     "✓ " if is_right else "✗ ",
                     f"{side.objective} ",
-                    tag("b", name_of(labels[guess])),
+                    tag("b", _name(labels, guess)),
                     f" {confidence:.0%}",
                     class_="right" if is_right else "wrong",
                 )

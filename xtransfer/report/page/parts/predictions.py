@@ -35,7 +35,7 @@ def build_calibration(source: Source) -> Html:
         note(
             f"Accuracy (%) against confidence in {BINS} bins of equal width, all runs together. The area of a point "
             f"grows with its share of the predictions. Below the diagonal, the classifier is overconfident. "
-            f"{_few(source)}"
+            f"{'Each class of an example is a prediction. ' if source.task.multi_label else ''}{_few(source)}"
         )
     )
     header: list[Child] = ["calibration error", *(charts.named(kind, name) for name, kind in source.kinds.items())]
@@ -50,7 +50,12 @@ def build_calibration(source: Source) -> Html:
 
 
 def build_confusions(source: Source) -> Html:
-    """Return confusion matrices in a few languages, or the most frequent confusions if there are many classes."""
+    """Return confusion matrices in a few languages, or the most frequent confusions if there are many classes.
+
+    A multi-label task has no confusions of one class with another, but counts of each class against the rest.
+    """
+    if source.task.multi_label:
+        return _build_against_rest(source)
     labels = source.task.labels
     pieces: list[Html] = []
     for language in source.shown_languages(_LANGUAGES):
@@ -68,6 +73,35 @@ def build_confusions(source: Source) -> Html:
     )
     pieces.append(note(f"{meaning} {_few(source)}"))
     return join(pieces)
+
+
+def _build_against_rest(source: Source) -> Html:
+    labels = source.task.labels
+    pieces: list[Html] = []
+    for language in source.shown_languages(_LANGUAGES):
+        figures = []
+        for objective, kind in _aligned(source).items():
+            if (objective, language) in source.tallies:
+                content = _against_rest(source.tallies[objective, language], labels)
+                figures.append(charts.panel(charts.named(kind, objective), content))
+        pieces += [tag("h4", text_in(language, language)), charts.panels(*figures)]
+    most = f" The {_MOST_CLASSES} classes with the most errors are shown." if len(labels) > _MOST_CLASSES else ""
+    pieces.append(
+        note(
+            "Each class against the rest: how often it was predicted rightly, predicted wrongly, and missed, all runs "
+            f"together. A text may have several labels, so no class is confused with another one.{most} {_few(source)}"
+        )
+    )
+    return join(pieces)
+
+
+def _against_rest(tally: Tally, labels: tuple[str, ...]) -> Html:
+    errors = tally.confusion[:, 0, 1] + tally.confusion[:, 1, 0]
+    shown = sorted(np.argsort(-errors, kind="stable")[:_MOST_CLASSES].tolist())
+    rows: list[list[Child]] = [
+        [name_of(labels[k]), *(f"{tally.confusion[k][cell]:,}" for cell in ((1, 1), (0, 1), (1, 0)))] for k in shown
+    ]
+    return table(["class", "right", "wrong", "missed"], rows)
 
 
 def build_classes(source: Source) -> Html:
@@ -104,9 +138,17 @@ def build_classes(source: Source) -> Html:
 
 
 def class_scores(confusion: np.ndarray) -> np.ndarray:
-    """Return precision, recall, and F1 of each class [3, K] from a confusion matrix [K, K]; 0 in place of 0 / 0."""
-    right = np.diag(confusion).astype(float)
-    predicted, gold = confusion.sum(axis=0), confusion.sum(axis=1)
+    """Return precision, recall, and F1 of each class [3, K] from a confusion matrix; 0 in place of 0 / 0.
+
+    Args:
+      confusion: [K, K], or [K, 2, 2] for each class against the rest.
+    """
+    if confusion.ndim == 3:
+        right, predicted = confusion[:, 1, 1].astype(float), confusion[:, :, 1].sum(axis=1)
+        gold = confusion[:, 1].sum(axis=1)
+    else:
+        right = np.diag(confusion).astype(float)
+        predicted, gold = confusion.sum(axis=0), confusion.sum(axis=1)
     return np.stack(
         [right / np.maximum(predicted, 1), right / np.maximum(gold, 1), 2 * right / np.maximum(predicted + gold, 1)]
     )
@@ -119,7 +161,8 @@ def _aligned(source: Source) -> dict[str, charts.Kind]:
 
 def _support(tally: Tally) -> np.ndarray:
     """Return the number of examples of each class [K], each counted once."""
-    return tally.confusion.sum(axis=1) // tally.runs
+    gold = tally.confusion[:, 1] if tally.confusion.ndim == 3 else tally.confusion
+    return gold.sum(axis=1) // tally.runs
 
 
 def _errors(source: Source, objective: str, language: str) -> Child:

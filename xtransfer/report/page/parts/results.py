@@ -40,8 +40,9 @@ def paired_gains(source: Source) -> dict[str, Difference]:
 
 def _comparisons(source: Source) -> tuple[dict[str, Comparison], str]:
     """Return the comparisons, and a sentence that says why there are none."""
-    if source.results.metric != "accuracy":
-        return {}, f"Intervals and tests exist for accuracy only, and this table shows {source.results.metric}."
+    headline = source.config.headline_metric
+    if source.results.metric != headline:
+        return {}, f"Intervals and tests exist for {headline} only, and this table shows {source.results.metric}."
     try:
         return source.comparisons, ""
     except UserError as error:
@@ -166,7 +167,7 @@ def _method(source: Source) -> str:
 
 def _teacher_note(source: Source) -> str:
     """Return how the interval of the teacher differs from those of the students, or ""."""
-    if len(source.steps(TEACHER)) != 1:
+    if len(source.steps(TEACHER)) != 1 or source.results.metric != "accuracy":
         return ""
     return "; for the teacher over items alone (Wilson)" if _is_repeated(source) else "; for the teacher Wilson's"
 
