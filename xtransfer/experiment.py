@@ -207,7 +207,7 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     task = replace(task, load=functools.cache(task.load))
     kind = task.multi_label
     metrics.check_names("config key metrics", config.metrics, task.labels, multi_label=kind)
-    check_classes(config, task.labels)
+    check_classes(config, task.labels, multi_label=kind)
     metrics.check_single("config key selection_metric", config.selection_metric, task.labels, multi_label=kind)
     _check_fitted_thresholds(config)
     samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
@@ -228,8 +228,8 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
 
 def _check_fitted_thresholds(config: ExperimentConfig) -> None:
     """Refuse fitted thresholds for an objective that also learns from the logits, which they shift."""
-    for name in config.objectives if config.transfer.fitted_thresholds else ():
-        if OBJECTIVES[name].pseudo_labels and OBJECTIVES[name].soft_weight:
+    for name, objective in definitions(config).items() if config.transfer.fitted_thresholds else ():
+        if name in config.objectives and objective.pseudo_labels and objective.soft_weight:
             raise ConfigError(
                 f"config key transfer.fitted_thresholds is True, but {name} also learns from the teacher's "
                 "probabilities, which have no threshold: set it to False"
@@ -300,7 +300,7 @@ class Stages:
             student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev, self._tracking)
 
     def _with_class_factors(self, objective: Objective) -> Objective:
-        return with_class_factors(objective, self.models.student.labels, _labels(self.examples.labelled))
+        return with_class_factors(objective, self.models.student.labels, _classes(self.examples.labelled))
 
     def _cuts(self, teacher: Finetuner, directory: Path) -> np.ndarray:
         """Return the logits above which the teacher trained in `directory` gives each class as a pseudo-label [K].
@@ -511,9 +511,13 @@ def _log_balanced(objectives: Sequence[Objective], task: Task, examples: Transfe
     """Log the class weights that depend on a draw's labelled text, if an objective has such weights."""
     balanced = next((objective for objective in objectives if objective.class_weights == BALANCED), None)
     if balanced:
-        factors = with_class_factors(balanced, task.labels, _labels(examples.labelled)).class_factors
+        factors = with_class_factors(balanced, task.labels, _classes(examples.labelled)).class_factors
         named = ", ".join(f"{name} {factor:.4g}" for name, factor in zip(task.labels, factors, strict=True))
         terminal.log(f"balanced class weights: {named}")
+
+
+def _classes(examples: Sequence[Example]) -> list[int]:
+    return [example.label for example in examples]
 
 
 def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[int, dict[str, int]]:

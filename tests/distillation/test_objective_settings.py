@@ -8,6 +8,7 @@ from xtransfer import config
 from xtransfer.config import ExperimentConfig
 from xtransfer.distillation.objectives import (
     OBJECTIVES,
+    check_classes,
     configured_objective,
     configured_objectives,
     definitions,
@@ -163,3 +164,14 @@ def test_effective_settings_are_lines_for_people():
         "mix": "0.5 · CE(labels; class weights bad=2, label smoothing 0.1) + 0.5 · KL(the teacher's logits; T = 2, on "
         "both sides, times T²) on labelled and unlabelled text",
     }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"class_weights": ("balanced",)}, {"label_smoothing": 0.1}, {"focal_gamma": 1.0}, {"confidence_weighted": True}],
+)
+def test_factors_of_one_label_are_refused_in_a_multi_label_task(setting):
+    config_of_task = parsed({"monox_pl": setting})
+    check_classes(config_of_task, ("a", "b"))
+    with pytest.raises(ConfigError, match=rf"^objective 'monox_pl': {next(iter(setting))} = .*this one is multi-label"):
+        check_classes(config_of_task, ("a", "b"), multi_label=True)

@@ -303,6 +303,7 @@ _USED_BY = {
     "label_smoothing": _HARD,
     "focal_gamma": _HARD,
 }
+_OF_ONE_LABEL = ("confidence_weighted", "class_weights", "label_smoothing", "focal_gamma")
 _READS = ("data", "teacher", "pseudo_labels")  # which text, whose logits, and which labels
 _WEIGHTS = ("hard_weight", "soft_weight")
 
@@ -433,10 +434,25 @@ def with_class_factors(objective: Objective, labels: Sequence[str], gold: Sequen
     return dataclasses.replace(objective, class_factors=tuple(factors))
 
 
-def check_classes(config: ExperimentConfig, labels: Sequence[str]) -> None:
-    """Refuse class weights of a class that the task does not have, for any objective and for the teacher."""
+def check_classes(config: ExperimentConfig, labels: Sequence[str], *, multi_label: bool = False) -> None:
+    """Refuse what an objective, or the teacher's, does not have in a task: an unknown class, or factors of one label.
+
+    Args:
+      config: the experiment.
+      labels: the names of the task's classes.
+      multi_label: whether a text has any number of labels, so that factors of its one label are not defined.
+
+    Raises:
+      UserError: the message names the objective and the setting.
+    """
     for objective in (*definitions(config).values(), teacher_objective(config)):
         with_class_factors(objective, labels, range(len(labels)))
+        for key in _OF_ONE_LABEL if multi_label else ():
+            if getattr(objective, key):
+                raise ConfigError(
+                    f"objective {objective.name!r}: {key} = {getattr(objective, key)!r}, but it is defined for tasks "
+                    "with one label per text, and this one is multi-label: leave it out"
+                )
 
 
 def _class_weights(objective: Objective) -> dict[str, float]:
