@@ -40,3 +40,11 @@ def restore_signal_handlers():
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def default_ctrl_c():
+    """Handle Ctrl-C as usual; a process started in the background ignores it, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

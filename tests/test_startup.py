@@ -53,7 +53,7 @@ def test_values_that_jax_refuses_do_not_end_a_command():
 
 @pytest.mark.parametrize("module", ["xtransfer.main", "xtransfer.predict"])
 @pytest.mark.parametrize("delay", [0.2, 0.5, 1.0])
-def test_ctrl_c_during_imports_ends_a_command_without_a_trace(module, delay):
+def test_ctrl_c_during_imports_ends_a_command_without_a_trace(module, delay, default_ctrl_c):
     process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", module], stderr=subprocess.PIPE, text=True)
     # The package is imported first, so from its first line on the handler is about to be there.
     for line in process.stderr:
@@ -65,7 +65,7 @@ def test_ctrl_c_during_imports_ends_a_command_without_a_trace(module, delay):
     assert (process.returncode, output) == (Exit.INTERRUPTED, ["interrupted: nothing had started"])
 
 
-def test_a_script_that_imports_the_package_keeps_its_own_handling_of_ctrl_c():
+def test_a_script_that_imports_the_package_keeps_its_own_handling_of_ctrl_c(default_ctrl_c):
     code = "import signal, xtransfer; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert startup.is_command(["python", "-m", "xtransfer.main"], "xtransfer")

@@ -52,7 +52,7 @@ def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path) -> None:
     assert record["parts"][3]["step"] is None
 
 
-def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path, default_ctrl_c: None) -> None:
     process = start("--parts", "tokenising", "--seconds", "600", start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("1 of 1: tokenising")

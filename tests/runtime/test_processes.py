@@ -120,14 +120,6 @@ def test_single_process_ends_at_the_stall_timeout(tmp_path):
         assert "no progress for 1 s" in group.err(0) and "in main" in group.err(0)
 
 
-@pytest.fixture
-def default_ctrl_c():
-    """Handle Ctrl-C as usual; a process started in the background ignores it, and so do its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_in_one_process_ends_all(tmp_path, default_ctrl_c):
     body = f"together(1)\nopen({str(tmp_path)!r} + f'/ready{{me}}', 'w').close()\nwhile True: together(1)"
     with snippet(tmp_path, body) as group:
