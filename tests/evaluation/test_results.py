@@ -232,7 +232,7 @@ def test_any_flipped_bit_costs_the_rows_of_its_line_and_is_named(tmp_path, caplo
     rows, path, draw = make_rows(), tmp_path / "results.jsonl", random.Random(0)
     write_rows(path, rows)
     content = path.read_bytes()
-    for bit in draw.sample(range(8 * len(content)), 1000):
+    for bit in draw.sample(range(8 * len(content)), 200):
         number = content[: bit // 8].count(b"\n") + 1
         path.write_bytes(flipped(content, bit))
         with pytest.raises(UserError, match=rf"results\.jsonl:{number}: .* run python -m xtransfer.evaluate, which"):

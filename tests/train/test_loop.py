@@ -386,15 +386,17 @@ def test_a_full_disk_is_named_with_the_last_whole_step(tmp_path):
 FULL = """
 import pathlib, resource, sys
 import jax.numpy as jnp
+import numpy as np
 from xtransfer.runtime import terminal
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.state import TrainState
 
 def main(argv):
     directory, limit = sys.argv[1:]
-    state = lambda step: TrainState(
-        jnp.int32(step), {f"w{i}": jnp.full((40, 40), i + step / 7) for i in range(40)}, {"mean": jnp.ones(4)}
-    )
+    def state(step):  # 256 kB that cannot be compressed
+        values = np.random.default_rng(step).normal(size=(40, 40, 40)).astype(np.float32)
+        return TrainState(jnp.int32(step), {f"w{i}": jnp.asarray(values[i]) for i in range(40)}, {"mean": jnp.ones(4)})
+
     with Checkpoints(pathlib.Path(directory)) as checkpoints:
         if int(limit):
             checkpoints.save(state(1), score=1.0)
