@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtransfer import config
-from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, PretrainConfig
+from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, PretrainConfig, TeacherConfig
 from xtransfer.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,7 +33,7 @@ def test_a_file_takes_an_argument_and_overrides(file):
     loaded = config.load(f"{file}:9", ["--config.student.learning_rate=3e-5", "--config.seeds=(3,4,5)"])
     assert (loaded.student.steps, loaded.student.learning_rate, loaded.seeds) == (9, 3e-5, (3, 4, 5))
     assert config.load(str(file)).student.steps == 7
-    assert config.load(str(file)).teacher == ModelConfig()
+    assert config.load(str(file)).teacher == TeacherConfig()
 
 
 @pytest.mark.parametrize(

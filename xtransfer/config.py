@@ -4,8 +4,9 @@ A config file is Python: `get_config(arg)` returns a locked `ConfigDict` that st
 and flags override it (`--config.student.learning_rate=3e-5`). `load` turns the result into frozen dataclasses, checked
 key by key. Everything else in the package takes its settings from those.
 
-A field `Mapping[str, X]` has an entry for each name that a config file or a flag uses, as in
-`objective.monox_kd.temperature`. Entries are checked like any other group, and one that sets nothing is left out.
+A field `Mapping[str, X]` (see `mapping`) has an entry for each name that a config file or a flag uses, as in
+`objective.monox_kd.temperature`. Entries are checked like any other group, and one that sets nothing is left out. The
+entries of `teachers` are different: only the config file names them, and they take from `teacher` what they do not set.
 """
 
 import dataclasses
@@ -34,6 +35,10 @@ DEFAULT_STEPS = 1000  # counts as not given beside `epochs`
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt")  # see `train/schedules.py`
 _LARGEST_DECAY = 0.999999  # of a running mean; with 1 it would never move
 _SMALLEST_EPS = 1e-12  # a parameter without a gradient has 0 / eps
+
+_LENGTH = ("steps", "epochs")  # of a model's training; whoever sets one of them has no use for another's other one
+_OF_TRAINING = ("epochs", "patience", "average_last", "ema_decay", "reinit_layers", "lora.rank")
+"""Settings of a model that only its training uses, and that are 0 if they are not used."""
 
 _OBJECTIVES = ("vanilla", "monox_kd", "monox_pl", "self_training")
 _ENTRY_NAME = re.compile(r"\w[\w-]{0,59}")  # the name of an objective becomes a directory
@@ -66,6 +71,19 @@ def setting(
         "is_path": is_path,
     }
     return field(default=default, metadata=bounds)
+
+
+def mapping(names: Sequence[str] = (), *, inherits: str = "", shared: type | None = None) -> Any:
+    """Return a dataclass field of named entries.
+
+    Args:
+      names: the names for which a config starts with blank entries.
+      inherits: another field, from which an entry takes what it does not set. Only the config file gives entries then,
+        because a misspelt name in a flag would be another one.
+      shared: the dataclass of the keys that are inherited.
+    """
+    keys = () if shared is None else tuple(item.name for item in dataclasses.fields(shared))
+    return field(default_factory=dict, hash=False, metadata={"names": tuple(names), "inherits": inherits, "keys": keys})
 
 
 @dataclass(frozen=True)
@@ -187,7 +205,7 @@ class ModelConfig:
                 f"config key {prefix}accumulation is {self.accumulation}: a batch of {prefix}batch_size "
                 f"{self.batch_size} examples has at most as many microbatches"
             )
-        if not (self.steps or self.epochs):
+        if self.learns and not (self.steps or self.epochs):
             raise ConfigError(f"config key {prefix}steps is 0: give a number of steps, or {prefix}epochs")
         if self.epochs and self.steps not in (0, DEFAULT_STEPS):
             raise ConfigError(
@@ -206,6 +224,11 @@ class ModelConfig:
                 f"config keys {prefix}lora.rank and {prefix}reinit_layers: with LoRA the encoder is frozen, and its "
                 "reinitialised layers would stay random: leave one of them out"
             )
+
+    @property
+    def learns(self) -> bool:
+        """Whether an experiment trains this model."""
+        return True
 
     @property
     def known_steps(self) -> int | None:
@@ -242,6 +265,57 @@ def check_patterns(key: str, patterns: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
+class TeacherConfig(ModelConfig):
+    """The monolingual teacher: an encoder to fine-tune, a classifier that is trained already, or a file of logits.
+
+    Without steps and epochs it is ready-made: its checkpoint is a trained classifier, or the directory of a finished
+    run, and teaches as it is.
+    """
+
+    # Logits, probabilities, or labels by example id, in place of a checkpoint (`distillation/logits_file.py`)
+    logits_file: str = setting("", is_path=True)
+    languages: tuple[str, ...] = ()  # the source languages that it reads and knows; () = task.source_language
+    weight: float = setting(1.0, at_least=0)  # its share in the mean of several teachers
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a file stands in for the teacher."""
+        return bool(self.logits_file)
+
+    @property
+    def is_ready_made(self) -> bool:
+        """Whether the checkpoint teaches as it is."""
+        return self.steps == 0 and self.epochs == 0 and not self.is_file
+
+    @property
+    def learns(self) -> bool:
+        """Whether this experiment trains the teacher, which takes labels."""
+        return not (self.is_ready_made or self.is_file)
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse settings that contradict each other."""
+        super().check(prefix)
+        for key in _OF_TRAINING if not self.learns else ():
+            value = lookup(self, key)
+            if value:
+                raise ConfigError(
+                    f"config key {prefix}{key} is {value:g}, but this teacher is not trained here: set it to 0"
+                )
+        if not self.weight:
+            raise ConfigError(f"config key {prefix}weight is 0: leave this teacher out instead")
+        if len(set(self.languages)) < len(self.languages):
+            raise ConfigError(f"config key {prefix}languages is {self.languages!r}: name each language once")
+
+
+@dataclass(frozen=True)
+class FurtherTeacherConfig(TeacherConfig):
+    """A further teacher, of several. A config file gives what differs from `teacher`."""
+
+    # 0 = the draw's teacher_seed; another number stands for a seed of its own, which is drawn from both
+    seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+
+
+@dataclass(frozen=True)
 class TransferConfig:
     """The students' losses (`xtransfer.distillation.objectives`), for every objective that does not set its own.
 
@@ -261,6 +335,8 @@ class TransferConfig:
     focal_gamma: float = setting(0.0, at_least=0)  # the exponent of focal loss; 0 = plain cross-entropy
     # In a multi-label task, give pseudo-labels by thresholds that are fitted to the teacher on source dev, not by 0.5.
     fitted_thresholds: bool = False
+    # What is averaged over several teachers (`distillation/teachers.py`)
+    teacher_mean: str = setting("probabilities", choices=("probabilities", "logits"))
 
 
 def inherited(key: str) -> Any:
@@ -317,13 +393,13 @@ class ExperimentConfig:
     """One experiment: a teacher, its logits, and a student for every objective and seed."""
 
     task: TaskConfig = TaskConfig()
-    teacher: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    # Further teachers, by name
+    teachers: Mapping[str, FurtherTeacherConfig] = mapping(inherits="teacher", shared=ModelConfig)
     student: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
     # By name: an objective that differs from `transfer`, one of your own, or "teacher" for the teacher's fine-tuning
-    objective: Mapping[str, ObjectiveConfig] = field(
-        default_factory=dict, metadata={"names": (*_OBJECTIVES, "teacher")}
-    )
+    objective: Mapping[str, ObjectiveConfig] = mapping(names=(*_OBJECTIVES, "teacher"))
     objectives: tuple[str, ...] = setting(_OBJECTIVES, distinct=True)
     seeds: tuple[int, ...] = setting((0, 1), at_least=0, at_most=MAX_SEED, distinct=True)
     teacher_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
@@ -369,11 +445,26 @@ class ExperimentConfig:
                 f"config key {prefix}transfer.fitted_thresholds is True, but only a multi-label task has a threshold "
                 f"for each class: set {prefix}task.multi_label, or leave this out"
             )
+        if self.transfer.fitted_thresholds and (self.teachers or self.teacher.is_file):
+            raise ConfigError(
+                f"config key {prefix}transfer.fitted_thresholds is True, but thresholds are fitted to a single teacher "
+                "that is a model: set it to False"
+            )
         samples, teachers = self.task.labelled_seeds, self.teacher_seeds
         if samples and teachers and len(samples) != len(teachers):
             raise ConfigError(
                 f"config keys {prefix}task.labelled_seeds and {prefix}teacher_seeds have {len(samples)} and "
                 f"{len(teachers)} items: they are paired, so give as many of one as of the other, or leave one empty"
+            )
+        self._check_teachers(prefix)
+        if self.objective.get("teacher", ObjectiveConfig()) != ObjectiveConfig() and not self.trains_teachers:
+            raise ConfigError(
+                f"config key {prefix}objective.teacher has settings, but no teacher is trained here: leave them out"
+            )
+        if teachers and not self.trains_teachers:
+            raise ConfigError(
+                f"config key {prefix}teacher_seeds is {teachers!r}, but the teacher is not trained here, so every draw "
+                f"would have the same: leave it empty, or draw samples with {prefix}task.labelled_seeds"
             )
         pairs = list(zip(samples or (self.task.labelled_seed,) * len(teachers), teachers or samples, strict=True))
         if len(set(pairs)) < len(pairs):
@@ -395,6 +486,73 @@ class ExperimentConfig:
             raise ConfigError(
                 f"config key {prefix}teacher_seeds is {teachers!r}, but with task.labelled 0 all samples have the same "
                 "labelled text, so teachers with the same seed are one teacher: give each draw another seed"
+            )
+
+    @property
+    def members(self) -> dict[str, TeacherConfig]:
+        """The monolingual teachers by config key: "teacher", and "teachers.NAME" for each further one."""
+        return {"teacher": self.teacher, **{f"teachers.{name}": teacher for name, teacher in self.teachers.items()}}
+
+    @property
+    def trains_teachers(self) -> bool:
+        """Whether the experiment trains a teacher."""
+        return any(member.learns for member in self.members.values())
+
+    def languages_of(self, member: str) -> tuple[str, ...]:
+        """Return the source languages that a member reads."""
+        return self.members[member].languages or (self.task.source_language,)
+
+    @property
+    def further_sources(self) -> tuple[str, ...]:
+        """The languages of the teachers apart from `task.source_language`, each once."""
+        languages = dict.fromkeys(language for member in self.members for language in self.languages_of(member))
+        return tuple(language for language in languages if language != self.task.source_language)
+
+    def _check_teachers(self, prefix: str) -> None:
+        """Refuse teachers that contradict each other or the task."""
+        task, members = self.task, self.members
+        for name in self.teachers:
+            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
+                raise ConfigError(
+                    f"config key {prefix}teachers: a teacher's name becomes the name of a folder, so {name!r} must "
+                    "consist of small letters, digits, '-', and '_', and start with a letter"
+                )
+        if not any(task.source_language in self.languages_of(member) for member in members):
+            raise ConfigError(
+                f"config key {prefix}teacher.languages is {self.teacher.languages!r}: no teacher reads "
+                f"task.source_language {task.source_language!r}: add it to one"
+            )
+        for member in members:
+            taught = [language for language in self.languages_of(member) if language in task.target_languages]
+            if taught:
+                raise ConfigError(
+                    f"config key {prefix}{member}.languages has {taught[0]!r}, which task.target_languages has too: a "
+                    "target is zero-shot only if no text in it is used, so leave it out of one of them"
+                )
+        if self.further_sources and task.unlabelled_from == "file" and not task.language_column:
+            raise ConfigError(
+                f"config key {prefix}task.unlabelled_file: teachers read {len(self.further_sources) + 1} languages, so "
+                "name the file's column of the language in task.language_column"
+            )
+        if self.teachers:
+            kinds = [FurtherTeacherConfig(**{**vars(one), "weight": 1.0}) for one in members.values()]
+            names = list(members)
+            for number, kind in enumerate(kinds):
+                if kind in kinds[:number]:
+                    raise ConfigError(
+                        f"config keys {prefix}{names[kinds.index(kind)]} and {prefix}{names[number]} are the same "
+                        "teacher: leave one out, or give it another seed"
+                    )
+            return
+        if self.teacher.weight != 1:
+            raise ConfigError(
+                f"config key {prefix}teacher.weight is {self.teacher.weight:g}, but there is only one teacher: leave "
+                "it at 1, or add others to teachers"
+            )
+        if self.transfer.teacher_mean != "probabilities":
+            raise ConfigError(
+                f"config key {prefix}transfer.teacher_mean is {self.transfer.teacher_mean!r}, but there is only one "
+                "teacher: leave it at 'probabilities', or add others to teachers"
             )
 
 
@@ -476,6 +634,7 @@ CHANGEABLE = (
     "mesh.tensor",
     "platform",
     "teacher.checkpoint",
+    "teacher.logits_file",
     "student.checkpoint",
     "teacher.accumulation",
     "teacher.remat",
@@ -490,10 +649,9 @@ def default(schema: type = ExperimentConfig) -> ConfigDict:
     Only mappings take new names. They have blank entries for the usual ones.
     """
     config = ConfigDict(dataclasses.asdict(schema())).lock()
-    for key, entry_schema in _mappings(schema).items():
+    for key, entry_schema in mappings(schema).items():
         config[key].unlock()
-        names = next(item.metadata["names"] for item in dataclasses.fields(schema) if item.name == key)
-        for name in names:
+        for name in _metadata(schema, key)["names"]:
             config[key][name] = _blank_entry(entry_schema, ConfigDict()).lock()
     return config
 
@@ -564,12 +722,24 @@ def _with_entries(config: ConfigDict, schema: type, keys: Iterable[str]) -> Conf
     """Return the config with an entry in its mappings for each name in `keys`, and with every key in each such entry.
 
     Flags can only set keys that exist, and read values by the types of these.
+
+    Raises:
+      UserError: a flag names an entry that only the config file could give.
     """
-    paths = [key.split(".") for key in keys]
-    for key, entry_schema in _mappings(schema).items():
-        names = {path[1] for path in paths if path[0] == key and len(path) > 2}
-        if not names:
+    for key, entry_schema in mappings(schema).items():
+        flag_by_name = {path.split(".")[1]: path for path in keys if path.startswith(f"{key}.")}
+        if not flag_by_name:
             continue
+        names = list(flag_by_name)
+        base = _metadata(schema, key)["inherits"]
+        if base:
+            given = config[key] if key in config and isinstance(config[key], ConfigDict) else ()
+            for name in names:
+                if name not in given:
+                    shown = ", ".join(given) or "none"
+                    raise ConfigError(
+                        f"config key {flag_by_name[name]}: the config file has no such {base} (its {key}: {shown})"
+                    )
         with config.unlocked():
             if key not in config:
                 config[key] = ConfigDict()
@@ -587,7 +757,9 @@ def _blank_entry(schema: type, values: Any) -> Any:
     entry: dict[str, Any] = dict(values.items())
     for key, kind in typing.get_type_hints(schema).items():
         kind = _without_none(kind)
-        if key not in values or values[key] is None:
+        if dataclasses.is_dataclass(kind):
+            entry[key] = _blank_entry(typing.cast(type, kind), values.get(key, ConfigDict()))
+        elif key not in values or values[key] is None:
             entry[key] = config_dict.placeholder(typing.get_origin(kind) or kind)
         elif kind is float and type(values[key]) is int:
             entry[key] = float(values[key])
@@ -610,6 +782,7 @@ def split_source(source: str) -> tuple[str, str]:
 def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, prefix: str = "") -> Any:
     """Check every key, type, and bound of `config` against `schema`; a UserError names the key."""
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    values = _with_inherited(values, schema)
     hints = typing.get_type_hints(schema)
     fields = {item.name: item for item in dataclasses.fields(schema)}
     checked = {}
@@ -620,7 +793,8 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
             if not isinstance(value, dict):
                 raise ConfigError(f"config key {prefix}{key} has keys below it, so it cannot be {value!r}")
             if entry_schema:
-                checked[key] = _parse_entries(value, entry_schema, f"{prefix}{key}.")
+                inherits = bool(_metadata(schema, key)["inherits"])
+                checked[key] = _parse_entries(value, entry_schema, f"{prefix}{key}.", keep_blank=inherits)
             else:
                 checked[key] = parse(value, typing.cast(type, hints[key]), f"{prefix}{key}.")
         else:
@@ -633,17 +807,60 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
     return instance
 
 
-def _parse_entries(values: Mapping[str, Any], schema: type, prefix: str) -> dict[str, Any]:
-    """Return the checked entries of a mapping that set something, in the order of their names."""
+def _parse_entries(values: Mapping[str, Any], schema: type, prefix: str, *, keep_blank: bool) -> dict[str, Any]:
+    """Return the checked entries of a mapping in the order of their names, without those that set nothing."""
     entries = {}
     for name in sorted(values, key=str):
         _check_entry_name(name, prefix)
         if not isinstance(values[name], dict):
             raise ConfigError(f"config key {prefix}{name} has keys below it, so it cannot be {values[name]!r}")
         entry = parse(values[name], schema, f"{prefix}{name}.")
-        if entry != schema():
+        if keep_blank or entry != schema():
             entries[name] = entry
     return entries
+
+
+def _with_inherited(values: dict[str, Any], schema: type) -> dict[str, Any]:
+    """Return the values of a schema in which the entries of mappings have what they inherit; see `mapping`.
+
+    Values of other kinds than the schema's stay as they are, for `parse` to refuse.
+    """
+    for key in mappings(schema).keys() & values.keys():
+        metadata = _metadata(schema, key)
+        base = values.get(metadata["inherits"], {})
+        if metadata["inherits"] and isinstance(values[key], dict) and isinstance(base, dict):
+            shared = {name: base[name] for name in metadata["keys"] if name in base}
+            values = {**values, key: {name: _inheriting(entry, shared) for name, entry in values[key].items()}}
+    return values
+
+
+def _inheriting(entry: Any, shared: Mapping[str, Any]) -> Any:
+    """Return the values of a teacher's entry with shared ones in place of those that it does not set.
+
+    The length of training is one setting with two keys. What only training uses is not taken by a teacher that has
+    none, so that its entry need not set it to 0.
+    """
+    if not isinstance(entry, dict):
+        return entry
+    entry = _without_blanks(entry)
+    left_out = set(_LENGTH) if any(key in entry for key in _LENGTH) else set()
+    result = {**{key: value for key, value in shared.items() if key not in left_out}, **entry}
+    if result.get("logits_file") or not (result.get("steps", DEFAULT_STEPS) or result.get("epochs")):
+        unused = {key.partition(".")[0] for key in _OF_TRAINING} - entry.keys()
+        return {key: value for key, value in result.items() if key not in unused}
+    nested = {key for key in entry if isinstance(entry[key], dict) and isinstance(shared.get(key), dict)}
+    return {**result, **{key: {**shared[key], **entry[key]} for key in nested}}
+
+
+def _without_blanks(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values without those that are None, and without groups of nothing else."""
+    values = {key: _without_blanks(value) if isinstance(value, dict) else value for key, value in entry.items()}
+    return {key: value for key, value in values.items() if value is not None and value != {}}
+
+
+def _metadata(schema: type, key: str) -> Mapping[str, Any]:
+    """Return the metadata of a schema's field."""
+    return next(item.metadata for item in dataclasses.fields(schema) if item.name == key)
 
 
 def _check_entry_name(name: Any, prefix: str) -> None:
@@ -651,7 +868,7 @@ def _check_entry_name(name: Any, prefix: str) -> None:
         raise ConfigError(f"config key {prefix}{name}: {name!r} cannot be a name here; use letters, digits, _, and -")
 
 
-def _mappings(schema: type) -> dict[str, type]:
+def mappings(schema: type) -> dict[str, type]:
     """Return the schemas of the entries of a schema's mappings, by key."""
     schemas = {key: _entry_schema(kind) for key, kind in typing.get_type_hints(schema).items()}
     return {key: entry for key, entry in schemas.items() if entry is not None}
@@ -749,9 +966,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             after = {}
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after and prefix + key not in CHANGEABLE:
+        elif before != after and not is_changeable(prefix + key):
             lines.append(f"{prefix}{key}: {before!r} → {after!r}")
     return lines
+
+
+def is_changeable(key: str) -> bool:
+    """Return whether a setting may differ between two starts in one workdir: those of all teachers are like one's."""
+    return re.sub(r"^teachers\.[^.]+\.", "teacher.", key) in CHANGEABLE
 
 
 def cache_dir(task: TaskConfig) -> Path:

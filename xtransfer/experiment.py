@@ -24,6 +24,7 @@ from xtransfer.data.task import Example, Task
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
+from xtransfer.distillation.logits_file import LogitsFile
 from xtransfer.distillation.logits_store import LogitsStore, open_store, store_key
 from xtransfer.distillation.objectives import (
     BALANCED,
@@ -35,13 +36,14 @@ from xtransfer.distillation.objectives import (
     teacher_objective,
     with_class_factors,
 )
+from xtransfer.distillation.teachers import mean, trained_objectives
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.evaluation import metrics, recalibration, results
 from xtransfer.evaluation.evaluator import Run, dev_scores, evaluate, rows_of
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
-from xtransfer.runs import costs, encoders, plan, sharing, starts
+from xtransfer.runs import costs, encoders, plan, sharing, starts, teachers
 from xtransfer.runs import sweep as sweeps
 from xtransfer.runs import workdir as workdirs
 from xtransfer.runs.draws import draws_of
@@ -86,7 +88,9 @@ def run(
     sharding.check_platform(config.platform)
     refuse_pattern(root, "--workdir")
     compilation_cache.enable(cache_dir(config.task))
-    workdir, config_record = Workdir(root), workdirs.as_record(config)
+    workdir = Workdir(root)
+    config = teachers.with_classes(config, workdir)
+    config_record = workdirs.as_record(config)
     first_record = processes.on_first(lambda: config_record)
     if first_record != config_record:
         keys = ", ".join(key for key in config_record if first_record[key] != config_record[key])
@@ -97,29 +101,35 @@ def run(
             processes.on_first(functools.partial(_fall_back, workdir, config))
         processes.on_first(functools.partial(_clean_up, workdir, config))
         objectives = configured_objectives(config)
-        task, samples, target_dev = _load(config)
-        models = Models(config, task, encoders.saved(workdir))
-        facts = models.facts()
+        task, samples, target_dev, files = _load(config)
+        saved = encoders.saved(workdir)
+        models = Models(config, task, saved, teachers.ready_made(config, saved))
+        facts = models.facts() | _file_facts(files)
         workdirs.check_unchanged(workdir.task, facts)
         _check_weights(workdir, config, models)
         workdirs.record(workdir.config, config_record)
         workdirs.record(workdir.task, facts)
         starts.record(workdir)
         processes.on_first(lambda: workdir.finished.unlink(missing_ok=True))
-        for role in (workdirs.TEACHER, encoders.STUDENT):
+        for role in (*models.teachers, encoders.STUDENT):
             processes.on_first(functools.partial(encoders.save, workdir, role, models.base(role)))
         _take_over(workdir, config, facts, others)
         draws = draws_of(config)
         examples = samples[draws[0].name]
         times = f"{len(draws)} × " if len(draws) > 1 else ""
+        sources = " and ".join((task.source_language, *config.further_sources))
         terminal.log(
             f"{task.name}: {times}{len(examples.labelled):,} labelled and {len(examples.unlabelled):,} unlabelled "
-            f"{task.source_language} examples -> {', '.join(task.target_languages)} · {_devices()}"
+            f"{sources} examples -> {', '.join(task.target_languages)} · {_devices()}"
         )
         if config.oracle:
             terminal.log(
                 "oracle: every checkpoint is scored on target dev too; the protocol target_dev is not zero-shot"
             )
+        for line in teachers.origins(config):
+            terminal.log(line)
+        if not examples.dev:
+            terminal.log(f"no dev split in {task.source_language}: no checkpoint is selected, and the last one is used")
         for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
             terminal.log(line)
         for line in plan.objective_lines(effective_settings(config)):
@@ -129,9 +139,9 @@ def run(
             if len(draws) > 1:
                 terminal.log(f"draw {draw.name}: task.labelled_seed {draw.labelled_seed}, seed {draw.teacher_seed}")
             drawn, settings = workdir.at(draw.name), draw.apply(config)
-            _log_balanced((*objectives, teacher_objective(config)), task, samples[draw.name])
-            stages = Stages(drawn, settings, models, samples[draw.name], target_dev, others, tracking)
-            stages.train_teacher()
+            _log_balanced(trained_objectives(config), task, samples[draw.name])
+            stages = Stages(drawn, settings, models, samples[draw.name], target_dev, others, tracking, files)
+            stages.train_teachers()
             for seed in config.seeds:
                 for objective in objectives:
                     stages.train_student(objective, seed)
@@ -196,14 +206,22 @@ def check(config: ExperimentConfig) -> None:
       UserError: see `run`.
     """
     configured_objectives(config)
-    _load(config)
-    for role, settings in ((workdirs.TEACHER, config.teacher), (encoders.STUDENT, config.student)):
-        ModelInputs(role, settings, shards=1, token_cache=None)
+    _load(teachers.with_classes(config))
+    readers = {member: settings for member, settings in config.members.items() if not settings.is_file}
+    for role, settings in {**readers, encoders.STUDENT: config.student}.items():
+        directory = teachers.description_directory(settings)
+        ModelInputs(role, settings, shards=1, token_cache=None, directory=directory)
 
 
-def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[str, list[Example]]]:
-    """Check what needs the data, and return the task, the text of each draw, and target dev for an oracle."""
-    task = load_task(config.task)
+def _load(
+    config: ExperimentConfig,
+) -> tuple[Task, dict[str, TransferSet], dict[str, list[Example]], dict[str, LogitsFile]]:
+    """Check what needs the data.
+
+    Returns:
+      The task, the text of each draw, target dev for an oracle, and the files that stand in for teachers, by member.
+    """
+    task = load_task(config.task, config.further_sources)
     task = replace(task, load=functools.cache(task.load))
     kind = task.multi_label
     metrics.check_names("config key metrics", config.metrics, task.labels, multi_label=kind)
@@ -213,9 +231,10 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     samples = {draw.name: transfer_set.gather(draw.apply(config), task) for draw in draws_of(config)}
     for sample in samples.values():
         _steps(config, sample)
-    dev = task.load("dev", task.source_language)
-    metrics.check_defined((config.selection_metric,), task.gold(dev), f"{task.source_language} dev", task.labels)
-    recalibration.check(config.calibration, task.labels, task.gold(dev))
+    dev = next(iter(samples.values())).dev
+    if dev:
+        metrics.check_defined((config.selection_metric,), task.gold(dev), f"{task.source_language} dev", task.labels)
+        recalibration.check(config.calibration, task.labels, task.gold(dev))
     for language in (task.source_language, *task.target_languages):
         for split in config.evaluation_splits:
             gold = task.gold(task.load(split, language))
@@ -223,7 +242,15 @@ def _load(config: ExperimentConfig) -> tuple[Task, dict[str, TransferSet], dict[
     target_dev = {name: task.load("dev", name) for name in task.target_languages} if config.oracle else {}
     for language, examples in target_dev.items():
         metrics.check_defined((config.selection_metric,), task.gold(examples), f"{language} dev", task.labels)
-    return task, samples, target_dev
+    return task, samples, target_dev, teachers.read_files(config, task.labels, samples.values())
+
+
+def _file_facts(files: Mapping[str, LogitsFile]) -> dict[str, Any]:
+    """Return the fingerprints of the files that stand in for teachers, as facts of the experiment."""
+    fingerprints = {member: file.fingerprint for member, file in files.items()}
+    main = fingerprints.pop(workdirs.TEACHER, None)
+    facts = {} if main is None else {"teacher_logits": main}
+    return facts | ({"teachers_logits": fingerprints} if fingerprints else {})
 
 
 def _check_fitted_thresholds(config: ExperimentConfig) -> None:
@@ -246,6 +273,8 @@ class Stages:
       examples: the draw's text.
       target_dev: for an oracle, the examples of each target language's dev split.
       others: workdirs that may have the logits.
+      tracking: the loggers.
+      files: the files that stand in for teachers, by member.
     """
 
     def __init__(
@@ -257,20 +286,30 @@ class Stages:
         target_dev: Mapping[str, Sequence[Example]] = MappingProxyType({}),
         others: Sequence[Workdir] = (),
         tracking: Tracking = NOTHING,
+        files: Mapping[str, LogitsFile] = MappingProxyType({}),
     ):
         self.workdir, self.config, self.models, self.examples = workdir, config, models, examples
         self._target_examples, self.others, self._tracking = target_dev, others, tracking
+        self._files = files
         self._stores: dict[Path, LogitsStore] = {}
 
-    def train_teacher(self) -> None:
-        """Run stage 1: fine-tune the monolingual encoder on L."""
-        teacher = self.models.teacher
-        if not teacher.is_trained(self.workdir.teacher):
-            dataset, dev = self._dataset(teacher, self.examples.labelled), teacher.dataset(self.examples.dev)
-            seed, objective = self.config.teacher_seed, self._with_class_factors(teacher_objective(self.config))
-            with costs.recorded(self.workdir, "teacher", self.workdir.teacher, teacher.trained):
+    def train_teachers(self) -> None:
+        """Run stage 1: fine-tune each monolingual encoder on L, or take a ready-made one over. A file needs neither."""
+        for member, teacher in self.models.teachers.items():
+            directory = self.workdir.member(member)
+            if teacher.is_trained(directory):
+                continue
+            dev_examples = self.examples.dev_in(self.config.languages_of(member))
+            dev = teacher.dataset(dev_examples) if dev_examples else None
+            if self.config.members[member].is_ready_made:
+                teacher.adopt(directory, dev, self._dev_scores)
+                continue
+            labelled = teachers.read_by(self.config, member, self.examples.labelled)
+            objective = self._with_class_factors(teacher_objective(self.config), labelled)
+            dataset, seed = self._dataset(teacher, labelled), teachers.seed(self.config, member)
+            with costs.recorded(self.workdir, "teacher", directory, teacher.trained):
                 teacher.train(
-                    self.workdir.teacher,
+                    directory,
                     objective,
                     dataset,
                     dev,
@@ -286,21 +325,24 @@ class Stages:
             return
         dataset = self._everything if objective.data == "all" else self._labelled
         if objective.teacher != "none":
-            is_vanilla = objective.teacher == "vanilla"
-            model = student if is_vanilla else self.models.teacher
-            teacher_directory = self.workdir.student("vanilla", seed) if is_vanilla else self.workdir.teacher
-            store = self._label(model, teacher_directory)
+            if objective.teacher == "vanilla":
+                store = self._label(student, self.workdir.student("vanilla", seed), self.examples.everything)
+            else:
+                store = self._teachers_store
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
             if objective.pseudo_labels and self.config.transfer.fitted_thresholds:
-                logits = logits - self._cuts(model, teacher_directory)
+                if objective.teacher == "vanilla":
+                    logits = logits - self._cuts(student, self.workdir.student("vanilla", seed))
+                else:  # a single teacher that is a model, see `ExperimentConfig.check`
+                    logits = logits - self._cuts(self.models.teacher, self.workdir.teacher)
             dataset = replace(dataset, teacher_logits=logits)
-        objective = self._with_class_factors(objective)
+        objective = self._with_class_factors(objective, self.examples.labelled)
         dev, target_dev = self._dev, self._target_dev
         with costs.recorded(self.workdir, "students", directory, student.trained):
             student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev, self._tracking)
 
-    def _with_class_factors(self, objective: Objective) -> Objective:
-        return with_class_factors(objective, self.models.student.labels, _classes(self.examples.labelled))
+    def _with_class_factors(self, objective: Objective, labelled: Sequence[Example]) -> Objective:
+        return with_class_factors(objective, self.models.student.labels, _classes(labelled))
 
     def _cuts(self, teacher: Finetuner, directory: Path) -> np.ndarray:
         """Return the logits above which the teacher trained in `directory` gives each class as a pseudo-label [K].
@@ -322,24 +364,79 @@ class Stages:
     def _dev_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return dev_scores(logits, labels, self.models.student.labels, self.config.selection_metric)
 
-    def _label(self, model: Finetuner, directory: Path) -> LogitsStore:
-        """Run stage 2: store the logits of the model trained in `directory` for L ∪ U, unless they are stored."""
+    @property
+    def _kind(self) -> list[str]:
+        """What the keys of stores name besides their sources: the kind of a task on which the logits depend."""
+        return ["multi-label"] if self.config.task.multi_label else []
+
+    @functools.cached_property
+    def _teachers_store(self) -> LogitsStore:
+        """The logits of the monolingual teacher for L ∪ U, or the mean of several."""
+        stores = {member: self._member_store(member) for member in self.config.members}
+        return self._mean_store(stores) if self.config.teachers else stores[workdirs.TEACHER]
+
+    def _member_store(self, member: str) -> LogitsStore:
+        """Return the logits of one teacher for the text in its languages."""
+        examples = teachers.read_by(self.config, member, self.examples.everything)
+        if member in self._files:
+            return self._stored(self._files[member], examples)
+        return self._label(self.models.teachers[member], self.workdir.member(member), examples)
+
+    def _mean_store(self, stores: Mapping[str, LogitsStore]) -> LogitsStore:
+        """Store the mean of several teachers for L ∪ U, and how much they disagree, unless they are stored."""
+        config, examples = self.config, self.examples.everything
+        parts = [
+            [store.directory.name, config.members[member].weight, list(config.languages_of(member))]
+            for member, store in stores.items()
+        ]
+        identity = json.dumps([config.transfer.teacher_mean, parts, *self._kind])
+        key = {
+            "teacher_fingerprint": f"mean {hashlib.sha256(identity.encode()).hexdigest()}",
+            "tokenizer_fingerprint": "",
+            "max_length": 0,
+            "data_fingerprint": transfer_set.fingerprint(examples),
+        }
+        store = self._open_store(key, self.models.labels, examples)
+
+        def is_complete() -> bool:
+            return store.complete and store.disagreement() is not None
+
+        if not processes.on_first(is_complete):
+            averaged, disagreement = self._mean(stores)
+            label(store, lambda indices: averaged[indices])
+            processes.on_first(functools.partial(store.write_disagreement, disagreement))
+        average, largest = processes.on_first(lambda: _mean_and_largest(store.disagreement()))
+        terminal.log(
+            f"the teachers disagree by {average:.3f} nats on average (Jensen-Shannon), by {largest:.3f} at most"
+        )
+        return store
+
+    def _mean(self, stores: Mapping[str, LogitsStore]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean of the teachers' logits for L ∪ U, [n, K], and their disagreement, [n]."""
+        examples, classes = self.examples.everything, self.models.labels
+        row_by_id = {example.id: row for row, example in enumerate(examples)}
+        logits = np.zeros((len(stores), len(examples), len(classes)), np.float32)
+        weights = np.zeros((len(stores), len(examples)))
+        for number, (member, store) in enumerate(stores.items()):
+            rows = [row_by_id[id_] for id_ in store.ids]
+            logits[number, rows] = permute_classes(store.read(store.ids), store.classes, classes)
+            weights[number, rows] = self.config.members[member].weight
+        of_logits, kind = self.config.transfer.teacher_mean == "logits", self.config.task.multi_label
+        return mean(logits, weights, of_logits=of_logits, multi_label=kind)
+
+    def _label(self, model: Finetuner, directory: Path, examples: Sequence[Example]) -> LogitsStore:
+        """Run stage 2: store the logits of the model trained in `directory` for examples, unless they are stored."""
         if directory in self._stores:
             return self._stores[directory]
-        examples = self.examples.everything
         with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
             params = checkpoints.restore_params(selected_steps(directory)["source_dev"], model.abstract_params())
         key: dict[str, Any] = {
             "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
             "tokenizer_fingerprint": tokenizer_fingerprint(model.inputs.tokenizer),
             "max_length": model.settings.max_length,
-            "data_fingerprint": _fingerprint(examples),
+            "data_fingerprint": transfer_set.fingerprint(examples),
         }
-        ids = [example.id for example in examples]
-        name = store_key(**key)
-        stores = [other.logits / name for other in self.others]
-        processes.on_first(lambda: sharing.copy_first(stores, self.workdir.logits / name))
-        store = open_store(self.workdir.logits, key, classes=model.labels, ids=ids, shard_size=SHARD_SIZE)
+        store = self._open_store(key, model.labels, examples)
         if not processes.on_first(lambda: store.complete):
             title = f"labelling with {directory.relative_to(self.workdir.root)}"
             dataset = self._dataset(model, examples)
@@ -356,6 +453,26 @@ class Stages:
         self._stores[directory] = store
         return store
 
+    def _stored(self, file: LogitsFile, examples: Sequence[Example]) -> LogitsStore:
+        """Run stage 2 without a model: store the logits of a file for examples, unless they are stored."""
+        key = {
+            "teacher_fingerprint": " ".join(["file", file.fingerprint, *self._kind]),
+            "tokenizer_fingerprint": "",
+            "max_length": 0,
+            "data_fingerprint": transfer_set.fingerprint(examples),
+        }
+        store = self._open_store(key, self.models.labels, examples)
+        label(store, lambda indices: file.of([store.ids[index] for index in indices]))
+        return store
+
+    def _open_store(self, key: dict[str, Any], classes: Sequence[str], examples: Sequence[Example]) -> LogitsStore:
+        """Return the store of a key for examples, which another workdir may have already."""
+        name = store_key(**key)
+        stores = [other.logits / name for other in self.others]
+        processes.on_first(lambda: sharing.copy_first(stores, self.workdir.logits / name))
+        ids = [example.id for example in examples]
+        return open_store(self.workdir.logits, key, classes=classes, ids=ids, shard_size=SHARD_SIZE)
+
     def _dataset(self, model: Finetuner, sample: Sequence[Example]) -> Dataset:
         return model.dataset(sample, self.examples.drawn_from)
 
@@ -368,23 +485,33 @@ class Stages:
         return self._dataset(self.models.student, self.examples.labelled)
 
     @functools.cached_property
-    def _dev(self) -> Dataset:
-        return self.models.student.dataset(self.examples.dev)
+    def _dev(self) -> Dataset | None:
+        return self.models.student.dataset(self.examples.dev) if self.examples.dev else None
 
     @functools.cached_property
     def _target_dev(self) -> dict[str, Dataset]:
         return {name: self.models.student.dataset(examples) for name, examples in self._target_examples.items()}
 
 
+def _mean_and_largest(values: np.ndarray | None) -> tuple[float, float]:
+    return (0.0, 0.0) if values is None else (float(values.mean()), float(values.max()))
+
+
 def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
-    for one in runs_of(workdir, config):
-        fall_back(one.directory / CHECKPOINTS)
+    for directory in _directories(workdir, config):
+        fall_back(directory / CHECKPOINTS)
 
 
 def _clean_up(workdir: Workdir, config: ExperimentConfig) -> None:
-    for one in runs_of(workdir, config):
-        loop.mend(one.directory)
-        remove_leftovers(one.directory / CHECKPOINTS)
+    for directory in _directories(workdir, config):
+        loop.mend(directory)
+        remove_leftovers(directory / CHECKPOINTS)
+
+
+def _directories(workdir: Workdir, config: ExperimentConfig) -> list[Path]:
+    """Return the directory of every run, with those of further teachers, which are not scored on test."""
+    directories = [directory for _, _, directory in teachers.runs(workdir, config)]
+    return list(dict.fromkeys([*directories, *(run.directory for run in runs_of(workdir, config))]))
 
 
 def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, Any], others: Sequence[Workdir]) -> None:
@@ -410,12 +537,48 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
                 their.directory, steps
             ):
                 processes.on_first(functools.partial(_copy_run, workdir, mine, other, their))
+        _take_teachers_over(workdir, config, facts, other, their_config)
+
+
+def _take_teachers_over(
+    workdir: Workdir,
+    config: ExperimentConfig,
+    facts: Mapping[str, Any],
+    other: Workdir,
+    their_config: ExperimentConfig,
+) -> None:
+    """Copy further teachers that another workdir has trained in the same way. All processes take part."""
+    theirs = {(member, draw): directory for member, draw, directory in teachers.runs(other, their_config)}
+    for member, draw, mine in teachers.runs(workdir, config):
+        their = theirs.get((member, draw))
+        if member == workdirs.TEACHER or their is None or processes.on_first(mine.exists):
+            continue
+        keys = [_member_key(one, draw, member) for one in (config, their_config)]
+        if keys[0] != keys[1]:
+            continue
+        if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, [member])):
+            continue
+        if processes.on_first(functools.partial(sharing.is_whole, their)) and loop.finished(
+            their, config.members[member].known_steps
+        ):
+            processes.on_first(functools.partial(sharing.copy_run, their, mine))
 
 
 def _sharing_key(config: ExperimentConfig, run: Run) -> str:
     """Return a text that is equal for two runs if, and only if, they are trained with the same settings."""
-    draw = next(draw for draw in draws_of(config) if draw.name == run.id.draw)
-    return json.dumps([sharing.settings_of(draw.apply(config), run.objective), run.id.seed], sort_keys=True)
+    return json.dumps([_settings_key(config, run.id.draw, run.objective), run.id.seed], sort_keys=True)
+
+
+def _member_key(config: ExperimentConfig, name: str, member: str) -> list[Any]:
+    """Return what decides the training of a further teacher in the draw of this name."""
+    draw = next(draw for draw in draws_of(config) if draw.name == name)
+    return [_settings_key(config, name, member), teachers.seed(draw.apply(config), member)]
+
+
+def _settings_key(config: ExperimentConfig, name: str, objective: str) -> str:
+    """Return a text for the settings that decide the training of an objective in the draw of this name."""
+    draw = next(draw for draw in draws_of(config) if draw.name == name)
+    return json.dumps(sharing.settings_of(draw.apply(config), objective), sort_keys=True)
 
 
 def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
@@ -443,9 +606,16 @@ def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
 
 def _check_weights(workdir: Workdir, config: ExperimentConfig, models: Models) -> None:
     """Refuse to start if a model is still to be trained and its base checkpoint is gone."""
-    for model, is_teacher in ((models.teacher, True), (models.student, False)):
-        runs = [run for run in runs_of(workdir, config) if (run.objective == workdirs.TEACHER) == is_teacher]
-        trained = [model.is_trained(run.directory) for run in runs]  # a list: all processes take part
+    students = [run.directory for run in runs_of(workdir, config) if run.objective != workdirs.TEACHER]
+    directories = {
+        member: [directory for other, _, directory in teachers.runs(workdir, config) if other == member]
+        for member in models.teachers
+    }
+    for model, runs in [
+        *((models.teachers[member], directories[member]) for member in directories),
+        (models.student, students),
+    ]:
+        trained = [model.is_trained(directory) for directory in runs]  # a list: all processes take part
         if not all(trained):
             model.check_weights()
 
@@ -455,32 +625,44 @@ def _planned_stages(
 ) -> list[plan.Stage]:
     """Return the stages of an experiment with their estimated times, before anything is computed."""
     machine = plan.measure()
-    teacher, student = (
-        plan.Work(model.compiled_steps.matmul_parameters, model.inputs.mean_tokens(examples.labelled))
-        for model in (models.teacher, models.student)
-    )
+    sample = examples.labelled or examples.everything
+    work = {
+        role: plan.Work(model.compiled_steps.matmul_parameters, model.inputs.mean_tokens(sample))
+        for role, model in {**models.teachers, encoders.STUDENT: models.student}.items()
+    }
+    student, objectives = work[encoders.STUDENT], definitions(config)
     all_runs = runs_of(workdir, config)
-    teachers = [run for run in all_runs if run.objective == workdirs.TEACHER]
-    objectives = definitions(config)
     runs = [(objectives[run.objective], run) for run in all_runs if run.objective != workdirs.TEACHER]
     missing = [(objective, run) for objective, run in runs if not models.student.is_trained(run.directory)]
-    untrained = [run for run in teachers if not models.teacher.is_trained(run.directory)]
     steps, steps_by_objective = _steps(config, examples)
-    seconds: float | None = None
-    if untrained:
-        seconds = teacher.training_seconds(machine, steps, config.teacher.batch_size) * len(untrained)
-        seconds += machine.compile_seconds
-    times = f"{len(teachers)} × " if len(teachers) > 1 else ""
-    size = f"{times}{plan.length([steps], config.teacher)}"
-    stages = [plan.Stage("teacher", size, seconds)]
+    stages = []
+    for member, model in models.teachers.items():
+        settings = config.members[member]
+        if not settings.learns:
+            continue
+        directories = [directory for other, _, directory in teachers.runs(workdir, config) if other == member]
+        untrained = [directory for directory in directories if not model.is_trained(directory)]
+        seconds: float | None = None
+        if untrained:
+            seconds = work[member].training_seconds(machine, steps[member], settings.batch_size) * len(untrained)
+            seconds += machine.compile_seconds
+        times = f"{len(directories)} × " if len(directories) > 1 else ""
+        stages.append(plan.Stage(member, f"{times}{plan.length([steps[member]], settings)}", seconds))
 
-    # The monolingual teacher of a draw labels once for all seeds, and each seed's vanilla student for itself.
-    labellers = {(run.id.draw, -1): teacher for o, run in missing if o.teacher == "monolingual"}
-    labellers |= {(run.id.draw, run.id.seed): student for o, run in missing if o.teacher == "vanilla"}
+    # The monolingual teachers of a draw label once for all seeds, and each seed's vanilla student for itself.
+    everything = examples.everything
+    labellers: dict[tuple[str, str, int], int] = {}  # (draw, role, seed) -> number of examples
+    for objective, run in missing:
+        if objective.teacher == "vanilla":
+            labellers[run.id.draw, encoders.STUDENT, run.id.seed] = len(everything)
+        elif objective.teacher == "monolingual":
+            for member in models.teachers:
+                labellers[run.id.draw, member, -1] = len(teachers.read_by(config, member, everything))
     if labellers:
-        count = len(examples.everything)
-        seconds = sum(model.inference_seconds(machine, count) for model in labellers.values())
-        stages.append(plan.Stage("labelling", f"{len(labellers)} × {count:,} examples", seconds))
+        seconds = sum(work[role].inference_seconds(machine, count) for (_, role, _), count in labellers.items())
+        counts = sorted(set(labellers.values()))
+        size = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+        stages.append(plan.Stage("labelling", f"{len(labellers)} × {size} examples", seconds))
 
     oracle = task.target_languages if config.oracle else ()
     scored = len(examples.dev) + sum(len(task.load("dev", language)) for language in oracle)
@@ -520,14 +702,19 @@ def _classes(examples: Sequence[Example]) -> list[int]:
     return [example.label for example in examples]
 
 
-def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[int, dict[str, int]]:
-    """Return the number of steps of the teacher, and of a student by objective; a UserError says if none can be."""
+def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the number of steps of each teacher, and of a student by objective; a UserError says if none can be."""
     count = {"all": len(examples.everything), "labelled": len(examples.labelled)}
     by_objective = {
         name: config.student.resolved(count[definitions(config)[name].data], "student.").steps
         for name in config.objectives
     }
-    return config.teacher.resolved(count["labelled"], "teacher.").steps, by_objective
+    by_member = {
+        member: settings.resolved(len(teachers.read_by(config, member, examples.labelled)), f"{member}.").steps
+        for member, settings in config.members.items()
+        if settings.learns
+    }
+    return by_member, by_objective
 
 
 def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:
@@ -540,10 +727,3 @@ def _num_unscored(workdir: Workdir, runs: Sequence[Run]) -> int:
 def _devices() -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     return f"{devices} of {processes.count()} processes" if processes.count() > 1 else devices
-
-
-def _fingerprint(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([example.id, example.text, example.text_pair]).encode())
-    return digest.hexdigest()

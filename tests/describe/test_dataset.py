@@ -199,7 +199,7 @@ def record_training(
     monkeypatch.setattr(Finetuner, "fresh_params", lambda self, seed: None)  # the checkpoints have no weights
     task = load_task(experiment.task)
     stages = Stages(Workdir(root), experiment, Models(experiment, task), transfer_set.gather(experiment, task))
-    stages.train_teacher()
+    stages.train_teachers()
     for name in experiment.objectives:
         # There is no trained teacher to give logits, and they do not change the batches.
         stages.train_student(dataclasses.replace(OBJECTIVES[name], teacher="none"), experiment.seeds[0])

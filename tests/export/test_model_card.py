@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, TaskConfig, TransferConfig
+from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, TaskConfig, TeacherConfig, TransferConfig
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.evaluation.results import ROW
 from xtransfer.export.model_card import model_card, scores_of
@@ -25,7 +25,7 @@ TASK = TaskRecord(
 )
 CONFIG = ExperimentConfig(
     task=TaskConfig(name="files", data_dir="/secret/data", labelled=200, unlabelled_from="train_rest"),
-    teacher=ModelConfig(checkpoint="org/english@v1", steps=30, max_length=99),
+    teacher=TeacherConfig(checkpoint="org/english@v1", steps=30, max_length=99),
     student=ModelConfig(checkpoint="org/multilingual", steps=60, batch_size=8, learning_rate=3e-5, max_length=77),
     transfer=TransferConfig(temperature=2.0),
 )

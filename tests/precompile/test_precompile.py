@@ -162,7 +162,7 @@ def test_hub_id_needs_only_its_config(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_student_steps_do_not_read_the_teacher(config: ExperimentConfig) -> None:
-    config = dataclasses.replace(config, teacher=settings.ModelConfig(checkpoint="/nowhere"))
+    config = dataclasses.replace(config, teacher=settings.TeacherConfig(checkpoint="/nowhere"))
     assert len(list(steps(config, make_mesh(), Override(rows=1), ["student_train", "evaluation"]))) == 2
     with pytest.raises(UserError, match="/nowhere"):
         step(config, "labelling", Override(rows=1))

@@ -4,14 +4,17 @@ A new task is a factory `TaskConfig -> Task` and a line in `TASKS`. A published 
 own in `corpora/`, and a line in `CORPORA`.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 
 from xtransfer.config import TaskConfig
 from xtransfer.data import user_files
 from xtransfer.data.corpora import loader, massive, paws_x, sib200, webis_cls, xnli
 from xtransfer.data.corpora.minireviews import task as minireviews
-from xtransfer.data.task import Task, TextSource, check_languages
+from xtransfer.data.task import Example, Task, TextSource, check_languages
 from xtransfer.errors import ConfigError, nearest
 
 CORPORA = (*xnli.CORPORA, *webis_cls.CORPORA, *paws_x.CORPORA, *sib200.CORPORA, *massive.CORPORA)
@@ -39,11 +42,17 @@ def load_text_source(config: TaskConfig) -> TextSource:
     return TextSource(task.pretraining, task.parallel)
 
 
-def load_task(config: TaskConfig) -> Task:
+def load_task(config: TaskConfig, further_sources: Sequence[str] = ()) -> Task:
     """Return the task that a config names.
 
+    Args:
+      config: the task's settings.
+      further_sources: other source languages, for teachers of several languages. The task then loads their splits too,
+        and its fingerprint covers them.
+
     Raises:
-      UserError: there is no such task, the config does not suit it, or a language's name cannot be part of a path.
+      UserError: there is no such task, the config does not suit it, or a language's name cannot be part of a path; or a
+        further source language is a target, or has other labels.
     """
     if config.name not in TASKS:
         raise ConfigError(f"task.name {config.name!r} is not one of {', '.join(TASKS)}{nearest(config.name, TASKS)}")
@@ -54,7 +63,31 @@ def load_task(config: TaskConfig) -> Task:
         )
     task = TASKS[config.name](config)
     check_languages((task.source_language, *task.target_languages), f"the languages of task {config.name!r}")
-    return user_files.with_unlabelled_file(task, config) if config.unlabelled_from == "file" else task
+    if config.unlabelled_from == "file":
+        task = user_files.with_unlabelled_file(task, config)
+    return _with_further_sources(task, config, further_sources) if further_sources else task
+
+
+def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[str]) -> Task:
+    """Return the task with the text of further source languages, each of which is the source of a task of its own."""
+    for language in languages:
+        if language in task.target_languages:
+            raise ConfigError(
+                f"task.target_languages is empty, which makes {language!r} a target, and a teacher reads its text: "
+                "list the languages that are zero-shot targets"
+            )
+    labels = config.labels or (task.labels if config.name == "files" else ())
+    settings = dataclasses.replace(config, target_languages=(task.source_language,), labels=labels)
+    others = {language: load_task(dataclasses.replace(settings, source_language=language)) for language in languages}
+
+    def load(split: str, language: str) -> list[Example]:
+        return others.get(language, task).load(split, language)
+
+    def fingerprint() -> str:
+        facts = json.dumps([task.fingerprint(), *([name, other.fingerprint()] for name, other in others.items())])
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    return dataclasses.replace(task, load=load, fingerprint=fingerprint)
 
 
 def shares_items(config: TaskConfig) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from xtransfer.config import TaskConfig
 from xtransfer.data import names
-from xtransfer.errors import ConfigError, DataError
+from xtransfer.errors import ConfigError, DataError, MissingSplitError
 
 SPLITS = ("train", "dev", "test", "unlabelled")
 UNLABELLED = "unlabelled"
@@ -99,6 +99,18 @@ def gold(examples: Sequence[Example], num_classes: int, *, multi_label: bool) ->
         else:
             result[row, list(example.label_set)] = 1
     return result
+
+
+def load_if_present(task: Task, split: str, language: str) -> list[Example] | None:
+    """Return the examples of a split, or None if the task has no such split in the language.
+
+    Raises:
+      UserError: the split exists, and is malformed.
+    """
+    try:
+        return task.load(split, language)
+    except MissingSplitError:
+        return None
 
 
 def example_id(task: str, split: str, language: str, number: str) -> str:

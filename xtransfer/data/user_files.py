@@ -51,17 +51,17 @@ _log = logging.getLogger(__name__)
 def task(config: TaskConfig) -> Task:
     """Return the task of the files that a config names.
 
-    A language with train but without dev gets a dev split that is held out of train.
+    A language with train but without dev gets a dev split that is held out of train. If `config.labels` names the
+    classes, the source language's train may be missing, because not every teacher needs it.
 
     Raises:
-      UserError: a necessary file is missing, or a setting does not fit. On loading: a malformed file, an unknown label,
-        or a class without an example in the source language's train.
+      UserError: a necessary file is missing, or a setting does not fit. On loading: a missing or malformed file, an
+        unknown label, or a class without an example in the source language's train.
     """
     _check_pattern(config)
     source = config.source_language
     row_counts = _unified(config, {split: _languages(config, split) for split in SPLITS})
     targets = _targets(config, row_counts)
-    _existing_file(config, "train", source)
     for language in (source, *targets):
         _existing_file(config, "test", language)
     read = _reader(config)
@@ -376,7 +376,11 @@ def _columns(config: TaskConfig, *, labelled: bool) -> tables.Columns:
 
 def _labels_in_train(config: TaskConfig, read: Read) -> tuple[str, ...]:
     """Return the classes of train in order. If one is rare, log them all, because it may be a misspelling."""
-    records = read("train", config.source_language)
+    try:
+        records = read("train", config.source_language)
+    except MissingSplitError as error:
+        remedy = "or name the classes in task.labels, if the teacher is not trained here"
+        raise MissingSplitError("train", config.source_language, f"{error}, {remedy}") from None
     path = _file(config, "train", config.source_language)
     counts = Counter(label for record in records for label in record.label_names)
     if config.merge_names:

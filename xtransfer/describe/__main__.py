@@ -10,10 +10,11 @@ import dataclasses
 import json
 
 from xtransfer import config, storage
-from xtransfer.describe.dataset import Description, describe
+from xtransfer.describe.dataset import Description, describe, transfer_rows
 from xtransfer.describe.tables import fields, introduction, tables, title
 from xtransfer.errors import ConfigError
 from xtransfer.report import table as table_writer
+from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
 
 _EXAMPLES = "Examples as the models read them"
@@ -29,12 +30,31 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--json", type=terminal.path_argument, metavar="FILE", help="also write the description as JSON"
     )
+    parser.add_argument(
+        "--workdir",
+        type=terminal.path_argument,
+        metavar="DIR",
+        help="the experiment's workdir, if it has started: also describe the teachers' logits that are stored there",
+    )
+    parser.add_argument(
+        "--transfer-set",
+        type=terminal.path_argument,
+        metavar="FILE",
+        help="also write the text to learn from with its ids, as JSON lines, to label it for teacher.logits_file",
+    )
     args, overrides = parser.parse_known_args(argv)
     if args.batches < 1:
         raise ConfigError(f"--batches is {args.batches}; expected 1 or more")
     if args.json is not None:
         storage.check_creatable(args.json)
-    description = describe(config.load(args.config, overrides), args.batches)
+    if args.transfer_set is not None:
+        storage.check_creatable(args.transfer_set)
+    experiment = config.load(args.config, overrides)
+    if args.workdir is not None and not Workdir(args.workdir).logits.is_dir():
+        raise ConfigError(f"--workdir {args.workdir}: no logits are stored there")
+    description = describe(experiment, args.batches, None if args.workdir is None else Workdir(args.workdir))
+    if args.transfer_set is not None:
+        storage.write_jsonl(args.transfer_set, transfer_rows(experiment))
     if args.json is not None:
         content = dataclasses.asdict(description)
         if not description.label_sets:

@@ -16,11 +16,14 @@ from xtransfer.data.batches.measures import Filling, Lengths
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import SPLITS, Example, Task
 from xtransfer.data.tokens.tokenizer import Tokens
+from xtransfer.describe.opinions import Opinion, opinions
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import check_classes, configured_objectives, effective_settings
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import MissingSplitError, UserError
+from xtransfer.runs import teachers
 from xtransfer.runs.draws import draws_of
+from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime.sharding import mesh_sizes
 from xtransfer.train.inputs import ModelInputs, sides
 
@@ -149,8 +152,10 @@ class Description:
       repeated: for "L ∪ U", the number of repeated texts; for each source split, the number of its texts in L ∪ U.
       measured: the lengths of each set, teacher first.
       packing: the training batches of each role, teacher first.
-      examples: a few examples from L, then a few in the first target language.
+      examples: a few examples from L, or from U if L is empty, then a few in the first target language.
       label_sets: in a multi-label task, the sets of labels in L and in every labelled split.
+      further_sources: the further source languages, which only some of the teachers read.
+      opinions: what the teachers say about L and U, if their logits are stored or in a file.
     """
 
     task: str
@@ -170,44 +175,60 @@ class Description:
     packing: tuple[PackedTraining, ...]
     examples: tuple[ShownExample, ...]
     label_sets: tuple[LabelSets, ...] = ()
+    further_sources: tuple[str, ...] = ()
+    opinions: tuple[Opinion, ...] = ()
 
     def count(self, name: str, language: str = "") -> SetSize:
-        """Return the size of L, U, or an existing split. The default is the source language."""
-        key = (language or self.source_language, name)
-        return next(size for size in self.counts if (size.language, size.name) == key)
+        """Return the size of L, U, or a split, which has none if it does not exist. The default is the source."""
+        language = language or self.source_language
+        nothing = SetSize(language, name, 0, (0,) * len(self.labels), 0)
+        return next((size for size in self.counts if (size.language, size.name) == (language, name)), nothing)
 
 
-def describe(experiment: ExperimentConfig, batches: int) -> Description:
+def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None = None) -> Description:
     """Describe an experiment's data, as its tokenizers read it.
 
     Args:
       experiment: the config.
       batches: the number of batches to pack from each training set.
+      workdir: the workdir whose stored logits to describe, if any.
 
     Raises:
       UserError: the experiment would fail before training, for any reason but its weights.
     """
+    experiment = teachers.with_classes(experiment)
     objectives = configured_objectives(experiment)
-    task = _with_cached_source(load_task(experiment.task))
-    check_classes(experiment, task.labels)
+    task = _with_cached_source(load_task(experiment.task, experiment.further_sources))
+    check_classes(experiment, task.labels, multi_label=task.multi_label)
     devices = _shards(experiment.mesh)
     token_cache = cache_dir(experiment.task) / "tokens"
-    teacher = ModelInputs("teacher", experiment.teacher, shards=devices, token_cache=token_cache)
+    readers: list[ModelInputs] = []  # the teachers that read text
+    for member, settings in experiment.members.items():
+        if not settings.is_file:
+            place = teachers.description_directory(settings)
+            readers.append(ModelInputs(member, settings, shards=devices, token_cache=token_cache, directory=place))
     student = ModelInputs("student", experiment.student, shards=devices, token_cache=token_cache)
-    experiment = draws_of(experiment)[0].apply(experiment)
+    first = draws_of(experiment)[0]
+    experiment = first.apply(experiment)
     transfer = transfer_set.gather(experiment, task)
     kinds = sorted({objective.data for objective in objectives}, reverse=True)
-    teacher_sets, teacher_packing = _training_sets(teacher, transfer, ["labelled"], experiment.teacher_seed, batches)
-    student_sets, student_packing = _training_sets(student, transfer, kinds, experiment.seeds[0], batches)
-    counts, evaluated, missing = _splits(task, experiment.evaluation_splits)
-    measured = [*teacher_sets, *student_sets]
+    sets = []
+    for reader in readers:
+        reads = _read_by(experiment, reader.role, transfer)
+        learns = experiment.members[reader.role].learns
+        seed = teachers.seed(experiment, reader.role)
+        sets.append(_training_sets(reader, reads, ["labelled"] if learns else [], seed, batches))
+    sets.append(_training_sets(student, transfer, kinds, experiment.seeds[0], batches))
+    counts, evaluated, missing = _splits(task, experiment.evaluation_splits, _needed(transfer))
+    measured = [one for measured_sets, _ in sets for one in measured_sets]
     for (_, split), examples in evaluated.items():
-        measured += [_measure(inputs, split, examples, inputs.tokens(examples)) for inputs in (teacher, student)]
+        measured += [_measure(inputs, split, examples, inputs.tokens(examples)) for inputs in (*readers, student)]
     training_texts = {(example.text, example.text_pair) for example in transfer.everything}
     repeated = {"L ∪ U": len(transfer.everything) - len(training_texts)}
     for (language, split), examples in evaluated.items():
         if language == task.source_language:
             repeated[split] = sum((example.text, example.text_pair) in training_texts for example in examples)
+    roles = [inputs.role for inputs in (*readers, student)]
     target_examples = next(
         (examples for (language, _), examples in evaluated.items() if language != task.source_language), []
     )
@@ -215,27 +236,25 @@ def describe(experiment: ExperimentConfig, batches: int) -> Description:
         task=task.name,
         synthetic=task.synthetic,
         source_language=task.source_language,
+        further_sources=experiment.further_sources,
         target_languages=task.target_languages,
         labels=task.labels,
         evaluation_splits=experiment.evaluation_splits,
         unlabelled_from=experiment.task.unlabelled_from,
         models={
             inputs.role: f"{inputs.settings.checkpoint}, up to {inputs.cache.max_length} tokens"
-            for inputs in (teacher, student)
+            for inputs in (*readers, student)
         },
         objectives=effective_settings(experiment),
         devices=devices,
-        counts=(
-            _count(task, task.source_language, "L", transfer.labelled),
-            _count(task, task.source_language, "U", transfer.unlabelled),
-            *counts,
-        ),
+        opinions=tuple(opinions(experiment, task, transfer, workdir and workdir.at(first.name))),
+        counts=(*_transfer_counts(experiment, task, transfer), *counts),
         missing=missing,
         repeated=repeated,
-        measured=tuple(sorted(measured, key=lambda entry: entry.role == "student")),
-        packing=(*teacher_packing, *student_packing),
+        measured=tuple(sorted(measured, key=lambda entry: roles.index(entry.role))),
+        packing=tuple(one for _, packed in sets for one in packed),
         examples=(
-            *_examples_to_show(task, transfer.labelled, (teacher, student)),
+            *_examples_to_show(task, transfer.labelled or transfer.unlabelled, (*readers, student)),
             *_examples_to_show(task, target_examples, (student,)),
         ),
         label_sets=_label_sets(transfer.labelled, evaluated) if task.multi_label else (),
@@ -246,13 +265,44 @@ def _label_sets(
     labelled: Sequence[Example], evaluated: Mapping[tuple[str, str], Sequence[Example]]
 ) -> tuple[LabelSets, ...]:
     """Describe the label sets of L and of the evaluated splits."""
-    sets = {(labelled[0].language, "L"): labelled, **evaluated}
+    by_language: dict[str, list[Example]] = {}
+    for example in labelled:
+        by_language.setdefault(example.language, []).append(example)
+    sets = {**{(language, "L"): examples for language, examples in by_language.items()}, **evaluated}
     result = []
     for (language, name), examples in sets.items():
         classes = [example.classes or () for example in examples]
         sizes = [len(labels) for labels in classes]
         result.append(LabelSets(language, name, sum(sizes) / len(sizes), max(sizes), sizes.count(0), len(set(classes))))
     return tuple(result)
+
+
+def _read_by(experiment: ExperimentConfig, member: str, transfer: TransferSet) -> TransferSet:
+    """Return the part of a transfer set in the languages that a teacher reads."""
+    labelled, unlabelled = (
+        teachers.read_by(experiment, member, examples) for examples in (transfer.labelled, transfer.unlabelled)
+    )
+    return dataclasses.replace(transfer, labelled=labelled, unlabelled=unlabelled)
+
+
+def _transfer_counts(experiment: ExperimentConfig, task: Task, transfer: TransferSet) -> list[SetSize]:
+    """Return the sizes of L and U in each source language."""
+    return [
+        _count(task, language, name, [example for example in examples if example.language == language])
+        for language in (task.source_language, *experiment.further_sources)
+        for name, examples in (("L", transfer.labelled), ("U", transfer.unlabelled))
+    ]
+
+
+def transfer_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:
+    """Return the text of all draws' transfer sets with its ids, for somebody else to label (`teacher.logits_file`).
+
+    Raises:
+      UserError: see `transfer_set.gather`.
+    """
+    experiment = teachers.with_classes(experiment)
+    task = _with_cached_source(load_task(experiment.task, experiment.further_sources))
+    return transfer_set.rows(transfer_set.gather(draw.apply(experiment), task) for draw in draws_of(experiment))
 
 
 def _with_cached_source(task: Task) -> Task:
@@ -277,11 +327,17 @@ def _training_sets(
     inputs: ModelInputs, transfer: TransferSet, kinds: Sequence[str], seed: int, batches: int
 ) -> tuple[list[MeasuredSet], list[PackedTraining]]:
     """Measure L and U, and pack batches from the training sets `kinds`."""
+    if not transfer.everything:
+        return [], []
     tokens, n = inputs.tokens(transfer.everything, transfer.drawn_from), len(transfer.labelled)
     sets = {"labelled": tokens.take(np.arange(n)), "all": tokens}
-    measured = [_measure(inputs, "L", transfer.labelled, sets["labelled"])]
-    if transfer.unlabelled:
-        measured.append(_measure(inputs, "U", transfer.unlabelled, tokens.take(np.arange(n, len(tokens)))))
+    measured = []
+    for language in dict.fromkeys(example.language for example in transfer.everything):
+        for name, examples, first in (("L", transfer.labelled, 0), ("U", transfer.unlabelled, n)):
+            rows = np.array([first + i for i, example in enumerate(examples) if example.language == language], np.int64)
+            if len(rows):
+                part = [example for example in examples if example.language == language]
+                measured.append(_measure(inputs, name, part, tokens.take(rows)))
     return measured, [_packing(inputs, TRAINING_SETS[kind], sets[kind], seed, batches) for kind in kinds]
 
 
@@ -300,10 +356,15 @@ def _packing(inputs: ModelInputs, name: str, tokens: Tokens, seed: int, batches:
     return PackedTraining(inputs.role, name, len(tokens), epochs, plan.batch_size, plan.row_length, filling)
 
 
+def _needed(transfer: TransferSet) -> set[str]:
+    """Return the splits that the source language must have: train and dev, unless the transfer set does without."""
+    return {name for name, examples in (("train", transfer.labelled), ("dev", transfer.dev)) if examples}
+
+
 def _splits(
-    task: Task, evaluation_splits: Sequence[str]
+    task: Task, evaluation_splits: Sequence[str], source_splits: set[str]
 ) -> tuple[list[SetSize], dict[tuple[str, str], list[Example]], tuple[str, ...]]:
-    """Load all splits.
+    """Load all splits, of which every language must have `evaluation_splits` and the source also `source_splits`.
 
     Returns:
       The sizes of the splits that exist, source language first.
@@ -316,7 +377,7 @@ def _splits(
     for language in (task.source_language, *task.target_languages):
         needed = set(evaluation_splits)
         if language == task.source_language:
-            needed |= {"train", "dev"}
+            needed |= source_splits
         for split in SPLITS:
             try:
                 examples = task.load(split, language)

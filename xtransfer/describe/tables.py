@@ -1,5 +1,6 @@
 """Format a description as text: title, introduction, tables, and the fields of its examples."""
 
+import math
 from collections.abc import Sequence
 
 from xtransfer.data.batches.measures import PERCENTILES
@@ -43,10 +44,12 @@ def introduction(description: Description) -> list[str]:
         for name, count in description.repeated.items()
         if name != "L ∪ U"
     )
+    selection = (
+        f"{dev.examples:,} dev examples select the checkpoint" if dev.examples else "no dev split: the last step"
+    )
     return [
         *(f"{role}: {model}" for role, model in description.models.items()),
-        f"training text: {sizes} examples in {description.source_language}; {dev.examples:,} dev examples select the "
-        "checkpoint",
+        f"training text: {sizes} examples in {description.source_language}; {selection}",
         f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled.examples + unlabelled.examples:,} within "
         f"L ∪ U; texts that are also in L ∪ U: {overlaps}",
         *(f"loss of {name}: {settings}" for name, settings in description.objectives.items()),
@@ -54,9 +57,16 @@ def introduction(description: Description) -> list[str]:
 
 
 def tables(description: Description) -> list[Table]:
-    """Return the tables of splits, labels, lengths, and training batches."""
+    """Return the tables of splits, labels, the transfer set, lengths, and training batches."""
     sets = [_label_sets(description)] if description.label_sets else []
-    return [_splits(description), _labels(description), *sets, _lengths(description), _packing(description)]
+    return [
+        _splits(description),
+        _labels(description),
+        *sets,
+        _transfer_set(description),
+        _lengths(description),
+        _packing(description),
+    ]
 
 
 def _splits(description: Description) -> Table:
@@ -105,6 +115,35 @@ def _label_sets(description: Description) -> Table:
     return Table(header, rows, text_columns=2, title="Label sets")
 
 
+def _transfer_set(description: Description) -> Table:
+    """Return the sizes of L and U, and of each teacher's pseudo-labels."""
+    rows = []
+    for language in (description.source_language, *description.further_sources):
+        for size in (description.count(name, language) for name in ("L", "U")):
+            if size.examples:
+                labels = [_range([(count, size.examples)]) if size.name == "L" else "–" for count in size.labels]
+                source = "labels" if size.name == "L" else "none"
+                rows.append((source, language, size.name, f"{size.examples:,}", *labels, "–", "–", "–"))
+    for opinion in description.opinions:
+        counts = [_range([(count, opinion.examples)]) for count in opinion.classes]
+        agreement = "–" if opinion.agreement is None else f"{opinion.agreement:.1%}"
+        disagreement = "–" if opinion.disagreement is None else f"{opinion.disagreement:.3f}"
+        sizes = (opinion.language, opinion.name, f"{opinion.examples:,}")
+        rows.append((opinion.teacher, *sizes, *counts, f"{opinion.entropy:.3f}", agreement, disagreement))
+    header = ("by", "language", "texts", "examples", *description.labels, "entropy", "as labelled", "disagreement")
+    if description.opinions:
+        is_multi_label, count = bool(description.label_sets), len(description.labels)
+        most = f"{count * math.log(2) if is_multi_label else math.log(count):.3f}"
+        whose = "all of whose labels and no others" if is_multi_label else "whose label"
+        note = (
+            f"entropy: the mean entropy of a teacher's probabilities in nats, at most {most}; as labelled: the share "
+            f"of labelled texts {whose} the teacher predicts; disagreement: of several teachers, in nats"
+        )
+    else:
+        note = "the teacher's classes and its entropy are shown here with --workdir, once it has labelled this text"
+    return Table(header, tuple(rows), text_columns=3, title="Transfer set", notes=(note,))
+
+
 def _range(fractions: Sequence[tuple[int, int]]) -> str:
     """Return a count and its share, or the ranges of several, from pairs of (count, total)."""
     if not fractions:
@@ -134,7 +173,9 @@ def _lengths(description: Description) -> Table:
     percentiles = (f"{p} %" if p < 100 else "longest" for p in PERCENTILES)
     header = ("model", "language", "texts", "examples", *percentiles, "truncated", "tokens/word", "unknown")
     notes = ["lengths are before truncation and include special tokens; tokens/word and unknown exclude them"]
-    if any(m.role == "teacher" and m.language != description.source_language for m in description.measured):
+    if description.further_sources:
+        notes.append("other rows of a teacher than those of its own languages compare the tokenizers")
+    elif any(m.role == "teacher" and m.language != description.source_language for m in description.measured):
         notes.append(f"the teacher reads {description.source_language} only; its other rows compare the tokenizers")
     if any(m.lengths.unknown > _MANY_UNKNOWN for m in description.measured):
         notes.append("few tokens per word and many unknown tokens: whole words are unknown to the tokenizer")

@@ -3,7 +3,8 @@
     <root>/<key>/manifest.json      describes the rows; never changed once written, but repaired if damaged
                  ids.txt            the example ids in row order, one per line
                  shard-00000.npy    rows 0 .. shard_size − 1, and so on
-                 checksums.json     the size and sha256 of the manifest and each shard
+                 disagreement.npy   for the mean of several teachers: how much they disagree on each row, in nats
+                 checksums.json     the size and sha256 of the manifest, each shard, and the disagreement
 
 Raw logits suit any temperature, threshold, or loss without another run of the teacher. The key hashes everything that
 decides them, so a store of another teacher or of other data is never used. A shard exists completely or not at all, and
@@ -30,6 +31,7 @@ from xtransfer.runtime import checksums, processes
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
+DISAGREEMENT = "disagreement.npy"
 _RERUN = "run the same command to label the missing shards"
 
 
@@ -129,6 +131,17 @@ class LogitsStore:
             )
         shards = [np.load(self._path(shard), allow_pickle=False) for shard in range(self.num_shards)]
         return np.concatenate(shards)[[row_by_id[id_] for id_ in ids]].reshape(len(ids), len(self.classes))
+
+    def write_disagreement(self, values: np.ndarray) -> None:
+        """Keep the disagreement of several teachers on each example, np.float32 [n], rows as in `ids`."""
+        checksums.write(self.directory / DISAGREEMENT, _npy(values.astype(np.float32)))
+
+    def disagreement(self) -> np.ndarray | None:
+        """Return the disagreement on each example, np.float32 [n]; None if there is none, or it is damaged."""
+        path = self.directory / DISAGREEMENT
+        if not path.exists() or checksums.fault_of(path) is not None:
+            return None
+        return np.load(path, allow_pickle=False)
 
     def _path(self, shard: int) -> Path:
         return self.directory / f"shard-{shard:05d}.npy"

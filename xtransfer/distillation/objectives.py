@@ -499,9 +499,10 @@ def describe(objective: Objective) -> str:
 
 
 def effective_settings(config: ExperimentConfig) -> dict[str, str]:
-    """Return `describe` of the teacher's objective and of each objective of an experiment, by name."""
+    """Return `describe` of each objective of an experiment by name, and of the teacher's first if one is trained."""
     objectives = {TEACHER: teacher_objective(config), **definitions(config)}
-    return {name: describe(objectives[name]) for name in (TEACHER, *config.objectives)}
+    names = (*([TEACHER] if config.trains_teachers else []), *config.objectives)
+    return {name: describe(objectives[name]) for name in names}
 
 
 def _factor(weight: float) -> str:

@@ -1,60 +1,137 @@
-"""The transfer set: the labelled and unlabelled source text that a student learns from."""
+"""The transfer set: the labelled and unlabelled text of the source languages that a student learns from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.sampling import labelled_subset, unlabelled_examples
-from xtransfer.data.task import UNLABELLED, Example, Task
-from xtransfer.distillation.objectives import definitions
-from xtransfer.errors import ConfigError
+from xtransfer.data.task import UNLABELLED, Example, Task, load_if_present
+from xtransfer.distillation import teachers
+from xtransfer.distillation.objectives import configured_objectives
+from xtransfer.errors import ConfigError, DataError
 from xtransfer.runtime import terminal
 
 
 @dataclass(frozen=True)
 class TransferSet:
-    """The text that teacher and student learn from, all in the source language.
+    """The text that teachers and students learn from, in the source language and in those of further teachers.
 
     Attributes:
-      labelled: L, with labels.
+      labelled: L, with labels; empty if there are none and nobody needs them.
       unlabelled: U, without labels.
-      dev: the split that checkpoints are selected on.
+      dev: the source language's split that checkpoints are selected on; empty if there is none.
       drawn_from: the whole splits that L and U were drawn from.
+      further_dev: the dev splits of further source languages that have one, which select their teachers.
     """
 
     labelled: list[Example]
     unlabelled: list[Example]
     dev: list[Example]
     drawn_from: tuple[list[Example], ...]
+    further_dev: Mapping[str, list[Example]] = field(default_factory=dict)
 
     @property
     def everything(self) -> list[Example]:
         """L ∪ U."""
         return self.labelled + self.unlabelled
 
+    def dev_in(self, languages: Collection[str]) -> list[Example]:
+        """Return the examples of the dev splits in these languages."""
+        further = [example for split in self.further_dev.values() for example in split]
+        return [example for example in (*self.dev, *further) if example.language in languages]
+
 
 def gather(config: ExperimentConfig, task: Task) -> TransferSet:
-    """Read the source language's splits, and draw L and U from them.
+    """Read the splits of the source language, and of those of further teachers, and draw L and U from them.
+
+    The sizes hold for each language. A teacher that is not trained here does without train and dev, unless an objective
+    needs labels.
+
+    Args:
+      config: the config of one draw.
+      task: the task, with the config's further source languages (see `load_task`).
 
     Raises:
-      UserError: a split is missing or malformed, too small for L or U, or L has no example of a class.
+      UserError: a split is missing or malformed, too small for L or U, or L has no example of a class; or a setting
+        needs a split that is missing.
     """
     settings = config.task
-    train = task.load("train", task.source_language)
-    labelled = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels)
-    _check_classes(labelled, task.labels, settings.labelled)
-    objectives = definitions(config)
-    needs_unlabelled = any(objectives[name].data == "all" for name in config.objectives)
+    languages = (task.source_language, *config.further_sources)
+    needs_unlabelled = any(objective.data == "all" for objective in configured_objectives(config))
     kind = settings.unlabelled_from if needs_unlabelled else "none"
-    unlabelled = unlabelled_examples(task, kind, settings.unlabelled, settings.labelled_seed, labelled)
-    if needs_unlabelled and not unlabelled:
+    labelled: list[Example] = []
+    unlabelled: list[Example] = []
+    drawn_from: list[list[Example]] = []
+    for language in languages:
+        train = _required(config, task, "train", language)
+        chosen = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels) if train else []
+        if train:
+            _check_classes(chosen, task.labels, settings.labelled)
+            drawn_from.append(train)
+        there = replace(task, source_language=language)
+        rest = unlabelled_examples(there, kind, settings.unlabelled, settings.labelled_seed, chosen)
+        if rest and kind != "train_rest":
+            drawn_from.append(task.load(UNLABELLED, language))
+        labelled += chosen
+        unlabelled += rest
+    _check_sizes(config, task, labelled, unlabelled)
+    dev = _required(config, task, "dev", task.source_language)
+    if not dev:
+        teachers.refuse_without_dev(config, task.source_language)
+    further_dev = {language: _required(config, task, "dev", language) for language in config.further_sources}
+    return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev)
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return the sha256 over the ids and the texts of examples, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.id, example.text, example.text_pair]).encode())
+    return digest.hexdigest()
+
+
+def rows(samples: Iterable[TransferSet]) -> list[dict[str, str]]:
+    """Return the text of some transfer sets, each example once, as the rows of a file for somebody else to label."""
+    examples = {example.id: example for sample in samples for example in sample.everything}
+    return [
+        {"id": example.id, "language": example.language, "text": example.text}
+        | ({} if example.text_pair is None else {"text_pair": example.text_pair})
+        for example in examples.values()
+    ]
+
+
+def _required(config: ExperimentConfig, task: Task, split: str, language: str) -> list[Example]:
+    """Return a labelled split, or nothing if it does not exist, and no teacher in that language is trained here."""
+    readers = [teacher for member, teacher in config.members.items() if language in config.languages_of(member)]
+    if any(teacher.learns for teacher in readers):
+        return task.load(split, language)
+    return load_if_present(task, split, language) or []
+
+
+def _check_sizes(
+    config: ExperimentConfig, task: Task, labelled: Sequence[Example], unlabelled: Sequence[Example]
+) -> None:
+    """Refuse objectives that need labelled text if there is none, and an empty transfer set."""
+    objectives, source = configured_objectives(config), task.source_language
+    names = teachers.need_labels(objectives)
+    if names and not labelled:
+        raise ConfigError(
+            f"config key objectives: {' and '.join(names)} need labelled {source} text, and there is none (no train "
+            "split): leave them out, or add it"
+        )
+    if not labelled:
+        teachers.refuse_balanced_without_labels(config, source)
+    if not labelled and not unlabelled:
+        raise DataError(
+            f"no text to learn from in {source}: there is no labelled text, and task.unlabelled_from is "
+            f"{config.task.unlabelled_from!r}: add some unlabelled text"
+        )
+    if any(objective.data == "all" for objective in objectives) and not unlabelled:
         terminal.log(
             "warning: no unlabelled text: lower task.labelled (train_rest takes the rest of train), or add some"
         )
-    drawn_from = [train]
-    if unlabelled and kind != "train_rest":
-        drawn_from.append(task.load(UNLABELLED, task.source_language))
-    return TransferSet(labelled, unlabelled, task.load("dev", task.source_language), tuple(drawn_from))
 
 
 def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested: int) -> None:

@@ -13,7 +13,7 @@ from xtransfer.data.task import Task
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation.evaluator import languages_of
 from xtransfer.evaluation.metrics import check_names
-from xtransfer.runs import encoders
+from xtransfer.runs import encoders, teachers
 from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
 from xtransfer.runtime import compilation_cache, terminal
 from xtransfer.runtime.sharding import mesh_sizes
@@ -63,12 +63,13 @@ def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
     """
     config = fit_devices(_within(scope, read_config(workdir)))
     compilation_cache.enable(cache_dir(config.task))
-    task = load_task(config.task)
+    task = load_task(config.task, config.further_sources)
     task = dataclasses.replace(task, load=functools.cache(task.load))
     where = "--metrics" if scope.metrics else "config key metrics"
     check_names(where, config.metrics, task.labels, multi_label=task.multi_label)
-    models = Models(config, task, encoders.saved(workdir))
-    check_unchanged(workdir.task, models.facts())
+    saved = encoders.saved(workdir)
+    models = Models(config, task, saved, teachers.ready_made(config, saved))
+    check_unchanged(workdir.task, models.facts(), ignore=("teacher_logits", "teachers_logits"))  # scoring needs no file
     if set(scope.languages) - {task.source_language, *task.target_languages}:
         targets = tuple(name for name in scope.languages if name != task.source_language)
         task = load_task(dataclasses.replace(config.task, target_languages=targets))

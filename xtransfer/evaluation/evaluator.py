@@ -58,7 +58,8 @@ def runs(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
     result = []
     for draw in draws_of(config):
         drawn = workdir.at(draw.name)
-        result.append(Run(TEACHER, RunId(draw.name, draw.teacher_seed), drawn.teacher))
+        if not config.teacher.is_file:
+            result.append(Run(TEACHER, RunId(draw.name, draw.teacher_seed), drawn.teacher))
         result += [
             Run(objective, RunId(draw.name, seed), drawn.student(objective, seed))
             for objective in config.objectives

@@ -12,7 +12,7 @@ from typing import Any
 
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
-from xtransfer.data.task import Task
+from xtransfer.data.task import Task, load_if_present
 from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import Run, languages_of, rows_of
@@ -152,12 +152,14 @@ class StepScorer:
         return {(split, language, name) for split, language in self._parts(run) for name in names}
 
     def _parts(self, run: Run) -> list[tuple[str, str]]:
-        """Return what to score, as (split, language): the source language's dev, then the evaluation splits.
+        """Return what to score, as (split, language): the source language's dev, if any, then the evaluation splits.
 
         Dev is left out if languages were requested without the source language.
         """
+        source = self._task.source_language
         languages = languages_of(self._task, self._languages, is_teacher=run.objective == TEACHER)
-        dev = [("dev", language) for language in languages if language == self._task.source_language]
+        has_dev = source in languages and load_if_present(self._task, "dev", source) is not None
+        dev = [("dev", source)] if has_dev else []
         parts = [(split, language) for split in self._config.evaluation_splits for language in languages]
         return list(dict.fromkeys([*dev, *parts]))
 

@@ -23,7 +23,7 @@ from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
 from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import RunId
+from xtransfer.runs.workdir import TEACHER, RunId
 from xtransfer.train.checkpoints import AVERAGE
 from xtransfer.train.loop import PLANNED_STEPS, read_metrics
 
@@ -198,16 +198,26 @@ def _how_it_was_made(run: SelectedRun, applied: Recalibration) -> str:
         f"**Base checkpoint**: {base.text}, sha256 of its files `{run.fingerprint}`.",
         *_teacher(run),
         f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_data(run)}",
-        f"**Training**: {_length(run)} of {settings.batch_size} examples of at most {settings.max_length} "
-        f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}{_options(settings)}; "
-        f"compute in {settings.compute_dtype}; pooling: {settings.pooling}{_frozen(run)}; "
-        f"seed {run.seed}{_patience(run)}.",
+        *_training(run),
         f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
         f"{_selected_by(run)}{_averaged(run)}).",
         *_recalibration(applied, task.labels),
         f"**Software**: xtransfer {__version__}.",
     ]
     return "## How it was trained\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def _training(run: SelectedRun) -> list[str]:
+    """Return the length and the settings of training; nothing for a teacher that was not trained here."""
+    settings = run.settings
+    if not settings.learns:
+        return []
+    return [
+        f"**Training**: {_length(run)} of {settings.batch_size} examples of at most {settings.max_length} "
+        f"tokens; AdamW with a peak learning rate of {settings.learning_rate:g}{_options(settings)}; "
+        f"compute in {settings.compute_dtype}; pooling: {settings.pooling}{_frozen(run)}; "
+        f"seed {run.seed}{_patience(run)}.",
+    ]
 
 
 def _recalibration(applied: Recalibration, labels: Sequence[str]) -> list[str]:
@@ -237,6 +247,8 @@ def _recalibration(applied: Recalibration, labels: Sequence[str]) -> list[str]:
 
 
 def _method(run: SelectedRun) -> str:
+    if run.is_teacher and run.config.teacher.is_ready_made:
+        return "the monolingual teacher, a classifier that was trained before this experiment."
     objective = _objective(run)
     if run.is_teacher:
         return f"the monolingual teacher, fine-tuned on {as_line(run.task.source_language)} labels.{_loss(objective)}"
@@ -273,19 +285,53 @@ def _teacher(run: SelectedRun) -> list[str]:
         return []
     if _objective(run).teacher == "vanilla":
         return [f"**Teacher**: the `vanilla` student of the same experiment, seed {run.seed}; no monolingual model."]
+    if run.config.teachers:
+        return [f"**Teachers**: the mean of {len(run.config.members)} teachers.", *_members(run)]
+    if run.config.teacher.is_file:
+        return [
+            "**Teacher**: logits, probabilities, or labels from a file, made outside this experiment; its sha256 "
+            f"`{run.task.teacher_logits}`."
+        ]
     link = origin(run.config.teacher.checkpoint).text
+    if run.config.teacher.is_ready_made:
+        return [
+            f"**Teacher**: {link}, a classifier that was trained before this experiment; sha256 of its files "
+            f"`{run.task.teacher_checkpoint}`."
+        ]
     return [
         f"**Teacher**: fine-tuned from {link} on the same labels (seed {run.config.teacher_seed}); sha256 of its "
         f"base's files `{run.task.teacher_checkpoint}`."
     ]
 
 
+def _members(run: SelectedRun) -> list[str]:
+    """Return one line on each of several teachers."""
+    lines = []
+    for member, settings in run.config.members.items():
+        name = "a file of logits, probabilities, or labels" if settings.is_file else origin(settings.checkpoint).text
+        kind = "fine-tuned from " if settings.learns else ""
+        reads = ", ".join(map(as_line, run.config.languages_of(member)))
+        lines.append(f"**Teacher {as_code(member)}**: {kind}{name}; reads {reads}; weight {settings.weight:g}.")
+    return lines
+
+
+def _sources(run: SelectedRun) -> tuple[str, ...]:
+    """Return the languages of the text that a run learned from."""
+    if run.is_teacher:
+        return run.config.languages_of(TEACHER)
+    return (run.task.source_language, *run.config.further_sources)
+
+
 def _data(run: SelectedRun) -> str:
-    config, source = run.config.task, as_line(run.task.source_language)
-    count = f"{config.labelled:,} labelled texts, balanced over classes," if config.labelled else "all labelled texts"
-    text = f"{count} from the {source} training split"
+    config, source = run.config.task, " and ".join(map(as_line, _sources(run)))
+    each = " of each language" if len(_sources(run)) > 1 else ""
+    amounts = f"{config.labelled:,} labelled texts{each}, balanced over classes,"
+    count = amounts if config.labelled else "all labelled texts"
+    if run.is_teacher and run.config.teacher.is_ready_made:
+        return "unknown here; see the card of the classifier."
+    text = f"{count} from the {source} training split" if run.task.has_train else f"no labelled {source} texts"
     if _objective(run).data == "all" and config.unlabelled_from in _UNLABELLED:
-        amount = f"{config.unlabelled:,}" if config.unlabelled else "all"
+        amount = f"{config.unlabelled:,}{each}" if config.unlabelled else "all"
         text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
     return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
 
@@ -388,8 +434,9 @@ def _limits(run: SelectedRun) -> str:
 def _licence(run: SelectedRun) -> str:
     base = origin(run.settings.checkpoint)
     known = f" (`{base.licence}`, according to its card)" if base.licence else ""
-    is_taught = _objective(run).teacher == "monolingual"
-    others = "of the teacher's checkpoint and of the data" if is_taught else "of the data"
+    is_taught = not run.is_teacher and _objective(run).teacher == "monolingual"
+    teacher = "model" if run.config.teacher.is_file else "checkpoint"
+    others = f"of the teacher's {teacher} and of the data" if is_taught else "of the data"
     return (
         f"## Licence\n\nThe weights derive from {base.text}, so its licence applies to them{known}. The terms {others} "
         "may apply as well."

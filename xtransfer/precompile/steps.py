@@ -18,6 +18,7 @@ from xtransfer.distillation.objectives import Objective, configured_objectives, 
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import INPUTS, default_rows
+from xtransfer.runs import teachers
 from xtransfer.runs.draws import draws_of
 from xtransfer.runtime.sharding import batch_sharding, data_shards
 from xtransfer.train.compiled_steps import CompiledSteps
@@ -75,7 +76,8 @@ class Role:
             settings = dataclasses.replace(settings, packed=False)
         self.role, self.config, self.task, self.mesh, self.rows = role, config, task, mesh, override.rows
         self.settings = settings
-        self.architecture = hf_config.read_config(checkpoint_of(role, settings, only_config=True))
+        directory = teachers.description_directory(settings) or checkpoint_of(role, settings, only_config=True)
+        self.architecture = hf_config.read_config(directory)
         check_length(role, settings, self.architecture)
         self.compiled_steps = CompiledSteps(self.settings, self.architecture, len(task.labels), mesh)
 
@@ -171,8 +173,10 @@ def steps(
 ) -> Iterator[Step]:
     """Yield the named steps of an experiment on a mesh, in the order of `STEPS`. Encoders are built when needed.
 
-    The student trains on the first objective with a teacher, or else on the first objective.
+    The student trains on the first objective with a teacher, or else on the first objective. A ready-made teacher has
+    no training step, and a file no step at all.
     """
+    config = teachers.with_classes(config)
     objectives = configured_objectives(config)
     objective = next((objective for objective in objectives if objective.teacher != "none"), objectives[0])
     task = _task(config)
@@ -184,13 +188,17 @@ def steps(
         "student_train": lambda: student().train("student_train", objective),
         "evaluation": lambda: student().infer("evaluation"),
     }
-    return (builders[name]() for name in STEPS if name in names)
+    if not config.teacher.learns:
+        del builders["teacher_train"]
+    if config.teacher.is_file:
+        del builders["labelling"]
+    return (builders[name]() for name in STEPS if name in names and name in builders)
 
 
 def _task(config: ExperimentConfig) -> Task:
     """Load the task. If its data is missing, name a task that needs none."""
     try:
-        return load_task(config.task)
+        return load_task(config.task, config.further_sources)
     except UserError as error:
         raise user_error(
             error.exit_status, f"{error} (to compile without data, pass --config.task.name=minireviews)"

@@ -61,7 +61,9 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--split", help="default: test, if it was evaluated")
     parser.add_argument(
-        "--selection", choices=PROTOCOLS, default="source_dev", help="the selection protocol (default: %(default)s)"
+        "--selection",
+        choices=PROTOCOLS,
+        help="the selection protocol (default: source_dev, or last without a dev split)",
     )
     parser.add_argument("--protocols", action="store_true", help="compare the selection protocols")
     args = parser.parse_args(argv)
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> None:
         if args.output is not None:
             raise ConfigError("--output: a comparison is written to the workdir of A; leave out one of the two flags")
         a, b = (students_of(name, args.workdir) for name in args.compare)
-        compare(a, b, split=args.split, selection=args.selection)
+        compare(a, b, split=args.split, selection=args.selection or "source_dev")
         return
     if not args.workdir:
         raise ConfigError("name the workdirs to report on: --workdir DIR …")
@@ -92,13 +94,13 @@ def main(argv: list[str]) -> None:
     roots = []
     for root in args.workdir:
         if sweep.is_sweep(root):
-            points = report_sweep(root, **chosen)
+            points = report_sweep(root, **{**chosen, "selection": args.selection or "source_dev"})
             roots += [point.root for point in points] if args.output is not None else []
         else:
             roots.append(root)
     sources = [report(Workdir(root), **chosen) for root in roots]
     if args.output is not None:
-        name = name_of("report", sources[0].results, sources[0].config)
+        name = name_of("report", sources[0].results, sources[0].config, has_dev=sources[0].task.has_dev)
         for path in write_page(sources, args.output, name):
             terminal.log(f"written: {path}")
 

@@ -8,7 +8,7 @@ from xtransfer.evaluation.results import Row, Summary, by_unit, in_order, read_r
 from xtransfer.report import summary
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
-from xtransfer.report.workdir_report import default_split, file_name
+from xtransfer.report.workdir_report import default_selection, default_split, file_name
 from xtransfer.runs import draws
 from xtransfer.runs.draws import SEEDS, Axis
 from xtransfer.runs.selection import PROTOCOLS
@@ -16,19 +16,20 @@ from xtransfer.runs.workdir import TEACHER, RunId, Workdir, read_config, read_ta
 from xtransfer.runtime import terminal
 
 
-def report_agreement(workdir: Workdir, *, metric: str, split: str | None, selection: str) -> None:
+def report_agreement(workdir: Workdir, *, metric: str, split: str | None, selection: str | None) -> None:
     """Print a row for each objective, and write `report/<metric>.md` below the workdir.
 
     Args:
       workdir: an experiment that has been evaluated.
       metric: a name from `TEACHER_METRICS`.
       split: None for test, or for the first evaluated split if test was not evaluated.
-      selection: a name from `PROTOCOLS`.
+      selection: a name from `PROTOCOLS`; None for source_dev, or for last without a dev split.
 
     Raises:
       UserError: there are no such results, or the file cannot be written.
     """
     config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    selection = selection or default_selection(has_dev=task.has_dev)
     usual_split = default_split(config.evaluation_splits)
     chosen = [
         row
@@ -43,7 +44,8 @@ def report_agreement(workdir: Workdir, *, metric: str, split: str | None, select
     axis = draws.axis(config, {row["draw"] for row in chosen})
     headline = config.headline_metric
     table = table_of(chosen, metric, selection, axis, synthetic=task.synthetic, headline=headline)
-    name = file_name(metric, config, metric=headline, split=split or usual_split, selection=selection)
+    chosen_by = {"metric": headline, "split": split or usual_split, "selection": selection}
+    name = file_name(metric, config, **chosen_by, has_dev=task.has_dev)
     path = workdir.root / "report" / f"{name}.md"
     storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
     table_writer.show(table, terminal.console, wrap=False)

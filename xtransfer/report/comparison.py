@@ -176,6 +176,7 @@ def _settings(students: Students) -> dict[str, Any]:
     result["student.checkpoint"] = task.student_checkpoint[:8]
     if OBJECTIVES[students.objective].teacher == "monolingual":
         result["teacher.checkpoint"] = task.teacher_checkpoint[:8]
+        result["teacher.logits_file"] = task.teacher_logits[:8]
     return result
 
 

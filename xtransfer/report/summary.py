@@ -1,6 +1,6 @@
 """A results table as text: its cells, its headline, its caption, its caveats, and its warnings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from xtransfer.evaluation.metrics import at_chance, higher_is_better
@@ -19,19 +19,25 @@ Gains = Mapping[str, Difference]
 NO_GAINS: Gains = MappingProxyType({})
 
 
-def show(results: ResultsTable, console: table_writer.Console, task: TaskRecord, gains: Gains = NO_GAINS) -> None:
-    """Print the table, what its numbers are, one sentence that says what it shows, and one line of caveats."""
+def show(
+    results: ResultsTable,
+    console: table_writer.Console,
+    task: TaskRecord,
+    gains: Gains = NO_GAINS,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the table, what its numbers are, one sentence that says what it shows, one line of caveats, and notes."""
     table_writer.show(grid(results, task, width=console.width), console, wrap=False)
-    for text in (legend(results), headline(results, gains), caveats(results, task)):
+    for text in (legend(results), headline(results, gains), caveats(results, task), *notes):
         if text:
             console.print(text, markup=False)
 
 
-def markdown(results: ResultsTable, task: TaskRecord, gains: Gains = NO_GAINS) -> str:
-    """Return the table, its headline, its caption, and its warnings as a Markdown page."""
+def markdown(results: ResultsTable, task: TaskRecord, gains: Gains = NO_GAINS, notes: Sequence[str] = ()) -> str:
+    """Return the table, its headline, its caption, further notes, and its warnings as a Markdown page."""
     table = table_writer.markdown(grid(results, task, width=_MARKDOWN_WIDTH))
     sentence = headline(results, gains)
-    notes = [*caption(results, task), *(f"**{text}**" for text in warnings(results))]
+    lines = [*caption(results, task), *notes, *(f"**{text}**" for text in warnings(results))]
     return "\n".join(
         [
             f"# {title_of(results, task)}",
@@ -39,7 +45,7 @@ def markdown(results: ResultsTable, task: TaskRecord, gains: Gains = NO_GAINS) -
             *([sentence, ""] if sentence else []),
             *table,
             "",
-            *(f"- {text}" for text in notes),
+            *(f"- {text}" for text in lines),
             "",
         ]
     )

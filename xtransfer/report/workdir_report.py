@@ -13,7 +13,7 @@ from xtransfer.report import plot, summary
 from xtransfer.report.page.page import page
 from xtransfer.report.page.parts.results import paired_gains
 from xtransfer.report.page.sources import Source
-from xtransfer.runs import draws
+from xtransfer.runs import draws, teachers
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
@@ -21,7 +21,7 @@ _UNSAFE = re.compile(r"[^\w.-]")  # characters that a file's name does not keep,
 
 
 def report(
-    workdir: Workdir, *, metric: str | None = None, split: str | None = None, selection: str = "source_dev"
+    workdir: Workdir, *, metric: str | None = None, split: str | None = None, selection: str | None = None
 ) -> Source:
     """Print the results of a workdir, and write results.md, results.png, and report.html to `report/` below it.
 
@@ -31,7 +31,7 @@ def report(
       workdir: an experiment that has been evaluated.
       metric: a name from `METRICS`, of a metric from 0 to 1; None for the one that the kind of task is reported by.
       split: None for test, or for the first evaluated split if test was not evaluated.
-      selection: a name from `PROTOCOLS`.
+      selection: a name from `PROTOCOLS`; None for source_dev, or for last without a dev split.
 
     Returns:
       What was reported, for a page of several workdirs.
@@ -47,20 +47,20 @@ def report(
         target_languages=task.target_languages,
         metric=metric or config.headline_metric,
         split=split or default_split(config.evaluation_splits),
-        selection=selection,
+        selection=selection or default_selection(has_dev=task.has_dev),
         axis=draws.axis(config, {row["draw"] for row in rows}),
         objectives=definitions(config),
     )
     source = Source(workdir, config, task, tuple(rows), results)
     directory = workdir.root / "report"
-    gains = _paired_gains(source)
-    names = [name_of(stem, results, config) for stem in ("results", "report")]
+    gains, origins = _paired_gains(source), teachers.origins(config)
+    names = [name_of(stem, results, config, has_dev=task.has_dev) for stem in ("results", "report")]
     written = [
-        *write(results, directory, task, gains, name=names[0]),
+        *write(results, directory, task, gains, origins, name=names[0]),
         *write_page([source], directory, names[1]),
     ]
     try:
-        summary.show(results, terminal.console, task, gains)
+        summary.show(results, terminal.console, task, gains, origins)
     except Exception as error:  # whatever a terminal or an odd name does, the results are in the files
         terminal.log(f"warning: the table cannot be printed ({one_line(error)}); {written[0]} has it")
     for path in written:
@@ -82,19 +82,31 @@ def default_split(evaluated: tuple[str, ...]) -> str:
     return "test" if "test" in evaluated else evaluated[0]
 
 
-def file_name(stem: str, config: ExperimentConfig, *, metric: str, split: str, selection: str) -> str:
+def default_selection(*, has_dev: bool) -> str:
+    """Return the protocol to report by default: source_dev, or last without a dev split."""
+    return "source_dev" if has_dev else "last"
+
+
+def file_name(
+    stem: str, config: ExperimentConfig, *, metric: str, split: str, selection: str, has_dev: bool = True
+) -> str:
     """Return the name of a report's files without an ending: the stem, and whatever is not reported by default.
 
     So an oracle's numbers, or another metric's, never replace the headline: "results-target_dev", "sweep-macro_f1-dev".
     """
-    defaults = {config.headline_metric, "source_dev", default_split(config.evaluation_splits)}
+    defaults = {
+        config.headline_metric,
+        default_selection(has_dev=has_dev),
+        default_split(config.evaluation_splits),
+    }
     others = [name for name in (metric, split, selection) if name not in defaults]
     return "-".join([stem, *(_UNSAFE.sub("_", name) for name in others)])
 
 
-def name_of(stem: str, results: ResultsTable, config: ExperimentConfig) -> str:
+def name_of(stem: str, results: ResultsTable, config: ExperimentConfig, *, has_dev: bool = True) -> str:
     """Return the `file_name` of a results table."""
-    return file_name(stem, config, metric=results.metric, split=results.split, selection=results.selection)
+    chosen = {"metric": results.metric, "split": results.split, "selection": results.selection}
+    return file_name(stem, config, **chosen, has_dev=has_dev)
 
 
 def write(
@@ -102,6 +114,7 @@ def write(
     directory: Path,
     task: TaskRecord,
     gains: summary.Gains = summary.NO_GAINS,
+    notes: Sequence[str] = (),
     *,
     name: str = "results",
 ) -> list[Path]:
@@ -112,10 +125,11 @@ def write(
       directory: where to write.
       task: the task's record.
       gains: the paired gains of the objectives.
+      notes: further lines below the table.
       name: the name of both files, without an ending.
     """
     text, picture = directory / f"{name}.md", directory / f"{name}.png"
-    storage.write_atomically(text, summary.markdown(results, task, gains))
+    storage.write_atomically(text, summary.markdown(results, task, gains, notes))
     try:
         content = plot.plot(results, task)
     except Exception as error:  # a drawing library has many ways to fail, and none of them is worth the results

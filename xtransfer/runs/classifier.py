@@ -15,7 +15,6 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.config import CONFIG
 from xtransfer.models.hf.tokenizer import check_tokenizer
-from xtransfer.models.hf.weights import WeightSource
 from xtransfer.runs import encoders
 from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
 from xtransfer.runs.workdir import TEACHER, Workdir
@@ -109,7 +108,7 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
         files, and the base checkpoint is gone or has changed.
     """
     settings = run.settings
-    base = _base(run)
+    base = description_of(run)
     architecture = hf_config.read_config(base)
     graphdef, shapes = hf_checkpoint.abstract_classifier(
         architecture, len(run.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
@@ -131,8 +130,12 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     )
 
 
-def _base(run: SelectedRun) -> Path:
-    """Return the directory with the config and tokenizer of a run."""
+def description_of(run: SelectedRun) -> Path:
+    """Return the directory with the config and tokenizer of a run.
+
+    Raises:
+      UserError: the workdir's files have changed; or it has none, and the base checkpoint is gone or has changed.
+    """
     saved = encoders.saved_encoder(run.workdir, run.task, TEACHER if run.is_teacher else encoders.STUDENT)
     if saved is not None:
         return saved.directory
@@ -174,11 +177,11 @@ def _is_workdir(directory: Path) -> bool:
 
 def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     architecture = hf_config.read_config(directory)
-    outputs = _classes(directory)
+    labels = hf_checkpoint.trained_classes(directory)
     tokenizer = load_tokenizer(directory)
     pooling = hf_config.read_pooling(directory)
     check_tokenizer(directory, tokenizer, pooling)
-    graphdef, params = hf_checkpoint.load_classifier(directory, outputs, seed=0, pooling=pooling, mesh=mesh)
+    graphdef, params = hf_checkpoint.load_classifier(directory, len(labels), seed=0, pooling=pooling, mesh=mesh)
     positions = architecture.max_positions - architecture.position_offset
     return TrainedClassifier(
         source=directory,
@@ -187,22 +190,9 @@ def _open_classifier(directory: Path, mesh: jax.sharding.Mesh) -> TrainedClassif
         tokenizer=tokenizer,
         graphdef=graphdef,
         params=params,
-        labels=hf_config.class_names(directory, outputs),
+        labels=labels,
         pooling=pooling,
         max_length=min(_MAX_LENGTH, positions, tokenizer.model_max_length),
         dtype="float32",
         multi_label=hf_config.is_multi_label(directory),
     )
-
-
-def _classes(directory: Path) -> int:
-    """Return the number of outputs of the trained head, which must be the logits of several classes."""
-    head = WeightSource.open(directory, hf_config.read_family(directory)).targets.get("head.kernel")
-    if head is None:
-        raise CheckpointError(
-            f"{directory}: its weights have no trained classification head, so it cannot predict: name a fine-tuned "
-            "classifier, or train one with python -m xtransfer.main"
-        )
-    if head.shape[:1] < (2,):
-        raise CheckpointError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: fewer than two classes")
-    return head.shape[0]

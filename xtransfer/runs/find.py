@@ -96,6 +96,8 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
         raise ConfigError(f"{workdir.root}: no draw {workdir.draw!r}; runs: {list_runs(workdir)}")
     config, task = draw.apply(config), read_task(workdir)
     if objective == TEACHER:
+        if config.teacher.is_file:
+            raise ConfigError(f"{workdir.root}: there is no teacher here, because its logits come from a file")
         if seed not in (None, config.teacher_seed):
             raise ConfigError(f"{workdir.root}: the teacher's seed is {config.teacher_seed}, not {seed}")
         seed, directory, steps = config.teacher_seed, workdir.teacher, config.teacher.known_steps
@@ -108,7 +110,10 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
             f"{directory}: this run is not finished (it needs {needed}): "
             "run python -m xtransfer.main with its config and workdir again to resume"
         )
-    steps_by_protocol = selected_steps(directory)
+    scores = read_dev_scores(directory)
+    steps_by_protocol = choose(scores)
+    if not scores.has_dev and selection == "source_dev":
+        selection = "last"  # what is used without a dev split
     if selection not in steps_by_protocol:
         role = "teacher" if objective == TEACHER else "student"
         raise ConfigError(
@@ -125,13 +130,14 @@ def selected_steps(run: Path) -> dict[str, int]:
 
 def read_dev_scores(run: Path) -> DevScores:
     """Read the dev scores in a run's metrics.jsonl."""
-    rows = {int(row["step"]): row for row in loop.read_scored(run)}
+    has_dev = any(map(loop.has_dev_score, loop.read_metrics(run)))
+    rows = {int(row["step"]): row for row in (loop.read_scored(run) if has_dev else loop.read_metrics(run))}
     targets: dict[str, dict[int, float]] = {}
     for step, row in rows.items():
         for language, score in row.get(loop.TARGET_DEV_SCORES, {}).items():
             targets.setdefault(language, {})[step] = score
-    source = {step: loop.dev_score(row) for step, row in rows.items()}
-    return DevScores(source, targets, [step for step, row in rows.items() if loop.AVERAGED in row])
+    source = {step: loop.dev_score(row) if has_dev else 0.0 for step, row in rows.items()}
+    return DevScores(source, targets, [step for step, row in rows.items() if loop.AVERAGED in row], has_dev)
 
 
 def identify_run(workdir: Workdir, directory: Path) -> tuple[str, str, int | None] | None:

@@ -22,11 +22,13 @@ class DevScores:
       source: the score on the source language's dev split by step, for every checkpoint.
       targets: the score on each target language's dev split by language and step; empty without an oracle.
       averaged: the steps whose checkpoints hold an average.
+      has_dev: whether the source language has a dev split. Without one, every score is 0, and nothing is selected.
     """
 
     source: Mapping[int, float]
     targets: Mapping[str, Mapping[int, float]] = dataclasses.field(default_factory=dict)
     averaged: Collection[int] = ()
+    has_dev: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Protocol:
 
 
 def _source_dev(scores: DevScores, language: str | None) -> int | None:
-    return _best(scores.source)
+    return _best(scores.source) if scores.has_dev else max(scores.source)
 
 
 def _last(scores: DevScores, language: str | None) -> int | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.config import CHANGEABLE, ExperimentConfig
+from xtransfer.config import ExperimentConfig, is_changeable
 from xtransfer.distillation.objectives import configured_objective, teacher_objective
 from xtransfer.errors import MachineError, UserError
 from xtransfer.runs.encoders import STUDENT
@@ -34,17 +34,18 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
 
     Args:
       config: the config of one draw.
-      objective: the student's objective, or "teacher".
+      objective: the student's objective, or a teacher's config key.
     """
     settings = _flat(as_record(config))
     # The objective holds its part of the settings of losses.
     settings = {key: value for key, value in settings.items() if not key.startswith(("transfer.", "objective."))}
-    ignored = {*CHANGEABLE, "evaluation_splits"}
+    ignored = {"evaluation_splits", *filter(is_changeable, settings)}
     if not config.oracle:  # which reads the target languages' dev splits in training
         ignored.add("task.target_languages")
-    if objective == TEACHER:
-        ignored |= {key for key in settings if key.startswith("student.")}
-        ignored |= {"teacher_seed", *_UNLABELLED}  # the run's own seed is the teacher's
+    if objective in config.members:
+        others = tuple(f"{member}." for member in config.members if member != objective)
+        ignored |= {key for key in settings if key.startswith(("student.", *others))}
+        ignored |= {f"{objective}.weight", "teacher_seed", *_UNLABELLED}  # the run's own seed is the teacher's
         settings |= _flat(asdict(teacher_objective(config)), "objective.")
     else:
         configured = configured_objective(config, objective)
@@ -53,8 +54,11 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
             settings["transfer.fitted_thresholds"] = config.transfer.fitted_thresholds
         if configured.teacher == "monolingual":
             settings |= _flat(asdict(teacher_objective(config)), "objective_of_teacher.")
+            settings["transfer.teacher_mean"] = config.transfer.teacher_mean
         else:
-            ignored |= {"teacher_seed", *(key for key in settings if key.startswith("teacher."))}
+            # The teachers' languages are those of the labelled text too.
+            ignored |= {"teacher_seed", *(key for key in settings if key.startswith(("teacher.", "teachers.")))}
+            settings["further_sources"] = list(config.further_sources)
         if configured.teacher == "vanilla":
             settings |= _flat(asdict(configured_objective(config, "vanilla")), "objective_of_teacher.")
         if configured.data == "labelled":
@@ -79,24 +83,30 @@ def has_same_data(other: Workdir, facts: Mapping[str, Any]) -> bool:
 
 
 def has_same_checkpoints(other: Workdir, facts: Mapping[str, Any], roles: Sequence[str]) -> bool:
-    """Return whether a workdir with the same data has the same base checkpoints as here in some roles.
+    """Return whether a workdir with the same data has the same base checkpoints and files as here in some roles.
 
     Args:
       other: the workdir.
       facts: the facts here, see `Models.facts`.
       roles: the roles that count, see `roles_of`.
     """
-    return _agree(_read_facts(other), facts, [f"{role}_checkpoint" for role in roles])
+    theirs = _read_facts(other)
+    return all(_fingerprints(theirs, role) == _fingerprints(facts, role) for role in roles)
 
 
 def roles_of(config: ExperimentConfig, objective: str) -> tuple[str, ...]:
-    """Return the roles whose base checkpoints decide the training of a run.
+    """Return the roles whose base checkpoints, or files of logits, decide the training of a run.
 
-    A student without a monolingual teacher never sees the teacher's.
+    A student without a monolingual teacher never sees the teachers'.
+
+    Args:
+      config: the config of one draw.
+      objective: the student's objective, or a teacher's config key.
     """
-    if objective == TEACHER:
-        return (TEACHER,)
-    return (TEACHER, STUDENT) if configured_objective(config, objective).teacher == "monolingual" else (STUDENT,)
+    if objective in config.members:
+        return (objective,)
+    is_taught = configured_objective(config, objective).teacher == "monolingual"
+    return (*config.members, STUDENT) if is_taught else (STUDENT,)
 
 
 def is_whole(run: Path) -> bool:
@@ -161,6 +171,13 @@ def _read_facts(other: Workdir) -> dict[str, Any]:
 
 def _agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Sequence[str]) -> bool:
     return all(key in theirs and theirs[key] == ours[key] for key in keys)
+
+
+def _fingerprints(facts: Mapping[str, Any], role: str) -> tuple[Any, Any]:
+    """Return the fingerprints of a role's checkpoint and of the file in its place; see `TaskRecord`."""
+    if role in (TEACHER, STUDENT):
+        return facts.get(f"{role}_checkpoint"), facts.get(f"{role}_logits")
+    return facts.get("teachers", {}).get(role), facts.get("teachers_logits", {}).get(role)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

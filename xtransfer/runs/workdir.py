@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xtransfer import storage
-from xtransfer.config import ExperimentConfig, PretrainConfig, differences, parse
+from xtransfer.config import ExperimentConfig, PretrainConfig, differences, mappings, parse
 from xtransfer.distillation.objectives import TEACHER as TEACHER
 from xtransfer.errors import CheckpointError, ConfigError
 from xtransfer.runtime import processes
@@ -63,6 +63,10 @@ class Workdir:
     def teacher(self) -> Path:
         """The run of the monolingual teacher."""
         return self.runs / "teacher"
+
+    def member(self, member: str) -> Path:
+        """Return the run of one of several teachers, by its config key: "teacher" or "teachers.NAME"."""
+        return self.runs / Path(*member.split("."))
 
     def encoder(self, role: str) -> Path:
         """Return the config and tokenizer of the base checkpoint of a role (see `runs.encoders`)."""
@@ -123,7 +127,12 @@ class Workdir:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The record of an experiment's task and of the fingerprints of its base checkpoints (`Workdir.task`)."""
+    """The record of an experiment's task and of the fingerprints of its base checkpoints (`Workdir.task`).
+
+    `has_train` and `has_dev` are false if the source language has no such split. Without dev, no checkpoint was
+    selected. `teacher_logits` is the fingerprint of the file that stands in for the teacher, or empty. `teachers` has
+    the fingerprints of further teachers' base checkpoints by config key.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -133,6 +142,10 @@ class TaskRecord:
     teacher_checkpoint: str
     student_checkpoint: str
     multi_label: bool = False
+    has_train: bool = True
+    has_dev: bool = True
+    teacher_logits: str = ""
+    teachers: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def read_config(workdir: Workdir) -> ExperimentConfig:
@@ -169,6 +182,10 @@ def read_task(workdir: Workdir) -> TaskRecord:
         teacher_checkpoint=facts["teacher_checkpoint"],
         student_checkpoint=facts["student_checkpoint"],
         multi_label=facts.get("multi_label", False),
+        has_train=facts.get("train") is not False,
+        has_dev=facts.get("dev") is not False,
+        teacher_logits=str(facts.get("teacher_logits", "")),
+        teachers={str(name): str(value) for name, value in facts.get("teachers", {}).items()},
     )
 
 
@@ -177,10 +194,14 @@ def as_record(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def check_unchanged(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse to continue if the facts differ from those recorded at `path`; the error names the differences."""
+def check_unchanged(path: Path, facts: Mapping[str, Any], ignore: Collection[str] = ()) -> None:
+    """Refuse to continue if the facts differ from those recorded at `path`; the error names the differences.
+
+    Recorded facts in `ignore` may be missing.
+    """
     if path.exists():
-        _refuse_differences(path, _read(path), facts)
+        recorded = {key: value for key, value in _read(path).items() if key in facts or key not in ignore}
+        _refuse_differences(path, recorded, facts)
 
 
 def _refuse_differences(path: Path, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -203,7 +224,10 @@ def check_settings_unchanged(path: Path, config: ExperimentConfig | PretrainConf
     A setting that did not exist when the record was written counts as its default.
     """
     if path.exists():
-        _refuse_differences(path, _filled_in(as_record(type(config)()), _read(path)), as_record(config))
+        recorded = _filled_in(as_record(type(config)()), _read(path))
+        for key, schema in mappings(type(config)).items():
+            recorded[key] = {name: _filled_in(as_record(schema()), values) for name, values in recorded[key].items()}
+        _refuse_differences(path, recorded, as_record(config))
 
 
 def _filled_in(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

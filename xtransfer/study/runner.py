@@ -7,7 +7,7 @@ import jax
 
 from xtransfer import config, experiment, storage
 from xtransfer.config import ExperimentConfig, PretrainConfig
-from xtransfer.errors import UserError, user_error
+from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.evaluation.evaluator import rows_of
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
@@ -45,6 +45,9 @@ def _run(study: Study, names: Sequence[str], root: Path, *, from_earlier_step: b
         name: [config.load(study.base, with_directories(flags, directories)) for flags in repetitions]
         for name, repetitions in study.variants.items()
     }
+    for name, repetitions in experiments.items():
+        if any(settings.teacher.is_file for settings in repetitions):
+            raise ConfigError(f"variant {name}: a study compares the teacher's score too, and a logits_file has none")
     for name in encoders_of(study, names):
         if directories[name].exists():
             work = directories[name].with_name(f"{name}.work")

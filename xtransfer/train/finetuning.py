@@ -11,18 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
-from xtransfer.data.task import Example, Task, data_set
+from xtransfer.data.task import Example, Task, data_set, load_if_present
 from xtransfer.distillation.objectives import Objective
-from xtransfer.errors import CheckpointError, DivergedError, UserError
+from xtransfer.errors import CheckpointError, ConfigError, DivergedError, UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import default_rows, predict
-from xtransfer.runtime import processes, terminal
-from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, process_slice
-from xtransfer.train import loop, reinit
+from xtransfer.runtime import checksums, processes, terminal
+from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, path_name, process_slice
+from xtransfer.train import loop, reinit, state
+from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.compiled_steps import CompiledSteps, learning_rate
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 from xtransfer.train.tracking import NOTHING, Tracking
@@ -36,6 +38,25 @@ DevScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 `loop.dev_score` is the one by which they do.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedWeights:
+    """The weights of a finished run, for a ready-made teacher.
+
+    Attributes:
+      encoder: the run's config and tokenizer, and the fingerprint of its weights.
+      labels: the names of its classes, in the order of its logits.
+      pooling: how it pools.
+      multi_label: whether it gives a text any number of labels.
+      restore: returns its parameters, from their shapes, dtypes, and shardings.
+    """
+
+    encoder: SavedEncoder
+    labels: tuple[str, ...]
+    pooling: str
+    multi_label: bool
+    restore: Callable[[Any], Any]
 
 
 class Finetuner:
@@ -56,11 +77,12 @@ class Finetuner:
         token_cache: Path | None = None,
         saved: Path | None = None,
         multi_label: bool = False,
+        ready_made: TrainedWeights | None = None,
     ):
         """Read the config, the tokenizer, and every tensor of the checkpoint, or of `saved` what it has.
 
         Args:
-          role: "teacher" or "student".
+          role: "student", or the config key of a teacher.
           settings: the role's settings.
           labels: the class names, in order.
           mesh: the device mesh.
@@ -68,8 +90,13 @@ class Finetuner:
           token_cache: the directory of the token cache; None keeps nothing.
           saved: the config and tokenizer of a checkpoint that is gone. Such an encoder predicts, and cannot be trained.
           multi_label: whether the task is a multi-label one.
+          ready_made: the run that takes the place of a checkpoint, for a teacher that is trained already.
         """
-        self.inputs = ModelInputs(role, settings, shards=data_shards(mesh), token_cache=token_cache, directory=saved)
+        directory = saved if saved is not None or ready_made is None else ready_made.encoder.directory
+        self._ready_made = ready_made
+        self.inputs = ModelInputs(
+            role, settings, shards=data_shards(mesh), token_cache=token_cache, directory=directory
+        )
         self.has_weights = saved is None
         self.role, self.settings, self.labels, self.mesh = role, settings, tuple(labels), mesh
         self.multi_label = multi_label
@@ -92,6 +119,14 @@ class Finetuner:
         Layers that the settings reinitialise are drawn from it too.
         """
         self.check_weights()
+        if self._ready_made is not None:
+            run = self._ready_made
+            self._check_ready_made(run.labels, run.pooling, is_multi_label=run.multi_label)
+            return _with_classes(run.restore(self.abstract_params()), run.labels, self.labels)
+        if not self.settings.learns:
+            directory = self.inputs.directory
+            labels, pooling = hf_checkpoint.trained_classes(directory), hf_config.read_pooling(directory)
+            self._check_ready_made(labels, pooling, is_multi_label=hf_config.is_multi_label(directory))
         params = hf_checkpoint.load_classifier(
             self.inputs.directory,
             self.num_classes,
@@ -110,6 +145,26 @@ class Finetuner:
             seed=seed,
             scale=hf_config.read_initializer_range(self.inputs.directory),
         )
+
+    def _check_ready_made(self, labels: Sequence[str], pooling: str, *, is_multi_label: bool) -> None:
+        """Refuse a trained classifier of another kind of task or with other classes, or with another pooling."""
+        name = self.settings.checkpoint
+        if sorted(labels) != sorted(self.labels):
+            raise CheckpointError(
+                f"{name}: its classes are {', '.join(labels)}, the task's are {', '.join(self.labels)}: name a "
+                "teacher of this task"
+            )
+        if is_multi_label != self.multi_label:
+            kinds = ("one label per text", "any number of labels per text (multi-label)")
+            raise CheckpointError(
+                f"{name}: it was trained for {kinds[is_multi_label]}, and the task has {kinds[self.multi_label]}: name "
+                "a teacher of this task"
+            )
+        if pooling != self.settings.pooling:
+            raise ConfigError(
+                f"config key {self.role}.pooling is {self.settings.pooling!r}, but {name} was trained with "
+                f"{pooling!r}: set --config.{self.role}.pooling={pooling}"
+            )
 
     def check_weights(self) -> None:
         """Refuse to train from a checkpoint that is gone."""
@@ -168,7 +223,7 @@ class Finetuner:
         directory: Path,
         objective: Objective,
         dataset: Dataset,
-        dev: Dataset,
+        dev: Dataset | None,
         seed: int,
         dev_scores: DevScores,
         target_dev: Mapping[str, Dataset] = MappingProxyType({}),
@@ -177,11 +232,14 @@ class Finetuner:
         """Train by `objective`, scoring checkpoints on `dev`, or resume; do nothing if it is finished.
 
         For an oracle, `target_dev` holds the dev splits of the target languages, on which checkpoints are scored too.
+        Without `dev`, only the last checkpoint is kept, and has no score.
         """
         if self.is_trained(directory):
             return
 
         def score(params: Any) -> dict[str, Any]:
+            if dev is None:
+                return {}
             scores = dev_scores(self.predict(params, dev), dev.labels)
             if not target_dev:
                 return scores
@@ -243,6 +301,25 @@ class Finetuner:
             dataclasses.replace(tracking, learning_rate=learning_rate(settings)),
         )
 
+    def adopt(self, directory: Path, dev: Dataset | None, dev_scores: DevScores) -> None:
+        """Save the weights of a checkpoint that is trained already as step 0 of a run, in place of training it.
+
+        So it is scored, labels, and is exported like a teacher that was trained here, also after its checkpoint has
+        moved.
+        """
+        if self.is_trained(directory):
+            return
+        params = self.fresh_params(seed=0)
+        scores = {} if dev is None else dev_scores(self.predict(params, dev), dev.labels)
+        row = {"step": 0, **scores}
+        signed = [checksums.signed(row)]
+        processes.on_first(functools.partial(storage.write_jsonl, directory / loop.METRICS_FILE, signed))
+        counter = {"count": jnp.zeros((), jnp.int32)}
+        with Checkpoints(directory / loop.CHECKPOINTS) as checkpoints:
+            if 0 not in checkpoints.steps():
+                score = loop.dev_score(row) if scores else None
+                checkpoints.save(state.TrainState(np.int32(0), params, counter), score=score, rows=[row])
+
     def _report(self, line: str) -> None:
         """Log a line unless it has been logged: dev is read for the selection of a checkpoint, and to score it."""
         if line not in self._reported:
@@ -254,6 +331,17 @@ class Finetuner:
         return loop.finished(directory, self.settings.known_steps)
 
 
+def _with_classes(params: Any, old: Sequence[str], new: Sequence[str]) -> Any:
+    """Return the parameters of a classifier with the columns of its head in the order of `new`, matched by name."""
+    order = np.array([old.index(name) for name in new])
+
+    def permute(path: Any, leaf: jax.Array) -> jax.Array:
+        is_head = path_name(path) in ("head.kernel", "head.bias")
+        return jax.device_put(leaf[..., order], leaf.sharding) if is_head else leaf
+
+    return params if list(old) == list(new) else jax.tree_util.tree_map_with_path(permute, params)
+
+
 class Models:
     """Teacher and student of an experiment on one mesh, each created on first use.
 
@@ -261,10 +349,17 @@ class Models:
       config: the experiment's config.
       task: its task.
       saved: the config and tokenizer of the base checkpoints, by role, to use where a checkpoint is gone.
+      ready_made: the finished runs that teach as they are, by role.
     """
 
-    def __init__(self, config: ExperimentConfig, task: Task, saved: Mapping[str, SavedEncoder] = MappingProxyType({})):
-        self._config, self._task, self._saved = config, task, saved
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        task: Task,
+        saved: Mapping[str, SavedEncoder] = MappingProxyType({}),
+        ready_made: Mapping[str, TrainedWeights] = MappingProxyType({}),
+    ):
+        self._config, self._task, self._saved, self._ready_made = config, task, saved, ready_made
         self._bases: dict[str, SavedEncoder] = {}
         self.mesh = make_mesh(dataclasses.astuple(config.mesh))
 
@@ -274,9 +369,15 @@ class Models:
         return self._task.labels
 
     @functools.cached_property
+    def teachers(self) -> dict[str, Finetuner]:
+        """The monolingual encoders by config key, without those that a file stands in for."""
+        members = self._config.members.items()
+        return {member: self._finetuner(member, settings) for member, settings in members if not settings.is_file}
+
+    @property
     def teacher(self) -> Finetuner:
-        """The monolingual encoder."""
-        return self._finetuner("teacher", self._config.teacher)
+        """The monolingual encoder; of several, the first."""
+        return self.teachers["teacher"]
 
     @functools.cached_property
     def student(self) -> Finetuner:
@@ -286,6 +387,9 @@ class Models:
     def facts(self) -> dict[str, Any]:
         """Return the facts that, besides the settings, decide an experiment's results: task, data, and checkpoints."""
         task = self._task
+        absent = [split for split in ("train", "dev") if load_if_present(task, split, task.source_language) is None]
+        checkpoints = {member: self.base(member).fingerprint for member in self.teachers}
+        main = checkpoints.pop("teacher", "")  # "" if a file stands in for it
         return {
             "name": task.name,
             "labels": list(task.labels),
@@ -293,16 +397,20 @@ class Models:
             "source_language": task.source_language,
             "target_languages": list(task.target_languages),
             "data": task.fingerprint(),
-            "teacher_checkpoint": self.base("teacher").fingerprint,
+            "teacher_checkpoint": main,
             "student_checkpoint": self.base("student").fingerprint,
             **({"multi_label": True} if task.multi_label else {}),
+            **dict.fromkeys(absent, False),
+            **({"teachers": checkpoints} if checkpoints else {}),
         }
 
     def base(self, role: str) -> SavedEncoder:
         """Return the base checkpoint of a role, or the saved part of it if it is gone."""
-        model = self.teacher if role == "teacher" else self.student
+        model = self.student if role == "student" else self.teachers[role]
         if not model.has_weights:
             return self._saved[role]
+        if role in self._ready_made:
+            return self._ready_made[role].encoder
         if role not in self._bases:  # hashing the weights takes a while
             directory = model.inputs.directory
             self._bases[role] = SavedEncoder(directory, hf_checkpoint.fingerprint_files(directory))
@@ -323,11 +431,12 @@ class Models:
             token_cache=cache_dir(self._config.task) / "tokens",
             saved=self._saved[role].directory if self._is_gone(role, settings) else None,
             multi_label=self._task.multi_label,
+            ready_made=self._ready_made.get(role),
         )
 
     def _is_gone(self, role: str, settings: ModelConfig) -> bool:
         """Return whether a checkpoint has no weights any more, and the saved part of it can be used."""
-        if role not in self._saved:
+        if role not in self._saved or role in self._ready_made:
             return False
         try:
             hf_checkpoint.weight_files(checkpoint_of(role, settings))

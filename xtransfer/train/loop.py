@@ -254,6 +254,11 @@ def dev_score(row: Mapping[str, Any]) -> float:
     return row[DEV_SCORE] if DEV_SCORE in row else row[DEV_ACCURACY]
 
 
+def has_dev_score(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has a score on dev, which a task may lack."""
+    return DEV_SCORE in row or DEV_ACCURACY in row
+
+
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Return the rows of `metrics.jsonl`, one per scored checkpoint, by step. A half-written last row is left out.
 
@@ -294,7 +299,7 @@ def mend(directory: Path) -> None:
     scores_by_step = {
         row["step"]: saved_scores(row["step"], dev_score(row), row.get(TARGET_DEV_SCORES), rows[: index + 1])
         for index, row in enumerate(rows)
-        if _has_score(row)
+        if has_dev_score(row)
     }
     mend_scores(checkpoints, scores_by_step)
 
@@ -329,9 +334,9 @@ def _read(directory: Path, *, scored: bool = False) -> tuple[list[dict[str, Any]
     whole = [row for row in rows if row is not None]
     if not faults:
         return whole, False
-    copies = [row for row in _copies(directory / CHECKPOINTS) if not scored or _has_score(row)]
+    copies = [row for row in _copies(directory / CHECKPOINTS) if not scored or has_dev_score(row)]
     for index, fault in faults.items():
-        before = max((row["step"] for row in rows[:index] if row is not None), default=0)
+        before = max((row["step"] for row in rows[:index] if row is not None), default=-1)
         after = min((row["step"] for row in rows[index:] if row is not None), default=math.inf)
         if not any(before < row["step"] < after for row in copies):
             raise CheckpointError(
@@ -357,13 +362,9 @@ def _row(line: bytes, *, scored: bool) -> dict[str, Any]:
     for key, value in (*row.items(), *targets.items()):
         if key != TARGET_DEV_SCORES and not isinstance(value, int | float):
             raise ValueError(f"{key} = {value!r}, expected a number")
-    if scored and not _has_score(row):
+    if scored and not has_dev_score(row):
         raise ValueError(f"no {DEV_ACCURACY}")
     return row
-
-
-def _has_score(row: Mapping[str, Any]) -> bool:
-    return DEV_SCORE in row or DEV_ACCURACY in row
 
 
 @functools.cache

@@ -38,11 +38,12 @@ def unreadable(path: Path) -> dict[str, str]:
         return {field.name: str(field.type) for field in file.schema_arrow if not _is_readable(field.type)}
 
 
-def rows(path: Path, requested: Collection[str], lists: Collection[str] = ()) -> Iterator[Row]:
+def rows(path: Path, requested: Collection[str], lists: Collection[str] = (), *, nested: bool = False) -> Iterator[Row]:
     """Yield the rows of a file with their numbers, from 1, and their requested columns.
 
     Columns hold text, numbers, or truth values, and may be dictionary-encoded; those in `lists` may hold lists of them.
-    A few rows are in memory at a time, whatever the size of the row groups.
+    If `nested`, all may hold lists, structures (objects by field), and maps (lists of pairs). A few rows are in memory
+    at a time, whatever the size of the row groups.
 
     Raises:
       UserError: a missing column, another type, text that is not UTF-8, or a file that is damaged or not Parquet; the
@@ -50,7 +51,7 @@ def rows(path: Path, requested: Collection[str], lists: Collection[str] = ()) ->
     """
     number = 0
     with _open(path) as file:
-        columns = _columns(file.schema_arrow, requested, lists, path) if file.metadata.num_rows else []
+        columns = _columns(file.schema_arrow, requested, lists, path, nested=nested) if file.metadata.num_rows else []
         batches = file.iter_batches(_batch_rows(file.metadata, columns), columns=columns, use_threads=False)
         while batch := _next(batches, path, number):
             table = {name: _values(batch.column(name), name, path, number) for name in columns}
@@ -85,7 +86,9 @@ def _next(batches: Iterator[pa.RecordBatch], path: Path, number: int) -> pa.Reco
         raise DataError(f"{path}: damaged after row {number}: {one_line(error)}") from None
 
 
-def _columns(schema: pa.Schema, requested: Collection[str], lists: Collection[str], path: Path) -> list[str]:
+def _columns(
+    schema: pa.Schema, requested: Collection[str], lists: Collection[str], path: Path, *, nested: bool
+) -> list[str]:
     """Return the requested columns, each once, in the file's order."""
     for name in requested:
         if name not in schema.names:
@@ -97,7 +100,7 @@ def _columns(schema: pa.Schema, requested: Collection[str], lists: Collection[st
         type_ = schema.field(name).type
         if name in lists and any(is_list(type_) for is_list in _LISTS):
             type_ = type_.value_type
-        if not _is_readable(type_):
+        if not (_is_readable(type_) or (nested and types.is_nested(type_))):
             raise DataError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
     return [name for name in schema.names if name in requested]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -143,6 +143,23 @@ def load_classifier(
 
 def _kind(multi_label: bool) -> str:
     return "any number of labels per text (multi-label)" if multi_label else "one label per text"
+
+
+def trained_classes(directory: str | Path) -> tuple[str, ...]:
+    """Return the names of the classes of a checkpoint's trained head, in the order of its logits.
+
+    Raises:
+      UserError: there is no such head, it has fewer than two classes, or config.json names another number of them.
+    """
+    head = WeightSource.open(directory, read_family(directory)).targets.get("head.kernel")
+    if head is None:
+        raise CheckpointError(
+            f"{directory}: its weights have no trained classification head, so it cannot predict: name a fine-tuned "
+            "classifier, or train one with python -m xtransfer.main"
+        )
+    if head.shape[:1] < (2,):
+        raise CheckpointError(f"{directory}: tensor {head.name} has shape {list(head.shape)}: fewer than two classes")
+    return class_names(directory, head.shape[0])
 
 
 def has_language_model(directory: str | Path) -> bool:
@@ -323,9 +340,17 @@ def fingerprint_params(params: nnx.State) -> str:
 
     If processes share the parameters, all of them must call this.
     """
+    return _digest((path, on_host(variable[...])) for path, variable in sorted(leaves(params).items()))
+
+
+def fingerprint_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return `fingerprint_params` of parameters by dotted path."""
+    return _digest(sorted(arrays.items()))
+
+
+def _digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
     digest = hashlib.sha256()
-    for path, variable in sorted(leaves(params).items()):
-        array = on_host(variable[...])
+    for path, array in arrays:
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

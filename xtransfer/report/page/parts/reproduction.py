@@ -27,9 +27,10 @@ def build(source: Source) -> Html:
         for key, name in (
             ("data", "data"),
             ("teacher_checkpoint", f"teacher {source.config.teacher.checkpoint}"),
+            ("teacher_logits", f"logits {source.config.teacher.logits_file}"),
             ("student_checkpoint", f"student {source.config.student.checkpoint}"),
         )
-        if key in facts
+        if key in facts and facts[key]
     ]
     objectives: list[list[Child]] = [[name, text] for name, text in effective_settings(source.config).items()]
     settings = json.dumps(as_record(source.config), indent=2, ensure_ascii=False)

@@ -13,6 +13,7 @@ from xtransfer.report.page import charts
 from xtransfer.report.page.charts import Dot
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag
 from xtransfer.report.page.sources import Comparison, Interval, MissingSource, Source
+from xtransfer.runs import teachers
 from xtransfer.runs.workdir import TEACHER
 
 _MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -28,7 +29,8 @@ def build(source: Source) -> Html:
     gains = _gains_table(source, comparisons)
     if gains:
         pieces += [tag("h3", f"Gain over {BASELINE}"), gains]
-    pieces.append(tag("ul", *(tag("li", line) for line in summary.caption(source.results, source.task)), class_="note"))
+    lines = [*summary.caption(source.results, source.task), *teachers.origins(source.config)]
+    pieces.append(tag("ul", *(tag("li", line) for line in lines), class_="note"))
     return join(pieces)
 
 
