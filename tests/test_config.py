@@ -307,3 +307,80 @@ def test_object_storage_is_refused_for_a_checkpoint_to_start_from():
         config.parse({"start_from": "s3://x"}, PretrainConfig)
     with pytest.raises(UserError, match="^'s3://x' is an address"):
         config.user_path("s3://x")
+
+
+@pytest.fixture
+def file_with_teachers(file):
+    """Return a config file with further teachers that set little."""
+    entries = {
+        "second": {"seed": 1},
+        "ready": {"checkpoint": "classifier", "steps": 0},
+        "adapted": {"lora": {"rank": 4}, "steps": 5},
+        "soft": {"logits_file": "soft.jsonl"},
+    }
+    file.write_text(
+        file.read_text().replace("    return config\n", f"    config.teachers = {entries!r}\n    return config\n")
+    )
+    return str(file)
+
+
+def test_further_teachers_take_what_they_do_not_set_from_the_teacher(file_with_teachers):
+    flags = ["--config.teacher.epochs=3", "--config.teacher.patience=2", "--config.teacher.lora.alpha=8"]
+    flags += ["--config.teacher.lora.rank=2", "--config.teacher.max_length=77", "--config.teacher.languages=('en',)"]
+    loaded = config.load(file_with_teachers, [*flags, "--config.teachers.second.learning_rate=1e-3"])
+    teachers = loaded.teachers
+    assert list(teachers) == ["adapted", "ready", "second", "soft"]
+    assert {teacher.max_length for teacher in teachers.values()} == {77}
+    second = teachers["second"]
+    assert (second.epochs, second.patience, second.lora.rank, second.learning_rate) == (3.0, 2, 2, 1e-3)
+    assert second.known_steps is None and second.learns and second.seed == 1 and second.languages == ()
+    assert (teachers["adapted"].known_steps, teachers["adapted"].epochs) == (5, 0.0)
+    assert (teachers["adapted"].lora.rank, teachers["adapted"].lora.alpha) == (4, 8.0)
+    # Nothing trains these two, so they take no settings of training.
+    assert teachers["ready"].is_ready_made and teachers["soft"].is_file
+    assert {(one.patience, one.epochs, one.lora.rank) for one in (teachers["ready"], teachers["soft"])} == {(0, 0.0, 0)}
+
+
+def test_an_epoch_of_a_teacher_is_no_ready_made_teacher(file):
+    settings = config.load(str(file), ["--config.teacher.steps=0", "--config.teacher.epochs=2"])
+    assert settings.teacher.learns and not settings.teacher.is_ready_made and settings.teacher.known_steps is None
+    settings = config.load(str(file), ["--config.teacher.steps=0"])
+    assert settings.teacher.is_ready_made and settings.teacher.known_steps == 0 and settings.student.learns
+
+
+@pytest.mark.parametrize("kind", ["steps=0", "logits_file=soft.jsonl"])
+@pytest.mark.parametrize("flag", ["lora.rank=4", "ema_decay=0.9", "reinit_layers=1", "patience=1"])
+def test_settings_of_training_are_refused_for_a_teacher_that_is_not_trained(file, kind, flag):
+    key = flag.partition("=")[0].replace(".", r"\.")
+    with pytest.raises(
+        UserError, match=rf"teacher\.{key} is [\d.]+, but this teacher is not trained here: set it to 0"
+    ):
+        config.load(str(file), [f"--config.teacher.{kind}", f"--config.teacher.{flag}"])
+
+
+def test_the_loss_of_a_teacher_that_is_not_trained_is_refused(file_with_an_objective):
+    flags = ["--config.teacher.steps=0", "--config.objective.teacher.label_smoothing=0.1"]
+    with pytest.raises(UserError, match=r"objective\.teacher has settings, but no teacher is trained here: leave them"):
+        config.load(file_with_an_objective, flags)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"german": 3}, r"config key teachers\.german has keys below it, so it cannot be 3"),
+        (3, r"config key teachers has keys below it, so it cannot be 3"),
+        ({"german": {"stps": 1}}, r"unknown config key teachers\.german\.stps; did you mean 'steps'"),
+        ({"German": {"seed": 1}}, r"a teacher's name becomes the name of a folder, so 'German' must"),
+        ({"a/b": {"seed": 1}}, r"config key teachers\.a/b: 'a/b' cannot be a name here"),
+        ({"same": {}}, r"config keys teacher and teachers\.same are the same teacher"),
+        ({"german": {"lora": {"rnk": 1}}}, r"unknown config key teachers\.german\.lora\.rnk; did you mean 'rank'"),
+    ],
+)
+def test_further_teachers_are_parsed_strictly(values, message):
+    with pytest.raises(UserError, match=message):
+        config.parse({"teachers": values})
+
+
+def test_a_flag_changes_a_group_of_settings_of_a_further_teacher(file_with_teachers):
+    loaded = config.load(file_with_teachers, ["--config.teachers.second.lora.rank=3"])
+    assert loaded.teachers["second"].lora.rank == 3 and loaded.teacher.lora.rank == 0

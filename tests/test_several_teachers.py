@@ -15,6 +15,7 @@ from xtransfer.describe import __main__ as describe
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
 from xtransfer.experiment import run
+from xtransfer.runs.costs import read_costs
 from xtransfer.runs.workdir import Workdir, read_task
 
 FAST = ("--config.student.steps=4", "--config.student.evaluations=1", "--config.teacher.evaluations=1")
@@ -222,3 +223,16 @@ def test_labels_have_no_mean_of_logits(config_file, tmp_path):
     assert not (tmp_path / "run" / "teachers" / "german").exists()
     facts = json.loads((tmp_path / "run" / "task.json").read_text())
     assert facts["teachers_logits"].keys() == {"teachers.german"} and "teacher_logits" not in facts
+
+
+def test_a_sweep_over_a_weight_trains_every_teacher_once(config_file, tmp_path):
+    start(config_file, tmp_path / "sweep", "--sweep", "teachers.second.weight=1,3")
+    first, second = (tmp_path / "sweep" / "points" / f"teachers.second.weight={value}" for value in (1, 3))
+    trained = [
+        {run.run for run in read_costs(Workdir(point)) if run.stage != "evaluation"} for point in (first, second)
+    ]
+    teachers = {"teacher", "teachers/german", "teachers/second"}
+    assert trained[0] == {*teachers, "students/vanilla/seed-0", "students/monox_kd/seed-0"}
+    assert trained[1] == {"students/monox_kd/seed-0"}
+    means = [next((point / "logits").glob("*/disagreement.npy")).parent.name for point in (first, second)]
+    assert means[0] != means[1]

@@ -13,9 +13,12 @@ from xtransfer.config import load
 from xtransfer.describe import __main__ as describe
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
+from xtransfer.evaluation.metrics import TEACHER_METRICS
 from xtransfer.experiment import run
 from xtransfer.export import __main__ as export
 from xtransfer.predict import __main__ as predict
+from xtransfer.report.agreement import report_agreement
+from xtransfer.runs.costs import read_costs
 from xtransfer.runs.workdir import Workdir, read_task
 from xtransfer.train.checkpoints import Checkpoints
 
@@ -95,7 +98,12 @@ def assert_same_students(first, second):
         assert expected.keys() == actual.keys() and len(expected) > 10
         for name in expected:
             np.testing.assert_array_equal(expected[name], actual[name], err_msg=name)
-    students = [[row for row in rows(workdir) if row["objective"] != "teacher"] for workdir in (first, second)]
+    # A file is no model that students could agree with.
+    left_out = () if (second / "teacher").exists() else TEACHER_METRICS
+    students = [
+        [row for row in rows(workdir) if row["objective"] != "teacher" and row["metric"] not in left_out]
+        for workdir in (first, second)
+    ]
     assert students[0] == students[1] and students[0]
 
 
@@ -241,6 +249,8 @@ def test_a_file_of_a_teachers_logits_teaches_like_the_teacher(config_file, ordin
     (tmp_path / "soft.jsonl").rename(tmp_path / "away.jsonl")
     evaluate.main(["--workdir", str(tmp_path / "run")])  # needs no file
     assert sorted((tmp_path / "run" / "results.jsonl").read_bytes().splitlines()) == sorted(before.splitlines())
+    with pytest.raises(UserError, match="no teacher to agree with, because its logits come from a file"):
+        report_agreement(Workdir(tmp_path / "run"), metric="teacher_agreement", split=None, selection=None)
     with pytest.raises(UserError, match="there is no teacher here, because its logits come from a file"):
         arguments = ["--workdir", str(tmp_path / "run"), "--objective", "teacher", "--output", str(tmp_path / "out")]
         export.main(arguments)
@@ -284,3 +294,65 @@ def test_a_file_of_logits_is_checked_before_anything_is_trained(config_file, tmp
         run(load(str(config_file), [*FAST, flag, "--config.teacher.checkpoint=", *flags]), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_sweep_over_files_shares_what_does_not_read_them(config_file, ordinary, tmp_path):
+    ids = logits(ordinary)[0]
+    files = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
+    for path, label in zip(files, ("bad", "good"), strict=True):
+        write_rows(path, [{"id": id_, "label": label} for id_ in ids])
+    flags = ("--config.teacher.checkpoint=", "--config.objectives=('vanilla','monox_kd')")
+    start(config_file, tmp_path / "sweep", *flags, "--sweep", f"teacher.logits_file={files[0]},{files[1]}")
+    points = [point["name"] for point in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["points"]]
+    first, second = (Workdir(tmp_path / "sweep" / "points" / name) for name in points)
+    assert {cost.run for cost in read_costs(second) if cost.stage == "students"} == {"students/monox_kd/seed-0"}
+    assert any(
+        (weights(first.root, "monox_kd")[k] != weights(second.root, "monox_kd")[k]).any() for k in ("head.bias",)
+    )
+    assert "monox_kd" in (tmp_path / "sweep" / "report" / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--config.objectives=('mix',)", "--config.objective.mix.base=monox_pl"]
+            + ["--config.objective.mix.class_weights=('balanced',)"],
+            r"objective 'mix': class_weights \('balanced',\) need labelled en text, and there is none",
+        ),
+        (
+            ["--config.objectives=('monox_kd','gold')", "--config.objective.gold.base=vanilla"],
+            r"objectives: gold needs labelled en text, and there is none",
+        ),
+        (["--config.transfer.fitted_thresholds=True"], r"fitted_thresholds is True, but only a multi-label task"),
+    ],
+)
+def test_objectives_of_your_own_that_need_labels_are_refused_without_them(
+    unlabelled_config, exported, tmp_path, flags, message
+):
+    with pytest.raises(UserError, match=message) as caught:
+        settings = load(str(unlabelled_config), [*FAST, *ready_made(exported), "--config.task.labelled=0", *flags])
+        run(settings, tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_objective_of_your_own_learns_from_a_ready_made_teacher_without_labels(
+    unlabelled_config, exported, tmp_path
+):
+    flags = [
+        "--config.objectives=('mix',)",
+        "--config.objective.mix.base=monox_pl",
+        "--config.objective.mix.soft_weight=1",
+    ]
+    flags += ["--config.student.steps=0", "--config.student.epochs=0.5", "--config.student.ema_decay=0.5"]
+    start(unlabelled_config, tmp_path / "run", *ready_made(exported), "--config.task.labelled=0", *flags)
+    assert {row["step"] for row in rows(tmp_path / "run") if row["objective"] == "mix"} == {4}  # 64 / 2 / 8
+
+
+def test_a_damaged_score_of_a_ready_made_teacher_is_restored_from_its_checkpoint(config_file, exported, tmp_path):
+    start(config_file, tmp_path / "run", *ready_made(exported))
+    path = tmp_path / "run" / "teacher" / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"0.", b"1.", 1))
+    start(config_file, tmp_path / "run", *ready_made(exported))
+    assert path.read_bytes() == before

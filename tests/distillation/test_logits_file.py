@@ -145,3 +145,38 @@ def test_logits_keep_every_bit(rows):
         file = read_logits_file(str(path), CLASSES)
         expected = np.array(rows, np.float32).reshape(-1, 3)
         np.testing.assert_array_equal(file.of([str(i) for i in range(len(rows))]), expected)
+
+
+def test_a_multi_label_file_has_a_probability_for_each_class_by_itself_or_lists_of_labels(tmp_path):
+    sure = math.log((1 - 1e-9) / 1e-9)
+    rows = [{"id": "a", "probabilities": {"good": 0.75, "soso": 1}}, {"id": "b", "probabilities": {}}]
+    file = read_logits_file(jsonl(tmp_path / "p.jsonl", *rows), CLASSES, multi_label=True)
+    expected = [[-sure, math.log(3), sure], [-sure, -sure, -sure]]
+    np.testing.assert_allclose(file.of(["a", "b"]), expected, rtol=1e-5)
+    rows = [{"id": "a", "labels": ["soso", "bad"]}, {"id": "b", "labels": []}]
+    file = read_logits_file(jsonl(tmp_path / "y.jsonl", *rows), CLASSES, multi_label=True)
+    np.testing.assert_allclose(file.of(["a", "b"]), [[sure, -sure, sure], [-sure, -sure, -sure]], rtol=1e-5)
+    assert file.kind == "labels"
+    lists = parquet(tmp_path / "y.parquet", id=["a"], labels=[["good"]])
+    assert (read_logits_file(lists, CLASSES, multi_label=True).of(["a"]) > 0).tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "a", "probabilities": {"bad": 1.2}}, r":1: the probability of 'bad' is 1\.2, which is above 1"),
+        ({"id": "a", "probabilities": {"bad": -0.1}}, r":1: the probability of 'bad' is -0\.1, which is below 0"),
+        ({"id": "a", "labels": "bad"}, r":1: column 'labels' is text, expected a list of classes"),
+        ({"id": "a", "labels": [["bad"]]}, r":1: column 'labels' has a list, expected the name of a class"),
+        ({"id": "a", "labels": ["godo"]}, r":1: label 'godo' is not one of bad, good, soso; did you mean 'good'\?"),
+        ({"id": "a", "labels": ["bad", "bad"]}, r":1: column 'labels' has 'bad' twice: remove one of them"),
+        (
+            {"id": "a", "label": "bad"},
+            r"none of the columns logits, probabilities, labels; its columns are 'id', 'label'",
+        ),
+    ],
+)
+def test_every_fault_of_a_multi_label_file_is_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read_logits_file(jsonl(tmp_path / "m.jsonl", row), CLASSES, multi_label=True)
+    assert "\n" not in str(caught.value)

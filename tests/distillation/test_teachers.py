@@ -56,3 +56,23 @@ def test_a_teacher_of_seed_0_has_the_seed_of_the_draw():
     assert seed_of(7, 0) == 7
     assert seed_of(7, 1) == int(hashlib.sha256(b"7 1").hexdigest()[:8], 16)
     assert len({seed_of(draw, seed) for draw in range(4) for seed in range(4)}) == 16
+
+
+def test_the_mean_of_a_multi_label_task_is_taken_class_by_class():
+    """The second teacher counts three times. Nobody disagrees about the second class."""
+    p, q = np.array([0.5, 0.25]), np.array([0.1, 0.25])
+    logits = np.stack([np.log(p / (1 - p)), np.log(q / (1 - q))])[:, None].astype(np.float32)  # [2, 1, 2]
+    averaged, disagreement = mean(logits, np.array([[1.0], [3.0]]), of_logits=False, multi_label=True)
+    np.testing.assert_allclose(1 / (1 + np.exp(-averaged)), [[0.2, 0.25]], rtol=1e-6)
+    first = 0.5 * math.log(0.5 / 0.2) + 0.5 * math.log(0.5 / 0.8)
+    second = 0.1 * math.log(0.1 / 0.2) + 0.9 * math.log(0.9 / 0.8)
+    np.testing.assert_allclose(disagreement, [0.25 * first + 0.75 * second], rtol=1e-5)
+    averaged, _ = mean(logits, np.array([[1.0], [3.0]]), of_logits=True, multi_label=True)
+    np.testing.assert_allclose(averaged, (logits[0] + 3 * logits[1]) / 4, rtol=1e-6)
+
+
+def test_multi_label_logits_of_any_size_have_a_mean_and_a_disagreement():
+    logits = np.array([[[900.0, -900.0]], [[-900.0, -900.0]]], np.float32)
+    averaged, disagreement = mean(logits, np.ones((2, 1)), of_logits=False, multi_label=True)
+    np.testing.assert_allclose(averaged, [[0.0, -900.0]], atol=1e-6)
+    np.testing.assert_allclose(disagreement, [math.log(2)], rtol=1e-6)

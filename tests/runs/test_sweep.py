@@ -1,6 +1,7 @@
 """Sweeps: their points, their names, their record, and what runs share."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtransfer.config import load
+from xtransfer.config import FurtherTeacherConfig, load
 from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import UserError
 from xtransfer.runs import sharing, sweep
@@ -144,6 +145,54 @@ def test_runs_are_shared_exactly_if_no_setting_of_theirs_differs():
     assert shared("student.steps=9") == {TEACHER}
     assert shared("selection_metric=macro_f1") == set()
     assert shared("seeds=(7,)", "metrics=('accuracy',)", "task.target_languages=('de',)", "mesh.data=2") == everything
+
+
+def test_each_of_several_teachers_is_shared_by_its_own_settings(tmp_path):
+    file = tmp_path / "several.py"
+    entries = {"german": {"languages": ("de",), "steps": 5}, "second": {"seed": 1, "steps": 7}}
+    text = (
+        Path(QUICKSTART)
+        .read_text()
+        .replace("    return config\n", f"    config.teachers = {entries!r}\n    return config\n")
+    )
+    file.write_text(text)
+    runs = (TEACHER, "teachers.german", "teachers.second", "vanilla", "monox_kd", "self_training")
+
+    def shared(*changes):
+        flags = ["--config.task.target_languages=('fr',)"]
+        changed, base = load(str(file), [*flags, *(f"--config.{change}" for change in changes)]), load(str(file), flags)
+        return {run for run in runs if sharing.settings_of(base, run) == sharing.settings_of(changed, run)}
+
+    assert shared("teachers.second.weight=2.0") == {*runs} - {"monox_kd"} == shared("transfer.teacher_mean=logits")
+    assert shared("teachers.german.steps=6") == {*runs} - {"monox_kd", "teachers.german"}
+    assert shared("teachers.second.checkpoint=x", "teachers.german.remat=True") == {*runs}  # the fingerprints count
+    assert shared("teachers.german.languages=('en','de')") == {*runs} - {"monox_kd", "teachers.german"}
+    assert shared("teachers.german.languages=('es',)") == {TEACHER, "teachers.second"}  # other labelled text
+    assert shared("teacher.max_length=32") == {"vanilla", "self_training"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"teachers": {"teachers.german": "other"}}, {TEACHER, "teachers.soft", "vanilla"}),
+        ({"teachers_logits": {"teachers.soft": "other"}}, {TEACHER, "teachers.german", "vanilla"}),
+        ({"teacher_checkpoint": "other"}, {"teachers.german", "teachers.soft", "vanilla"}),
+        ({"teacher_logits": "other"}, {"teachers.german", "teachers.soft", "vanilla"}),
+        ({}, {TEACHER, "teachers.german", "teachers.soft", "vanilla", "monox_kd"}),
+    ],
+)
+def test_the_checkpoints_and_files_of_further_teachers_count(tmp_path, changed, expected):
+    config = dataclasses.replace(
+        load(QUICKSTART),
+        teachers={"german": FurtherTeacherConfig(languages=("de",)), "soft": FurtherTeacherConfig(logits_file="soft")},
+    )
+    facts = {"teacher_checkpoint": "1", "student_checkpoint": "2"}
+    facts |= {"teachers": {"teachers.german": "3"}, "teachers_logits": {"teachers.soft": "4"}}
+    other = Workdir(tmp_path)
+    other.task.write_text(json.dumps(facts | changed))
+    runs = (TEACHER, "teachers.german", "teachers.soft", "vanilla", "monox_kd")
+    roles = {run: sharing.roles_of(config, run) for run in runs}
+    assert {run for run in runs if sharing.has_same_checkpoints(other, facts, roles[run])} == expected
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,9 @@ def _check_sizes(
     objectives, source = configured_objectives(config), task.source_language
     names = teachers.need_labels(objectives)
     if names and not labelled:
+        verb = "needs" if len(names) == 1 else "need"
         raise ConfigError(
-            f"config key objectives: {' and '.join(names)} need labelled {source} text, and there is none (no train "
+            f"config key objectives: {' and '.join(names)} {verb} labelled {source} text, and there is none (no train "
             "split): leave them out, or add it"
         )
     if not labelled:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from xtransfer import storage
-from xtransfer.errors import DataError
+from xtransfer.errors import ConfigError, DataError
 from xtransfer.evaluation.results import Row, Summary, by_unit, in_order, read_rows, run_id
 from xtransfer.report import summary
 from xtransfer.report import table as table_writer
@@ -29,6 +29,11 @@ def report_agreement(workdir: Workdir, *, metric: str, split: str | None, select
       UserError: there are no such results, or the file cannot be written.
     """
     config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    if config.teacher.is_file:
+        raise ConfigError(
+            f"{workdir.root}: there is no teacher to agree with, because its logits come from a file: leave out "
+            f"--metric {metric}"
+        )
     selection = selection or default_selection(has_dev=task.has_dev)
     usual_split = default_split(config.evaluation_splits)
     chosen = [
