@@ -14,6 +14,7 @@ from xtransfer.export import __main__ as export
 from xtransfer.predict import __main__ as predict
 from xtransfer.report import __main__ as report
 from xtransfer.runs.workdir import Workdir
+from xtransfer.runtime import checksums
 from xtransfer.train.checkpoints import AVERAGE, Checkpoints
 
 RUN = "students/vanilla/seed-0"
@@ -146,7 +147,7 @@ def set_fitted(workdir, root, **values):
     copy = Workdir(shutil.copytree(workdir.root, root / "run"))
     path = copy.root / RUN / "calibration.json"
     fitted = json.loads(path.read_text())
-    fitted["12"] |= values
+    fitted["12"] = checksums.signed({**checksums.unsigned(fitted["12"]), **values})
     path.write_text(json.dumps(fitted))
     return copy
 

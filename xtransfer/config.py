@@ -709,7 +709,7 @@ def _run(source: str, path: str, arg: str) -> ConfigDict:
     try:
         functions = runpy.run_path(path)
         config = functions["get_config"](*[arg] if arg else []) if "get_config" in functions else None
-    except Exception as error:  # the file is the user's program, so any exception is about the file
+    except (Exception, SystemExit) as error:  # the file is the user's program, so any exception is about the file
         raise ConfigError(f"{source}: {type(error).__name__}: {one_line(error)}") from error
     if "get_config" not in functions:
         raise ConfigError(f"{path} has no function get_config; pass a config such as configs/quickstart.py")

@@ -177,6 +177,7 @@ def run_sweep(
     for point in points:
         try:
             check(point.config)
+            workdirs.check_config_unchanged(Workdir(sweeps.directory(root, point.name)), point.config)
         except UserError as error:
             raise user_error(error.exit_status, f"point {point.name}: {error}") from error
     failures: list[UserError] = []

@@ -1,5 +1,6 @@
 """Multi-label metrics, thresholds, and comparisons, with values worked out by hand and from scikit-learn."""
 
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from xtransfer.evaluation import metrics, multi_label, recalibration
 from xtransfer.evaluation.calibration import equal_width_bins
 from xtransfer.evaluation.paired import influences
 from xtransfer.evaluation.recalibration import Recalibration
+from xtransfer.runtime import checksums
 
 CLASSES = ("a", "b", "c")
 LN3 = math.log(3.0)
@@ -199,7 +201,8 @@ def test_thresholds_shift_decisions_and_the_head_and_are_stored(tmp_path):
     assert '"class_thresholds"' in path.read_text()
     recalibration.record(path, "50", Recalibration(2.0), 7)
     assert "class_log_odds" not in path.read_text().partition('"50"')[2]
-    path.write_text(path.read_text().replace("-1.0,", '"x",'))
+    entry = checksums.unsigned(json.loads(path.read_text())["40"])
+    path.write_text(json.dumps({"40": checksums.signed(entry | {"class_log_odds": ["x", 1.0]})}))
     with pytest.raises(UserError, match=r"40: class_log_odds = \['x', 1.0\], expected a list of numbers"):
         recalibration.recorded(path, "40")
 

@@ -1,5 +1,6 @@
 """Everything that a command leaves in a directory, for comparisons bit by bit."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def _arrays(step: Path) -> dict[str, tuple[object, ...]]:
                 for name, array in checkpoints.restore_arrays(int(step.name), item).items():
                     arrays[f"{item}.{name}"] = (str(array.dtype), array.shape, array.tobytes())
     scores = step / "metrics" / "metrics"
-    arrays["scores"] = (scores.read_bytes() if scores.exists() else None,)
+    content = json.loads(scores.read_bytes()) if scores.exists() else {}
+    # A copy of the rows of metrics.jsonl, which is compared itself unless it is ignored.
+    content.pop("rows", None)
+    arrays["scores"] = (content,)
     arrays["names"] = tuple(sorted(path.name for path in step.iterdir()))
     return arrays

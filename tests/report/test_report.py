@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.helpers import reported
+from xtransfer import storage
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
@@ -488,3 +490,23 @@ def test_a_home_directory_that_cannot_be_written_costs_no_word(tmp_path):
         command, env=environment | {"HOME": "/proc/1/none"}, capture_output=True, text=True, timeout=120
     )
     assert (result.returncode, result.stderr) == (0, ""), result
+
+
+def test_damaged_predictions_are_named_and_a_missing_run_is_counted(tmp_path, capsys):
+    workdir = reported.workdir(tmp_path)
+    rows = [json.loads(line) for line in workdir.results.read_text().splitlines()]
+    storage.write_jsonl(workdir.results, [r for r in rows if (r["objective"], r["seed"]) != ("monox_kd", 1)])
+    workdir_report.report(workdir)
+    text = capsys.readouterr().out
+    assert "warning" not in text
+    assert "mean ± sd over 2 seeds; one labelled sample and one teacher (monox_kd has 1; gains are over those" in text
+    path = next((workdir.root / "predictions" / "students" / "monox_kd" / "seed-0").glob("*/test-de.jsonl"))
+    path.write_bytes(path.read_bytes()[:-20])
+    workdir_report.report(workdir)
+    assert re.search(r"warning: .* cannot be compared: \S+test-de\.jsonl:", capsys.readouterr().out)
+
+
+def test_flags_that_would_be_ignored_are_refused(tmp_path):
+    for flags in (["--compare", "a", "b"], ["--output", str(tmp_path)], ["--selection", "last"]):
+        with pytest.raises(UserError, match="^--protocols compares all protocols: leave out"):
+            report.main(["--workdir", str(tmp_path), "--protocols", *flags])

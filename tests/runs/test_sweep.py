@@ -272,3 +272,13 @@ def test_a_copy_works_without_links_and_never_replaces(tmp_path, monkeypatch):
     (tmp_path / "a" / "checkpoints" / "x").write_text("2")
     sharing.copy_first([tmp_path / "a"], tmp_path / "b")
     assert (tmp_path / "b" / "checkpoints" / "x").read_text() == "1"
+
+
+def test_more_values_are_added_to_a_sweep_and_other_keys_are_refused(tmp_path):
+    sweep.record(tmp_path, parse("transfer.temperature=1,2"))
+    sweep.record(tmp_path, parse("transfer.temperature=2,4"))
+    names = [f"transfer.temperature={value}" for value in (1, 2, 4)]
+    assert list(sweep.read(tmp_path).points) == names
+    with pytest.raises(UserError, match="holds a sweep of transfer.temperature, and this one is of task.labelled"):
+        sweep.record(tmp_path, parse("task.labelled=64"))
+    assert list(sweep.read(tmp_path).points) == names

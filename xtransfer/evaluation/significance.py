@@ -176,6 +176,8 @@ def bootstrap(difference: np.ndarray, *, resamples: int = RESAMPLES, seed: int =
       float64 [resamples, L + 1]; the last column is the average over languages. With several seeds, each column is
       sorted by itself.
     """
+    from scipy.stats import t as student_t
+
     rng = np.random.default_rng(seed)
     seeds, languages, _ = difference.shape
     present = np.isfinite(difference[0])  # [L, N]
@@ -193,7 +195,8 @@ def bootstrap(difference: np.ndarray, *, resamples: int = RESAMPLES, seed: int =
     total, noise = unit_variance(difference)
     centre, items = _shares(difference).sum(axis=2).mean(axis=0), _item_variance(difference)  # [L + 1]
     kept = np.sqrt(np.maximum(1 - np.divide(noise / seeds, items, out=np.ones_like(items), where=items > 0), 0))
-    t = rng.standard_t(seeds - 1, size=(resamples, 1))
+    # Evenly spaced quantiles: the tails of few degrees of freedom are so long that random draws would miss their width.
+    t = rng.permutation(student_t.ppf((np.arange(resamples) + 0.5) / resamples, seeds - 1))[:, None]
     return _wider(result, centre + kept * (result - centre) + np.sqrt(total / seeds) * t)
 
 

@@ -71,6 +71,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--metric {args.metric}: the report is in percent; read this metric in results.jsonl")
     if args.metric in TEACHER_METRICS and (args.protocols or args.output is not None):
         raise ConfigError(f"--metric {args.metric}: it has a table of its own: leave out --protocols and --output")
+    if args.protocols and (args.compare or args.output is not None or args.selection is not None):
+        raise ConfigError("--protocols compares all protocols: leave out --compare, --output, and --selection")
+    args.workdir = list(dict.fromkeys(args.workdir))
     if args.compare:
         if args.metric is not None:
             check_comparable(args.metric, *(students_of(name, args.workdir) for name in args.compare))

@@ -8,7 +8,7 @@ from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTabl
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
-from xtransfer.runs.workdir import TaskRecord
+from xtransfer.runs.workdir import TEACHER, TaskRecord
 
 _MOST_NAMED = 8  # languages of an objective that a caveat names
 _MARKDOWN_WIDTH = 120  # characters of a Markdown table's row, beyond which languages go into rows
@@ -158,6 +158,14 @@ def legend(results: ResultsTable) -> str:
     """Return one line that says what the numbers of the table are."""
     summary = max((line.languages[results.source_language] for line in results.lines), key=lambda s: len(s.by_unit))
     spread = f"mean ± sd over {_over(results, summary)}" if len(summary.by_unit) > 1 else "one seed"
+    counts_by_name = {
+        line.objective: len(line.languages[results.source_language].by_unit)
+        for line in results.lines
+        if line.objective != TEACHER
+    }
+    fewer = [f"{name} has {n}" for name, n in counts_by_name.items() if n < max(counts_by_name.values())]
+    if fewer:
+        spread += f" ({', '.join(fewer)}; gains are over those in common)"
     counts = sorted(set(results.counts.values()))
     examples = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     protocol = PROTOCOLS[results.selection].description

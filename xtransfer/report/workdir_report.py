@@ -11,7 +11,7 @@ from xtransfer.errors import one_line
 from xtransfer.evaluation.results import ResultsTable, aggregate, read_rows
 from xtransfer.report import plot, summary
 from xtransfer.report.page.page import page
-from xtransfer.report.page.parts.results import paired_gains
+from xtransfer.report.page.parts.results import paired_gains, problem
 from xtransfer.report.page.sources import Source
 from xtransfer.runs import draws, teachers
 from xtransfer.runs.workdir import TaskRecord, Workdir, read_config, read_task
@@ -71,6 +71,8 @@ def report(
 def _paired_gains(source: Source) -> summary.Gains:
     """Return the paired gains; predictions that cannot be compared cost a warning."""
     try:
+        if source.students and (reason := problem(source)):
+            terminal.log(f"warning: {reason}")
         return paired_gains(source)
     except Exception as error:  # as with the picture, the results do not depend on it
         terminal.log(f"warning: {source.workdir.root}: the predictions cannot be compared ({one_line(error)})")

@@ -101,11 +101,23 @@ def workdirs(root: Path) -> list[Workdir]:
 
 
 def record(root: Path, points: Sequence[Point]) -> None:
-    """Write the record of a sweep, in place of the one of an earlier start."""
-    facts = {
-        "keys": list(points[0].values),
-        "points": [{"name": point.name, "values": dict(point.values)} for point in points],
-    }
+    """Add points to the record of a sweep; those of earlier starts stay, and come first.
+
+    Raises:
+      UserError: the directory holds a sweep of other settings.
+    """
+    keys = list(points[0].values)
+    found = [{"name": point.name, "values": dict(point.values)} for point in points]
+    if is_sweep(root):
+        earlier = read(root)
+        if list(earlier.keys) != keys:
+            raise ConfigError(
+                f"{root} holds a sweep of {', '.join(earlier.keys)}, and this one is of {', '.join(keys)}: choose "
+                "another --workdir"
+            )
+        known = [{"name": name, "values": dict(values)} for name, values in earlier.points.items()]
+        found = [*known, *(point for point in found if point["name"] not in earlier.points)]
+    facts = {"keys": keys, "points": found}
     storage.write_atomically(root / RECORD, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 

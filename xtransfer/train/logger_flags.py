@@ -47,10 +47,10 @@ def parse_flags(args: argparse.Namespace) -> tuple[LoggerSource, ...]:
 
 def _user_logger(path: Path) -> LoggerSource:
     if not path.is_file():
-        raise ConfigError(f"--logger {path}: no such file")
+        raise ConfigError(f"--logger {path}: {'a directory, and not a file' if path.is_dir() else 'no such file'}")
     try:
         get_logger = runpy.run_path(str(path)).get("get_logger")
-    except Exception as error:  # the file is the user's program, so any exception is about the file
+    except (Exception, SystemExit) as error:  # the file is the user's program, so any exception is about the file
         raise ConfigError(f"--logger {path}: {type(error).__name__}: {one_line(error)}") from error
     if not callable(get_logger):
         raise ConfigError(f"--logger {path} has no function get_logger; see 'A logger' in CONTRIBUTING.md")

@@ -40,6 +40,11 @@ def paired_gains(source: Source) -> dict[str, Difference]:
     return {name: item.differences[None] for name, item in comparisons.items() if None in item.differences}
 
 
+def problem(source: Source) -> str:
+    """Return a sentence that says why the predictions cannot be compared, or "" if they can or need not be."""
+    return _comparisons(source)[1] if source.results.metric == source.config.headline_metric else ""
+
+
 def _comparisons(source: Source) -> tuple[dict[str, Comparison], str]:
     """Return the comparisons, and a sentence that says why there are none."""
     headline = source.config.headline_metric

@@ -1,5 +1,6 @@
 """The transfer to each language: the gap to the source language, and the gain against how the tokenizer splits it."""
 
+import statistics
 from collections.abc import Callable, Sequence
 
 from xtransfer.evaluation.metrics import higher_is_better
@@ -43,7 +44,12 @@ def gain(source: Source, objective: str, language: str) -> float:
     It is a loss if it is positive and lower values are better, see `summary.gain_title`.
     """
     lines = {line.objective: line for line in source.results.lines}
-    return (lines[objective].languages[language].mean - lines[BASELINE].languages[language].mean) * 100
+    ours, baseline = (lines[name].languages[language] for name in (objective, BASELINE))
+    common = ours.by_unit.keys() & baseline.by_unit.keys()
+    if not common:
+        return (ours.mean - baseline.mean) * 100
+    # Paired by run, like every other gain.
+    return statistics.fmean(ours.by_unit[unit] - baseline.by_unit[unit] for unit in common) * 100
 
 
 def _gaps(source: Source) -> Html:
