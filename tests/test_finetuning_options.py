@@ -29,16 +29,16 @@ AVERAGE = ("ema_decay=0.9", "schedule=cosine", "layer_decay=0.8", "average_last=
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("experiment")
     checkpoints = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2)
-    return tiny.config_file(root / "tiny.py", tiny.write_task(root / "data"), *checkpoints, steps=16, evaluations=2)
+    return tiny.config_file(root / "tiny.py", tiny.write_task(root / "data"), *checkpoints, steps=8, evaluations=2)
 
 
 def flags(config_file: Path, *student: str) -> list[str]:
     cache = f"--config.task.cache_dir={config_file.parent / 'cache'}"
     objectives = "--config.objectives=('vanilla','self_training')"
-    return [cache, objectives, "--config.teacher.steps=8", *(f"--config.student.{flag}" for flag in student)]
+    return [cache, objectives, "--config.teacher.steps=4", *(f"--config.student.{flag}" for flag in student)]
 
 
-@pytest.mark.parametrize("options", [LORA, (*LORA, *AVERAGE), AVERAGE])
+@pytest.mark.parametrize("options", [(*LORA, *AVERAGE), AVERAGE])
 def test_an_experiment_predicts_exports_and_repeats_nothing(
     config_file: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -52,7 +52,7 @@ def test_an_experiment_predicts_exports_and_repeats_nothing(
     assert len(list(workdir.logits.iterdir())) == 1
     classifier = open_run(workdir, "self_training", 0, "source_dev", mesh)
     last = loop.read_metrics(workdir.student("self_training", 0))[-1]
-    assert (loop.AVERAGED in last) == ("average_last=2" in options)
+    assert last[loop.AVERAGED] == 2
     output = tmp_path / "exported"
     hf_checkpoint.save(output, classifier.architecture, classifier.params, labels=classifier.labels, pooling="mean")
     _, loaded = hf_checkpoint.load_classifier(output, 2, seed=0, pooling="mean", mesh=mesh)
