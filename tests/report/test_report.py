@@ -500,7 +500,7 @@ def test_damaged_predictions_are_named_and_a_missing_run_is_counted(tmp_path, ca
     text = capsys.readouterr().out
     assert "warning" not in text
     assert "mean ± sd over 2 seeds; one labelled sample and one teacher (monox_kd has 1; gains are over those" in text
-    path = next((workdir.root / "predictions" / "students" / "monox_kd" / "seed-0").glob("*/test-de.jsonl"))
+    path = workdir.predictions(workdir.student("monox_kd", 0), 50, "test", "de")
     path.write_bytes(path.read_bytes()[:-20])
     workdir_report.report(workdir)
     assert re.search(r"warning: .* cannot be compared: \S+test-de\.jsonl:", capsys.readouterr().out)
