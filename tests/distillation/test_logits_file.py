@@ -1,5 +1,6 @@
 """Files of logits, probabilities, and labels: what they mean, and that every fault is named with its row."""
 
+import decimal
 import json
 import math
 import tempfile
@@ -180,3 +181,36 @@ def test_every_fault_of_a_multi_label_file_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=message) as caught:
         read_logits_file(jsonl(tmp_path / "m.jsonl", row), CLASSES, multi_label=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "type_", "value", "message"),
+    [
+        (
+            "probabilities",
+            pa.map_(pa.string(), pa.float64()),
+            [("bad", 0.9), ("good", 0.1), ("bad", 0.9)],
+            "'bad' twice",
+        ),
+        ("logits", pa.map_(pa.string(), pa.float64()), [("bad", 5.0), ("good", 1.0), ("bad", -5.0)], "'bad' twice"),
+        ("logits", pa.list_(pa.timestamp("ns")), [1, 2], "is of type list<.*timestamp"),
+        ("logits", pa.list_(pa.binary()), [b"1", b"2"], "is of type list<.*binary"),
+    ],
+)
+def test_odd_parquet_columns_are_refused(tmp_path, column, type_, value, message):
+    path = tmp_path / "odd.parquet"
+    pq.write_table(pa.table({"id": ["a"], column: pa.array([value], type_)}), path)
+    with pytest.raises(DataError, match=message):
+        read_logits_file(str(path), CLASSES)
+
+
+def test_a_structure_with_a_repeated_field_is_refused_and_decimals_are_numbers(tmp_path):
+    path = tmp_path / "odd.parquet"
+    fields = [pa.field(name, pa.float64()) for name in ("bad", "good", "bad")]
+    arrays = [pa.array([0.25]), pa.array([0.5]), pa.array([0.25])]
+    pq.write_table(pa.table({"id": ["a"], "probabilities": pa.StructArray.from_arrays(arrays, fields=fields)}), path)
+    with pytest.raises(DataError, match="column 'probabilities' is of type struct<"):
+        read_logits_file(str(path), CLASSES)
+    numbers = [[decimal.Decimal("0.50"), decimal.Decimal("-1.25"), decimal.Decimal("2.00")][: len(CLASSES)]]
+    pq.write_table(pa.table({"id": ["a"], "logits": pa.array(numbers, pa.list_(pa.decimal128(5, 2)))}), path)
+    np.testing.assert_array_equal(read_logits_file(str(path), CLASSES).of(["a"])[0], [float(n) for n in numbers[0]])

@@ -123,7 +123,9 @@ def test_a_teacher_that_was_never_started_is_refused(copy):
 )
 def test_a_broken_task_record_is_refused(copy, values, message):
     update_json(copy / "task.json", **values)
-    with pytest.raises(UserError, match=f"task.json: {message}.*start the experiment again"):
+    with pytest.raises(
+        UserError, match=f"task.json: {message}.*remove this file and run python -m xtransfer.main again"
+    ):
         find_run(Workdir(copy), "teacher", None, "last")
 
 

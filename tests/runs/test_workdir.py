@@ -1,11 +1,12 @@
 """The workdir and the config recorded in it."""
 
 import dataclasses
+import json
 
 import pytest
 
 from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, PretrainConfig, TransferConfig
-from xtransfer.errors import UserError
+from xtransfer.errors import CheckpointError, UserError
 from xtransfer.runs.workdir import (
     Workdir,
     as_record,
@@ -13,6 +14,7 @@ from xtransfer.runs.workdir import (
     check_settings_unchanged,
     check_unchanged,
     read_config,
+    read_task,
     record,
 )
 
@@ -114,3 +116,33 @@ def test_a_missing_or_broken_record_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
         read_config(Workdir(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_languages": ["de", "de", "fr"]}, "target_languages has 'de' twice"),
+        ({"labels": ["a", "a"]}, "labels has 'a' twice"),
+        ({"teachers": []}, "teachers = \\[\\], expected an object by name"),
+    ],
+)
+def test_a_task_record_that_cannot_be_is_named_with_a_remedy_that_keeps_the_work(tmp_path, change, message):
+    facts = {"name": "files", "labels": ["a", "b"], "synthetic": False, "source_language": "en"}
+    facts |= {"target_languages": ["de"], "teacher_checkpoint": "1", "student_checkpoint": "2"}
+    workdir = Workdir(tmp_path)
+    record(workdir.task, facts)
+    assert read_task(workdir).target_languages == ("de",)
+    workdir.task.write_text(json.dumps(facts | change))
+    with pytest.raises(CheckpointError, match=f"{message}: remove this file and run python -m xtransfer.main again"):
+        read_task(workdir)
+
+
+def test_further_teachers_of_another_kind_in_a_record_are_named(tmp_path):
+    path = tmp_path / "config.json"
+    for value in ([], {"x": 5}):
+        record(path, as_record(ExperimentConfig()) | {"teachers": value})
+        with pytest.raises(
+            CheckpointError, match=r"config\.json: teachers = .*, expected an object by name: restore it"
+        ):
+            check_settings_unchanged(path, ExperimentConfig())
+        path.unlink()

@@ -282,7 +282,7 @@ def _check_pattern(config: TaskConfig) -> None:
 
 
 def _file(config: TaskConfig, split: str, language: str) -> Path:
-    path = config.path.replace("{language}", language).replace("{split}", split)
+    path = re.sub(r"\{(language|split)\}", lambda match: {"language": language, "split": split}[match[1]], config.path)
     return user_path(config.data_dir) / path
 
 

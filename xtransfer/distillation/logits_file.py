@@ -9,6 +9,7 @@ is checked before anything is trained, and an error names the file and the row. 
 through the same interface as those of a model.
 """
 
+import decimal
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class LogitsFile:
         """
         missing = [id_ for id_ in ids if id_ not in self.row_by_id]
         if missing:
-            others = [id_ for id_ in self.row_by_id if id_ not in set(ids)]
+            known = set(ids)
+            others = [id_ for id_ in self.row_by_id if id_ not in known]
             hint = f"; a row that is left over has the id {others[0]!r}" if others else ""
             raise DataError(
                 f"{self.path}: no row for {len(missing):,} of {len(ids):,} examples, such as {missing[0]!r}{hint}: "
@@ -220,6 +222,10 @@ def _label(value: Any, classes: Sequence[str], where: str) -> list[float]:
 def _by_class(value: Any, classes: Sequence[str], where: str, column: str) -> dict[str, Any]:
     """Return an object's values by class, without those that a Parquet structure has only for other rows."""
     if _is_map(value):
+        keys = [name for name, _ in value]
+        twice = next((name for name in keys if keys.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{where}: column {column!r} has the class {twice!r} twice: remove one of them")
         value = dict(value)
     if not isinstance(value, dict):
         kinds = "a list or an object by class" if column == "logits" else "an object by class"
@@ -240,7 +246,7 @@ def _is_map(value: Any) -> bool:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise DataError(f"{where} has {kind_of(value)}, expected a number")
     try:
         number = float(value)

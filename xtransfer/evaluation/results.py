@@ -210,6 +210,8 @@ def _row(line: bytes) -> dict[str, Any]:
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):
             raise ValueError(f"{key} = {row[key]!r}, expected {kind.__name__}")
+    if row["count"] < 1 or not row["language"]:
+        raise ValueError(f"count = {row['count']} and language = {row['language']!r}, expected 1 or more, and a name")
     if row["selection"] not in SELECTIONS:
         raise ValueError(f"no selection {row['selection']!r}{nearest(row['selection'], SELECTIONS)}")
     if row["metric"] != CHANCE:

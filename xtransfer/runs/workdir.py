@@ -159,13 +159,17 @@ def read_config(workdir: Workdir) -> ExperimentConfig:
 
 def read_task(workdir: Workdir) -> TaskRecord:
     """Read the task as the experiment recorded it; a UserError says if the record is missing or broken."""
-    path, remedy = workdir.task, "start the experiment again with python -m xtransfer.main"
+    path, remedy = workdir.task, _TASK_REMEDY
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file: {remedy}")
+        raise CheckpointError(f"{path}: no such file: start the experiment again with python -m xtransfer.main")
     facts = storage.read_object(path, remedy)
     for key in ("labels", "target_languages"):
-        if not isinstance(facts.get(key), list) or not all(isinstance(name, str) for name in facts[key]):
-            raise CheckpointError(f"{path}: {key} = {facts.get(key)!r}, expected a list of names: {remedy}")
+        names = facts.get(key)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"{path}: {key} = {names!r}, expected a list of names: {remedy}")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise CheckpointError(f"{path}: {key} has {twice!r} twice: {remedy}")
     for key in ("name", "source_language", "teacher_checkpoint", "student_checkpoint"):
         if not isinstance(facts.get(key), str):
             raise CheckpointError(f"{path}: {key} = {facts.get(key)!r}, expected text: {remedy}")
@@ -173,6 +177,9 @@ def read_task(workdir: Workdir) -> TaskRecord:
         raise CheckpointError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
     if not isinstance(facts.get("multi_label", False), bool):
         raise CheckpointError(f"{path}: multi_label = {facts['multi_label']!r}, expected true or false: {remedy}")
+    further = facts.get("teachers", {})
+    if not isinstance(further, dict):
+        raise CheckpointError(f"{path}: teachers = {further!r}, expected an object by name: {remedy}")
     return TaskRecord(
         name=facts["name"],
         labels=tuple(facts["labels"]),
@@ -185,7 +192,7 @@ def read_task(workdir: Workdir) -> TaskRecord:
         has_train=facts.get("train") is not False,
         has_dev=facts.get("dev") is not False,
         teacher_logits=str(facts.get("teacher_logits", "")),
-        teachers={str(name): str(value) for name, value in facts.get("teachers", {}).items()},
+        teachers={str(name): str(value) for name, value in further.items()},
     )
 
 
@@ -226,6 +233,9 @@ def check_settings_unchanged(path: Path, config: ExperimentConfig | PretrainConf
     if path.exists():
         recorded = _filled_in(as_record(type(config)()), _read(path))
         for key, schema in mappings(type(config)).items():
+            entries = recorded[key]
+            if not isinstance(entries, dict) or not all(isinstance(values, dict) for values in entries.values()):
+                raise CheckpointError(f"{path}: {key} = {entries!r}, expected an object by name: {_CONFIG_REMEDY}")
             recorded[key] = {name: _filled_in(as_record(schema()), values) for name, values in recorded[key].items()}
         _refuse_differences(path, recorded, as_record(config))
 
@@ -259,4 +269,11 @@ def _record(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return storage.read_object(path, "choose another directory")
+    return storage.read_object(path, _TASK_REMEDY if path.name == "task.json" else _CONFIG_REMEDY)
+
+
+_TASK_REMEDY = "remove this file and run python -m xtransfer.main again, which writes it anew"
+_CONFIG_REMEDY = (
+    "restore it from a backup, or remove it and run the command that wrote it again, with the same settings: finished "
+    "work stays"
+)

@@ -85,7 +85,8 @@ def rows(stream: BinaryIO, name: str, ending: str, delimiter: Delimiter | None =
 def kind_of(value: Any) -> str:
     """Return the kind of a JSON or Parquet value in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    numbers = (int, float)
+    return names.get(type(value), "a number" if isinstance(value, numbers) else f"a {type(value).__name__}")
 
 
 def _read_tsv(numbered: Lines, path: Path, delimiter: Delimiter | None = None) -> Iterator[Row]:

@@ -100,7 +100,7 @@ def _columns(
         type_ = schema.field(name).type
         if name in lists and any(is_list(type_) for is_list in _LISTS):
             type_ = type_.value_type
-        if not (_is_readable(type_) or (nested and types.is_nested(type_))):
+        if not (_is_readable(type_) or (nested and _is_readable_below(type_))):
             raise DataError(f"{path}: column {name!r} is of type {type_}, expected text or a number")
     return [name for name in schema.names if name in requested]
 
@@ -108,6 +108,15 @@ def _columns(
 def _is_readable(type_: pa.DataType) -> bool:
     inner = type_.value_type if types.is_dictionary(type_) else type_
     return any(fits(inner) for fits in _READABLE)
+
+
+def _is_readable_below(type_: pa.DataType) -> bool:
+    """Return whether a list, structure, or map has readable types inside, and each field once."""
+    if not types.is_nested(type_):
+        return _is_readable(type_) or types.is_decimal(type_) or types.is_float16(type_)
+    fields = [type_.field(i) for i in range(type_.num_fields)]
+    distinct = len({field.name for field in fields}) == len(fields)
+    return distinct and all(_is_readable_below(field.type) for field in fields)
 
 
 _LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
