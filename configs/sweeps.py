@@ -9,8 +9,18 @@ Each point is the quickstart with `vanilla` and `monox_kd` on five labelled samp
 the intervals cover the sample that a user happens to have. The first sweep trains teachers and `vanilla` at its first
 point only. `python -m xtransfer.report --workdir DIR` prints a table again, and DIR/report has its chart.
 
-Measured at full length: not yet. README.md, under Sweeps, quotes shorter runs of such commands. The tables belong here,
-from runs/temperatures/report/sweep.md and runs/labels/report/sweep.md, with the date, the commit, and the time.
+Measured at c1a7af4 on 2026-11-30, accuracy in % averaged over de, fr, ja; the English teachers reach 93.4 ± 0.4:
+
+| transfer.temperature | vanilla | monox_kd | gain of monox_kd, 95 % interval over samples |
+| ---: | ---: | ---: | ---: |
+| 0.1 | 87.0 ± 2.0 | 92.4 ± 0.6 | +5.4 [+2.3, +8.5] |
+| 0.5 | 87.0 ± 2.0 | 92.8 ± 0.3 | +5.7 [+3.0, +8.4] |
+| 1 | 87.0 ± 2.0 | 92.6 ± 0.3 | +5.6 [+2.9, +8.3] |
+| 2 | 87.0 ± 2.0 | 93.1 ± 0.3 | +6.1 [+3.3, +8.8] |
+| 4 | 87.0 ± 2.0 | 92.8 ± 0.5 | +5.8 [+2.9, +8.7] |
+
+So the temperature hardly matters here. The second sweep has not been run at full length; README.md, under Sweeps, quotes a
+shorter one.
 """
 
 import runpy
