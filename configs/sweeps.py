@@ -19,8 +19,8 @@ Measured at c1a7af4 on 2026-11-30, accuracy in % averaged over de, fr, ja; the E
 | 2 | 87.0 ± 2.0 | 93.1 ± 0.3 | +6.1 [+3.3, +8.8] |
 | 4 | 87.0 ± 2.0 | 92.8 ± 0.5 | +5.8 [+2.9, +8.7] |
 
-So the temperature hardly matters here. The second sweep has not been run at full length; README.md, under Sweeps, quotes a
-shorter one.
+So the temperature hardly matters here. The second sweep has not been run at full length; README.md quotes a shorter
+one, under Sweeps.
 """
 
 import runpy

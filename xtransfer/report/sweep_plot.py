@@ -2,6 +2,7 @@
 
 import io
 import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from xtransfer.report.plot import colours, drawable
 
 _MANY_TIMES = 4  # the largest over the smallest value, from which on a scale is logarithmic
+_PER_INCH = 13  # characters of the heading
 _COLUMNS = 3  # panels side by side
 
 
@@ -91,7 +93,8 @@ def _plot(panels: Sequence[Panel], title: str, note: str) -> bytes:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel(panels[0].y_label)
-    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
+    lines = [line for text in (title, note) for line in textwrap.wrap(text, int(figure.get_figwidth() * _PER_INCH))]
+    figure.suptitle("\n".join(lines), fontsize=10)
     handles = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
