@@ -85,7 +85,8 @@ def test_a_teacher_of_another_kind_of_task_is_refused(config_file, exported, tmp
     )
     flags = ["--config.task.labels=('bad','good')", "--config.teacher.steps=2", "--config.teacher.pooling=cls"]
     run(load(str(file), [*FAST, *flags]), one_label)
-    asked = [*FAST, f"--config.teacher.checkpoint={one_label / 'teacher'}", "--config.teacher.steps=0"]
+    labels = f"--config.task.labels={label_sets.LABELS!r}"  # otherwise the teacher's classes are the task's
+    asked = [*FAST, labels, f"--config.teacher.checkpoint={one_label / 'teacher'}", "--config.teacher.steps=0"]
     with pytest.raises(UserError, match=r"its classes are bad, good, the task's are books, music, positive"):
         run(load(str(config_file), asked), tmp_path / "run")
     config_json = exported / "config.json"
