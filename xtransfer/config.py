@@ -7,6 +7,7 @@ key by key. Everything else in the package takes its settings from those.
 A field `Mapping[str, X]` (see `mapping`) has an entry for each name that a config file or a flag uses, as in
 `objective.monox_kd.temperature`. Entries are checked like any other group, and one that sets nothing is left out. The
 entries of `teachers` are different: only the config file names them, and they take from `teacher` what they do not set.
+`students` are like them, and take from `student`.
 """
 
 import dataclasses
@@ -104,6 +105,11 @@ class TaskConfig:
     unlabelled_from: str = setting("split", choices=("none", "split", "train_rest", "file"))
     unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all
     unlabelled_file: str = setting("", is_path=True)  # for unlabelled_from = "file"; columns as below
+    # Unlabelled text in target languages, which only objectives with data = "target" read. "train" is the train split
+    # without its labels.
+    target_text_from: str = setting("split", choices=("split", "train", "file"))
+    target_text: int = setting(0, at_least=0)  # examples of each target language; 0 = all
+    target_text_file: str = setting("", is_path=True)  # for target_text_from = "file"; columns as below
     held_out_dev: int = setting(0, at_least=0)  # dev examples to hold out of train, if needed; 0 = a tenth
     held_out_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     empty_text: str = setting("error", choices=("error", "skip"))
@@ -134,6 +140,11 @@ class TaskConfig:
             raise ConfigError(
                 f"config key {prefix}unlabelled_file is {self.unlabelled_file!r} and {prefix}unlabelled_from is "
                 f"{self.unlabelled_from!r}: name a file if, and only if, that is 'file'"
+            )
+        if (self.target_text_from == "file") != bool(self.target_text_file):
+            raise ConfigError(
+                f"config key {prefix}target_text_file is {self.target_text_file!r} and {prefix}target_text_from is "
+                f"{self.target_text_from!r}: name a file if, and only if, that is 'file'"
             )
         if self.label_separator and not self.multi_label:
             raise ConfigError(
@@ -354,8 +365,13 @@ class ObjectiveConfig:
 
     # Only for an objective of your own: the one that it starts from, and what it reads
     base: str | None = None
-    data: str | None = setting(None, choices=("labelled", "all"))  # "all" = the unlabelled text as well
-    teacher: str | None = setting(None, choices=("none", "monolingual", "vanilla"))  # whose logits it reads
+    # "all" = the unlabelled text as well; "target" = unlabelled text in target languages, and nothing else
+    data: str | None = setting(None, choices=("labelled", "all", "target"))
+    teacher: str | None = None  # whose logits it reads: "none", "monolingual", or the name of another objective
+    # Only with data = "target": the languages whose text it learns from, and the only ones that it is scored in.
+    # () = all target languages, and scored in the source language too.
+    languages: tuple[str, ...] | None = None
+    student: str | None = None  # the encoder that it trains, a name of `students`; "" = `student`
     pseudo_labels: bool | None = None  # whether the teacher's prediction stands in for a missing label
     # The two terms of the loss
     hard_weight: float | None = setting(None, at_least=0)
@@ -397,6 +413,8 @@ class ExperimentConfig:
     # Further teachers, by name
     teachers: Mapping[str, FurtherTeacherConfig] = mapping(inherits="teacher", shared=ModelConfig)
     student: ModelConfig = ModelConfig()
+    # Further encoders by name, for objectives of your own that train another one (`objective.NAME.student`)
+    students: Mapping[str, ModelConfig] = mapping(inherits="student", shared=ModelConfig)
     transfer: TransferConfig = TransferConfig()
     # By name: an objective that differs from `transfer`, one of your own, or "teacher" for the teacher's fine-tuning
     objective: Mapping[str, ObjectiveConfig] = mapping(names=(*_OBJECTIVES, "teacher"))
@@ -457,6 +475,7 @@ class ExperimentConfig:
                 f"{len(teachers)} items: they are paired, so give as many of one as of the other, or leave one empty"
             )
         self._check_teachers(prefix)
+        self._check_students(prefix)
         if self.objective.get("teacher", ObjectiveConfig()) != ObjectiveConfig() and not self.trains_teachers:
             raise ConfigError(
                 f"config key {prefix}objective.teacher has settings, but no teacher is trained here: leave them out"
@@ -494,6 +513,16 @@ class ExperimentConfig:
         return {"teacher": self.teacher, **{f"teachers.{name}": teacher for name, teacher in self.teachers.items()}}
 
     @property
+    def encoders(self) -> dict[str, ModelConfig]:
+        """The students' encoders by config key: "student", and "students.NAME" for each further one."""
+        return {"student": self.student, **{f"students.{name}": encoder for name, encoder in self.students.items()}}
+
+    def encoder_of(self, objective: str) -> str:
+        """Return the config key of the encoder that an objective trains."""
+        name = self.objective[objective].student if objective in self.objective else ""
+        return f"students.{name}" if name else "student"
+
+    @property
     def trains_teachers(self) -> bool:
         """Whether the experiment trains a teacher."""
         return any(member.learns for member in self.members.values())
@@ -508,15 +537,46 @@ class ExperimentConfig:
         languages = dict.fromkeys(language for member in self.members for language in self.languages_of(member))
         return tuple(language for language in languages if language != self.task.source_language)
 
+    def _check_students(self, prefix: str) -> None:
+        """Refuse encoders that no objective trains, and objectives whose encoder does not exist."""
+        _check_folders(f"{prefix}students", "student", self.students)
+        used = {settings.student for settings in self.objective.values() if settings.student}
+        for name, settings in self.objective.items():
+            if settings.student and settings.student not in self.students:
+                shown = ", ".join(self.students) or "none"
+                raise ConfigError(
+                    f"config key {prefix}objective.{name}.student is {settings.student!r}: students has no such entry "
+                    f"(its entries: {shown})"
+                )
+            if settings.languages:
+                self._check_without_dev(f"{prefix}objective.{name}.languages", name, prefix)
+        for name in self.students:
+            if name not in used:
+                raise ConfigError(
+                    f"config key {prefix}students.{name}: no objective trains it: name it in objective.NAME.student, "
+                    "or leave it out"
+                )
+
+    def _check_without_dev(self, key: str, objective: str, prefix: str) -> None:
+        """Refuse what is selected or fitted on source dev, for an objective that does not know the source language."""
+        role = self.encoder_of(objective)
+        needs = {
+            f"{role}.patience": self.encoders[role].patience > 0,
+            "calibration.temperature": self.calibration.temperature,
+            "calibration.threshold": self.calibration.threshold,
+            "transfer.fitted_thresholds": self.transfer.fitted_thresholds,
+        }
+        for other, is_set in needs.items():
+            if is_set:
+                raise ConfigError(
+                    f"config key {prefix}{other} uses the source language's dev split, and {key} leaves that language "
+                    f"out: leave {other} at its default, or give no languages"
+                )
+
     def _check_teachers(self, prefix: str) -> None:
         """Refuse teachers that contradict each other or the task."""
         task, members = self.task, self.members
-        for name in self.teachers:
-            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
-                raise ConfigError(
-                    f"config key {prefix}teachers: a teacher's name becomes the name of a folder, so {name!r} must "
-                    "consist of small letters, digits, '-', and '_', and start with a letter"
-                )
+        _check_folders(f"{prefix}teachers", "teacher", self.teachers)
         if not any(task.source_language in self.languages_of(member) for member in members):
             raise ConfigError(
                 f"config key {prefix}teacher.languages is {self.teacher.languages!r}: no teacher reads "
@@ -553,6 +613,16 @@ class ExperimentConfig:
             raise ConfigError(
                 f"config key {prefix}transfer.teacher_mean is {self.transfer.teacher_mean!r}, but there is only one "
                 "teacher: leave it at 'probabilities', or add others to teachers"
+            )
+
+
+def _check_folders(key: str, kind: str, names: Iterable[str]) -> None:
+    """Refuse names of teachers or students that cannot be the name of a folder everywhere."""
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
+            raise ConfigError(
+                f"config key {key}: a {kind}'s name becomes the name of a folder, so {name!r} must consist of small "
+                "letters, digits, '-', and '_', and start with a letter"
             )
 
 
@@ -835,7 +905,7 @@ def _with_inherited(values: dict[str, Any], schema: type) -> dict[str, Any]:
 
 
 def _inheriting(entry: Any, shared: Mapping[str, Any]) -> Any:
-    """Return the values of a teacher's entry with shared ones in place of those that it does not set.
+    """Return the values of an entry with shared ones in place of those that it does not set.
 
     The length of training is one setting with two keys. What only training uses is not taken by a teacher that has
     none, so that its entry need not set it to 0.
@@ -973,7 +1043,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 def is_changeable(key: str) -> bool:
     """Return whether a setting may differ between two starts in one workdir: those of all teachers are like one's."""
-    return re.sub(r"^teachers\.[^.]+\.", "teacher.", key) in CHANGEABLE
+    return re.sub(r"^(teacher|student)s\.[^.]+\.", r"\1.", key) in CHANGEABLE
 
 
 def cache_dir(task: TaskConfig) -> Path:

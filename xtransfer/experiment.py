@@ -40,7 +40,7 @@ from xtransfer.distillation.teachers import mean, trained_objectives
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.evaluation import metrics, recalibration, results
-from xtransfer.evaluation.evaluator import Run, dev_scores, evaluate, rows_of
+from xtransfer.evaluation.evaluator import Run, dev_scores, evaluate, rows_of, settings_of
 from xtransfer.evaluation.evaluator import runs as runs_of
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.runs import costs, encoders, plan, sharing, starts, teachers
@@ -111,7 +111,7 @@ def run(
         workdirs.record(workdir.task, facts)
         starts.record(workdir)
         processes.on_first(lambda: workdir.finished.unlink(missing_ok=True))
-        for role in (*models.teachers, encoders.STUDENT):
+        for role in (*models.teachers, *models.students):
             processes.on_first(functools.partial(encoders.save, workdir, role, models.base(role)))
         _take_over(workdir, config, facts, others)
         draws = draws_of(config)
@@ -209,7 +209,7 @@ def check(config: ExperimentConfig) -> None:
     configured_objectives(config)
     _load(teachers.with_classes(config))
     readers = {member: settings for member, settings in config.members.items() if not settings.is_file}
-    for role, settings in {**readers, encoders.STUDENT: config.student}.items():
+    for role, settings in {**readers, **config.encoders}.items():
         directory = teachers.description_directory(settings)
         ModelInputs(role, settings, shards=1, token_cache=None, directory=directory)
 
@@ -292,7 +292,8 @@ class Stages:
         self.workdir, self.config, self.models, self.examples = workdir, config, models, examples
         self._target_examples, self.others, self._tracking = target_dev, others, tracking
         self._files = files
-        self._stores: dict[Path, LogitsStore] = {}
+        self._stores: dict[tuple[Path, str], LogitsStore] = {}
+        self._datasets: dict[tuple[str, ...], Dataset] = {}
 
     def train_teachers(self) -> None:
         """Run stage 1: fine-tune each monolingual encoder on L, or take a ready-made one over. A file needs neither."""
@@ -321,24 +322,29 @@ class Stages:
 
     def train_student(self, objective: Objective, seed: int) -> None:
         """Run stages 2 and 3: label the text with the objective's teacher, then train the student."""
-        student, directory = self.models.student, self.workdir.student(objective.name, seed)
+        student, directory = self.models.student_of(objective.name), self.workdir.student(objective.name, seed)
         if student.is_trained(directory):
             return
-        dataset = self._everything if objective.data == "all" else self._labelled
+        dataset = self._text(student, objective)
         if objective.teacher != "none":
-            if objective.teacher == "vanilla":
-                store = self._label(student, self.workdir.student("vanilla", seed), self.examples.everything)
-            else:
+            name = objective.student_teacher
+            labeller: Finetuner | None
+            if name is not None:
+                labeller, labelled_by = self.models.student_of(name), self.workdir.student(name, seed)
+                is_target = objective.data == "target"
+                examples = self.examples.of(objective) if is_target else self.examples.everything
+                store = self._label(self.models.student_of(name), labelled_by, examples)
+            else:  # if its logits are cut, a single teacher that is a model, see `ExperimentConfig.check`
+                labeller, labelled_by = self.models.teachers.get(workdirs.TEACHER), self.workdir.teacher
                 store = self._teachers_store
             logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
-            if objective.pseudo_labels and self.config.transfer.fitted_thresholds:
-                if objective.teacher == "vanilla":
-                    logits = logits - self._cuts(student, self.workdir.student("vanilla", seed))
-                else:  # a single teacher that is a model, see `ExperimentConfig.check`
-                    logits = logits - self._cuts(self.models.teacher, self.workdir.teacher)
+            if objective.pseudo_labels and self.config.transfer.fitted_thresholds and labeller is not None:
+                logits = logits - self._cuts(labeller, labelled_by)
             dataset = replace(dataset, teacher_logits=logits)
+        knows_source = not objective.languages
         objective = self._with_class_factors(objective, self.examples.labelled)
-        dev, target_dev = self._dev, self._target_dev
+        dev = self._dev(student) if knows_source else None  # without it, the last checkpoint is used
+        target_dev = self._target_dev(student) if knows_source else {}
         with costs.recorded(self.workdir, "students", directory, student.trained):
             student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev, self._tracking)
 
@@ -427,15 +433,16 @@ class Stages:
 
     def _label(self, model: Finetuner, directory: Path, examples: Sequence[Example]) -> LogitsStore:
         """Run stage 2: store the logits of the model trained in `directory` for examples, unless they are stored."""
-        if directory in self._stores:
-            return self._stores[directory]
+        fingerprint = transfer_set.fingerprint(examples)
+        if (directory, fingerprint) in self._stores:
+            return self._stores[directory, fingerprint]
         with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
             params = checkpoints.restore_params(selected_steps(directory)["source_dev"], model.abstract_params())
         key: dict[str, Any] = {
             "teacher_fingerprint": hf_checkpoint.fingerprint_params(params),
             "tokenizer_fingerprint": tokenizer_fingerprint(model.inputs.tokenizer),
             "max_length": model.settings.max_length,
-            "data_fingerprint": transfer_set.fingerprint(examples),
+            "data_fingerprint": fingerprint,
         }
         store = self._open_store(key, model.labels, examples)
         if not processes.on_first(lambda: store.complete):
@@ -451,7 +458,7 @@ class Stages:
                     return model.predict(params, dataset.take(indices), progress.advance)
 
                 label(store, predict)
-        self._stores[directory] = store
+        self._stores[directory, fingerprint] = store
         return store
 
     def _stored(self, file: LogitsFile, examples: Sequence[Example]) -> LogitsStore:
@@ -477,21 +484,24 @@ class Stages:
     def _dataset(self, model: Finetuner, sample: Sequence[Example]) -> Dataset:
         return model.dataset(sample, self.examples.drawn_from)
 
-    @functools.cached_property
-    def _everything(self) -> Dataset:
-        return self._dataset(self.models.student, self.examples.everything)
+    def _text(self, model: Finetuner, objective: Objective) -> Dataset:
+        """Return the text that an objective learns from, as an encoder reads it."""
+        key = (model.role, objective.data, *objective.languages)
+        if key not in self._datasets:
+            self._datasets[key] = self._dataset(model, self.examples.of(objective))
+        return self._datasets[key]
 
-    @functools.cached_property
-    def _labelled(self) -> Dataset:
-        return self._dataset(self.models.student, self.examples.labelled)
+    def _dev(self, model: Finetuner) -> Dataset | None:
+        return self._split(model, "dev", self.examples.dev) if self.examples.dev else None
 
-    @functools.cached_property
-    def _dev(self) -> Dataset | None:
-        return self.models.student.dataset(self.examples.dev) if self.examples.dev else None
+    def _target_dev(self, model: Finetuner) -> dict[str, Dataset]:
+        return {name: self._split(model, f"dev {name}", split) for name, split in self._target_examples.items()}
 
-    @functools.cached_property
-    def _target_dev(self) -> dict[str, Dataset]:
-        return {name: self.models.student.dataset(examples) for name, examples in self._target_examples.items()}
+    def _split(self, model: Finetuner, name: str, examples: Sequence[Example]) -> Dataset:
+        """Return a whole split of this name, as an encoder reads it."""
+        if (model.role, name) not in self._datasets:
+            self._datasets[model.role, name] = model.dataset(examples)
+        return self._datasets[model.role, name]
 
 
 def _mean_and_largest(values: np.ndarray | None) -> tuple[float, float]:
@@ -533,7 +543,7 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
             roles = sharing.roles_of(config, mine.objective)
             if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, roles)):
                 continue
-            steps = (config.teacher if mine.objective == workdirs.TEACHER else config.student).known_steps
+            steps = settings_of(mine, config).known_steps
             if processes.on_first(functools.partial(sharing.is_whole, their.directory)) and loop.finished(
                 their.directory, steps
             ):
@@ -607,14 +617,17 @@ def _copy_run(workdir: Workdir, mine: Run, other: Workdir, their: Run) -> None:
 
 def _check_weights(workdir: Workdir, config: ExperimentConfig, models: Models) -> None:
     """Refuse to start if a model is still to be trained and its base checkpoint is gone."""
-    students = [run.directory for run in runs_of(workdir, config) if run.objective != workdirs.TEACHER]
+    students: dict[str, list[Path]] = {role: [] for role in models.students}
+    for run in runs_of(workdir, config):
+        if run.objective != workdirs.TEACHER:
+            students[config.encoder_of(run.objective)].append(run.directory)
     directories = {
         member: [directory for other, _, directory in teachers.runs(workdir, config) if other == member]
         for member in models.teachers
     }
     for model, runs in [
         *((models.teachers[member], directories[member]) for member in directories),
-        (models.student, students),
+        *((models.students[role], students[role]) for role in students),
     ]:
         trained = [model.is_trained(directory) for directory in runs]  # a list: all processes take part
         if not all(trained):
@@ -629,12 +642,14 @@ def _planned_stages(
     sample = examples.labelled or examples.everything
     work = {
         role: plan.Work(model.compiled_steps.matmul_parameters, model.inputs.mean_tokens(sample))
-        for role, model in {**models.teachers, encoders.STUDENT: models.student}.items()
+        for role, model in {**models.teachers, **models.students}.items()
     }
-    student, objectives = work[encoders.STUDENT], definitions(config)
+    objectives = definitions(config)
     all_runs = runs_of(workdir, config)
     runs = [(objectives[run.objective], run) for run in all_runs if run.objective != workdirs.TEACHER]
-    missing = [(objective, run) for objective, run in runs if not models.student.is_trained(run.directory)]
+    missing = [
+        (objective, run) for objective, run in runs if not models.student_of(run.objective).is_trained(run.directory)
+    ]
     steps, steps_by_objective = _steps(config, examples)
     stages = []
     for member, model in models.teachers.items():
@@ -650,29 +665,37 @@ def _planned_stages(
         times = f"{len(directories)} × " if len(directories) > 1 else ""
         stages.append(plan.Stage(member, f"{times}{plan.length([steps[member]], settings)}", seconds))
 
-    # The monolingual teachers of a draw label once for all seeds, and each seed's vanilla student for itself.
+    # The monolingual teachers of a draw label once for all seeds, and each seed's students for themselves.
     everything = examples.everything
-    labellers: dict[tuple[str, str, int], int] = {}  # (draw, role, seed) -> number of examples
+    labellers: dict[tuple[str, str, str, int], int] = {}  # (draw, role, text, seed) -> number of examples
     for objective, run in missing:
-        if objective.teacher == "vanilla":
-            labellers[run.id.draw, encoders.STUDENT, run.id.seed] = len(everything)
+        if objective.student_teacher is not None:
+            role, is_target = config.encoder_of(objective.student_teacher), objective.data == "target"
+            text = " ".join((objective.student_teacher, *objective.languages, *(["target"] if is_target else [])))
+            count = len(examples.of(objective) if is_target else everything)
+            labellers[run.id.draw, role, text, run.id.seed] = count
         elif objective.teacher == "monolingual":
             for member in models.teachers:
-                labellers[run.id.draw, member, -1] = len(teachers.read_by(config, member, everything))
+                labellers[run.id.draw, member, "", -1] = len(teachers.read_by(config, member, everything))
     if labellers:
-        seconds = sum(work[role].inference_seconds(machine, count) for (_, role, _), count in labellers.items())
+        seconds = sum(work[role].inference_seconds(machine, count) for (_, role, *_), count in labellers.items())
         counts = sorted(set(labellers.values()))
         size = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
         stages.append(plan.Stage("labelling", f"{len(labellers)} × {size} examples", seconds))
 
     oracle = task.target_languages if config.oracle else ()
     scored = len(examples.dev) + sum(len(task.load("dev", language)) for language in oracle)
-    dev = config.student.evaluations * student.inference_seconds(machine, scored)
-    seconds = sum(
-        student.training_seconds(machine, steps_by_objective[run.objective], config.student.batch_size) + dev
-        for _, run in missing
-    )
-    programs = {(objective.loss_settings(), steps_by_objective[run.objective]) for objective, run in missing}
+    seconds = 0.0
+    for objective, run in missing:
+        role = config.encoder_of(run.objective)
+        encoder, student = config.encoders[role], work[role]
+        seconds += student.training_seconds(machine, steps_by_objective[run.objective], encoder.batch_size)
+        if not objective.languages:
+            seconds += encoder.evaluations * student.inference_seconds(machine, scored)
+    programs = {
+        (config.encoder_of(run.objective), objective.loss_settings(), steps_by_objective[run.objective])
+        for objective, run in missing
+    }
     seconds += len(programs) * machine.compile_seconds
     size = f"{len(runs)} × {plan.length(list(steps_by_objective.values()), config.student)}"
     stages.append(plan.Stage("students", size, seconds if missing else None))
@@ -684,7 +707,7 @@ def _planned_stages(
         for language in (task.source_language, *task.target_languages)
     )
     selected = 2 + bool(config.student.average_last) + config.oracle  # at most
-    seconds = selected * unscored * student.inference_seconds(machine, count)
+    seconds = selected * unscored * work[encoders.STUDENT].inference_seconds(machine, count)
     size = f"{len(runs)} × {selected} checkpoints, {count:,} examples each"
     stages.append(plan.Stage("evaluation", size, seconds if unscored else None))
     return stages
@@ -705,11 +728,10 @@ def _classes(examples: Sequence[Example]) -> list[int]:
 
 def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[dict[str, int], dict[str, int]]:
     """Return the number of steps of each teacher, and of a student by objective; a UserError says if none can be."""
-    count = {"all": len(examples.everything), "labelled": len(examples.labelled)}
-    by_objective = {
-        name: config.student.resolved(count[definitions(config)[name].data], "student.").steps
-        for name in config.objectives
-    }
+    by_objective = {}
+    for objective in configured_objectives(config):
+        role = config.encoder_of(objective.name)
+        by_objective[objective.name] = config.encoders[role].resolved(len(examples.of(objective)), f"{role}.").steps
     by_member = {
         member: settings.resolved(len(teachers.read_by(config, member, examples.labelled)), f"{member}.").steps
         for member, settings in config.members.items()

@@ -287,7 +287,7 @@ def test_kl_properties(student, teacher, temperature, temperature_on, shift):
         ("temperature_on", "student"),
         ("data", "some"),
         ("teacher", "none"),
-        ("teacher", "big"),
+        ("teacher", ""),
     ],
 )
 def test_invalid_values_are_refused_with_the_field_name(field, value):

@@ -65,6 +65,8 @@ def load_task(config: TaskConfig, further_sources: Sequence[str] = ()) -> Task:
     check_languages((task.source_language, *task.target_languages), f"the languages of task {config.name!r}")
     if config.unlabelled_from == "file":
         task = user_files.with_unlabelled_file(task, config)
+    if config.target_text_from == "file":
+        task = user_files.with_target_text_file(task, config)
     return _with_further_sources(task, config, further_sources) if further_sources else task
 
 
@@ -77,7 +79,13 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
                 "list the languages that are zero-shot targets"
             )
     labels = config.labels or (task.labels if config.name == "files" else ())
-    settings = dataclasses.replace(config, target_languages=(task.source_language,), labels=labels)
+    settings = dataclasses.replace(
+        config,
+        target_languages=(task.source_language,),
+        labels=labels,
+        target_text_from="split",
+        target_text_file="",
+    )
     others = {language: load_task(dataclasses.replace(settings, source_language=language)) for language in languages}
 
     def load(split: str, language: str) -> list[Example]:

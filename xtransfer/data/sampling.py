@@ -89,6 +89,28 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
     return without_labels(examples)
 
 
+def target_examples(examples: Sequence[Example], limit: int, seed: int, language: str) -> list[Example]:
+    """Return examples in a target language without their labels, in their order.
+
+    Args:
+      examples: the whole split.
+      limit: the number of examples; 0 takes all. For one seed, a smaller sample is a subset of a larger one.
+      seed: the seed of the sample.
+      language: the language, for the error.
+
+    Raises:
+      UserError: there are fewer than `limit`, or none.
+    """
+    if limit > len(examples) or not examples:
+        raise ConfigError(
+            f"task.target_text {limit} is more than available in {language}: {len(examples)}; 0 takes all"
+        )
+    if limit:
+        indices = _shuffled(range(len(examples)), seed, 0)[:limit]
+        examples = [examples[i] for i in sorted(indices)]
+    return without_labels(examples)
+
+
 def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Split labelled examples into a training set and a held-out set, both in the given order.
 

@@ -129,13 +129,32 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
       UserError: the file is missing. On loading: it is malformed, or it has single texts for a task with pairs, or
         pairs for a task with single texts.
     """
-    path = user_path(config.unlabelled_file)
+    return _with_text_file(task, config, "unlabelled_file", (task.source_language,))
+
+
+def with_target_text_file(task: Task, config: TaskConfig) -> Task:
+    """Return the task with the rows of `config.target_text_file` as the unlabelled splits of its target languages.
+
+    Raises:
+      UserError: as `with_unlabelled_file`; or there are several target languages, and no column says whose a row is.
+    """
+    if len(task.target_languages) > 1 and not config.language_column:
+        raise ConfigError(
+            f"task.target_text_file: there are {len(task.target_languages)} target languages, so name the file's "
+            "column of the language in task.language_column"
+        )
+    return _with_text_file(task, config, "target_text_file", task.target_languages)
+
+
+def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequence[str]) -> Task:
+    """Return the task with the rows of the file that a key names as the unlabelled split of some languages."""
+    path = user_path(getattr(config, key))
     if not path.is_file():
-        raise ConfigError(f"task.unlabelled_file {path}: no such file")
+        raise ConfigError(f"task.{key} {path}: no such file")
     columns = _columns(config, labelled=False)
 
     def load(split: str, language: str) -> list[Example]:
-        if (split, language) != (UNLABELLED, task.source_language):
+        if split != UNLABELLED or language not in languages:
             return task.load(split, language)
         has_pairs = any(example.text_pair is not None for example in task.load("test", language)[:1])
         if has_pairs != bool(config.pair_column):
@@ -144,6 +163,10 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
         has_languages = bool(config.language_column) and config.language_column in tables.column_names(
             path, Delimiter(config.delimiter)
         )
+        if len(languages) > 1 and not has_languages:
+            raise DataError(
+                f"{path}: no column {config.language_column!r} (task.language_column), which says the language of a row"
+            )
         file_columns = dataclasses.replace(columns, language=config.language_column if has_languages else "")
         records = _records(config, path, file_columns)
         if has_languages:

@@ -18,7 +18,7 @@ from xtransfer.data.task import SPLITS, Example, Task
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.describe.opinions import Opinion, opinions
 from xtransfer.distillation import transfer_set
-from xtransfer.distillation.objectives import check_classes, configured_objectives, effective_settings
+from xtransfer.distillation.objectives import Objective, check_classes, configured_objectives, effective_settings
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import MissingSplitError, UserError
 from xtransfer.runs import teachers
@@ -207,11 +207,15 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
         if not settings.is_file:
             place = teachers.description_directory(settings)
             readers.append(ModelInputs(member, settings, shards=devices, token_cache=token_cache, directory=place))
-    student = ModelInputs("student", experiment.student, shards=devices, token_cache=token_cache)
+    students = {
+        role: ModelInputs(role, settings, shards=devices, token_cache=token_cache)
+        for role, settings in experiment.encoders.items()
+    }
+    student = students["student"]
     first = draws_of(experiment)[0]
     experiment = first.apply(experiment)
     transfer = transfer_set.gather(experiment, task)
-    kinds = sorted({objective.data for objective in objectives}, reverse=True)
+    kinds = sorted({objective.data for objective in objectives} & TRAINING_SETS.keys(), reverse=True)
     sets = []
     for reader in readers:
         reads = _read_by(experiment, reader.role, transfer)
@@ -219,8 +223,12 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
         seed = teachers.seed(experiment, reader.role)
         sets.append(_training_sets(reader, reads, ["labelled"] if learns else [], seed, batches))
     sets.append(_training_sets(student, transfer, kinds, experiment.seeds[0], batches))
+    for objective in objectives:
+        if objective.data == "target":
+            reader = students[experiment.encoder_of(objective.name)]
+            sets.append(_target_sets(reader, transfer, objective, experiment.seeds[0], batches))
     counts, evaluated, missing = _splits(task, experiment.evaluation_splits, _needed(transfer))
-    measured = [one for measured_sets, _ in sets for one in measured_sets]
+    measured = list(dict.fromkeys(one for measured_sets, _ in sets for one in measured_sets))
     for (_, split), examples in evaluated.items():
         measured += [_measure(inputs, split, examples, inputs.tokens(examples)) for inputs in (*readers, student)]
     training_texts = {(example.text, example.text_pair) for example in transfer.everything}
@@ -228,7 +236,7 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
     for (language, split), examples in evaluated.items():
         if language == task.source_language:
             repeated[split] = sum((example.text, example.text_pair) in training_texts for example in examples)
-    roles = [inputs.role for inputs in (*readers, student)]
+    roles = [inputs.role for inputs in (*readers, *students.values())]
     target_examples = next(
         (examples for (language, _), examples in evaluated.items() if language != task.source_language), []
     )
@@ -243,7 +251,7 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
         unlabelled_from=experiment.task.unlabelled_from,
         models={
             inputs.role: f"{inputs.settings.checkpoint}, up to {inputs.cache.max_length} tokens"
-            for inputs in (*readers, student)
+            for inputs in (*readers, *students.values())
         },
         objectives=effective_settings(experiment),
         devices=devices,
@@ -286,8 +294,9 @@ def _read_by(experiment: ExperimentConfig, member: str, transfer: TransferSet) -
 
 
 def _transfer_counts(experiment: ExperimentConfig, task: Task, transfer: TransferSet) -> list[SetSize]:
-    """Return the sizes of L and U in each source language."""
-    return [
+    """Return the sizes of L and U in each source language, and of T, the text in each target language."""
+    targets = [_count(task, language, "T", examples) for language, examples in transfer.target.items()]
+    return targets + [
         _count(task, language, name, [example for example in examples if example.language == language])
         for language in (task.source_language, *experiment.further_sources)
         for name, examples in (("L", transfer.labelled), ("U", transfer.unlabelled))
@@ -339,6 +348,19 @@ def _training_sets(
                 part = [example for example in examples if example.language == language]
                 measured.append(_measure(inputs, name, part, tokens.take(rows)))
     return measured, [_packing(inputs, TRAINING_SETS[kind], sets[kind], seed, batches) for kind in kinds]
+
+
+def _target_sets(
+    inputs: ModelInputs, transfer: TransferSet, objective: Objective, seed: int, batches: int
+) -> tuple[list[MeasuredSet], list[PackedTraining]]:
+    """Measure the target text that an objective learns from, and pack batches from it."""
+    examples = transfer.of(objective)
+    tokens = inputs.tokens(examples, transfer.drawn_from)
+    measured = []
+    for language in dict.fromkeys(example.language for example in examples):
+        rows = np.array([i for i, example in enumerate(examples) if example.language == language], np.int64)
+        measured.append(_measure(inputs, "T", [examples[i] for i in rows], tokens.take(rows)))
+    return measured, [_packing(inputs, f"T of {objective.name}", tokens, seed, batches)]
 
 
 def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens: Tokens) -> MeasuredSet:

@@ -124,6 +124,11 @@ def _transfer_set(description: Description) -> Table:
                 labels = [_range([(count, size.examples)]) if size.name == "L" else "–" for count in size.labels]
                 source = "labels" if size.name == "L" else "none"
                 rows.append((source, language, size.name, f"{size.examples:,}", *labels, "–", "–", "–"))
+    for language in description.target_languages:
+        size = description.count("T", language)
+        if size.examples:
+            unknown = ["–"] * len(description.labels)
+            rows.append(("none", language, "T", f"{size.examples:,}", *unknown, "–", "–", "–"))
     for opinion in description.opinions:
         counts = [_range([(count, opinion.examples)]) for count in opinion.classes]
         agreement = "–" if opinion.agreement is None else f"{opinion.agreement:.1%}"

@@ -66,8 +66,12 @@ class Objective:
         `class_weights`; () = 1 for all.
       label_smoothing: ε, the probability that the target of the hard term spreads evenly over all classes.
       focal_gamma: γ in the factor (1 − p_target)^γ of the hard term; 0 = none.
-      data: "labelled" trains on the labelled source text, "all" on the unlabelled text as well.
-      teacher: "monolingual", "vanilla" (the student trained on labels alone), or "none".
+      data: "labelled" trains on the labelled source text, "all" on the unlabelled text as well, and "target" on
+        unlabelled text in target languages alone.
+      teacher: "monolingual", "none", or the objective whose student labels the text, such as "vanilla".
+      languages: with data "target", the languages that it reads and is scored in; () = all target languages, and
+        scored in the source language too.
+      student: the name of a further encoder that it trains; "" = the usual one.
     """
 
     name: str
@@ -83,13 +87,22 @@ class Objective:
     class_factors: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
-    data: Literal["labelled", "all"] = "labelled"
-    teacher: Literal["none", "monolingual", "vanilla"] = "none"
+    data: Literal["labelled", "all", "target"] = "labelled"
+    teacher: str = "none"
+    languages: tuple[str, ...] = ()
+    student: str = ""
+
+    @property
+    def student_teacher(self) -> str | None:
+        """The objective whose student is the teacher, if it is a student."""
+        return None if self.teacher in ("none", "monolingual") else self.teacher
 
     def loss_settings(self) -> "Objective":
         """Return the objective reduced to the fields of its loss: without name, data, and the origin of the logits."""
-        teacher: Literal["none", "monolingual"] = "none" if self.teacher == "none" else "monolingual"
-        return dataclasses.replace(self, name="", data="labelled", teacher=teacher, class_weights=())
+        teacher = "none" if self.teacher == "none" else "monolingual"
+        return dataclasses.replace(
+            self, name="", data="labelled", teacher=teacher, class_weights=(), languages=(), student=""
+        )
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
@@ -114,6 +127,8 @@ def validate(objective: Objective) -> None:
     for field, choices in _CHOICES.items():
         if getattr(objective, field) not in choices:
             refuse(field, "one of " + ", ".join(map(repr, choices)))
+    if not objective.teacher:
+        refuse("teacher", "'none', 'monolingual', or the name of another objective")
     if not (math.isfinite(objective.temperature) and objective.temperature > 0):
         refuse("temperature", "a finite number above 0")
     if not 0 <= objective.threshold <= 1:
@@ -125,13 +140,21 @@ def validate(objective: Objective) -> None:
     if objective.hard_weight == 0 and objective.soft_weight == 0:
         refuse("soft_weight", "above 0 if hard_weight is 0 too: nothing would be learnt")
     if objective.teacher == "none" and (objective.soft_weight > 0 or objective.pseudo_labels):
-        refuse("teacher", "'monolingual' or 'vanilla' for soft_weight > 0 or pseudo_labels")
+        refuse("teacher", "'monolingual' or another objective for soft_weight > 0 or pseudo_labels")
     if objective.pseudo_labels and objective.hard_weight == 0:
         refuse("hard_weight", "above 0 if pseudo_labels is true")
     if objective.teacher != "none" and not (objective.soft_weight > 0 or objective.pseudo_labels):
         refuse("teacher", "'none' without soft_weight and pseudo_labels: nothing would read its logits")
-    if objective.data == "all" and not (objective.soft_weight > 0 or objective.pseudo_labels):
+    if objective.data != "labelled" and not (objective.soft_weight > 0 or objective.pseudo_labels):
         refuse("data", "'labelled' without soft_weight and pseudo_labels: the other text would have no loss")
+    if objective.data == "target" and objective.teacher == "monolingual":
+        refuse("teacher", "another objective with data 'target': the monolingual teacher cannot read target languages")
+    if objective.data == "target" and objective.hard_weight > 0 and not objective.pseudo_labels:
+        refuse("hard_weight", "0 with data 'target', or pseudo_labels: that text has no labels")
+    if objective.languages and objective.data != "target":
+        refuse("languages", "() unless data is 'target': the source text is in the source language")
+    if len(set(objective.languages)) < len(objective.languages):
+        refuse("languages", "each language once")
     if objective.data == "labelled" and objective.pseudo_labels:
         refuse("pseudo_labels", "false, or data 'all': labelled text has its own labels")
     if not 0 <= objective.label_smoothing < 1:
@@ -146,8 +169,7 @@ def validate(objective: Objective) -> None:
 
 _CHOICES = {
     "temperature_on": ("teacher", "both"),
-    "data": ("labelled", "all"),
-    "teacher": ("none", "monolingual", "vanilla"),
+    "data": ("labelled", "all", "target"),
 }
 
 
@@ -304,7 +326,7 @@ _USED_BY = {
     "focal_gamma": _HARD,
 }
 _OF_ONE_LABEL = ("confidence_weighted", "class_weights", "label_smoothing", "focal_gamma")
-_READS = ("data", "teacher", "pseudo_labels")  # which text, whose logits, and which labels
+_READS = ("data", "teacher", "pseudo_labels", "languages")  # which text, whose logits, and which labels
 _WEIGHTS = ("hard_weight", "soft_weight")
 
 
@@ -336,9 +358,10 @@ def configured_objective(config: ExperimentConfig, name: str) -> Objective:
     if name == TEACHER:
         raise ConfigError(f"config key objectives: {name!r} is trained in any case; leave it out")
     objective = _defined(config, name)
-    if objective.teacher == "vanilla" and "vanilla" not in config.objectives[: config.objectives.index(name)]:
+    teacher = objective.student_teacher
+    if teacher is not None and teacher not in config.objectives[: config.objectives.index(name)]:
         raise ConfigError(
-            f"config key objectives: {name} learns from the student of 'vanilla'; list that one before it"
+            f"config key objectives: {name} learns from the student of {teacher!r}; list that one before it"
         )
     return objective
 
@@ -354,7 +377,50 @@ def definitions(config: ExperimentConfig) -> dict[str, Objective]:
     alike = names.look_alikes((TEACHER, *result))
     if alike:
         raise ConfigError(f"config key objective.{alike[1]}: it looks like {alike[0]!r}; choose another name")
+    for objective in result.values():
+        _check_student_teacher(objective, result, config)
     return result
+
+
+def _check_student_teacher(objective: Objective, known: Mapping[str, Objective], config: ExperimentConfig) -> None:
+    """Refuse a teacher that is no objective, or that does not know the text; and languages that are no targets."""
+    key = f"config key objective.{objective.name}"
+    targets = config.task.target_languages  # () = all, which `transfer_set.gather` knows
+    strange = next((name for name in objective.languages if targets and name not in targets), None)
+    if strange is not None:
+        raise ConfigError(
+            f"{key}.languages has {strange!r}, which is none of task.target_languages: choose from {', '.join(targets)}"
+        )
+    name = objective.student_teacher
+    if name is None:
+        return
+    if name not in known:
+        choices = ["none", "monolingual", *known]
+        raise ConfigError(f"{key}.teacher is {name!r}: choose from {', '.join(choices)}{nearest(name, choices)}")
+    knows = known[name].languages
+    if knows and (objective.data != "target" or not objective.languages or set(objective.languages) - set(knows)):
+        raise ConfigError(
+            f"{key}.teacher is {name!r}, which knows {', '.join(knows)} alone: give {objective.name} data 'target' and "
+            "languages among these, or another teacher"
+        )
+
+
+def uses_target_text(objectives: Mapping[str, Objective], name: str) -> bool:
+    """Return whether an objective learns from text in target languages, itself or through its teacher.
+
+    Its student is then not zero-shot without target text, although nobody labelled the text.
+
+    Args:
+      objectives: the definitions by name.
+      name: an objective; one that is not defined counts as one that does not.
+    """
+    seen: set[str] = set()
+    while name in objectives and name not in seen:
+        if objectives[name].data == "target":
+            return True
+        seen.add(name)
+        name = objectives[name].teacher
+    return False
 
 
 def teacher_objective(config: ExperimentConfig) -> Objective:
@@ -371,7 +437,7 @@ def _defined(config: ExperimentConfig, name: str) -> Objective:
     settings = config.objective[name] if name in config.objective else ObjectiveConfig()
     common = TransferConfig() if name == TEACHER else config.transfer
     objective = dataclasses.replace(_base(settings, name), name=name)
-    given = {key: getattr(settings, key) for key in (*_READS, *_WEIGHTS)}
+    given = {key: getattr(settings, key) for key in (*_READS, "student", *_WEIGHTS)}
     objective = dataclasses.replace(objective, **{key: value for key, value in given.items() if value is not None})
     parts = {_SOFT: objective.soft_weight > 0, _HARD: objective.hard_weight > 0, _PSEUDO: objective.pseudo_labels}
     changes: dict[str, Any] = {}
@@ -390,7 +456,7 @@ def _base(settings: ObjectiveConfig, name: str) -> Objective:
     """Return the objective that another one starts from: itself, if it is in the table."""
     key, bases = f"config key objective.{name}", ", ".join(OBJECTIVES)
     if name in (*OBJECTIVES, TEACHER):
-        for field in ("base", *_READS):
+        for field in ("base", *_READS, "student"):
             if getattr(settings, field) is not None:
                 raise ConfigError(
                     f"{key}.{field}: what {name} reads is fixed; define an objective of your own under another name"
@@ -475,7 +541,8 @@ def _class_weights(objective: Objective) -> dict[str, float]:
 
 def describe(objective: Objective) -> str:
     """Return one line that says what an objective reads, and its effective settings."""
-    logits = {"none": "", "monolingual": "the teacher's", "vanilla": "the vanilla student's"}[objective.teacher]
+    is_student = objective.student_teacher is not None
+    logits = f"the {objective.teacher} student's" if is_student else "the teacher's"
     terms = []
     if objective.hard_weight:
         labels = f"labels and {logits} predictions" if objective.pseudo_labels else "labels"
@@ -494,8 +561,14 @@ def describe(objective: Objective) -> str:
             "times T²" if objective.scale_by_t2 else "",
         ]
         terms.append(f"{_factor(objective.soft_weight)}KL({_listed(f'{logits} logits', details)})")
-    text = "labelled text" if objective.data == "labelled" else "labelled and unlabelled text"
-    return f"{' + '.join(terms)} on {text}"
+    languages = ", ".join(objective.languages) or "all target languages"
+    text = {
+        "labelled": "labelled text",
+        "all": "labelled and unlabelled text",
+        "target": f"unlabelled text in {languages}",
+    }[objective.data]
+    encoder = f", by students.{objective.student}" if objective.student else ""
+    return f"{' + '.join(terms)} on {text}{encoder}"
 
 
 def effective_settings(config: ExperimentConfig) -> dict[str, str]:

@@ -16,12 +16,16 @@ from xtransfer.errors import ConfigError
 
 def need_labels(objectives: Sequence[Objective]) -> list[str]:
     """Return the names of the objectives that cannot do without labelled text, in the given order."""
-    return [objective.name for objective in objectives if _needs_labels(objective)]
+    names: list[str] = []
+    for objective in objectives:  # a student that teaches comes before those that it teaches
+        if _needs_labels(objective) or objective.student_teacher in names:
+            names.append(objective.name)
+    return names
 
 
 def _needs_labels(objective: Objective) -> bool:
     has_targets = objective.pseudo_labels or objective.soft_weight > 0
-    return objective.data == "labelled" or objective.teacher == "vanilla" or not has_targets
+    return objective.data == "labelled" or not has_targets
 
 
 def trained_objectives(config: ExperimentConfig) -> tuple[Objective, ...]:

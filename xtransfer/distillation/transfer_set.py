@@ -1,4 +1,7 @@
-"""The transfer set: the labelled and unlabelled text of the source languages that a student learns from."""
+"""The transfer set: the labelled and unlabelled text of the source languages that a student learns from.
+
+Objectives with data "target" learn from unlabelled text in target languages instead, which is read for them alone.
+"""
 
 import hashlib
 import json
@@ -6,10 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xtransfer.config import ExperimentConfig
-from xtransfer.data.sampling import labelled_subset, unlabelled_examples
+from xtransfer.data.sampling import labelled_subset, target_examples, unlabelled_examples
 from xtransfer.data.task import UNLABELLED, Example, Task, load_if_present
 from xtransfer.distillation import teachers
-from xtransfer.distillation.objectives import configured_objectives
+from xtransfer.distillation.objectives import Objective, configured_objectives
 from xtransfer.errors import ConfigError, DataError
 from xtransfer.runtime import terminal
 
@@ -24,6 +27,7 @@ class TransferSet:
       dev: the source language's split that checkpoints are selected on; empty if there is none.
       drawn_from: the whole splits that L and U were drawn from.
       further_dev: the dev splits of further source languages that have one, which select their teachers.
+      target: text in target languages by language, without labels; empty unless an objective reads it.
     """
 
     labelled: list[Example]
@@ -31,11 +35,18 @@ class TransferSet:
     dev: list[Example]
     drawn_from: tuple[list[Example], ...]
     further_dev: Mapping[str, list[Example]] = field(default_factory=dict)
+    target: Mapping[str, list[Example]] = field(default_factory=dict)
 
     @property
     def everything(self) -> list[Example]:
         """L ∪ U."""
         return self.labelled + self.unlabelled
+
+    def of(self, objective: Objective) -> list[Example]:
+        """Return the text that an objective learns from."""
+        if objective.data == "target":
+            return [example for name in objective.languages or self.target for example in self.target[name]]
+        return self.everything if objective.data == "all" else self.labelled
 
     def dev_in(self, languages: Collection[str]) -> list[Example]:
         """Return the examples of the dev splits in these languages."""
@@ -81,7 +92,35 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
     if not dev:
         teachers.refuse_without_dev(config, task.source_language)
     further_dev = {language: _required(config, task, "dev", language) for language in config.further_sources}
-    return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev)
+    target = _target_text(config, task)
+    drawn_from += [_target_split(config, task, language) for language in target]
+    return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev, target)
+
+
+def _target_text(config: ExperimentConfig, task: Task) -> dict[str, list[Example]]:
+    """Return the text of the target languages that the experiment's objectives read, by language."""
+    readers = [objective for objective in configured_objectives(config) if objective.data == "target"]
+    needed: set[str] = set()
+    for objective in readers:
+        for language in objective.languages:
+            if language not in task.target_languages:
+                raise ConfigError(
+                    f"config key objective.{objective.name}.languages has {language!r}, which is none of the target "
+                    f"languages: choose from {', '.join(task.target_languages)}"
+                )
+        needed.update(objective.languages or task.target_languages)
+    settings = config.task
+    return {
+        language: target_examples(
+            _target_split(config, task, language), settings.target_text, settings.labelled_seed, language
+        )
+        for language in task.target_languages
+        if language in needed
+    }
+
+
+def _target_split(config: ExperimentConfig, task: Task, language: str) -> list[Example]:
+    return task.load("train" if config.task.target_text_from == "train" else UNLABELLED, language)
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

@@ -100,7 +100,7 @@ def _report(experiment: Experiment, scope: Scope, rows: Sequence[Mapping[str, An
             and row["split"] in experiment.config.evaluation_splits
             and row["language"] in scope.languages
         ]
-        step_table.show(chosen, experiment.task, experiment.config.metrics)
+        step_table.show(chosen, experiment.task, experiment.config.metrics, experiment.objectives)
         terminal.log(f"written: {workdir.results}")
     else:
         report(workdir, split=scope.split or None)

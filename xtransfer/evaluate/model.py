@@ -12,16 +12,17 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
+from xtransfer.distillation.objectives import definitions, uses_target_text
 from xtransfer.errors import ConfigError, MachineError
 from xtransfer.evaluate import step_table, xtreme
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.classifiers import ClassifierScorer, LanguageResult
 from xtransfer.evaluation.evaluator import prediction_rows
-from xtransfer.evaluation.results import write_rows
+from xtransfer.evaluation.results import TARGET_TEXT_MARK, write_rows
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.report.table import Table
 from xtransfer.runs.classifier import open_classifier, selected_run
-from xtransfer.runs.find import SelectedRun
+from xtransfer.runs.find import SelectedRun, known_languages
 from xtransfer.runs.workdir import DEFAULT_DRAW
 from xtransfer.runtime import compilation_cache, processes, terminal
 from xtransfer.runtime.sharding import make_mesh
@@ -90,7 +91,9 @@ def evaluate_model(request: Request) -> None:
                 f"warning: {result.truncated:,} of {len(result.examples):,} texts of {task.name}/{request.split}/"
                 f"{result.language} are longer than {classifier.max_length} tokens, and are truncated"
             )
-    step_table.show_table(_table(request, task, results))
+    marked = run is not None and uses_target_text(definitions(run.config), run.objective)
+    name = f"{request.model} ({TARGET_TEXT_MARK})" if marked else str(request.model)
+    step_table.show_table(_table(name, request.split, task, results))
     if output is not None:
         _write(output, _rows(request, run, task, results), request.split, task, results)
     if layout is not None and request.xtreme is not None:
@@ -116,9 +119,8 @@ def _task(config: TaskConfig, languages: tuple[str, ...], run: SelectedRun | Non
     targets = tuple(language for language in languages if language != config.source_language)
     task = load_task(dataclasses.replace(config, target_languages=targets) if targets else config)
     task = dataclasses.replace(task, load=functools.cache(task.load))
-    knows_source_only = run is not None and run.is_teacher
-    default = (task.source_language,) if knows_source_only else (task.source_language, *task.target_languages)
-    return task, languages or default
+    known = () if run is None else known_languages(run.config, task, run.objective)
+    return task, languages or known or (task.source_language, *task.target_languages)
 
 
 def _rows(
@@ -135,7 +137,7 @@ def _rows(
             yield row | {"split": request.split, "language": result.language} | score._asdict()
 
 
-def _table(request: Request, task: Task, results: Sequence[LanguageResult]) -> Table:
+def _table(model: str, split: str, task: Task, results: Sequence[LanguageResult]) -> Table:
     """Return a table with a row for each language and a column for each score."""
     names = [score.metric for score in results[0].scores]
     lines = [
@@ -147,9 +149,7 @@ def _table(request: Request, task: Task, results: Sequence[LanguageResult]) -> T
         means = [sum(result.scores[i].value for result in targets) / len(targets) for i in range(len(names))]
         cells = [step_table.cell(name, mean) for name, mean in zip(names, means, strict=True)]
         lines.append(("avg of targets", "", *cells))
-    return Table(
-        ("language", "examples", *names), tuple(lines), title=f"{request.model} on {task.name} {request.split}"
-    )
+    return Table(("language", "examples", *names), tuple(lines), title=f"{model} on {task.name} {split}")
 
 
 def _write(

@@ -10,8 +10,8 @@ import jax
 from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import Task
+from xtransfer.distillation.objectives import Objective, definitions
 from xtransfer.errors import ConfigError
-from xtransfer.evaluation.evaluator import languages_of
 from xtransfer.evaluation.metrics import check_names
 from xtransfer.runs import encoders, teachers
 from xtransfer.runs.workdir import Workdir, check_unchanged, read_config
@@ -37,6 +37,11 @@ class Experiment:
     task: Task
     models: Models
     languages: tuple[str, ...] = ()
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The definitions of the objectives, by name."""
+        return definitions(self.config)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
         task = load_task(dataclasses.replace(config.task, target_languages=targets))
         task = dataclasses.replace(task, load=functools.cache(task.load))
     if scope.split or scope.languages:  # a start of the experiment has checked no more than its own
-        for language in languages_of(task, scope.languages, is_teacher=False):
+        known = (task.source_language, *task.target_languages)
+        for language in scope.languages or known:
             for split in config.evaluation_splits:
                 task.load(split, language)
     return Experiment(workdir, config, task, models, scope.languages)

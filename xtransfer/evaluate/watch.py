@@ -131,7 +131,7 @@ def watch(workdir: Workdir, patience: Patience, scope: Scope) -> None:
             runs = runs_of(workdir, read_config(workdir))  # a restart may have added seeds
             for result in scorer.score(runs, last=ended):
                 has_news = True
-                terminal.log(step_table.line(result, experiment.task, experiment.config.metrics))
+                terminal.log(step_table.line(result, experiment.task, experiment.config.metrics, experiment.objectives))
                 skipped += [result] if isinstance(result, Skipped) else []
                 waiting.note_news()
             if ended and not has_news:
@@ -156,7 +156,7 @@ def score_once(experiment: Experiment, runs: Sequence[Run]) -> None:
         skipped = []
         for result in scorer.score(runs, last=True):
             if isinstance(result, Scored):
-                terminal.log(step_table.line(result, experiment.task, experiment.config.metrics))
+                terminal.log(step_table.line(result, experiment.task, experiment.config.metrics, experiment.objectives))
             else:
                 skipped.append(result)
         _finish(scorer, runs, experiment, skipped)
@@ -182,7 +182,7 @@ def _finish(scorer: StepScorer, runs: Sequence[Run], experiment: Experiment, ski
     first = score_names(experiment.config.metrics, experiment.task.labels)[0]
     scored = {(row["objective"], run_id(row), row["step"]) for row in rows if row["metric"] == first}
     if scored:
-        step_table.show(rows, experiment.task, experiment.config.metrics)
+        step_table.show(rows, experiment.task, experiment.config.metrics, experiment.objectives)
     deleted = [result for result in skipped if not result.damaged]
     note = f"; skipped, because training had deleted them: {_names(deleted)}" if deleted else ""
     terminal.log(f"{workdir.by_step}: {len(scored):,} checkpoints scored{note}")

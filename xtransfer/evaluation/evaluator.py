@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from xtransfer import storage
-from xtransfer.config import ExperimentConfig
+from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
 from xtransfer.evaluation import agreement, metrics, recalibration, results, token_counts
 from xtransfer.evaluation.recalibration import Recalibration
 from xtransfer.runs import costs
 from xtransfer.runs.draws import draws_of
-from xtransfer.runs.find import read_dev_scores, selected_steps
+from xtransfer.runs.find import known_languages, read_dev_scores, selected_steps
 from xtransfer.runs.selection import PROTOCOLS, choose, weights_name
 from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId, Workdir
 from xtransfer.runtime import checksums, processes, terminal
@@ -80,18 +80,24 @@ def unfinished(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
 
 
 def _is_finished(run: Run, config: ExperimentConfig) -> bool:
-    return loop.finished(run.directory, (config.teacher if run.objective == TEACHER else config.student).known_steps)
+    return loop.finished(run.directory, settings_of(run, config).known_steps)
 
 
-def languages_of(task: Task, requested: Sequence[str], *, is_teacher: bool) -> tuple[str, ...]:
+def settings_of(run: Run, config: ExperimentConfig) -> ModelConfig:
+    """Return the settings of a run's model."""
+    return config.teacher if run.objective == TEACHER else config.encoders[config.encoder_of(run.objective)]
+
+
+def languages_of(config: ExperimentConfig, task: Task, requested: Sequence[str], objective: str) -> tuple[str, ...]:
     """Return the languages to score a run in, the source language first.
 
     Args:
+      config: the experiment's config.
       task: the task, whose target languages include the requested ones.
       requested: some of its languages; () is all of them.
-      is_teacher: whether the run is a teacher, which knows the source language only.
+      objective: the run's objective, or "teacher"; see `known_languages`.
     """
-    known = (task.source_language,) if is_teacher else (task.source_language, *task.target_languages)
+    known = known_languages(config, task, objective)
     return tuple(language for language in known if not requested or language in requested)
 
 
@@ -129,7 +135,7 @@ def evaluate(
             continue
         if is_teacher:
             teachers[run.id.draw] = run
-        scored_languages = languages_of(task, languages, is_teacher=is_teacher)
+        scored_languages = languages_of(config, task, languages, run.objective)
         effects = recalibration.effects_of(config.calibration, multi_label=task.multi_label)
         before = recalibration.metrics_of(config.calibration, multi_label=task.multi_label)
         names = tuple(dict.fromkeys((*config.metrics, *before)))
@@ -139,9 +145,10 @@ def evaluate(
         jobs = [job for job, is_due in zip(all_jobs, due, strict=True) if is_due]
         added: list[dict[str, Any]] = []
         if jobs:
-            model = models.teacher if is_teacher else models.student
+            model = models.teacher if is_teacher else models.student_of(run.objective)
             recalibrate = functools.partial(_recalibrate, workdir, config, task, model, run, dataset)
-            new = _score(workdir, task, model, run, jobs, dataset, names, constants, effects, recalibrate)
+            score = functools.partial(_score, workdir, task, model, run, jobs, dataset, names, constants)
+            new = score(effects, recalibrate, counts_tokens=model is models.student)
             with costs.recorded(workdir, "evaluation", run.directory, model.predicted):
                 added += (row for row in new if _key(row) not in scored)
         if not is_teacher and run.id.draw in teachers:
@@ -266,6 +273,8 @@ def _score(
     constants: list[str],
     effects: Sequence[str],
     recalibrate: Callable[[Any, str], Recalibration],
+    *,
+    counts_tokens: bool,
 ) -> Iterator[dict[str, Any]]:
     title = f"evaluation of {run.directory.relative_to(workdir.root)}"
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
@@ -280,7 +289,7 @@ def _score(
                 examples = task.load(job.split, job.language)
                 data = dataset(model, job.split, job.language)
                 logits = model.predict(params, data, progress.advance)
-                if run.objective != TEACHER:
+                if counts_tokens:
                     record = functools.partial(token_counts.record, workdir, job.split, model.inputs)
                     processes.on_first(functools.partial(record, examples, data.tokens))
                 row = {"task": task.name, **run.facts, "step": step}

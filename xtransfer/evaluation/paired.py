@@ -24,6 +24,7 @@ from xtransfer.evaluation import significance
 from xtransfer.evaluation.results import read_rows, run_id
 from xtransfer.evaluation.significance import Difference, Outcomes
 from xtransfer.runs import draws
+from xtransfer.runs.find import known_languages
 from xtransfer.runs.selection import PROTOCOLS, weights_name
 from xtransfer.runs.workdir import TEACHER, RunId, TaskRecord, Workdir, read_config, read_task
 from xtransfer.runtime import checksums
@@ -60,7 +61,7 @@ class Pair:
 
 
 def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
-    """Read the predictions of two objectives, for every run that both have, in every language of their task.
+    """Read the predictions of two objectives, for every run that both have, in every language that both know.
 
     Args:
       a: objective A.
@@ -81,9 +82,13 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
             f"no run in common: {_name(a)} has {_listed(a.workdir, steps_a)}, and {_name(b)} has "
             f"{_listed(b.workdir, steps_b)}; train both with the same seeds"
         )
-    languages = (task.source_language, *task.target_languages)
-    if len(languages) == 1:
+    if not task.target_languages:
         raise DataError(f"{a.workdir.root}: the task has no target language to compare objectives in")
+    known = [known_languages(read_config(one.workdir), task, one.objective) for one in (a, b)]
+    languages = tuple(language for language in known[0] if language in known[1])
+    if not languages:
+        texts = [f"{_name(one)} knows {', '.join(knows)}" for one, knows in zip((a, b), known, strict=True)]
+        raise ConfigError(f"no language in common: {' and '.join(texts)}")
     is_shared = all(shares_items(read_config(students.workdir).task) for students in (a, b))
     right: list[dict[tuple[str, str], list[float]]] = [{}, {}]  # for A and B: scores by language and item
     for language in languages:
@@ -111,7 +116,13 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
 
 
 def differences_of(pair: Pair, source: str, targets: Sequence[str]) -> list[Difference]:
-    """Return the differences in the source language, in each target language, and on average over these."""
+    """Return the differences in the source language, in each target language, and on average over these.
+
+    A language that the pair lacks is left out.
+    """
+    targets = [language for language in targets if language in pair.a.languages]
+    if source not in pair.a.languages:
+        return significance.compare(pair.a.select(targets), pair.b.select(targets))
     in_source, *_ = significance.compare(pair.a.select((source,)), pair.b.select((source,)))
     in_targets = significance.compare(pair.a.select(targets), pair.b.select(targets))
     return [replace(in_source, p_holm=None), *in_targets]

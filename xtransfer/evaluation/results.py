@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.distillation.objectives import OBJECTIVES, Objective
+from xtransfer.distillation.objectives import OBJECTIVES, Objective, uses_target_text
 from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation.metrics import CHANCE, metric_of, value_range
 from xtransfer.runs.draws import SAMPLES, SEEDS, Axis, order
@@ -89,8 +89,9 @@ class Summary:
 class ObjectiveResults:
     """The results of one objective: each language, the average over target languages, and the gain over the baseline.
 
-    `average` and `gain` are None for the teacher. `gain` is also None for the baseline itself, and if the two have no
-    run in common. A gain is the difference between averages with the same draw and seed.
+    `average` and `gain` are None for the teacher, and for an objective of some languages alone. `gain` is also None for
+    the baseline itself, and if the two have no run in common. A gain is the difference between averages with the same
+    draw and seed.
     """
 
     objective: str
@@ -135,10 +136,23 @@ class ResultsTable:
         """Return whether an objective learns from the monolingual teacher, as far as its definition is known."""
         return objective in self.objectives and self.objectives[objective].teacher == "monolingual"
 
+    def name_of(self, objective: str) -> str:
+        """Return an objective's name for people, marked if its student has learned from text in target languages."""
+        return marked_name(self.objectives, objective)
+
     @property
     def draws(self) -> tuple[str, ...]:
         """The draws of all runs, the default one first. If there are several, they are the units of every summary."""
         return tuple(sorted({run.draw for line in self.lines for run in line.runs}, key=order))
+
+
+TARGET_TEXT_MARK = "uses target text"
+"""Stands beside every number of a student that is not zero-shot without text in target languages."""
+
+
+def marked_name(objectives: Mapping[str, Objective], objective: str) -> str:
+    """Return the name of an objective, with a mark if it uses text in target languages; see `uses_target_text`."""
+    return f"{objective} ({TARGET_TEXT_MARK})" if uses_target_text(objectives, objective) else objective
 
 
 def run_id(row: Row) -> RunId:
@@ -266,12 +280,13 @@ def aggregate(
     targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
         raise DataError(f"no {split} results in any language but the source language {source_language}")
+    known = {name: _known_languages(name, objectives, source_language, targets) for name, _ in runs}
     for (objective, name), run in runs.items():
-        for language in (source_language,) if objective == TEACHER else (source_language, *targets):
+        for language in known[objective]:
             if language not in run:
                 raise DataError(f"{objective} {name} has no {split} {metric} in {language}: evaluate it first")
     has_draws = len({run.draw for _, run in runs}) > 1
-    lines = _lines(runs, source_language, targets, [TEACHER, *objectives], has_draws=has_draws)
+    lines = _lines(runs, known, targets, [TEACHER, *objectives], has_draws=has_draws)
     counts = _counts(matching, (source_language, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
     return ResultsTable(
@@ -336,9 +351,19 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
     return {language: counts[language] for language in languages if language in counts}
 
 
+def _known_languages(
+    objective: str, objectives: Mapping[str, Objective], source_language: str, targets: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the languages that an objective, or the teacher, is scored in, the source language first."""
+    if objective == TEACHER:
+        return (source_language,)
+    only = objectives[objective].languages if objective in objectives else ()
+    return tuple(language for language in targets if language in only) if only else (source_language, *targets)
+
+
 def _lines(
     runs: Mapping[_Run, Mapping[str, float]],
-    source_language: str,
+    known_languages: Mapping[str, tuple[str, ...]],
     targets: tuple[str, ...],
     known: Sequence[str],
     *,
@@ -346,7 +371,9 @@ def _lines(
 ) -> tuple[ObjectiveResults, ...]:
     """Return the results of each objective: the known ones in their order, then any others by name."""
     averages = {
-        key: statistics.fmean(run[language] for language in targets) for key, run in runs.items() if key[0] != TEACHER
+        key: statistics.fmean(run[language] for language in targets)
+        for key, run in runs.items()
+        if set(targets) <= set(known_languages[key[0]])
     }
 
     def summary(values: Mapping[RunId, float]) -> Summary:
@@ -355,16 +382,16 @@ def _lines(
     lines = []
     for objective in in_order({objective for objective, _ in runs}, known):
         ids = sorted((run for name, run in runs if name == objective), key=lambda run: (order(run.draw), run.seed))
-        languages = (source_language,) if objective == TEACHER else (source_language, *targets)
-        paired = [run for run in ids if (BASELINE, run) in averages]
-        is_student = objective != TEACHER
+        languages = known_languages[objective]
+        has_average = (objective, ids[0]) in averages
+        paired = [run for run in ids if (BASELINE, run) in averages] if has_average else []
         lines.append(
             ObjectiveResults(
                 objective,
                 {name: summary({run: runs[objective, run][name] for run in ids}) for name in languages},
-                summary({run: averages[objective, run] for run in ids}) if is_student else None,
+                summary({run: averages[objective, run] for run in ids}) if has_average else None,
                 summary({run: averages[objective, run] - averages[BASELINE, run] for run in paired})
-                if is_student and objective != BASELINE and paired
+                if objective != BASELINE and paired
                 else None,
                 tuple(ids),
             )

@@ -157,7 +157,7 @@ class StepScorer:
         Dev is left out if languages were requested without the source language.
         """
         source = self._task.source_language
-        languages = languages_of(self._task, self._languages, is_teacher=run.objective == TEACHER)
+        languages = languages_of(self._config, self._task, self._languages, run.objective)
         has_dev = source in languages and load_if_present(self._task, "dev", source) is not None
         dev = [("dev", source)] if has_dev else []
         parts = [(split, language) for split in self._config.evaluation_splits for language in languages]
@@ -165,7 +165,8 @@ class StepScorer:
 
     def _score(self, run: Run, step: int) -> Scored | None:
         """Return a checkpoint's rows, or None if it cannot be read now."""
-        model = self._models.teacher if run.objective == TEACHER else self._models.student
+        is_teacher = run.objective == TEACHER
+        model = self._models.teacher if is_teacher else self._models.student_of(run.objective)
         params = self._read(run, step, model)
         if params is None:
             return None

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from xtransfer import __version__
 from xtransfer.config import ModelConfig
-from xtransfer.distillation.objectives import Objective, definitions, describe, teacher_objective
+from xtransfer.distillation.objectives import Objective, definitions, describe, teacher_objective, uses_target_text
 from xtransfer.evaluation.metrics import CHANCE, EFFECTS, METRICS, at_chance
 from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration
-from xtransfer.evaluation.results import Row
+from xtransfer.evaluation.results import TARGET_TEXT_MARK, Row
 from xtransfer.export.provenance import as_code, as_line, origin
 from xtransfer.models.hf.config import transformers_pools
 from xtransfer.report import table as table_writer
@@ -46,6 +46,7 @@ _SEVERAL = (
     "above 0.5, and perhaps none.\n\n"
 )
 
+_TARGET_TEXT = {"split": "the unlabelled split", "train": "the training split", "file": "another file"}
 _UNLABELLED = {
     "split": "the unlabelled split",
     "train_rest": "the rest of the training split",
@@ -129,6 +130,11 @@ def _title(run: SelectedRun) -> str:
 def _notices(run: SelectedRun, scores: Sequence[Scores], by_transformers: bool) -> list[str]:
     """Return the notices to read first, as one block quote, or nothing."""
     notices = []
+    if _uses_target_text(run):
+        notices.append(
+            f"**{TARGET_TEXT_MARK.capitalize()}.** This student has learned from unlabelled text in target languages, "
+            "itself or through its teacher, so its numbers are not zero-shot without target text."
+        )
     if run.task.synthetic:
         notices.append(
             "**Synthetic data.** A generator wrote the text of this task. The model shows that the method runs. It is "
@@ -158,9 +164,14 @@ def _what_it_does(run: SelectedRun) -> str:
     task = run.task
     rows = tuple((str(index), as_code(label)) for index, label in enumerate(task.labels))
     classes = "\n".join(table_writer.markdown(Table(("index", "class"), rows, text_columns=2)))
-    others = ", ".join(as_line(language) for language in run.languages[1:])
+    others = ", ".join(as_line(language) for language in _targets(run))
     source = as_line(task.source_language)
     languages = f"It was trained on {source} alone and is meant for {others} as well."
+    if _objective(run).data == "target":
+        read, known = (", ".join(map(as_line, names)) for names in (_sources(run), run.languages))
+        languages = f"It was trained on unlabelled text in {read} and is meant for {known}."
+    elif _uses_target_text(run):
+        languages = f"It was trained on {source}, by a teacher that has learned from text in target languages."
     if run.is_teacher:
         languages = f"It is for {source} only."
     into = "gives" if task.multi_label else "puts"
@@ -252,9 +263,8 @@ def _method(run: SelectedRun) -> str:
     objective = _objective(run)
     if run.is_teacher:
         return f"the monolingual teacher, fine-tuned on {as_line(run.task.source_language)} labels.{_loss(objective)}"
-    teacher = {"none": "", "monolingual": "a monolingual teacher's", "vanilla": "the vanilla student's"}[
-        objective.teacher
-    ]
+    is_taught_by_student = objective.student_teacher is not None
+    teacher = f"the {as_line(objective.teacher)} student's" if is_taught_by_student else "a monolingual teacher's"
     targets = []
     if objective.soft_weight:
         both = " on both sides" if objective.temperature_on == "both" else ""
@@ -263,7 +273,8 @@ def _method(run: SelectedRun) -> str:
         )
     if objective.pseudo_labels:
         condition = f" if it is at least {objective.threshold:.0%} sure" if objective.threshold else ""
-        targets.append(f"gold labels, and {teacher} prediction{condition} where there is no label")
+        gold = "" if objective.data == "target" else "gold labels, and "
+        targets.append(f"{gold}{teacher} prediction{condition} where there is no label")
     elif objective.hard_weight:
         targets.append("gold labels")
     return f"`{run.objective}`, trained on {' and '.join(targets)}.{_loss(objective)}"
@@ -285,6 +296,8 @@ def _teacher(run: SelectedRun) -> list[str]:
         return []
     if _objective(run).teacher == "vanilla":
         return [f"**Teacher**: the `vanilla` student of the same experiment, seed {run.seed}; no monolingual model."]
+    if name := _objective(run).student_teacher:
+        return [f"**Teacher**: the {as_code(name)} student of the same experiment, seed {run.seed}."]
     if run.config.teachers:
         return [f"**Teachers**: the mean of {len(run.config.members)} teachers.", *_members(run)]
     if run.config.teacher.is_file:
@@ -319,10 +332,29 @@ def _sources(run: SelectedRun) -> tuple[str, ...]:
     """Return the languages of the text that a run learned from."""
     if run.is_teacher:
         return run.config.languages_of(TEACHER)
+    if _objective(run).data == "target":
+        return _objective(run).languages or run.task.target_languages
     return (run.task.source_language, *run.config.further_sources)
 
 
+def _targets(run: SelectedRun) -> tuple[str, ...]:
+    """Return the languages of a run without the source language."""
+    return tuple(language for language in run.languages if language != run.task.source_language)
+
+
+def _uses_target_text(run: SelectedRun) -> bool:
+    return not run.is_teacher and uses_target_text(definitions(run.config), run.objective)
+
+
 def _data(run: SelectedRun) -> str:
+    if _objective(run).data == "target":
+        each = " of each language" if len(_sources(run)) > 1 else ""
+        amount = f"{run.config.task.target_text:,}{each}" if run.config.task.target_text else "all"
+        names = " and ".join(map(as_line, _sources(run)))
+        return (
+            f"{amount} unlabelled texts in {names} from {_TARGET_TEXT[run.config.task.target_text_from]}, without "
+            "labels. Its teacher has learned from other text; see above."
+        )
     config, source = run.config.task, " and ".join(map(as_line, _sources(run)))
     each = " of each language" if len(_sources(run)) > 1 else ""
     amounts = f"{config.labelled:,} labelled texts{each}, balanced over classes,"
@@ -333,7 +365,9 @@ def _data(run: SelectedRun) -> str:
     if _objective(run).data == "all" and config.unlabelled_from in _UNLABELLED:
         amount = f"{config.unlabelled:,}{each}" if config.unlabelled else "all"
         text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
-    return text + "." if run.is_teacher else f"{text}. Fine-tuning used no text in another language."
+    if run.is_teacher or _uses_target_text(run):
+        return text + "."
+    return f"{text}. Fine-tuning used no text in another language."
 
 
 def _options(settings: ModelConfig) -> str:
@@ -394,7 +428,7 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
             source = " (source)" if language == run.task.source_language else ""
             cells = [_percent(entry.values.get(name)) for name in (*names, CHANCE)]
             lines.append((f"{as_line(language)}{source}", split, *cells, f"{entry.count:,}"))
-        targets = run.languages[1:]
+        targets = _targets(run)
         if len(targets) > 1 and all(language in by_language for language in targets):  # no average is taken over fewer
             means = [fmean(by_language[language].values[name] for language in targets) for name in names]
             lines.append(("mean of targets", split, *map(_percent, means), "", ""))
@@ -418,7 +452,8 @@ def _scored(scores: Sequence[Scores]) -> list[str]:
 def _zero_shot(run: SelectedRun) -> str:
     if run.is_teacher:
         return ""
-    return "; labels in the other languages were used for these scores only"
+    labels = "; labels in the other languages were used for these scores only"
+    return f"{labels}. The model **{TARGET_TEXT_MARK}**, without labels" if _uses_target_text(run) else labels
 
 
 def _limits(run: SelectedRun) -> str:
@@ -449,7 +484,8 @@ def _front_matter(run: SelectedRun, scores: Sequence[Scores], by_transformers: b
     base, task, run_name = origin(run.settings.checkpoint), run.task, RunId(run.workdir.draw, run.seed)
     tags = ["text-classification", "xtransfer", f"task:{task.name}"]
     if not run.is_teacher:
-        tags += ["cross-lingual", "zero-shot-transfer", f"objective:{run.objective}"]
+        kind = "uses-target-text" if _uses_target_text(run) else "zero-shot-transfer"
+        tags += ["cross-lingual", kind, f"objective:{run.objective}"]
     tags += ["synthetic-data"] if task.synthetic else []
     data = ModelCardData(
         language=_language_codes(run.languages) or None,
@@ -469,11 +505,12 @@ def _eval_results(run: SelectedRun, scores: Scores) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     synthetic = ", synthetic" if run.task.synthetic else ""
+    marked = f", {TARGET_TEXT_MARK}" if _uses_target_text(run) else ""
     return [
         EvalResult(
             task_type="text-classification",
             dataset_type=run.task.name,
-            dataset_name=f"{run.task.name} ({scores.language}{synthetic})",
+            dataset_name=f"{run.task.name} ({scores.language}{synthetic}{marked})",
             dataset_config=scores.language,
             dataset_split=scores.split,
             metric_type=_HUB_METRICS.get(name, name),

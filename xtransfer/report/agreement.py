@@ -1,10 +1,11 @@
 """How often students predict what their teacher predicts: a table for one workdir."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xtransfer import storage
+from xtransfer.distillation.objectives import OBJECTIVES, Objective, definitions
 from xtransfer.errors import ConfigError, DataError
-from xtransfer.evaluation.results import Row, Summary, by_unit, in_order, read_rows, run_id
+from xtransfer.evaluation.results import Row, Summary, by_unit, in_order, marked_name, read_rows, run_id
 from xtransfer.report import summary
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
@@ -48,7 +49,9 @@ def report_agreement(workdir: Workdir, *, metric: str, split: str | None, select
         )
     axis = draws.axis(config, {row["draw"] for row in chosen})
     headline = config.headline_metric
-    table = table_of(chosen, metric, selection, axis, synthetic=task.synthetic, headline=headline)
+    table = table_of(
+        chosen, metric, selection, axis, synthetic=task.synthetic, headline=headline, known=definitions(config)
+    )
     chosen_by = {"metric": headline, "split": split or usual_split, "selection": selection}
     name = file_name(metric, config, **chosen_by, has_dev=task.has_dev)
     path = workdir.root / "report" / f"{name}.md"
@@ -59,7 +62,14 @@ def report_agreement(workdir: Workdir, *, metric: str, split: str | None, select
 
 
 def table_of(
-    rows: Sequence[Row], metric: str, selection: str, axis: Axis, *, synthetic: bool, headline: str = "accuracy"
+    rows: Sequence[Row],
+    metric: str,
+    selection: str,
+    axis: Axis,
+    *,
+    synthetic: bool,
+    headline: str = "accuracy",
+    known: Mapping[str, Objective] = OBJECTIVES,
 ) -> Table:
     """Return a row for each objective: its agreement with the teacher, and its headline metric and the teacher's.
 
@@ -70,12 +80,14 @@ def table_of(
       axis: what differs between the draws, if there are several.
       synthetic: whether the text was generated.
       headline: the metric beside it.
+      known: the definitions of the objectives, by name.
     """
     first = rows[0]
     agreement, accuracy = (_by_objective(rows, name) for name in (metric, headline))
     objectives = [name for name in in_order({*agreement, *accuracy}) if name in agreement or name == TEACHER]
     lines = [
-        (name, summary.value_text(agreement.get(name)), summary.value_text(accuracy.get(name))) for name in objectives
+        (marked_name(known, name), summary.value_text(agreement.get(name)), summary.value_text(accuracy.get(name)))
+        for name in objectives
     ]
     count = max(len(value.by_unit) for value in agreement.values())
     has_draws = len({row["draw"] for row in rows}) > 1

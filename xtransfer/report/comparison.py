@@ -8,10 +8,11 @@ from typing import Any
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.names import within_limit
-from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.distillation.objectives import OBJECTIVES, definitions, uses_target_text
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.paired import Pair, Students, differences_of, load
+from xtransfer.evaluation.results import TARGET_TEXT_MARK
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split
@@ -70,9 +71,10 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     task = read_task(a.workdir)
     differences = differences_of(pair, task.source_language, task.target_languages)
     notes, metric = tuple(_notes(a, b, pair, config, selection)), config.headline_metric
-    title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {names[0]} minus {names[1]}, {metric} on {split}"
-    table = _table(title, names, differences, task.source_language, notes)
-    brief = _table(title, names, differences, task.source_language, notes, intervals=False)
+    shown_names = _marked(a, names[0]), _marked(b, names[1])
+    title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {' minus '.join(shown_names)}, {metric} on {split}"
+    table = _table(title, shown_names, differences, task.source_language, notes)
+    brief = _table(title, shown_names, differences, task.source_language, notes, intervals=False)
     shown = table if table_writer.width(table) <= terminal.console.width else brief
     table_writer.show(shown, terminal.console, wrap=False)
     for note in table.notes:
@@ -141,6 +143,12 @@ def _names(a: Students, b: Students) -> tuple[str, str]:
         f"{'/'.join(part.strip('/') for part in root.parts[-count:])}:{students.objective}"
         for root, students in ((first, a), (second, b))
     )
+
+
+def _marked(students: Students, name: str) -> str:
+    """Return the name of one side, with a mark if it uses text in target languages."""
+    is_marked = uses_target_text(definitions(read_config(students.workdir)), students.objective)
+    return f"{name} ({TARGET_TEXT_MARK})" if is_marked else name
 
 
 def _file_name(names: Sequence[str], split: str, selection: str, config: ExperimentConfig) -> str:
@@ -221,6 +229,12 @@ def _p(value: float | None) -> str:
 
 
 def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selection: str) -> Iterator[str]:
+    marked = [one.objective for one in (a, b) if _marked(one, "")]
+    if marked:
+        yield (
+            f"{TARGET_TEXT_MARK}: {' and '.join(marked)} learned from unlabelled text in target languages, so these "
+            "numbers are not zero-shot without target text."
+        )
     seeds = ", ".join(map(str, sorted({run.seed for run in pair.a.runs})))
     draws, runs = pair.a.draws, len(pair.a.runs)
     paired = f"draw ({', '.join(draws)}), and seed ({seeds})" if len(draws) > 1 else f"and seed ({seeds})"

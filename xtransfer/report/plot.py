@@ -104,7 +104,7 @@ def _draw_line(
     summaries: Mapping[int, Summary | None] = dict(
         enumerate([*(line.languages.get(name) for name in languages), line.average])
     )
-    label: str | None = line.objective
+    label: str | None = results.name_of(line.objective)
     for group, summary in summaries.items():
         if summary is None:
             continue

@@ -1,8 +1,9 @@
 """Selection protocols side by side: what each way to select checkpoints scores, as in Keung et al. (EMNLP 2020)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from xtransfer import storage
+from xtransfer.distillation.objectives import OBJECTIVES, Objective, definitions
 from xtransfer.evaluation.results import ObjectiveResults, ResultsTable, Row, Summary, aggregate, read_rows
 from xtransfer.report import summary
 from xtransfer.report import table as table_writer
@@ -33,7 +34,7 @@ def compare_protocols(workdir: Workdir, *, metric: str | None, split: str) -> No
     """
     config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
     axis, metric = axis_of(config, {row["draw"] for row in rows}), metric or config.headline_metric
-    by_protocol = results_by_protocol(rows, task, metric=metric, split=split, axis=axis)
+    by_protocol = results_by_protocol(rows, task, metric=metric, split=split, axis=axis, objectives=definitions(config))
     table = protocol_table(by_protocol, task)
     path = workdir.root / "report" / f"{name_of('protocols', by_protocol[0], config)}.md"
     storage.write_atomically(path, "\n".join(table_writer.section(table, "#")))
@@ -44,7 +45,13 @@ def compare_protocols(workdir: Workdir, *, metric: str | None, split: str) -> No
 
 
 def results_by_protocol(
-    rows: Sequence[Row], task: TaskRecord, *, metric: str, split: str, axis: Axis = SAMPLES
+    rows: Sequence[Row],
+    task: TaskRecord,
+    *,
+    metric: str,
+    split: str,
+    axis: Axis = SAMPLES,
+    objectives: Mapping[str, Objective] = OBJECTIVES,
 ) -> list[ResultsTable]:
     """Return the results of each protocol that has any, `REFERENCE` first, in the order of `PROTOCOLS`."""
     available = {row["selection"] for row in rows if (row["metric"], row["split"]) == (metric, split)}
@@ -58,6 +65,7 @@ def results_by_protocol(
             split=split,
             selection=name,
             axis=axis,
+            objectives=objectives,
         )
         for name in names
     ]
@@ -73,9 +81,9 @@ def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Tab
     first = by_protocol[0]
     rows = [
         (
-            line.objective,
+            results.name_of(line.objective),
             results.selection if PROTOCOLS[results.selection].zero_shot else f"{results.selection} (not zero-shot)",
-            summary.value_text(line.languages[results.source_language]),
+            summary.value_text(line.languages.get(results.source_language)),
             summary.value_text(line.average),
             summary.value_text(_difference(line, first), "+.1f"),
         )

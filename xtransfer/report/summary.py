@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+from xtransfer.distillation.objectives import uses_target_text
 from xtransfer.evaluation.metrics import at_chance, higher_is_better
-from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary
+from xtransfer.evaluation.results import BASELINE, TARGET_TEXT_MARK, ObjectiveResults, ResultsTable, Summary
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
 from xtransfer.runs.selection import PROTOCOLS
@@ -71,7 +72,7 @@ def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
         header.append(gain_title(results))
     lines = []
     for line in results.lines:
-        row = [line.objective, *(value_text(line.languages.get(name)) for name in columns(results))]
+        row = [results.name_of(line.objective), *(value_text(line.languages.get(name)) for name in columns(results))]
         row.append(value_text(line.average))
         if has_gain:
             row.append(value_text(line.gain, "+.1f"))
@@ -156,7 +157,7 @@ def direction_note(results: ResultsTable) -> str:
 
 def legend(results: ResultsTable) -> str:
     """Return one line that says what the numbers of the table are."""
-    summary = max((line.languages[results.source_language] for line in results.lines), key=lambda s: len(s.by_unit))
+    summary = max((next(iter(line.languages.values())) for line in results.lines), key=lambda s: len(s.by_unit))
     spread = f"mean ± sd over {_over(results, summary)}" if len(summary.by_unit) > 1 else "one seed"
     counts_by_name = {
         line.objective: len(line.languages[results.source_language].by_unit)
@@ -192,7 +193,7 @@ def _over(results: ResultsTable, summary: Summary) -> str:
 
 def _seeds_each(results: ResultsTable) -> str:
     """Return the number of seeds within a draw, unless seeds are the axis or each draw has one."""
-    students = [run for line in results.lines if line.average is not None for run in line.runs]
+    students = [run for line in results.lines if line.objective != TEACHER for run in line.runs]
     seeds = len({run.seed for run in students})
     return f"; {seeds} seeds each" if len(results.draws) > 1 and seeds > 1 else ""
 
@@ -241,6 +242,24 @@ def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
         same = "draw and seed" if len(results.draws) > 1 else "seed"
         name, better = ("Gain", "") if higher_is_better(results.metric) else (f"Minus {BASELINE}", "; lower is better")
         lines.append(f"{name}: avg of targets minus the one of {BASELINE} with the same {same}, in points{better}.")
+    return [*lines, *_target_text_lines(results)]
+
+
+def _target_text_lines(results: ResultsTable) -> list[str]:
+    """Say which objectives have used text in target languages, and which are of some languages alone."""
+    names = [line.objective for line in results.lines if uses_target_text(results.objectives, line.objective)]
+    if not names:
+        return []
+    lines = [
+        f"{TARGET_TEXT_MARK}: {', '.join(names)} learned from unlabelled text in target languages, so these numbers "
+        "are not zero-shot without target text."
+    ]
+    for name in names:
+        if results.objectives[name].languages:
+            lines.append(
+                f"{name}: for {', '.join(results.objectives[name].languages)} alone, so without an average. No dev "
+                "split selects its checkpoint, and its last one is used."
+            )
     return lines
 
 
@@ -306,5 +325,5 @@ def _at_majority(results: ResultsTable) -> str:
                 languages.append(f"{language} ({poor} of {len(values)} {units})" if len(values) > 1 else language)
         if languages:
             more = f" and {len(languages) - _MOST_NAMED} more languages" if len(languages) > _MOST_NAMED else ""
-            texts.append(f"{line.objective} in {', '.join(languages[:_MOST_NAMED])}{more}")
+            texts.append(f"{results.name_of(line.objective)} in {', '.join(languages[:_MOST_NAMED])}{more}")
     return f"no better than the majority class: {'; '.join(texts)}" if texts else ""

@@ -140,7 +140,8 @@ def table_of(
     """
     objectives = _objectives(points)
     gains = [name for name in objectives if any(name in _gains(point) for point in points)]
-    header = (*keys, "teacher, source", *objectives, *(f"gain of {name}" for name in gains))
+    shown = {name: points[0].results.name_of(name) for name in objectives}
+    header = (*keys, "teacher, source", *shown.values(), *(f"gain of {shown[name]}" for name in gains))
     lines = tuple(
         (
             *(value_text(point.values[key]) for key in keys),
@@ -178,7 +179,7 @@ def curves(keys: Sequence[str], points: Sequence[PointResults]) -> list[sweep_pl
         names = tuple(f"{key} = {value_text(point.values[key])}" for key in keys[1:])
         for objective, average in _averages(point).items():
             mark = sweep_plot.Mark(point.values[keys[0]], average.mean, average.interval)
-            panels.setdefault(names, {}).setdefault(objective, []).append(mark)
+            panels.setdefault(names, {}).setdefault(point.results.name_of(objective), []).append(mark)
     first = points[0].results
     label = f"{first.metric} (%), average of targets"
     return [sweep_plot.Panel(", ".join(names), keys[0], label, lines) for names, lines in panels.items()]
@@ -219,7 +220,7 @@ def _gains(point: PointResults) -> dict[str, Summary]:
 
 
 def _teacher(point: PointResults) -> Summary | None:
-    lines = (line for line in point.results.lines if line.average is None)
+    lines = (line for line in point.results.lines if line.objective == TEACHER)
     line = next(lines, None)
     return line.languages[point.results.source_language] if line is not None else None
 

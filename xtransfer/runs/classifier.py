@@ -17,7 +17,7 @@ from xtransfer.models.hf.config import CONFIG
 from xtransfer.models.hf.tokenizer import check_tokenizer
 from xtransfer.runs import encoders
 from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
-from xtransfer.runs.workdir import TEACHER, Workdir
+from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
 from xtransfer.train import loop
 from xtransfer.train.checkpoints import Checkpoints
@@ -136,7 +136,7 @@ def description_of(run: SelectedRun) -> Path:
     Raises:
       UserError: the workdir's files have changed; or it has none, and the base checkpoint is gone or has changed.
     """
-    saved = encoders.saved_encoder(run.workdir, run.task, TEACHER if run.is_teacher else encoders.STUDENT)
+    saved = encoders.saved_encoder(run.workdir, run.task, run.role)
     if saved is not None:
         return saved.directory
     base = hf_checkpoint.resolve(run.settings.checkpoint)

@@ -51,7 +51,7 @@ def saved(workdir: Workdir) -> dict[str, SavedEncoder]:
     if not workdir.task.is_file():
         return {}
     task = read_task(workdir)
-    encoders = {role: saved_encoder(workdir, task, role) for role in (TEACHER, STUDENT, *task.teachers)}
+    encoders = {role: saved_encoder(workdir, task, role) for role in (TEACHER, STUDENT, *task.teachers, *task.students)}
     return {role: encoder for role, encoder in encoders.items() if encoder is not None}
 
 
@@ -64,7 +64,8 @@ def saved_encoder(workdir: Workdir, task: TaskRecord, role: str) -> SavedEncoder
     directory = workdir.encoder(role)
     if not directory.is_dir():
         return None
-    fingerprints = {TEACHER: task.teacher_checkpoint, STUDENT: task.student_checkpoint, **task.teachers}
+    main = {TEACHER: task.teacher_checkpoint, STUDENT: task.student_checkpoint}
+    fingerprints = {**main, **task.teachers, **task.students}
     fingerprint = fingerprints[role]
     remedy = f"restore it, or remove {directory} to read the base checkpoint instead"
     path = directory / DIGESTS

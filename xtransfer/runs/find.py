@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtransfer.config import ExperimentConfig, ModelConfig
+from xtransfer.data.task import Task
 from xtransfer.errors import CheckpointError, ConfigError, nearest
 from xtransfer.runs import draws
 from xtransfer.runs.selection import PROTOCOLS, DevScores, choose, weights_name
@@ -54,20 +55,42 @@ class SelectedRun:
         return weights_name(self.step, self.item)
 
     @property
+    def role(self) -> str:
+        """The config key of this run's model."""
+        return TEACHER if self.is_teacher else self.config.encoder_of(self.objective)
+
+    @property
     def settings(self) -> ModelConfig:
         """The settings that this run's model was trained with."""
-        return self.config.teacher if self.is_teacher else self.config.student
+        return self.config.teacher if self.is_teacher else self.config.encoders[self.role]
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the base checkpoint's files at the start of the experiment."""
-        return self.task.teacher_checkpoint if self.is_teacher else self.task.student_checkpoint
+        if self.is_teacher:
+            return self.task.teacher_checkpoint
+        return self.task.students.get(self.role, self.task.student_checkpoint)
 
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages that the model is for, the source language first; a teacher knows no other."""
-        source, targets = self.task.source_language, self.task.target_languages
-        return (source,) if self.is_teacher else (source, *targets)
+        return known_languages(self.config, self.task, self.objective)
+
+
+def known_languages(config: ExperimentConfig, task: Task | TaskRecord, objective: str) -> tuple[str, ...]:
+    """Return the languages that the model of an objective, or the teacher, is scored in, the source language first.
+
+    Args:
+      config: the experiment's config.
+      task: its task.
+      objective: the student's objective, or "teacher", which knows the source language only.
+    """
+    if objective == TEACHER:
+        return (task.source_language,)
+    only = config.objective[objective].languages if objective in config.objective else ()
+    if only:
+        return tuple(language for language in task.target_languages if language in only)
+    return (task.source_language, *task.target_languages)
 
 
 def check_selection(selection: str) -> None:
@@ -103,7 +126,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
         seed, directory, steps = config.teacher_seed, workdir.teacher, config.teacher.known_steps
     else:
         seed = _known_seed(workdir, objective, seed)
-        directory, steps = workdir.student(objective, seed), config.student.known_steps
+        directory, steps = workdir.student(objective, seed), config.encoders[config.encoder_of(objective)].known_steps
     if not loop.finished(directory, steps):
         needed = "its last step" if steps is None else f"step {steps:,}"
         raise CheckpointError(
@@ -115,7 +138,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     if not scores.has_dev and selection == "source_dev":
         selection = "last"  # what is used without a dev split
     if selection not in steps_by_protocol:
-        role = "teacher" if objective == TEACHER else "student"
+        role = "teacher" if objective == TEACHER else config.encoder_of(objective)
         raise ConfigError(
             f"{directory}: this run has no average of its last checkpoints: train it in another workdir with "
             f"--config.{role}.average_last=3"

@@ -24,6 +24,7 @@ from xtransfer.train.tracking import IDENTITY_FILE
 _log = logging.getLogger(__name__)
 
 _UNLABELLED = ("task.unlabelled_from", "task.unlabelled", "task.unlabelled_file")
+_TARGET_TEXT = ("task.target_text_from", "task.target_text", "task.target_text_file")
 _SAME_FACTS = ("name", "labels", "source_language", "data")
 
 
@@ -44,11 +45,14 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
         ignored.add("task.target_languages")
     if objective in config.members:
         others = tuple(f"{member}." for member in config.members if member != objective)
-        ignored |= {key for key in settings if key.startswith(("student.", *others))}
-        ignored |= {f"{objective}.weight", "teacher_seed", *_UNLABELLED}  # the run's own seed is the teacher's
+        ignored |= {key for key in settings if key.startswith(("student.", "students.", *others))}
+        # The run's own seed is the teacher's.
+        ignored |= {f"{objective}.weight", "teacher_seed", *_UNLABELLED, *_TARGET_TEXT}
         settings |= _flat(asdict(teacher_objective(config)), "objective.")
     else:
-        configured = configured_objective(config, objective)
+        configured, encoder = configured_objective(config, objective), config.encoder_of(objective)
+        others = tuple(f"{role}." for role in config.encoders if role != encoder)
+        ignored |= {key for key in settings if key.startswith(others)} if others else set()
         settings |= _flat(asdict(configured), "objective.")
         if configured.pseudo_labels:
             settings["transfer.fitted_thresholds"] = config.transfer.fitted_thresholds
@@ -59,9 +63,14 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
             # The teachers' languages are those of the labelled text too.
             ignored |= {"teacher_seed", *(key for key in settings if key.startswith(("teacher.", "teachers.")))}
             settings["further_sources"] = list(config.further_sources)
-        if configured.teacher == "vanilla":
-            settings |= _flat(asdict(configured_objective(config, "vanilla")), "objective_of_teacher.")
-        if configured.data == "labelled":
+        if configured.student_teacher is not None:
+            taught_by = settings_of(config, configured.student_teacher)
+            settings |= {f"teacher_run {key}": value for key, value in taught_by.items()}
+        if configured.data == "target":
+            ignored.discard("task.target_languages")
+        else:
+            ignored |= {*_TARGET_TEXT}
+        if configured.data != "all":
             ignored |= {*_UNLABELLED}
     return {key: value for key, value in settings.items() if key not in ignored}
 
@@ -105,8 +114,10 @@ def roles_of(config: ExperimentConfig, objective: str) -> tuple[str, ...]:
     """
     if objective in config.members:
         return (objective,)
-    is_taught = configured_objective(config, objective).teacher == "monolingual"
-    return (*config.members, STUDENT) if is_taught else (STUDENT,)
+    configured = configured_objective(config, objective)
+    members = tuple(config.members) if configured.teacher == "monolingual" else ()
+    taught_by = roles_of(config, configured.student_teacher) if configured.student_teacher is not None else ()
+    return tuple(dict.fromkeys((*members, *taught_by, config.encoder_of(objective))))
 
 
 def is_whole(run: Path) -> bool:
@@ -177,7 +188,8 @@ def _fingerprints(facts: Mapping[str, Any], role: str) -> tuple[Any, Any]:
     """Return the fingerprints of a role's checkpoint and of the file in its place; see `TaskRecord`."""
     if role in (TEACHER, STUDENT):
         return facts.get(f"{role}_checkpoint"), facts.get(f"{role}_logits")
-    return facts.get("teachers", {}).get(role), facts.get("teachers_logits", {}).get(role)
+    kind = "students" if role.startswith("students.") else "teachers"
+    return facts.get(kind, {}).get(role), facts.get("teachers_logits", {}).get(role)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -131,7 +131,7 @@ class TaskRecord:
 
     `has_train` and `has_dev` are false if the source language has no such split. Without dev, no checkpoint was
     selected. `teacher_logits` is the fingerprint of the file that stands in for the teacher, or empty. `teachers` has
-    the fingerprints of further teachers' base checkpoints by config key.
+    the fingerprints of further teachers' base checkpoints by config key, and `students` of further students'.
     """
 
     name: str
@@ -146,6 +146,7 @@ class TaskRecord:
     has_dev: bool = True
     teacher_logits: str = ""
     teachers: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    students: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def read_config(workdir: Workdir) -> ExperimentConfig:
@@ -177,9 +178,12 @@ def read_task(workdir: Workdir) -> TaskRecord:
         raise CheckpointError(f"{path}: expected two or more labels, and synthetic as true or false: {remedy}")
     if not isinstance(facts.get("multi_label", False), bool):
         raise CheckpointError(f"{path}: multi_label = {facts['multi_label']!r}, expected true or false: {remedy}")
-    further = facts.get("teachers", {})
-    if not isinstance(further, dict):
-        raise CheckpointError(f"{path}: teachers = {further!r}, expected an object by name: {remedy}")
+    further: dict[str, dict[str, str]] = {}
+    for key in ("teachers", "students"):
+        named = facts.get(key, {})
+        if not isinstance(named, dict):
+            raise CheckpointError(f"{path}: {key} = {named!r}, expected an object by name: {remedy}")
+        further[key] = {str(name): str(value) for name, value in named.items()}
     return TaskRecord(
         name=facts["name"],
         labels=tuple(facts["labels"]),
@@ -192,7 +196,8 @@ def read_task(workdir: Workdir) -> TaskRecord:
         has_train=facts.get("train") is not False,
         has_dev=facts.get("dev") is not False,
         teacher_logits=str(facts.get("teacher_logits", "")),
-        teachers={str(name): str(value) for name, value in further.items()},
+        teachers=further["teachers"],
+        students=further["students"],
     )
 
 

@@ -50,7 +50,7 @@ def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
                     values[number] = summary.mean
         return {objective: Summary(values) for objective, values in by_objective.items() if values}
 
-    source = over_repetitions(lambda line: line.languages[results[0].source_language])
+    source = over_repetitions(lambda line: line.languages.get(results[0].source_language))
     return Comparison(
         variant=variant,
         teacher=source.pop(TEACHER),

@@ -82,7 +82,7 @@ class Finetuner:
         """Read the config, the tokenizer, and every tensor of the checkpoint, or of `saved` what it has.
 
         Args:
-          role: "student", or the config key of a teacher.
+          role: the config key of a student's encoder or of a teacher.
           settings: the role's settings.
           labels: the class names, in order.
           mesh: the device mesh.
@@ -380,9 +380,18 @@ class Models:
         return self.teachers["teacher"]
 
     @functools.cached_property
+    def students(self) -> dict[str, Finetuner]:
+        """The encoders of students by config key, the multilingual one first."""
+        return {role: self._finetuner(role, settings) for role, settings in self._config.encoders.items()}
+
+    @property
     def student(self) -> Finetuner:
         """The multilingual encoder."""
-        return self._finetuner("student", self._config.student)
+        return self.students["student"]
+
+    def student_of(self, objective: str) -> Finetuner:
+        """Return the encoder that an objective trains."""
+        return self.students[self._config.encoder_of(objective)]
 
     def facts(self) -> dict[str, Any]:
         """Return the facts that, besides the settings, decide an experiment's results: task, data, and checkpoints."""
@@ -390,6 +399,7 @@ class Models:
         absent = [split for split in ("train", "dev") if load_if_present(task, split, task.source_language) is None]
         checkpoints = {member: self.base(member).fingerprint for member in self.teachers}
         main = checkpoints.pop("teacher", "")  # "" if a file stands in for it
+        students = {role: self.base(role).fingerprint for role in self.students if role != "student"}
         return {
             "name": task.name,
             "labels": list(task.labels),
@@ -402,11 +412,12 @@ class Models:
             **({"multi_label": True} if task.multi_label else {}),
             **dict.fromkeys(absent, False),
             **({"teachers": checkpoints} if checkpoints else {}),
+            **({"students": students} if students else {}),
         }
 
     def base(self, role: str) -> SavedEncoder:
         """Return the base checkpoint of a role, or the saved part of it if it is gone."""
-        model = self.student if role == "student" else self.teachers[role]
+        model = self.students[role] if role in self._config.encoders else self.teachers[role]
         if not model.has_weights:
             return self._saved[role]
         if role in self._ready_made:

@@ -5,8 +5,9 @@ Colours are classes of the page's style sheet. Every series also has a shape of 
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from xtransfer.evaluation.calibration import Bin
 from xtransfer.evaluation.results import BASELINE
@@ -34,15 +35,16 @@ class Kind:
 
     colour: str
     shape: str
+    note: str = ""  # stands beside the name
 
 
-def kinds(names: Iterable[str]) -> dict[str, Kind]:
-    """Return the look of each objective; the baseline and the teacher always look the same."""
+def kinds(names: Iterable[str], notes: Mapping[str, str] = MappingProxyType({})) -> dict[str, Kind]:
+    """Return the look of each objective, with the notes on some; the baseline and the teacher always look the same."""
     fixed = {BASELINE: Kind("baseline", _CIRCLE), TEACHER: Kind("teacher", _CIRCLE)}
     names = list(names)
     free = [name for name in names if name not in fixed]
     cycled = {name: Kind(f"k{i % _COLOURS}", _SHAPES[i % len(_SHAPES)]) for i, name in enumerate(free)}
-    return {name: (fixed | cycled)[name] for name in names}
+    return {name: replace((fixed | cycled)[name], note=notes.get(name, "")) for name in names}
 
 
 @dataclass(frozen=True)
@@ -266,8 +268,9 @@ def swatch(kind: Kind) -> Html:
 
 
 def named(kind: Kind, name: str) -> Html:
-    """Return an objective's marker and name."""
-    return tag("span", swatch(kind), name_of(name), class_="named")
+    """Return an objective's marker and name, and the note on it."""
+    remark = tag("small", f" ({kind.note})") if kind.note else None
+    return tag("span", swatch(kind), name_of(name), remark, class_="named")
 
 
 def legend(kind_by_name: dict[str, Kind]) -> Html:

@@ -114,7 +114,8 @@ def _header(source: Source, name: str) -> Html:
 
 def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
     """Return a table with one row for each workdir."""
-    kinds = charts.kinds(dict.fromkeys(line.objective for source in sources for line in source.results.lines))
+    notes = {name: note for source in sources for name, note in source.notes.items()}
+    kinds = charts.kinds(dict.fromkeys(line.objective for source in sources for line in source.results.lines), notes)
     objectives = [name for name in kinds if any(name in source.students for source in sources)]
     header: list[Child] = ["workdir", "task", "source", "targets"]
     header += [charts.named(kinds[objective], objective) for objective in objectives]
@@ -154,7 +155,7 @@ def _gain(source: Source) -> Html:
     line = next(line for line in source.results.lines if line.objective == objective)
     if line.gain is None:
         return Html("–")
-    return join([summary.value_text(line.gain, "+.1f"), tag("small", objective)])
+    return join([summary.value_text(line.gain, "+.1f"), tag("small", source.results.name_of(objective))])
 
 
 def _names(sources: Sequence[Source]) -> list[str]:

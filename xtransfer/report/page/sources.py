@@ -10,12 +10,13 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
+from xtransfer.distillation.objectives import uses_target_text
 from xtransfer.errors import DataError
 from xtransfer.evaluation import calibration, multi_label, significance
 from xtransfer.evaluation.metrics import confusion_matrix, higher_is_better
 from xtransfer.evaluation.multi_label import set_of
 from xtransfer.evaluation.paired import Students, differences_of, load
-from xtransfer.evaluation.results import BASELINE, ResultsTable, Row, run_id
+from xtransfer.evaluation.results import BASELINE, TARGET_TEXT_MARK, ResultsTable, Row, run_id
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report.page import charts
 from xtransfer.runs.draws import order
@@ -99,18 +100,24 @@ class Source:
 
     @property
     def students(self) -> tuple[str, ...]:
-        """The objectives of the students, in order."""
-        return tuple(line.objective for line in self.results.lines if line.objective != TEACHER)
+        """The objectives of the students in all languages, in order; those of some languages are in `kinds` alone."""
+        return tuple(line.objective for line in self.results.lines if line.average is not None)
 
     @property
     def kinds(self) -> dict[str, charts.Kind]:
         """The look of the teacher and of every objective."""
-        return charts.kinds(line.objective for line in self.results.lines)
+        return charts.kinds((line.objective for line in self.results.lines), self.notes)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The mark of every objective that uses text in target languages."""
+        names = [line.objective for line in self.results.lines]
+        return {name: TARGET_TEXT_MARK for name in names if uses_target_text(self.results.objectives, name)}
 
     @property
     def student_kinds(self) -> dict[str, charts.Kind]:
-        """The look of every objective of students."""
-        return {name: kind for name, kind in self.kinds.items() if name != TEACHER}
+        """The look of every objective in `students`."""
+        return {name: kind for name, kind in self.kinds.items() if name in self.students}
 
     @property
     def main_objective(self) -> str:
@@ -142,7 +149,7 @@ class Source:
         return (self.results.source_language, *(targets[position] for position in positions))
 
     def _mean_of_students(self, language: str) -> float:
-        lines = [line for line in self.results.lines if line.objective != TEACHER]
+        lines = [line for line in self.results.lines if line.objective in self.students]
         return sum(line.languages[language].mean for line in lines) / len(lines)
 
     def steps(self, objective: str) -> dict[RunId, dict[str, int]]:
@@ -178,12 +185,12 @@ class Source:
     @functools.cached_property
     def tallies(self) -> dict[tuple[str, str], Tally]:
         """The predictions by objective and language; MissingSource if a file is missing."""
-        result = {}
-        for objective in self.kinds:
-            languages = self.languages[:1] if objective == TEACHER else self.languages
-            for language in languages:
-                result[objective, language] = self._tally(objective, language)
-        return result
+        return {
+            (line.objective, language): self._tally(line.objective, language)
+            for line in self.results.lines
+            for language in self.languages
+            if language in line.languages
+        }
 
     def _tally(self, objective: str, language: str) -> Tally:
         parts = [self.predictions(objective, run, language) for run in self.steps(objective)]

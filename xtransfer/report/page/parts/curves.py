@@ -67,7 +67,7 @@ def _lines(source: Source, objective: str, by_run: Mapping[RunId, Rows], key: st
         points = tuple((float(row["step"]), row[key] * scale) for row in rows if key in row)
         if points:
             marked = frozenset(steps[run].values()) if is_point else frozenset[float]()
-            lines.append(Line(points, source.kinds[objective], f"{objective} {run}", marked))
+            lines.append(Line(points, source.kinds[objective], f"{source.results.name_of(objective)} {run}", marked))
     return lines
 
 

@@ -177,11 +177,12 @@ def _block(
     counts: tuple[int, int],
     items: Sequence[tuple[Disagreement, Example, Example]],
 ) -> Html:
-    first, second = sides
+    second = sides[1]
+    names = " and ".join(source.results.name_of(side.objective) for side in sides)
     title = tag(
         "summary",
         text_in(second.language, second.language, "strong"),
-        f" {first.objective} and {second.objective} disagree on {counts[0]:,} of {counts[1]:,} examples",
+        f" {names} disagree on {counts[0]:,} of {counts[1]:,} examples",
     )
     is_open = second.language in source.languages[:2]
     return tag("details", title, tag("div", *_items(source, sides, items), class_="examples"), open=is_open)
@@ -202,7 +203,7 @@ def _items(
                 tag(
                     "span",
                     "✓ " if is_right else "✗ ",
-                    f"{side.objective} ",
+                    f"{source.results.name_of(side.objective)} ",
                     tag("b", _name(labels, guess)),
                     f" {confidence:.0%}",
                     class_="right" if is_right else "wrong",

@@ -113,7 +113,7 @@ def build_classes(source: Source) -> Html:
     ):
         if not languages:
             continue
-        objectives = [name for name in source.kinds if (name, languages[0]) in source.tallies]
+        objectives = [name for name in source.kinds if all((name, one) in source.tallies for one in languages)]
         header: list[Child] = ["class", "examples"]
         header += [
             join([charts.named(source.kinds[name], name), tag("small", "precision · recall · F1")])
@@ -155,8 +155,10 @@ def class_scores(confusion: np.ndarray) -> np.ndarray:
 
 
 def _aligned(source: Source) -> dict[str, charts.Kind]:
-    """Return the objectives with the teacher last, which only the source language has, so that columns line up."""
-    return {**source.student_kinds, **{name: kind for name, kind in source.kinds.items() if name == TEACHER}}
+    """Return the objectives with those of some languages, and the teacher, last, so that columns line up."""
+    return {**source.student_kinds, **{name: kind for name, kind in source.kinds.items() if name != TEACHER}} | {
+        name: kind for name, kind in source.kinds.items() if name == TEACHER
+    }
 
 
 def _support(tally: Tally) -> np.ndarray:

@@ -32,6 +32,11 @@ def build(source: Source) -> Html:
         )
         if key in facts and facts[key]
     ]
+    fingerprints += [
+        [f"{role} {source.config.encoders[role].checkpoint}", tag("code", digest)]
+        for role, digest in source.task.students.items()
+        if role in source.config.encoders
+    ]
     objectives: list[list[Child]] = [[name, text] for name, text in effective_settings(source.config).items()]
     settings = json.dumps(as_record(source.config), indent=2, ensure_ascii=False)
     pieces += [

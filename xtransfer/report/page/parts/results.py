@@ -94,7 +94,7 @@ def _dots(source: Source, comparisons: dict[str, Comparison], language: str | No
             continue
         interval = interval_of(source, comparisons, line.objective, language)
         percent = (interval[0] * 100, interval[1] * 100) if interval else None
-        title = f"{line.objective}: {summary.value_text(values)}"
+        title = f"{source.results.name_of(line.objective)}: {summary.value_text(values)}"
         yield Dot(values.mean * 100, source.kinds[line.objective], title, percent)
 
 

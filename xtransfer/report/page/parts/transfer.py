@@ -66,7 +66,7 @@ def _gaps(source: Source) -> Html:
         (
             name_of(language),
             [
-                Dot(value, kind, f"{objective}: {value:+.1f} points")
+                Dot(value, kind, f"{source.results.name_of(objective)}: {value:+.1f} points")
                 for objective, kind in source.student_kinds.items()
                 for value in (gap(source, objective, language),)
             ],
@@ -108,7 +108,10 @@ def _scatters(source: Source, counts: dict[str, TokenCounts], targets: Sequence[
             )
             for language in languages
         ]
-        return charts.panel(f"{objective}: {name} by {title}", charts.scatter(points, x, y, f"{name} by {title}"))
+        return charts.panel(
+            f"{source.results.name_of(objective)}: {name} by {title}",
+            charts.scatter(points, x, y, f"{name} by {title}"),
+        )
 
     figures = []
     for unit in ("word", "character"):
@@ -122,7 +125,13 @@ def _scatters(source: Source, counts: dict[str, TokenCounts], targets: Sequence[
 
 def _table(source: Source, counts: dict[str, TokenCounts]) -> Html:
     has_gain = BASELINE in source.students and source.main_objective != BASELINE
-    header: list[Child] = ["language", "tokens per word", "unknown", "truncated", f"gap of {source.main_objective}"]
+    header: list[Child] = [
+        "language",
+        "tokens per word",
+        "unknown",
+        "truncated",
+        f"gap of {source.results.name_of(source.main_objective)}",
+    ]
     if has_gain:
         header.append(summary.gain_title(source.results))
     rows: list[list[Child]] = []

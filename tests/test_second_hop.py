@@ -1,0 +1,207 @@
+"""Students that learn from unlabelled text in target languages, from end to end on tiny files."""
+
+import json
+import re
+
+import pytest
+
+from tests.helpers import tiny
+from xtransfer import main
+from xtransfer.config import load
+from xtransfer.data.registry import load_task
+from xtransfer.describe import __main__ as describe_command
+from xtransfer.distillation import transfer_set
+from xtransfer.distillation.objectives import definitions, describe, uses_target_text
+from xtransfer.errors import UserError
+from xtransfer.evaluate import __main__ as evaluate
+from xtransfer.experiment import check
+from xtransfer.export.model_card import model_card
+from xtransfer.report import __main__ as report
+from xtransfer.runs import sharing
+from xtransfer.runs.find import find_run
+from xtransfer.runs.workdir import Workdir, read_task
+
+EVERY = "--config.objectives=('vanilla','monox_kd','hop','again','after')"
+FAST = ("--config.student.steps=4", "--config.student.evaluations=2", "--config.task.labelled=24")
+FAST += ("--config.teacher.steps=6", "--config.teacher.evaluations=1", "--config.task.target_text=10")
+MARK = "(uses target text)"
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    """Write a config with a hop to a German encoder, self-training on all target text, and one after that."""
+    root = tmp_path_factory.mktemp("config_file")
+    data = tiny.write_task(root / "data", languages=("en", "de", "fr"))
+    for language in ("de", "fr"):  # no labels in them
+        lines = (data / language / "train.tsv").read_text().splitlines()
+        texts = [line.split("\t")[0] for line in lines]
+        (data / language / "unlabelled.tsv").write_text("\n".join([*texts[:20], ""]))
+        (data / language / "train.tsv").unlink()
+    teacher, student = tiny.checkpoint(root / "teacher", seed=1), tiny.checkpoint(root / "student", seed=2, hidden=8)
+    german = tiny.checkpoint(root / "german", seed=3, hidden=12)
+    path = tiny.config_file(root / "tiny.py", data, teacher, student)
+    hop = {"base": "self_training", "teacher": "monox_kd", "data": "target"}
+    lines = [
+        f"    config.students.german = {dict(checkpoint=str(german), steps=3)!r}",
+        f"    config.objective.hop = {dict(hop, student='german', languages=('de',))!r}",
+        f"    config.objective.again = {dict(hop)!r}",
+        "    config.objective.after = {'base': 'self_training', 'teacher': 'again'}",
+        "    config.objectives = ('monox_kd', 'hop', 'again')",
+    ]
+    path.write_text(path.read_text().replace("    return config", "\n".join([*lines, "    return config"])))
+    return path
+
+
+def start(config_file, workdir, *flags):
+    main.main(["--config", str(config_file), "--workdir", str(workdir), *FAST, *flags])
+
+
+@pytest.fixture(scope="module")
+def finished(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("hop") / "run"
+    start(config_file, workdir)
+    return workdir
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+
+
+def test_the_student_labels_the_sampled_target_text_and_the_teacher_the_source_text(finished):
+    ids = [(path / "ids.txt").read_text().splitlines() for path in (finished / "logits").iterdir()]
+    languages = sorted((sorted({id_.split("/")[2] for id_ in store}), len(store)) for store in ids)
+    assert languages == [(["de"], 10), (["de", "fr"], 20), (["en"], 64)]
+
+
+def test_each_student_is_scored_in_the_languages_that_it_knows(finished):
+    scored = {}
+    for row in rows_of(finished):
+        scored.setdefault(row["objective"], set()).add(row["language"])
+    everything = {"en", "de", "fr"}
+    assert scored == {"teacher": {"en"}, "hop": {"de"}} | dict.fromkeys(("monox_kd", "again"), everything)
+    # Without the source language, no dev split selects a checkpoint, and the last is used.
+    assert {row["step"] for row in rows_of(finished) if row["objective"] == "hop"} == {3}
+    metrics = finished / "students" / "hop" / "seed-0" / "metrics.jsonl"
+    assert "dev_accuracy" not in metrics.read_text()
+
+
+def test_the_second_encoder_is_recorded_and_found(finished):
+    task = read_task(Workdir(finished))
+    assert task.students.keys() == {"students.german"}
+    run = find_run(Workdir(finished), "hop", 0, "source_dev")
+    assert run.fingerprint == task.students["students.german"] != task.student_checkpoint
+    assert run.settings.checkpoint.endswith("german") and run.languages == ("de",) and run.step == 3
+
+
+def test_every_number_of_target_text_is_marked(finished, capsys):
+    report.main(["--workdir", str(finished)])
+    table = (finished / "report" / "results.md").read_text()
+    page = (finished / "report" / "report.html").read_text()
+    for name in ("hop", "again"):
+        assert f"{name} {MARK}" in table and re.search(rf">{name}(</\w+>)?<small> \(uses target text\)", page)
+    assert f"monox_kd {MARK}" not in table and not re.search(r">monox_kd(</\w+>)?<small> \(uses", page)
+    cells = next(line for line in table.splitlines() if line.startswith(f"| hop {MARK}")).split("|")
+    accuracy = next(
+        row["value"] for row in rows_of(finished) if (row["objective"], row["metric"]) == ("hop", "accuracy")
+    )
+    assert [cell.strip() for cell in cells[2:6]] == ["–", f"{accuracy * 100:.1f}", "–", "–"]
+    assert "uses target text: again, hop learned from unlabelled text" in table
+    capsys.readouterr()
+    report.main(["--workdir", str(finished), "--compare", "hop", "monox_kd"])
+    compared = (finished / "report" / "compare-hop-monox_kd.md").read_text()
+    assert f"hop {MARK}" in compared and "| de |" in compared and "(source)" not in compared
+    report.main(["--workdir", str(finished), "--protocols"])
+    assert f"again {MARK}" in (finished / "report" / "protocols.md").read_text()
+
+
+def test_the_model_card_says_so(finished):
+    card = model_card(find_run(Workdir(finished), "hop", 0, "source_dev"), rows_of(finished))
+    assert "**Uses target text.**" in card and "uses-target-text" in card and "zero-shot-transfer" not in card
+    assert "10 unlabelled texts in de from the unlabelled split" in card and "meant for de." in card
+    assert "the `monox_kd` student" in card and "(de, uses target text)" in card
+    zero_shot = model_card(find_run(Workdir(finished), "monox_kd", 0, "source_dev"), rows_of(finished))
+    assert "target text" not in zero_shot.lower() and "zero-shot-transfer" in zero_shot
+
+
+def test_it_resumes_and_is_scored_again(config_file, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.npy")}
+    start(config_file, finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.npy")} == before
+    rows = (finished / "results.jsonl").read_bytes()
+    (finished / "results.jsonl").unlink()
+    evaluate.main(["--workdir", str(finished)])
+    assert sorted((finished / "results.jsonl").read_bytes().splitlines()) == sorted(rows.splitlines())
+
+
+def test_only_what_reads_target_text_depends_on_it(config_file):
+    configs = [load(str(config_file), [*FAST, EVERY, f"--config.task.target_text={n}"]) for n in (10, 12)]
+    same = {name: len({str(sharing.settings_of(one, name)) for one in configs}) == 1 for name in configs[0].objectives}
+    assert same == {"vanilla": True, "monox_kd": True, "hop": False, "again": False, "after": False}
+    configs = [load(str(config_file), [*FAST, EVERY, f"--config.students.german.steps={n}"]) for n in (3, 5)]
+    same = {name: len({str(sharing.settings_of(one, name)) for one in configs}) == 1 for name in configs[0].objectives}
+    assert same == {"vanilla": True, "monox_kd": True, "hop": False, "again": True, "after": True}
+    assert sharing.roles_of(configs[0], "hop") == ("teacher", "student", "students.german")
+    assert sharing.roles_of(configs[0], "vanilla") == ("student",)
+
+
+def test_target_text_is_read_without_labels_and_only_if_an_objective_wants_it(config_file, tmp_path):
+    config = load(str(config_file), list(FAST))
+    sample = transfer_set.gather(config, load_task(config.task))
+    assert {language: len(examples) for language, examples in sample.target.items()} == {"de": 10, "fr": 10}
+    assert all(example.label == -1 for examples in sample.target.values() for example in examples)
+    config = load(str(config_file), [*FAST, "--config.objectives=('vanilla','monox_kd')"])
+    assert not transfer_set.gather(config, load_task(config.task)).target
+    path = tmp_path / "texts.tsv"
+    path.write_text("text\tlang\nder Film ist gut\tde\nle film est bon\tfr\nle film est beau\tfr\n")
+    flags = [*FAST, "--config.task.target_text_from=file", f"--config.task.target_text_file={path}"]
+    flags += ["--config.task.target_text=1", "--config.objectives=('vanilla','monox_kd','hop')"]
+    with pytest.raises(UserError, match="target_text_file: there are 2 target languages, so name the file's column"):
+        check(load(str(config_file), flags))
+    flags += ["--config.task.target_languages=('de',)", "--config.task.target_text=2"]
+    config = load(str(config_file), flags)
+    texts = [example.text for example in transfer_set.gather(config, load_task(config.task)).target["de"]]
+    assert len(texts) == 2 and set(texts) < {"der Film ist gut", "le film est bon", "le film est beau"}
+
+
+def test_the_description_has_the_target_text(config_file, capsys):
+    describe_command.main(["--config", str(config_file), *FAST])
+    page = capsys.readouterr().out
+    rows = ["| none | de | T | 10 |", "| none | fr | T | 10 |", "| students.german | de | T | 10 |"]
+    rows += ["| student | fr | T | 10 |", "| students.german | T of hop |", "| student | T of again |"]
+    assert all(row in page for row in rows)
+
+
+def test_the_definitions_say_what_they_read(config_file):
+    known = definitions(load(str(config_file), list(FAST)))
+    assert {name for name in known if uses_target_text(known, name)} == {"hop", "again", "after"}
+    hop = "KL(the monox_kd student's logits; T = 1) on unlabelled text in de, by students.german"
+    assert describe(known["hop"]) == hop
+    assert describe(known["again"]).endswith("on unlabelled text in all target languages")
+    assert known["hop"].loss_settings() == known["monox_kd"].loss_settings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.objective.hop.teacher=nobody"], r"objective\.hop\.teacher is 'nobody': choose from none, monol"),
+        (["--config.objective.hop.teacher=monolingual"], r"monolingual teacher cannot read target languages"),
+        (["--config.objective.hop.languages=('xx',)"], r"objective\.hop\.languages has 'xx', which is none of the tar"),
+        (["--config.objective.hop.student=greek"], r"student is 'greek': students has no such entry .*german"),
+        (["--config.objective.after.teacher=hop"], r"teacher is 'hop', which knows de alone"),
+        (["--config.objective.hop.data=all"], r"languages = \('de',\), expected \(\) unless data is 'target'"),
+        (["--config.objective.again.hard_weight=1"], r"hard_weight = 1\.0, expected 0 with data 'target'"),
+        (["--config.objectives=('hop','monox_kd')"], r"hop learns from the student of 'monox_kd'; list that"),
+        (["--config.objective.vanilla.student=german"], r"objective\.vanilla\.student: what vanilla reads is fixed"),
+        (["--config.objective.hop.student="], r"students\.german: no objective trains it"),
+        (["--config.calibration.temperature=True"], r"calibration\.temperature uses the source language's dev split"),
+        (["--config.students.german.patience=1"], r"students\.german\.patience uses the source language's dev split"),
+        (["--config.task.target_text=99"], r"task\.target_text 99 is more than available in de: 19"),
+        (["--config.task.target_text_from=train"], r"train\.tsv: no such file"),
+        (["--config.task.target_text_file=x.tsv"], r"name a file if, and only if, that is 'file'"),
+        (["--config.students.greek.steps=1"], r"no such student \(its students: german\)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_training(config_file, flags, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check(load(str(config_file), [*FAST, *flags]))
+    assert "\n" not in str(caught.value)
