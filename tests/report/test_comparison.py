@@ -71,7 +71,7 @@ def test_two_workdirs_are_named_and_paired(tmp_path, capsys):
     report.main(["--compare", f"{second.root}:monox_kd", f"{first.root}:monox_kd"])
     output = " ".join(capsys.readouterr().out.split())
     assert "minireviews: new:monox_kd minus old:monox_kd" in output
-    assert "p (McNemar) is over items, for this run alone." in output
+    assert "p (McNemar) is over items, for this run alone; exact below 25 discordant items" in output
     assert "Interval and p of a difference: items by 10,000 resamples; two-sided." in output
     assert "There is one seed" in output and "Left out, because only one of the two has them: seed 1." in output
     assert "translations" not in output
@@ -102,7 +102,7 @@ def test_another_split_or_protocol_has_files_of_its_own(run, capsys):
     assert names == ["compare-monox_kd-vanilla-last.md", "compare-monox_kd-vanilla.md"]
     output = " ".join(capsys.readouterr().out.split())
     assert "items by 10,000 resamples, seeds by Student's t" in output
-    assert "for these runs alone; an item counts for the objective that is right on it in more runs." in output
+    assert "for these runs alone; an item counts for the objective that is right on it in more runs; exact" in output
     assert "There is one seed" not in output and "Settings that differ" not in output
 
 

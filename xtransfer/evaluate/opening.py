@@ -77,7 +77,10 @@ def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
     check_unchanged(workdir.task, models.facts(), ignore=("teacher_logits", "teachers_logits"))  # scoring needs no file
     if set(scope.languages) - {task.source_language, *task.target_languages}:
         targets = tuple(name for name in scope.languages if name != task.source_language)
-        task = load_task(dataclasses.replace(config.task, target_languages=targets))
+        try:
+            task = load_task(dataclasses.replace(config.task, target_languages=targets))
+        except ConfigError as error:
+            raise ConfigError(f"--languages {','.join(scope.languages)}: {error}") from error
         task = dataclasses.replace(task, load=functools.cache(task.load))
     if scope.split or scope.languages:  # a start of the experiment has checked no more than its own
         known = (task.source_language, *task.target_languages)

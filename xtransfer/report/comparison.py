@@ -257,7 +257,8 @@ def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selec
     if pair.a.multi_label:
         yield "There is no p (McNemar), because an item has several labels, some right and some wrong."
     else:
-        yield f"p (McNemar) is over items, for {'these runs' if runs > 1 else 'this run'} alone{majority}."
+        exact = f"exact below {significance.EXACT_BELOW} discordant items, otherwise χ² with continuity correction"
+        yield f"p (McNemar) is over items, for {'these runs' if runs > 1 else 'this run'} alone{majority}; {exact}."
     if runs == 1:
         yield "There is one seed, so nothing here says what another seed would give."
     if pair.left_out:

@@ -103,7 +103,10 @@ class Finetuner:
         self.eval_batch_size = eval_batch_size
         self.trained, self.predicted = Work(), Work()  # the work of all runs so far; dev counts as predicted
         self._reported: set[str] = set()
-        self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
+        try:
+            self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
+        except ConfigError as error:
+            raise ConfigError(f"config group {role}: {error}") from error
         if self.has_weights:
             reinit.check(role, settings, self.inputs.architecture, names_of(self.compiled_steps.shapes))
             self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
