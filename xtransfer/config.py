@@ -33,6 +33,7 @@ _MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")  # the defaul
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 2**31 - 1
 DEFAULT_STEPS = 1000  # counts as not given beside `epochs`
+DEFAULT_SOURCE = "en"  # counts as not given beside `source_languages`
 SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt")  # see `train/schedules.py`
 _LARGEST_DECAY = 0.999999  # of a running mean; with 1 it would never move
 _SMALLEST_EPS = 1e-12  # a parameter without a gradient has 0 / eps
@@ -96,14 +97,23 @@ class TaskConfig:
     # their contents; "" downloads it from its publisher.
     data_dir: str = setting("", is_path=True)
     cache_dir: str = setting("", is_path=True)  # the directory of prepared datasets; "" is ~/.cache/xtransfer
-    source_language: str = "en"
+    source_language: str = DEFAULT_SOURCE
+    # Several source languages, the main one first; () = source_language alone
+    source_languages: tuple[str, ...] = ()
+    # Their shares in the labelled and in the unlabelled text, in their order, such as (3, 1); () = by temperature.
+    # Without a number of examples (`labelled`, `unlabelled`), the sample is the largest one with these shares.
+    source_shares: tuple[float, ...] = ()
+    # In place of shares: a language with n examples has a share in proportion to n ** (1 / temperature). 1 keeps the
+    # languages' own proportions, and larger values are more even.
+    sampling_temperature: float = setting(1.0, at_least=1)
     target_languages: tuple[str, ...] = ()  # () = every other language of the task
-    labelled: int = setting(0, at_least=0)  # labelled source examples, balanced over classes; 0 = all
+    # Labelled source examples, balanced over classes; 0 = all. Of several source languages: in total.
+    labelled: int = setting(0, at_least=0)
     labelled_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     # Further samples to repeat the experiment on, see ExperimentConfig.teacher_seeds; () = the one of labelled_seed
     labelled_seeds: tuple[int, ...] = setting((), at_least=0, at_most=MAX_SEED)
     unlabelled_from: str = setting("split", choices=("none", "split", "train_rest", "file"))
-    unlabelled: int = setting(0, at_least=0)  # unlabelled source examples; 0 = all
+    unlabelled: int = setting(0, at_least=0)  # unlabelled source examples, counted like labelled ones; 0 = all
     unlabelled_file: str = setting("", is_path=True)  # for unlabelled_from = "file"; columns as below
     # Unlabelled text in target languages, which only objectives with data = "target" read. "train" is the train split
     # without its labels.
@@ -130,12 +140,46 @@ class TaskConfig:
     id_column: str = ""  # "" = the row's number
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The source languages, the main one first."""
+        return self.source_languages or (self.source_language,)
+
+    @property
+    def keeps_proportions(self) -> bool:
+        """Whether the source languages keep the proportions that they have in the data."""
+        return not self.source_shares and self.sampling_temperature == 1
+
+    @property
+    def samples_labelled(self) -> bool:
+        """Whether the labelled text is a sample, which depends on labelled_seed."""
+        return bool(self.labelled) or not self.keeps_proportions
+
+    @property
     def has_samples(self) -> bool:
         """Whether another labelled_seed draws other examples."""
-        return bool(self.labelled) or (bool(self.unlabelled) and self.unlabelled_from != "none")
+        return self.samples_labelled or (bool(self.unlabelled) and self.unlabelled_from != "none")
+
+    @property
+    def proportions(self) -> str:
+        """The proportions of several source languages, in words."""
+        if self.source_shares:
+            return f"in the proportions {' : '.join(f'{share:g}' for share in self.source_shares)}"
+        power = "" if self.keeps_proportions else f" to the power of 1/{self.sampling_temperature:g}"
+        return f"in proportion to their sizes{power}"
+
+    def adapted(self) -> "TaskConfig":
+        """Return the settings with the first of several source languages as source_language.
+
+        A single one in source_languages is the same as source_language. The default of that key counts as not given.
+        """
+        if not self.source_languages or self.source_language not in (DEFAULT_SOURCE, self.source_languages[0]):
+            return self
+        several = self.source_languages if len(self.source_languages) > 1 else ()
+        return dataclasses.replace(self, source_language=self.source_languages[0], source_languages=several)
 
     def check(self, prefix: str = "") -> None:
         """Refuse settings that contradict each other."""
+        self._check_sources(prefix)
         if (self.unlabelled_from == "file") != bool(self.unlabelled_file):
             raise ConfigError(
                 f"config key {prefix}unlabelled_file is {self.unlabelled_file!r} and {prefix}unlabelled_from is "
@@ -150,6 +194,43 @@ class TaskConfig:
             raise ConfigError(
                 f"config key {prefix}label_separator is {self.label_separator!r}, but a text has one label unless "
                 f"{prefix}multi_label is True: set that, or leave this empty"
+            )
+
+    def _check_sources(self, prefix: str) -> None:
+        """Refuse source languages and shares that contradict each other."""
+        languages, shares = self.source_languages, self.source_shares
+        key = f"config key {prefix}source_languages is {languages!r}"
+        if languages and languages[0] != self.source_language:
+            raise ConfigError(
+                f"{key}, and {prefix}source_language is {self.source_language!r}: name the main source language first, "
+                f"or leave out {prefix}source_language"
+            )
+        if len(set(languages)) < len(languages):
+            raise ConfigError(f"{key}: name each language once")
+        both = [language for language in languages if language in self.target_languages]
+        if both:
+            raise ConfigError(
+                f"{key}, and {prefix}target_languages has {both[0]!r} too: a language with training text is no "
+                "zero-shot target, so leave it out of one of them"
+            )
+        if len(languages) < 2 and not self.keeps_proportions:
+            name, value = ("source_shares", shares) if shares else ("sampling_temperature", self.sampling_temperature)
+            raise ConfigError(
+                f"config key {prefix}{name} is {value!r}, but there is only one source language: leave it out, or "
+                f"name several in {prefix}source_languages"
+            )
+        if shares and len(shares) != len(languages):
+            raise ConfigError(
+                f"config key {prefix}source_shares is {shares!r}: give {len(languages)} shares, one for each of "
+                f"{prefix}source_languages {', '.join(languages)}"
+            )
+        if any(share <= 0 for share in shares):
+            raise ConfigError(f"config key {prefix}source_shares is {shares!r}: each share must be above 0")
+        if shares and self.sampling_temperature != 1:
+            raise ConfigError(
+                f"config keys {prefix}source_shares and {prefix}sampling_temperature are {shares!r} and "
+                f"{self.sampling_temperature:g}: both say how to split the text over languages, so leave one of them "
+                "out"
             )
 
 
@@ -285,7 +366,7 @@ class TeacherConfig(ModelConfig):
 
     # Logits, probabilities, or labels by example id, in place of a checkpoint (`distillation/logits_file.py`)
     logits_file: str = setting("", is_path=True)
-    languages: tuple[str, ...] = ()  # the source languages that it reads and knows; () = task.source_language
+    languages: tuple[str, ...] = ()  # the source languages that it reads and knows; () = those of the task
     weight: float = setting(1.0, at_least=0)  # its share in the mean of several teachers
 
     @property
@@ -501,7 +582,7 @@ class ExperimentConfig:
                 f"config key {prefix}task.labelled_seeds {samples!r} repeats some samples beside others, so the draws "
                 "are not independent: give each sample once, or one sample for all teachers"
             )
-        if len(set(samples)) > 1 and not self.task.labelled and len(set(teachers)) < len(samples):
+        if len(set(samples)) > 1 and not self.task.samples_labelled and len(set(teachers)) < len(samples):
             raise ConfigError(
                 f"config key {prefix}teacher_seeds is {teachers!r}, but with task.labelled 0 all samples have the same "
                 "labelled text, so teachers with the same seed are one teacher: give each draw another seed"
@@ -529,12 +610,13 @@ class ExperimentConfig:
 
     def languages_of(self, member: str) -> tuple[str, ...]:
         """Return the source languages that a member reads."""
-        return self.members[member].languages or (self.task.source_language,)
+        return self.members[member].languages or self.task.sources
 
     @property
     def further_sources(self) -> tuple[str, ...]:
-        """The languages of the teachers apart from `task.source_language`, each once."""
-        languages = dict.fromkeys(language for member in self.members for language in self.languages_of(member))
+        """The languages of the task's and of the teachers' text apart from `task.source_language`, each once."""
+        taught = (language for member in self.members for language in self.languages_of(member))
+        languages = dict.fromkeys((*self.task.sources, *taught))
         return tuple(language for language in languages if language != self.task.source_language)
 
     def _check_students(self, prefix: str) -> None:
@@ -577,11 +659,20 @@ class ExperimentConfig:
         """Refuse teachers that contradict each other or the task."""
         task, members = self.task, self.members
         _check_folders(f"{prefix}teachers", "teacher", self.teachers)
-        if not any(task.source_language in self.languages_of(member) for member in members):
-            raise ConfigError(
-                f"config key {prefix}teacher.languages is {self.teacher.languages!r}: no teacher reads "
-                f"task.source_language {task.source_language!r}: add it to one"
-            )
+        source_key = "task.source_languages" if task.source_languages else "task.source_language"
+        for language in task.sources:
+            if not any(language in self.languages_of(member) for member in members):
+                raise ConfigError(
+                    f"config key {prefix}teacher.languages is {self.teacher.languages!r}: no teacher reads "
+                    f"{source_key} {language!r}: add it to one"
+                )
+        for member in members if task.source_languages else ():
+            others = [language for language in self.languages_of(member) if language not in task.source_languages]
+            if others:
+                raise ConfigError(
+                    f"config key {prefix}{member}.languages has {others[0]!r}, which is none of task.source_languages "
+                    f"{', '.join(task.source_languages)}: add it there, or leave it out"
+                )
         for member in members:
             taught = [language for language in self.languages_of(member) if language in task.target_languages]
             if taught:
@@ -590,9 +681,13 @@ class ExperimentConfig:
                     "target is zero-shot only if no text in it is used, so leave it out of one of them"
                 )
         if self.further_sources and task.unlabelled_from == "file" and not task.language_column:
+            count = len(self.further_sources) + 1
+            reason = (
+                f"there are {count} source languages" if task.source_languages else f"teachers read {count} languages"
+            )
             raise ConfigError(
-                f"config key {prefix}task.unlabelled_file: teachers read {len(self.further_sources) + 1} languages, so "
-                "name the file's column of the language in task.language_column"
+                f"config key {prefix}task.unlabelled_file: {reason}, so name the file's column of the language in "
+                "task.language_column"
             )
         if self.teachers:
             kinds = [FurtherTeacherConfig(**{**vars(one), "weight": 1.0}) for one in members.values()]

@@ -48,7 +48,7 @@ def load_task(config: TaskConfig, further_sources: Sequence[str] = ()) -> Task:
     Args:
       config: the task's settings.
       further_sources: other source languages, for teachers of several languages. The task then loads their splits too,
-        and its fingerprint covers them.
+        and its fingerprint covers them, as it does those of the config's own source languages.
 
     Raises:
       UserError: there is no such task, the config does not suit it, or a language's name cannot be part of a path; or a
@@ -67,7 +67,12 @@ def load_task(config: TaskConfig, further_sources: Sequence[str] = ()) -> Task:
         task = user_files.with_unlabelled_file(task, config)
     if config.target_text_from == "file":
         task = user_files.with_target_text_file(task, config)
-    return _with_further_sources(task, config, further_sources) if further_sources else task
+    further = tuple(dict.fromkeys((*config.sources[1:], *further_sources)))
+    if not further:
+        return task
+    if config.unlabelled_from == "file":
+        user_files.check_language_column(config)
+    return _with_further_sources(task, config, further)
 
 
 def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[str]) -> Task:
@@ -81,6 +86,9 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
     labels = config.labels or (task.labels if config.name == "files" else ())
     settings = dataclasses.replace(
         config,
+        source_languages=(),
+        source_shares=(),
+        sampling_temperature=1.0,
         target_languages=(task.source_language,),
         labels=labels,
         target_text_from="split",
@@ -95,7 +103,7 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
         facts = json.dumps([task.fingerprint(), *([name, other.fingerprint()] for name, other in others.items())])
         return hashlib.sha256(facts.encode()).hexdigest()
 
-    return dataclasses.replace(task, load=load, fingerprint=fingerprint)
+    return dataclasses.replace(task, load=load, fingerprint=fingerprint, other_sources=config.sources[1:])
 
 
 def shares_items(config: TaskConfig) -> bool:

@@ -1,10 +1,12 @@
 """Samples of labelled, unlabelled, and held-out examples. Each is a function of the examples and a seed.
 
-Those of multi-label tasks are drawn in `stratification`.
+Those of multi-label tasks are drawn in `stratification`. Several source languages share one sample, see `source_sizes`.
+No example is repeated to make a language larger.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -25,7 +27,9 @@ def without_labels(examples: Sequence[Example]) -> list[Example]:
     return [dataclasses.replace(example, label=-1, label_set=None) for example in examples]
 
 
-def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Sequence[str] = ()) -> list[Example]:
+def labelled_subset(
+    examples: Sequence[Example], n: int, seed: int, names: Sequence[str] = (), where: str = ""
+) -> list[Example]:
     """Draw n labelled examples with equal numbers for all classes, to within one; see `stratification` for label sets.
 
     For one seed, samples are nested: a smaller one is the beginning of a larger one.
@@ -35,6 +39,7 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
       n: the size of the sample; 0 takes all examples in their order.
       seed: the seed of the sample.
       names: the class names, for the error.
+      where: what follows the size in the error, such as " in de".
 
     Raises:
       UserError: a class has too few examples.
@@ -45,7 +50,7 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
         return list(examples)
     if _has_label_sets(examples):
         if n > len(examples):
-            raise ConfigError(f"task.labelled {n} is more than available: {len(examples)}; 0 takes all")
+            raise ConfigError(f"task.labelled {n}{where} is more than available: {len(examples)}; 0 takes all")
         return [examples[i] for i in stratification.balanced([x.classes or () for x in examples], n, seed)]
     by_class: dict[int, list[Example]] = {label: [] for label in range(len(names))}
     for example in examples:
@@ -55,7 +60,9 @@ def labelled_subset(examples: Sequence[Example], n: int, seed: int, names: Seque
     available = {label: len(draw) for label, draw in draws.items()}
     if any(available[label] <= (n - 1 - turn) // len(turns) for turn, label in enumerate(turns)) or not turns:
         have = ", ".join(f"{names[label] if names else label} {available[label]}" for label in sorted(available))
-        raise ConfigError(f"task.labelled {n}, balanced over classes, is more than available: {have or 'nothing'}")
+        raise ConfigError(
+            f"task.labelled {n}{where}, balanced over classes, is more than available: {have or 'nothing'}"
+        )
     return [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
 
 
@@ -74,19 +81,153 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
       UserError: there are fewer than `limit`, or there is no such split.
       ValueError: an unknown kind.
     """
+    examples = _unlabelled_pool(task, kind, labelled)
+    if limit > len(examples):
+        raise ConfigError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
+    return without_labels(_sample(examples, limit, seed) if limit else examples)
+
+
+def _unlabelled_pool(task: Task, kind: str, labelled: Sequence[Example]) -> list[Example]:
+    """Return the examples that unlabelled ones are drawn from, see `unlabelled_examples`."""
     if kind not in ("none", "split", "file", "train_rest"):
         raise ValueError(f"unlabelled kind {kind!r}")
     if kind == "none":
         return []
     labelled_ids = {example.id for example in labelled}
     everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
-    examples = [example for example in everything if example.id not in labelled_ids]
-    if limit > len(examples):
-        raise ConfigError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
-    if limit:
-        indices = _shuffled(range(len(examples)), seed, 0)[:limit]
-        examples = [examples[i] for i in sorted(indices)]
-    return without_labels(examples)
+    return [example for example in everything if example.id not in labelled_ids]
+
+
+def labelled_in_sources(
+    train: Mapping[str, Sequence[Example]], config: TaskConfig, names: Sequence[str] = ()
+) -> dict[str, list[Example]]:
+    """Draw labelled examples from several source languages, by language.
+
+    The sizes are those of `source_sizes`. With `task.labelled`, the sample of each language is balanced over classes,
+    see `labelled_subset`. Without it, the classes stay about as frequent as in the data.
+
+    Args:
+      train: labelled examples by source language.
+      config: the task's settings.
+      names: the class names, for errors.
+
+    Raises:
+      UserError: a language or one of its classes has too few examples, or its share of the sample is empty.
+    """
+    sizes = source_sizes({language: len(examples) for language, examples in train.items()}, config, "labelled")
+    for language, size in sizes.items():
+        if not size:
+            raise ConfigError(
+                f"task.labelled {config.labelled} leaves no example in {language}: raise it, or the share of {language}"
+            )
+    seed = config.labelled_seed
+    return {
+        language: labelled_subset(train[language], size, seed, names, f" in {language}")
+        if config.labelled
+        else _sample(train[language], size, seed)
+        for language, size in sizes.items()
+    }
+
+
+def unlabelled_in_sources(
+    task: Task, kind: str, config: TaskConfig, labelled: Mapping[str, Sequence[Example]]
+) -> dict[str, list[Example]]:
+    """Draw unlabelled examples from several source languages, by language, in sizes by `source_sizes`.
+
+    Args:
+      task: the source of the examples.
+      kind: see `unlabelled_examples`.
+      config: the task's settings.
+      labelled: the examples to leave out, by source language.
+
+    Raises:
+      UserError: a language has too few examples, or there is no such split.
+    """
+    pools = {
+        language: _unlabelled_pool(dataclasses.replace(task, source_language=language), kind, examples)
+        for language, examples in labelled.items()
+    }
+    if kind == "none":
+        return pools
+    sizes = source_sizes({language: len(pool) for language, pool in pools.items()}, config, "unlabelled")
+    return {
+        language: without_labels(_sample(pools[language], size, config.labelled_seed))
+        for language, size in sizes.items()
+    }
+
+
+def source_sizes(available: Mapping[str, int], config: TaskConfig, key: str) -> dict[str, int]:
+    """Return the number of examples to draw from each of several source languages.
+
+    `task.labelled` or `task.unlabelled` is the total, which `split_total` splits by `task.source_shares`. Without
+    shares, a language with n examples has the weight n ** (1 / task.sampling_temperature), as in Conneau et al.,
+    "Unsupervised Cross-lingual Representation Learning at Scale" (ACL 2020). A total of 0 stands for all examples; with
+    shares or a temperature, for the largest sample with these proportions.
+
+    Args:
+      available: the number of examples by source language, in the order of the shares.
+      config: the task's settings.
+      key: "labelled" or "unlabelled".
+
+    Raises:
+      UserError: a language has fewer examples than its part of the total.
+    """
+    total = config.labelled if key == "labelled" else config.unlabelled
+    if not total and config.keeps_proportions:
+        return dict(available)
+    counts = tuple(available.values())
+    weights = config.source_shares or temperature_weights(counts, config.sampling_temperature)
+    empty = [language for language, count in available.items() if not count]
+    if empty and (config.source_shares or len(empty) == len(available)):
+        raise ConfigError(f"task.{key} {total}: there is no such text in {empty[0]}: add some, or leave {empty[0]} out")
+    largest = _largest_total(counts, weights)
+    sizes = dict(zip(available, split_total(total or largest, weights), strict=True))
+    for language, size in sizes.items():
+        if size > available[language]:
+            raise ConfigError(
+                f"task.{key} {total}: the share of {language} is {size} examples, more than available: "
+                f"{available[language]}; 0 takes {largest} in all"
+            )
+    return sizes
+
+
+def temperature_weights(sizes: Sequence[int], temperature: float) -> tuple[float, ...]:
+    """Return size ** (1 / temperature) for each of some sizes, up to a common factor."""
+    largest = max(sizes, default=0)
+    if temperature == 1 or not largest:
+        return tuple(float(size) for size in sizes)
+    return tuple((size / largest) ** (1 / temperature) for size in sizes)
+
+
+def split_total(total: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """Split a total into whole numbers in proportion to weights, by the method of Webster (Sainte-Laguë).
+
+    A larger total makes no part smaller, so that samples of different totals are nested. The method of the largest
+    remainder does not have this property.
+
+    Args:
+      total: 0 or more.
+      weights: finite numbers, 0 or more. If all are 0, so are all parts.
+    """
+    whole = math.fsum(weights)
+    if not whole:
+        return (0,) * len(weights)
+    # The parts of a somewhat smaller total, so that only a few examples are left to assign one by one.
+    start = max(0, total - len(weights))
+    parts = [math.floor(weight / whole * start + 0.5) for weight in weights]
+    for _ in range(total - sum(parts)):
+        parts[max(range(len(parts)), key=lambda i: weights[i] / (2 * parts[i] + 1))] += 1
+    return tuple(parts)
+
+
+def _largest_total(available: Sequence[int], weights: Sequence[float]) -> int:
+    """Return the largest total of which no language's exact share is more than available; some weight is above 0."""
+    whole = math.fsum(weights)
+    exact = min(count * whole / weight for count, weight in zip(available, weights, strict=True) if weight)
+    total = math.floor(exact * (1 + 1e-12))  # a whole number may have come out slightly smaller
+    while any(part > count for part, count in zip(split_total(total, weights), available, strict=True)):
+        total -= 1
+    return total
 
 
 def target_examples(examples: Sequence[Example], limit: int, seed: int, language: str) -> list[Example]:
@@ -105,10 +246,7 @@ def target_examples(examples: Sequence[Example], limit: int, seed: int, language
         raise ConfigError(
             f"task.target_text {limit} is more than available in {language}: {len(examples)}; 0 takes all"
         )
-    if limit:
-        indices = _shuffled(range(len(examples)), seed, 0)[:limit]
-        examples = [examples[i] for i in sorted(indices)]
-    return without_labels(examples)
+    return without_labels(_sample(examples, limit, seed) if limit else examples)
 
 
 def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
@@ -187,6 +325,11 @@ def _check_labelled(examples: Sequence[Example]) -> None:
 
 def _has_label_sets(examples: Sequence[Example]) -> bool:
     return any(example.label_set is not None for example in examples)
+
+
+def _sample(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """Draw n examples, in their order. For one seed, a smaller sample is a subset of a larger one."""
+    return [examples[i] for i in sorted(_shuffled(range(len(examples)), seed, 0)[:n])]
 
 
 def _shuffled(items: Sequence[T], seed: int, stream: int) -> list[T]:

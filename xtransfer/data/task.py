@@ -1,6 +1,6 @@
 """A task: its examples, splits, and languages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +44,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task in a source language and target languages.
+    """A classification task in a source language, or several, and target languages.
 
     Attributes:
       name: a key of `data.registry.TASKS`.
       labels: the class names, in canonical order.
-      source_language: the language of the labelled training text.
-      target_languages: the languages to transfer to, without the source language.
+      source_language: the language of the labelled training text, of several the main one.
+      target_languages: the languages to transfer to, without the source languages.
       load: returns the examples of a (split, language), always in the same order. Labels in "unlabelled" are −1. It
         raises a UserError for missing or malformed data.
       fingerprint: returns a hash of the data, of every split in the source and target languages, whether used or not.
@@ -58,6 +58,7 @@ class Task:
       pretraining: returns a language's texts to pretrain on by group ("en/books", or "en"), never from dev or test.
       parallel: returns translation pairs (text, text) for two languages; none if the task has no parallel text.
       multi_label: whether a text has any number of labels, and not exactly one.
+      other_sources: the source languages after the main one.
     """
 
     name: str
@@ -70,6 +71,17 @@ class Task:
     pretraining: Callable[[str], dict[str, list[str]]]
     parallel: Callable[[str, str], list[tuple[str, str]]]
     multi_label: bool = False
+    other_sources: tuple[str, ...] = ()
+
+    @property
+    def source_languages(self) -> tuple[str, ...]:
+        """The source languages, the main one first."""
+        return (self.source_language, *self.other_sources)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The source languages, then the target languages."""
+        return (*self.source_languages, *self.target_languages)
 
     def gold(self, examples: Sequence[Example]) -> np.ndarray:
         """Return the labels of n examples as an array, see `gold`."""
@@ -113,6 +125,14 @@ def load_if_present(task: Task, split: str, language: str) -> list[Example] | No
         return None
 
 
+def by_language(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Return examples by language. Languages and examples keep their order."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.language, []).append(example)
+    return groups
+
+
 def example_id(task: str, split: str, language: str, number: str) -> str:
     """Return the id of an example: task/split/language/number."""
     return f"{task}/{split}/{language}/{number}"
@@ -136,25 +156,28 @@ def label_index(name: str, labels: Sequence[str], where: str) -> int:
 
 
 def target_languages(config: TaskConfig, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the target languages of a config, by default every language of the task except the source.
+    """Return the target languages of a config, by default every language of the task except its source languages.
 
     Raises:
-      UserError: a language is unknown to the task, named twice, or the source language; or there is no target language.
+      UserError: a language is unknown to the task, named twice, or a source language; or there is no target language.
     """
-    source, targets = config.source_language, tuple(config.target_languages)
-    keys_and_languages = [("source_language", source)] + [("target_languages", target) for target in targets]
+    sources, targets = config.sources, tuple(config.target_languages)
+    key = "source_languages" if config.source_languages else "source_language"
+    keys_and_languages = [(key, source) for source in sources] + [("target_languages", target) for target in targets]
     for key, language in keys_and_languages:
         if language not in known:
             shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
             raise ConfigError(f"task.{key}: no data in {language!r}; there are {shown}{_near(language, known)}")
-    if source in targets or len(set(targets)) < len(targets):
+    if set(sources) & set(targets) or len(set(targets)) < len(targets):
         raise ConfigError(
-            f"task.target_languages {', '.join(targets)}: name each language once, and not the source language {source}"
+            f"task.target_languages {', '.join(targets)}: name each language once, and not the source language "
+            f"{' or '.join(sources)}"
         )
-    targets = targets or tuple(language for language in known if language != source)
+    targets = targets or tuple(language for language in known if language not in sources)
     if not targets:
         raise ConfigError(
-            f"task.target_languages: there is no language but {source}, so nothing to transfer to: add one"
+            f"task.target_languages: there is no language but {' and '.join(sources)}, so nothing to transfer to: add "
+            "one"
         )
     return targets
 

@@ -132,6 +132,17 @@ def with_unlabelled_file(task: Task, config: TaskConfig) -> Task:
     return _with_text_file(task, config, "unlabelled_file", (task.source_language,))
 
 
+def check_language_column(config: TaskConfig) -> None:
+    """Refuse an unlabelled file for several source languages whose rows do not say theirs.
+
+    Raises:
+      UserError: the file is missing, or has no column `config.language_column`.
+    """
+    path = _text_file(config, "unlabelled_file")
+    if config.language_column not in tables.column_names(path, Delimiter(config.delimiter)):
+        raise _no_language_column(path, config)
+
+
 def with_target_text_file(task: Task, config: TaskConfig) -> Task:
     """Return the task with the rows of `config.target_text_file` as the unlabelled splits of its target languages.
 
@@ -148,9 +159,7 @@ def with_target_text_file(task: Task, config: TaskConfig) -> Task:
 
 def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequence[str]) -> Task:
     """Return the task with the rows of the file that a key names as the unlabelled split of some languages."""
-    path = user_path(getattr(config, key))
-    if not path.is_file():
-        raise ConfigError(f"task.{key} {path}: no such file")
+    path = _text_file(config, key)
     columns = _columns(config, labelled=False)
 
     def load(split: str, language: str) -> list[Example]:
@@ -164,9 +173,7 @@ def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequenc
             path, Delimiter(config.delimiter)
         )
         if len(languages) > 1 and not has_languages:
-            raise DataError(
-                f"{path}: no column {config.language_column!r} (task.language_column), which says the language of a row"
-            )
+            raise _no_language_column(path, config)
         file_columns = dataclasses.replace(columns, language=config.language_column if has_languages else "")
         records = _records(config, path, file_columns)
         if has_languages:
@@ -178,6 +185,20 @@ def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequenc
         return hashlib.sha256(facts.encode()).hexdigest()
 
     return dataclasses.replace(task, load=load, fingerprint=fingerprint)
+
+
+def _text_file(config: TaskConfig, key: str) -> Path:
+    """Return the path of the file that a key names; a UserError says if it is missing."""
+    path = user_path(getattr(config, key))
+    if not path.is_file():
+        raise ConfigError(f"task.{key} {path}: no such file")
+    return path
+
+
+def _no_language_column(path: Path, config: TaskConfig) -> DataError:
+    return DataError(
+        f"{path}: no column {config.language_column!r} (task.language_column), which says the language of a row"
+    )
 
 
 def _reader(config: TaskConfig) -> Read:
@@ -357,7 +378,7 @@ def _unified(config: TaskConfig, row_counts: RowCounts) -> RowCounts:
         remedy = _MERGE if config.language_column else "rename one of them"
         names.check_distinct(totals, where, remedy)
         return row_counts
-    spelling = names.unify(totals, (config.source_language, *config.target_languages))
+    spelling = names.unify(totals, (*config.sources, *config.target_languages))
     united: dict[str, dict[str, int]] = {split: {} for split in row_counts}
     for split, counts in row_counts.items():
         for language, count in counts.items():
@@ -370,7 +391,7 @@ def _targets(config: TaskConfig, row_counts: RowCounts) -> tuple[str, ...]:
     known = tuple(row_counts["test"])
     if not known:
         raise ConfigError(f"task.path {config.path!r}: there is no such file for split 'test' below {config.data_dir}")
-    requested = {config.source_language, *config.target_languages}
+    requested = {*config.sources, *config.target_languages}
     for split in SPLITS:
         for language in row_counts[split]:
             if language not in known and (language in requested or not config.target_languages):

@@ -32,7 +32,7 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
     Raises:
       UserError: there is no such language or split. On loading: data are missing or malformed.
     """
-    for language in (config.source_language, *config.target_languages):
+    for language in (*config.sources, *config.target_languages):
         release = dict(corpus.elsewhere).get(language)
         if release is not None:
             raise ConfigError(
@@ -84,16 +84,18 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
 
 def _check_source(corpus: Corpus, config: TaskConfig) -> None:
     """Refuse a source language without labelled text; the corpus's own is suggested first."""
-    requested = config.source_language
-    if requested in corpus.languages and "train" in corpus.splits(requested):
-        return
+    key = "source_languages" if config.source_languages else "source_language"
+    for language in config.sources:
+        if language not in corpus.languages or "train" not in corpus.splits(language):
+            raise _no_train(corpus, key, language)
+
+
+def _no_train(corpus: Corpus, key: str, requested: str) -> ConfigError:
     with_train = (language for language in corpus.languages if "train" in corpus.splits(language))
     usable = list(dict.fromkeys([corpus.source_language, *with_train]))
     suggested = next((language for language in usable if language.startswith(requested)), corpus.source_language)
     shown = ", ".join(usable[:_SHOWN]) + (f" and {len(usable) - _SHOWN} more" if len(usable) > _SHOWN else "")
-    raise ConfigError(
-        f"task.source_language {requested!r}: set it to {suggested!r}; {corpus.name} has train in {shown}"
-    )
+    return ConfigError(f"task.{key} {requested!r}: set it to {suggested!r}; {corpus.name} has train in {shown}")
 
 
 class PreparedLanguages:
