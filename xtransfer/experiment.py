@@ -20,7 +20,7 @@ from xtransfer import storage
 from xtransfer.config import CalibrationConfig, ExperimentConfig, cache_dir, refuse_pattern
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.registry import load_task
-from xtransfer.data.task import Example, Task
+from xtransfer.data.task import Example, Task, by_language
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
@@ -129,7 +129,8 @@ def run(
         for line in teachers.origins(config):
             terminal.log(line)
         if not examples.dev:
-            terminal.log(f"no dev split in {task.source_language}: no checkpoint is selected, and the last one is used")
+            languages = " and ".join(task.source_languages)
+            terminal.log(f"no dev split in {languages}: no checkpoint is selected, and the last one is used")
         for line in plan.lines(_planned_stages(workdir, config, task, models, examples)):
             terminal.log(line)
         for line in plan.objective_lines(effective_settings(config)):
@@ -233,10 +234,11 @@ def _load(
     for sample in samples.values():
         _steps(config, sample)
     dev = next(iter(samples.values())).dev
+    for language, examples in by_language(dev).items():
+        metrics.check_defined((config.selection_metric,), task.gold(examples), f"{language} dev", task.labels)
     if dev:
-        metrics.check_defined((config.selection_metric,), task.gold(dev), f"{task.source_language} dev", task.labels)
         recalibration.check(config.calibration, task.labels, task.gold(dev))
-    for language in (task.source_language, *task.target_languages):
+    for language in task.languages:
         for split in config.evaluation_splits:
             gold = task.gold(task.load(split, language))
             metrics.check_defined(config.metrics, gold, f"{language} {split}", task.labels)
@@ -301,8 +303,8 @@ class Stages:
             directory = self.workdir.member(member)
             if teacher.is_trained(directory):
                 continue
-            dev_examples = self.examples.dev_in(self.config.languages_of(member))
-            dev = teacher.dataset(dev_examples) if dev_examples else None
+            splits = self.examples.dev_in(self.config.languages_of(member))
+            dev = {language: teacher.dataset(examples) for language, examples in splits.items()}
             if self.config.members[member].is_ready_made:
                 teacher.adopt(directory, dev, self._dev_scores)
                 continue
@@ -343,7 +345,7 @@ class Stages:
             dataset = replace(dataset, teacher_logits=logits)
         knows_source = not objective.languages
         objective = self._with_class_factors(objective, self.examples.labelled)
-        dev = self._dev(student) if knows_source else None  # without it, the last checkpoint is used
+        dev = self._dev(student) if knows_source else {}  # without it, the last checkpoint is used
         target_dev = self._target_dev(student) if knows_source else {}
         with costs.recorded(self.workdir, "students", directory, student.trained):
             student.train(directory, objective, dataset, dev, seed, self._dev_scores, target_dev, self._tracking)
@@ -491,11 +493,15 @@ class Stages:
             self._datasets[key] = self._dataset(model, self.examples.of(objective))
         return self._datasets[key]
 
-    def _dev(self, model: Finetuner) -> Dataset | None:
-        return self._split(model, "dev", self.examples.dev) if self.examples.dev else None
+    def _dev(self, model: Finetuner) -> dict[str, Dataset]:
+        """Return the dev splits of the source languages, as an encoder reads them."""
+        return self._splits(model, by_language(self.examples.dev))
 
     def _target_dev(self, model: Finetuner) -> dict[str, Dataset]:
-        return {name: self._split(model, f"dev {name}", split) for name, split in self._target_examples.items()}
+        return self._splits(model, self._target_examples)
+
+    def _splits(self, model: Finetuner, splits: Mapping[str, Sequence[Example]]) -> dict[str, Dataset]:
+        return {name: self._split(model, f"dev {name}", split) for name, split in splits.items()}
 
     def _split(self, model: Finetuner, name: str, examples: Sequence[Example]) -> Dataset:
         """Return a whole split of this name, as an encoder reads it."""
@@ -701,11 +707,7 @@ def _planned_stages(
     stages.append(plan.Stage("students", size, seconds if missing else None))
 
     unscored = processes.on_first(lambda: _num_unscored(workdir, [run for _, run in runs]))
-    count = sum(
-        len(task.load(split, language))
-        for split in config.evaluation_splits
-        for language in (task.source_language, *task.target_languages)
-    )
+    count = sum(len(task.load(split, language)) for split in config.evaluation_splits for language in task.languages)
     selected = 2 + bool(config.student.average_last) + config.oracle  # at most
     seconds = selected * unscored * work[encoders.STUDENT].inference_seconds(machine, count)
     size = f"{len(runs)} × {selected} checkpoints, {count:,} examples each"

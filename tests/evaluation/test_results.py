@@ -40,7 +40,7 @@ def make_rows(values=VALUES, languages=("en", "de", "ja"), **changes):
 
 
 def table(rows, **settings):
-    return aggregate(rows, **{"source_language": "en"} | settings)
+    return aggregate(rows, **{"source_languages": ("en",)} | settings)
 
 
 def test_summary_by_hand():
@@ -54,7 +54,7 @@ def test_summary_by_hand():
 
 def test_table_by_hand():
     result = table(make_rows())
-    assert (result.task, result.source_language, result.target_languages) == ("reviews", "en", ("de", "ja"))
+    assert (result.task, result.source_languages, result.target_languages) == ("reviews", ("en",), ("de", "ja"))
     assert result.counts == {"en": 1000, "de": 1000, "ja": 1000}
     vanilla, kd = result.lines
     assert (vanilla.objective, kd.objective) == ("vanilla", "monox_kd")

@@ -59,7 +59,7 @@ def make_rows(values=VALUES, **changes):
 
 
 def table(*rows, **settings):
-    return aggregate(list(rows) or make_rows(), **{"source_language": "en"} | settings)
+    return aggregate(list(rows) or make_rows(), **{"source_languages": ("en",)} | settings)
 
 
 def with_majority(rows, share=0.5):

@@ -14,7 +14,7 @@ from xtransfer.runtime import locks
 from xtransfer.study import comparison, design
 from xtransfer.study.__main__ import main
 
-RESULT_FIELDS = ("t", "accuracy", "test", "source_dev", "en", ("de",), {"en": 9, "de": 9}, {})
+RESULT_FIELDS = ("t", "accuracy", "test", "source_dev", ("en",), ("de",), {"en": 9, "de": 9}, {})
 
 
 def results(teacher, vanilla, kd):
@@ -50,7 +50,7 @@ def test_comparison_by_hand():
 
 def test_a_variant_without_an_objective_has_no_value():
     with_kd = results(0.9, (0.7, 0.60), (0.8, 0.70))
-    without = ResultsTable("t", "accuracy", "test", "source_dev", "en", ("de",), {}, {}, with_kd.lines[:2])
+    without = ResultsTable("t", "accuracy", "test", "source_dev", ("en",), ("de",), {}, {}, with_kd.lines[:2])
     table = comparison.table([comparison.compare("a", [with_kd]), comparison.compare("b", [without])])
     assert [row[-1] for row in table.rows] == ["+10.0", "–"]
 

@@ -36,7 +36,7 @@ def train_output(
         model = Finetuner("teacher", config, ("bad", "good"), make_mesh(), eval_batch_size=8)
         text = " ".join(["film"] * (tokens - 2))
         dataset = model.dataset([Example(f"task/train/en/{i}", text, None, i % 2, "en") for i in range(8)])
-        model.train(tmp_path / "teacher", OBJECTIVES["vanilla"], dataset, dataset, 0, lambda logits, labels: {})
+        model.train(tmp_path / "teacher", OBJECTIVES["vanilla"], dataset, {"en": dataset}, 0, lambda logits, labels: {})
         return " ".join(capsys.readouterr().out.split())
 
     return train

@@ -199,7 +199,7 @@ def train(model: Finetuner, directory: Path) -> None:
     def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {"dev_accuracy": float((logits.argmax(-1) == labels).mean())}
 
-    model.train(directory, OBJECTIVES["vanilla"], dataset, dataset, 3, scores)
+    model.train(directory, OBJECTIVES["vanilla"], dataset, {"en": dataset}, 3, scores)
 
 
 @pytest.fixture(scope="module")

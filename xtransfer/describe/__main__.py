@@ -57,8 +57,9 @@ def main(argv: list[str]) -> None:
         storage.write_jsonl(args.transfer_set, transfer_rows(experiment))
     if args.json is not None:
         content = dataclasses.asdict(description)
-        if not description.label_sets:
-            del content["label_sets"]
+        for key in ("label_sets", "other_sources", "proportions"):  # of some tasks only
+            if not content[key]:
+                del content[key]
         storage.write_atomically(args.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if terminal.console.is_terminal:
         show(description)

@@ -139,7 +139,7 @@ class Description:
     Attributes:
       task: the task's name.
       synthetic: whether the text was generated.
-      source_language: the language with labels.
+      source_language: the language with labels, of several the main one.
       target_languages: the languages for zero-shot evaluation.
       labels: the names of the labels.
       evaluation_splits: the splits to evaluate on.
@@ -149,12 +149,15 @@ class Description:
       devices: the number of devices that share the rows of a batch.
       counts: the sizes of L and U (drawn from the source language's splits), and of every split that exists.
       missing: why other splits are missing, one line per reason.
-      repeated: for "L ∪ U", the number of repeated texts; for each source split, the number of its texts in L ∪ U.
+      repeated: for "L ∪ U", the number of repeated texts; for each source split, the number of its texts in L ∪ U. The
+        names of splits end with their language if there are several source languages.
       measured: the lengths of each set, teacher first.
       packing: the training batches of each role, teacher first.
       examples: a few examples from L, or from U if L is empty, then a few in the first target language.
       label_sets: in a multi-label task, the sets of labels in L and in every labelled split.
-      further_sources: the further source languages, which only some of the teachers read.
+      further_sources: the further languages of the transfer set.
+      other_sources: the task's source languages after the main one.
+      proportions: the proportions of several source languages in the transfer set, in words.
       opinions: what the teachers say about L and U, if their logits are stored or in a file.
     """
 
@@ -177,6 +180,13 @@ class Description:
     label_sets: tuple[LabelSets, ...] = ()
     further_sources: tuple[str, ...] = ()
     opinions: tuple[Opinion, ...] = ()
+    other_sources: tuple[str, ...] = ()
+    proportions: str = ""
+
+    @property
+    def source_languages(self) -> tuple[str, ...]:
+        """The task's source languages, the main one first."""
+        return (self.source_language, *self.other_sources)
 
     def count(self, name: str, language: str = "") -> SetSize:
         """Return the size of L, U, or a split, which has none if it does not exist. The default is the source."""
@@ -234,17 +244,20 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
     training_texts = {(example.text, example.text_pair) for example in transfer.everything}
     repeated = {"L ∪ U": len(transfer.everything) - len(training_texts)}
     for (language, split), examples in evaluated.items():
-        if language == task.source_language:
-            repeated[split] = sum((example.text, example.text_pair) in training_texts for example in examples)
+        if language in task.source_languages:
+            name = f"{split} {language}" if task.other_sources else split
+            repeated[name] = sum((example.text, example.text_pair) in training_texts for example in examples)
     roles = [inputs.role for inputs in (*readers, *students.values())]
     target_examples = next(
-        (examples for (language, _), examples in evaluated.items() if language != task.source_language), []
+        (examples for (language, _), examples in evaluated.items() if language not in task.source_languages), []
     )
     return Description(
         task=task.name,
         synthetic=task.synthetic,
         source_language=task.source_language,
         further_sources=experiment.further_sources,
+        other_sources=task.other_sources,
+        proportions=experiment.task.proportions if task.other_sources else "",
         target_languages=task.target_languages,
         labels=task.labels,
         evaluation_splits=experiment.evaluation_splits,
@@ -319,7 +332,7 @@ def _with_cached_source(task: Task) -> Task:
     load_cached = functools.cache(task.load)
 
     def load(split: str, language: str) -> list[Example]:
-        if language == task.source_language:
+        if language in task.source_languages:
             return load_cached(split, language)
         return task.load(split, language)
 
@@ -379,26 +392,26 @@ def _packing(inputs: ModelInputs, name: str, tokens: Tokens, seed: int, batches:
 
 
 def _needed(transfer: TransferSet) -> set[str]:
-    """Return the splits that the source language must have: train and dev, unless the transfer set does without."""
+    """Return the splits that the source languages must have: train and dev, unless the transfer set does without."""
     return {name for name, examples in (("train", transfer.labelled), ("dev", transfer.dev)) if examples}
 
 
 def _splits(
     task: Task, evaluation_splits: Sequence[str], source_splits: set[str]
 ) -> tuple[list[SetSize], dict[tuple[str, str], list[Example]], tuple[str, ...]]:
-    """Load all splits, of which every language must have `evaluation_splits` and the source also `source_splits`.
+    """Load all splits, of which every language must have `evaluation_splits` and a source also `source_splits`.
 
     Returns:
-      The sizes of the splits that exist, source language first.
-      The examples of source dev and of the evaluation splits, by language and split, source language first.
+      The sizes of the splits that exist, source languages first.
+      The examples of source dev and of the evaluation splits, by language and split, source languages first.
       Why other splits are missing, one line per reason.
     """
     counts: list[SetSize] = []
     evaluated: dict[tuple[str, str], list[Example]] = {}
     missing: dict[tuple[str, str], tuple[str, list[str]]] = {}  # (split, kind of reason) -> (first message, languages)
-    for language in (task.source_language, *task.target_languages):
+    for language in task.languages:
         needed = set(evaluation_splits)
-        if language == task.source_language:
+        if language in task.source_languages:
             needed |= source_splits
         for split in SPLITS:
             try:
@@ -415,7 +428,7 @@ def _splits(
                 evaluated[language, split] = examples
     lines = []
     for (split, _), (message, languages) in missing.items():
-        in_all = len(languages) == 1 + len(task.target_languages)
+        in_all = len(languages) == len(task.languages)
         lines.append(f"{split} split in {'any language' if in_all else ', '.join(languages)}: {message}")
     return counts, evaluated, tuple(lines)
 

@@ -22,7 +22,7 @@ def fields(example: ShownExample) -> list[tuple[str, str]]:
 def title(description: Description) -> str:
     """Return the heading: the task and its languages."""
     synthetic = " (synthetic)" if description.synthetic else ""
-    return f"{description.task}{synthetic}: {description.source_language} → {_targets(description)}"
+    return f"{description.task}{synthetic}: {', '.join(description.source_languages)} → {_targets(description)}"
 
 
 def _targets(description: Description) -> str:
@@ -35,22 +35,25 @@ def _targets(description: Description) -> str:
 
 def introduction(description: Description) -> list[str]:
     """Return a line on each model, on the training text, on repeated texts, and on each objective."""
-    labelled, unlabelled, dev = (description.count(name) for name in ("L", "U", "dev"))
-    sizes = f"{labelled.examples:,} labelled"
-    if unlabelled.examples:
-        sizes += f" and {unlabelled.examples:,} unlabelled (U: {description.unlabelled_from})"
+    sources = description.source_languages
+    labelled, unlabelled, dev = (
+        sum(description.count(name, language).examples for language in sources) for name in ("L", "U", "dev")
+    )
+    sizes = f"{labelled:,} labelled"
+    if unlabelled:
+        sizes += f" and {unlabelled:,} unlabelled (U: {description.unlabelled_from})"
     overlaps = ", ".join(
-        f"{count:,} of {description.count(name).examples:,} in {name}"
+        f"{count:,} of {description.count(*name.split(' ', 1)).examples:,} in {name}"
         for name, count in description.repeated.items()
         if name != "L ∪ U"
     )
-    selection = (
-        f"{dev.examples:,} dev examples select the checkpoint" if dev.examples else "no dev split: the last step"
-    )
+    selection = f"{dev:,} dev examples select the checkpoint" if dev else "no dev split: the last step"
+    if dev and len(sources) > 1:
+        selection += ", by the mean over languages"
     return [
         *(f"{role}: {model}" for role, model in description.models.items()),
-        f"training text: {sizes} examples in {description.source_language}; {selection}",
-        f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled.examples + unlabelled.examples:,} within "
+        f"training text: {sizes} examples in {' and '.join(sources)}; {selection}",
+        f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled + unlabelled:,} within "
         f"L ∪ U; texts that are also in L ∪ U: {overlaps}",
         *(f"loss of {name}: {settings}" for name, settings in description.objectives.items()),
     ]
@@ -63,6 +66,7 @@ def tables(description: Description) -> list[Table]:
         _splits(description),
         _labels(description),
         *sets,
+        *([_sources(description)] if description.other_sources else []),
         _transfer_set(description),
         _lengths(description),
         _packing(description),
@@ -70,7 +74,7 @@ def tables(description: Description) -> list[Table]:
 
 
 def _splits(description: Description) -> Table:
-    languages = (description.source_language, *description.target_languages)
+    languages = (*description.source_languages, *description.target_languages)
     splits = [split for split in SPLITS if any(count.name == split for count in description.counts)]
     counts = {(count.language, count.name): f"{count.examples:,}" for count in description.counts}
     rows = tuple((language, *(counts.get((language, split), "–") for split in splits)) for language in languages)
@@ -80,7 +84,8 @@ def _splits(description: Description) -> Table:
 
 def _labels(description: Description) -> Table:
     names = dict.fromkeys(("train", "L", "dev", *description.evaluation_splits))
-    columns = [(name, [description.count(name)]) for name in names]
+    sources = description.source_languages
+    columns = [(name, [description.count(name, language) for language in sources]) for name in names]
     targets = _targets(description)
     for split in description.evaluation_splits:
         columns.append(
@@ -94,7 +99,7 @@ def _labels(description: Description) -> Table:
         rows.append(
             ("none", *(_range([(size.without_label, size.examples) for size in sizes]) for _, sizes in columns))
         )
-    note = f"train, L, dev, {', '.join(description.evaluation_splits)}: examples in {description.source_language}"
+    note = f"train, L, dev, {', '.join(description.evaluation_splits)}: examples in {' and '.join(sources)}"
     header = ("label", *(name for name, _ in columns))
     return Table(header, tuple(rows), title="Labels", notes=(note,))
 
@@ -113,6 +118,25 @@ def _label_sets(description: Description) -> Table:
     )
     header = ("language", "texts", "labels per text", "most", "texts without labels", "different sets")
     return Table(header, rows, text_columns=2, title="Label sets")
+
+
+def _sources(description: Description) -> Table:
+    """Return the sizes of the labelled and unlabelled text in each source language, before and after sampling."""
+    sources = description.source_languages
+    totals = {name: sum(description.count(name, one).examples for one in sources) for name in ("L", "U")}
+
+    def drawn(name: str, language: str) -> str:
+        size = description.count(name, language).examples
+        return f"{size:,} ({size / max(1, totals[name]):.1%})"
+
+    rows = []
+    for language in sources:
+        train, labelled, split = (description.count(name, language).examples for name in ("train", "L", "unlabelled"))
+        pool = {"none": 0, "train_rest": train - labelled}.get(description.unlabelled_from, split)
+        rows.append((language, f"{train:,}", drawn("L", language), f"{pool:,}", drawn("U", language)))
+    header = ("language", "labelled", "L", "unlabelled", "U")
+    note = f"L and U are drawn from the text to their left, {description.proportions}; in parentheses: shares"
+    return Table(header, tuple(rows), title="Source languages", notes=(note,))
 
 
 def _transfer_set(description: Description) -> Table:

@@ -9,8 +9,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xtransfer.config import ExperimentConfig
-from xtransfer.data.sampling import labelled_subset, target_examples, unlabelled_examples
-from xtransfer.data.task import UNLABELLED, Example, Task, load_if_present
+from xtransfer.data.sampling import (
+    labelled_in_sources,
+    labelled_subset,
+    target_examples,
+    unlabelled_examples,
+    unlabelled_in_sources,
+)
+from xtransfer.data.task import UNLABELLED, Example, Task, by_language, load_if_present
 from xtransfer.distillation import teachers
 from xtransfer.distillation.objectives import Objective, configured_objectives
 from xtransfer.errors import ConfigError, DataError
@@ -19,14 +25,14 @@ from xtransfer.runtime import terminal
 
 @dataclass(frozen=True)
 class TransferSet:
-    """The text that teachers and students learn from, in the source language and in those of further teachers.
+    """The text that teachers and students learn from, in the source languages and in those of further teachers.
 
     Attributes:
       labelled: L, with labels; empty if there are none and nobody needs them.
       unlabelled: U, without labels.
-      dev: the source language's split that checkpoints are selected on; empty if there is none.
+      dev: the splits of the task's source languages that checkpoints are selected on; empty if there are none.
       drawn_from: the whole splits that L and U were drawn from.
-      further_dev: the dev splits of further source languages that have one, which select their teachers.
+      further_dev: the dev splits of languages that only teachers read, if they have one, which select their teachers.
       target: text in target languages by language, without labels; empty unless an objective reads it.
     """
 
@@ -48,17 +54,23 @@ class TransferSet:
             return [example for name in objective.languages or self.target for example in self.target[name]]
         return self.everything if objective.data == "all" else self.labelled
 
-    def dev_in(self, languages: Collection[str]) -> list[Example]:
-        """Return the examples of the dev splits in these languages."""
+    def dev_in(self, languages: Collection[str]) -> dict[str, list[Example]]:
+        """Return the dev splits that score a teacher of these languages, by language; without examples there are none.
+
+        A language that only teachers read has no score of its own: all splits of its teacher count as one.
+        """
         further = [example for split in self.further_dev.values() for example in split]
-        return [example for example in (*self.dev, *further) if example.language in languages]
+        examples = [example for example in (*self.dev, *further) if example.language in languages]
+        is_one = any(example.language in self.further_dev for example in examples)
+        return {" and ".join(by_language(examples)): examples} if is_one else by_language(examples)
 
 
 def gather(config: ExperimentConfig, task: Task) -> TransferSet:
-    """Read the splits of the source language, and of those of further teachers, and draw L and U from them.
+    """Read the splits of the source languages, and of those of further teachers, and draw L and U from them.
 
-    The sizes hold for each language. A teacher that is not trained here does without train and dev, unless an objective
-    needs labels.
+    The sizes are totals over the task's source languages (see `sampling.source_sizes`). If it has only one, they hold
+    for each language of the teachers. A teacher that is not trained here does without train and dev, unless an
+    objective needs labels.
 
     Args:
       config: the config of one draw.
@@ -68,33 +80,80 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
       UserError: a split is missing or malformed, too small for L or U, or L has no example of a class; or a setting
         needs a split that is missing.
     """
-    settings = config.task
     languages = (task.source_language, *config.further_sources)
     needs_unlabelled = any(objective.data == "all" for objective in configured_objectives(config))
-    kind = settings.unlabelled_from if needs_unlabelled else "none"
-    labelled: list[Example] = []
-    unlabelled: list[Example] = []
+    kind = config.task.unlabelled_from if needs_unlabelled else "none"
+    draw = _drawn_together if config.task.source_languages else _drawn_each
+    train = {language: _required(config, task, "train", language) for language in languages}
+    labelled_by_language, unlabelled_by_language = draw(config, task, kind, train)
     drawn_from: list[list[Example]] = []
     for language in languages:
-        train = _required(config, task, "train", language)
-        chosen = labelled_subset(train, settings.labelled, settings.labelled_seed, task.labels) if train else []
-        if train:
-            _check_classes(chosen, task.labels, settings.labelled)
-            drawn_from.append(train)
-        there = replace(task, source_language=language)
-        rest = unlabelled_examples(there, kind, settings.unlabelled, settings.labelled_seed, chosen)
-        if rest and kind != "train_rest":
+        if train[language]:
+            drawn_from.append(train[language])
+        if unlabelled_by_language[language] and kind != "train_rest":
             drawn_from.append(task.load(UNLABELLED, language))
-        labelled += chosen
-        unlabelled += rest
+    labelled = [example for language in languages for example in labelled_by_language[language]]
+    unlabelled = [example for language in languages for example in unlabelled_by_language[language]]
     _check_sizes(config, task, labelled, unlabelled)
-    dev = _required(config, task, "dev", task.source_language)
-    if not dev:
-        teachers.refuse_without_dev(config, task.source_language)
-    further_dev = {language: _required(config, task, "dev", language) for language in config.further_sources}
+    dev = _dev(config, task)
+    further = [language for language in config.further_sources if language not in task.source_languages]
+    further_dev = {language: _required(config, task, "dev", language) for language in further}
     target = _target_text(config, task)
     drawn_from += [_target_split(config, task, language) for language in target]
     return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev, target)
+
+
+_ByLanguage = dict[str, list[Example]]
+
+
+def _drawn_each(
+    config: ExperimentConfig, task: Task, kind: str, train: Mapping[str, Sequence[Example]]
+) -> tuple[_ByLanguage, _ByLanguage]:
+    """Draw L and U by language, in the configured sizes for each language."""
+    settings = config.task
+    labelled: _ByLanguage = {}
+    unlabelled: _ByLanguage = {}
+    for language, examples in train.items():
+        chosen = labelled_subset(examples, settings.labelled, settings.labelled_seed, task.labels) if examples else []
+        if examples:
+            _check_classes(chosen, task.labels, settings.labelled)
+        there = replace(task, source_language=language)
+        labelled[language] = chosen
+        unlabelled[language] = unlabelled_examples(there, kind, settings.unlabelled, settings.labelled_seed, chosen)
+    return labelled, unlabelled
+
+
+def _drawn_together(
+    config: ExperimentConfig, task: Task, kind: str, train: Mapping[str, Sequence[Example]]
+) -> tuple[_ByLanguage, _ByLanguage]:
+    """Draw L and U by language, in the configured sizes for all languages together."""
+    settings = config.task
+    _refuse_some_without("labelled", "train", train)
+    labelled: _ByLanguage = {language: [] for language in train}
+    if all(train.values()):
+        labelled = labelled_in_sources(train, settings, task.labels)
+        for language, examples in labelled.items():
+            _check_classes(examples, task.labels, settings.labelled, f" in {language}")
+    return labelled, unlabelled_in_sources(task, kind, settings, labelled)
+
+
+def _dev(config: ExperimentConfig, task: Task) -> list[Example]:
+    """Return the dev splits of the task's source languages."""
+    splits = {language: _required(config, task, "dev", language) for language in task.source_languages}
+    _refuse_some_without("dev", "dev", splits)
+    if not any(splits.values()):
+        teachers.refuse_without_dev(config, " and ".join(splits))
+    return [example for split in splits.values() for example in split]
+
+
+def _refuse_some_without(kind: str, split: str, examples: Mapping[str, Sequence[Example]]) -> None:
+    """Refuse source languages of which some have a split and others do not."""
+    missing = [language for language, there in examples.items() if not there]
+    if missing and len(missing) < len(examples):
+        raise DataError(
+            f"no {kind} text in {missing[0]} (no {split} split), and other languages of task.source_languages have "
+            f"some: add it, or leave {missing[0]} out"
+        )
 
 
 def _target_text(config: ExperimentConfig, task: Task) -> dict[str, list[Example]]:
@@ -153,7 +212,7 @@ def _check_sizes(
     config: ExperimentConfig, task: Task, labelled: Sequence[Example], unlabelled: Sequence[Example]
 ) -> None:
     """Refuse objectives that need labelled text if there is none, and an empty transfer set."""
-    objectives, source = configured_objectives(config), task.source_language
+    objectives, source = configured_objectives(config), " and ".join(task.source_languages)
     names = teachers.need_labels(objectives)
     if names and not labelled:
         verb = "needs" if len(names) == 1 else "need"
@@ -174,10 +233,12 @@ def _check_sizes(
         )
 
 
-def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested: int) -> None:
+def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested: int, where: str = "") -> None:
     """Refuse a class that no model would learn."""
     used = {label for example in labelled for label in example.classes or ()}
     missing = [repr(name) for label, name in enumerate(labels) if label not in used]
     if missing:
         remedy = f"raise it to {len(labels)} or more" if requested else "add some to train"
-        raise ConfigError(f"task.labelled {requested} leaves no example of {', '.join(missing)} to train on: {remedy}")
+        raise ConfigError(
+            f"task.labelled {requested} leaves no example of {', '.join(missing)} to train on{where}: {remedy}"
+        )

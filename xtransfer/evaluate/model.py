@@ -116,11 +116,11 @@ def _config(request: Request, run: SelectedRun | None) -> ExperimentConfig:
 
 def _task(config: TaskConfig, languages: tuple[str, ...], run: SelectedRun | None) -> tuple[Task, tuple[str, ...]]:
     """Return the task, set up with the requested languages, and the languages to score."""
-    targets = tuple(language for language in languages if language != config.source_language)
+    targets = tuple(language for language in languages if language not in config.sources)
     task = load_task(dataclasses.replace(config, target_languages=targets) if targets else config)
     task = dataclasses.replace(task, load=functools.cache(task.load))
     known = () if run is None else known_languages(run.config, task, run.objective)
-    return task, languages or known or (task.source_language, *task.target_languages)
+    return task, languages or known or task.languages
 
 
 def _rows(
@@ -144,7 +144,7 @@ def _table(model: str, split: str, task: Task, results: Sequence[LanguageResult]
         (result.language, f"{len(result.examples):,}", *(step_table.cell(x.metric, x.value) for x in result.scores))
         for result in results
     ]
-    targets = [result for result in results if result.language != task.source_language]
+    targets = [result for result in results if result.language not in task.source_languages]
     if len(targets) > 1:
         means = [sum(result.scores[i].value for result in targets) / len(targets) for i in range(len(names))]
         cells = [step_table.cell(name, mean) for name, mean in zip(names, means, strict=True)]

@@ -75,16 +75,15 @@ def open_experiment(workdir: Workdir, scope: Scope = Scope()) -> Experiment:
     saved = encoders.saved(workdir)
     models = Models(config, task, saved, teachers.ready_made(config, saved))
     check_unchanged(workdir.task, models.facts(), ignore=("teacher_logits", "teachers_logits"))  # scoring needs no file
-    if set(scope.languages) - {task.source_language, *task.target_languages}:
-        targets = tuple(name for name in scope.languages if name != task.source_language)
+    if set(scope.languages) - set(task.languages):
+        targets = tuple(name for name in scope.languages if name not in task.source_languages)
         try:
             task = load_task(dataclasses.replace(config.task, target_languages=targets))
         except ConfigError as error:
             raise ConfigError(f"--languages {','.join(scope.languages)}: {error}") from error
         task = dataclasses.replace(task, load=functools.cache(task.load))
     if scope.split or scope.languages:  # a start of the experiment has checked no more than its own
-        known = (task.source_language, *task.target_languages)
-        for language in scope.languages or known:
+        for language in scope.languages or task.languages:
             for split in config.evaluation_splits:
                 task.load(split, language)
     return Experiment(workdir, config, task, models, scope.languages)

@@ -89,7 +89,7 @@ def settings_of(run: Run, config: ExperimentConfig) -> ModelConfig:
 
 
 def languages_of(config: ExperimentConfig, task: Task, requested: Sequence[str], objective: str) -> tuple[str, ...]:
-    """Return the languages to score a run in, the source language first.
+    """Return the languages to score a run in, the source languages first.
 
     Args:
       config: the experiment's config.
@@ -107,9 +107,9 @@ def evaluate(
     """Score every selected checkpoint that has no rows yet, and return all rows of the experiment's runs.
 
     A checkpoint whose predictions are missing or damaged predicts again, and keeps the rows that it has. A damaged row
-    is removed and scored again. The teacher is scored in the source language only, the one it knows, and students there
-    against the teacher too. Unfinished runs are left out. If the config asks for a temperature or a threshold, fit them
-    on source dev first, and score their effect too. All processes take part, and process 0 writes.
+    is removed and scored again. The teacher is scored in the source languages only, the ones it knows, and students
+    there against the teacher too. Unfinished runs are left out. If the config asks for a temperature or a threshold,
+    fit them on source dev first, and score their effect too. All processes take part, and process 0 writes.
 
     Args:
       workdir: the experiment's workdir.
@@ -152,7 +152,8 @@ def evaluate(
             with costs.recorded(workdir, "evaluation", run.directory, model.predicted):
                 added += (row for row in new if _key(row) not in scored)
         if not is_teacher and run.id.draw in teachers:
-            in_source = [job for job in all_jobs if job.language == task.source_language]
+            known = languages_of(config, task, languages, TEACHER)
+            in_source = [job for job in all_jobs if job.language in known]
             against = functools.partial(_against_teacher, workdir, task, run, teachers[run.id.draw], in_source, scored)
             added += processes.on_first(against)
         if added:
@@ -314,7 +315,7 @@ def _against_teacher(
       task: the task.
       run: the student.
       teacher: its teacher.
-      jobs: the student's jobs in the source language.
+      jobs: the student's jobs in the languages of the teacher.
       scored: the keys of the rows that exist.
     """
     selected = weights_name(selected_steps(teacher.directory)["source_dev"], PARAMS)
@@ -351,12 +352,11 @@ def _recalibrate(
     recorded = recalibration.recorded_everywhere(path, name)
     if recorded.has(**dataclasses.asdict(settings)):
         return recorded
-    dev = dataset(model, "dev", task.source_language)
-    logits = model.predict(params, dev)
-
-    return recalibration.fit_and_record(
-        path, name, settings, recorded, logits, dev.labels, title=f"{run.name} step {name}"
-    )
+    known = known_languages(config, task, run.objective)
+    splits = [dataset(model, "dev", language) for language in task.source_languages if language in known]
+    logits = np.concatenate([model.predict(params, dev) for dev in splits])
+    labels = np.concatenate([dev.labels for dev in splits])
+    return recalibration.fit_and_record(path, name, settings, recorded, logits, labels, title=f"{run.name} step {name}")
 
 
 def _scores(

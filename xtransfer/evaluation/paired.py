@@ -48,7 +48,7 @@ class Pair:
     workdir has a default draw of its own.
 
     Attributes:
-      a: the outcomes of objective A. The source language comes first.
+      a: the outcomes of objective A. The source languages come first.
       b: the outcomes of objective B.
       shares_items: whether the languages have the same items, in translation.
       left_out: the runs that only one of the objectives has.
@@ -115,23 +115,25 @@ def load(a: Students, b: Students, *, split: str, selection: str) -> Pair:
     return Pair(outcomes[0], outcomes[1], is_shared, tuple(_sorted(steps_a.keys() ^ own_b.keys())))
 
 
-def differences_of(pair: Pair, source: str, targets: Sequence[str]) -> list[Difference]:
-    """Return the differences in the source language, in each target language, and on average over these.
+def differences_of(pair: Pair, sources: Sequence[str], targets: Sequence[str]) -> list[Difference]:
+    """Return the differences in each source language, in each target language, and on average over the targets.
 
     A language that the pair lacks is left out.
     """
     targets = [language for language in targets if language in pair.a.languages]
-    if source not in pair.a.languages:
-        return significance.compare(pair.a.select(targets), pair.b.select(targets))
-    in_source, *_ = significance.compare(pair.a.select((source,)), pair.b.select((source,)))
+    in_sources = [
+        significance.compare(pair.a.select((source,)), pair.b.select((source,)))[0]
+        for source in sources
+        if source in pair.a.languages
+    ]
     in_targets = significance.compare(pair.a.select(targets), pair.b.select(targets))
-    return [replace(in_source, p_holm=None), *in_targets]
+    return [*(replace(difference, p_holm=None) for difference in in_sources), *in_targets]
 
 
 def _common_task(a: Students, b: Students) -> TaskRecord:
     """Return the task of both workdirs, or raise a UserError that names what differs."""
     first, second = read_task(a.workdir), read_task(b.workdir)
-    for key in ("name", "source_language", "target_languages", "labels", "multi_label"):
+    for key in ("name", "source_language", "source_languages", "target_languages", "labels", "multi_label"):
         values = [getattr(task, key) for task in (first, second)]
         if values[0] != values[1]:
             texts = [", ".join(value) if isinstance(value, tuple) else str(value) for value in values]

@@ -124,7 +124,7 @@ class ResultsTable:
     metric: str
     split: str
     selection: str
-    source_language: str
+    source_languages: tuple[str, ...]
     target_languages: tuple[str, ...]
     counts: Mapping[str, int]
     majority: Mapping[str, float]
@@ -139,6 +139,23 @@ class ResultsTable:
     def name_of(self, objective: str) -> str:
         """Return an objective's name for people, marked if its student has learned from text in target languages."""
         return marked_name(self.objectives, objective)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The source languages, then the target languages."""
+        return (*self.source_languages, *self.target_languages)
+
+    @property
+    def checkpoint(self) -> str:
+        """The selection protocol in words."""
+        return PROTOCOLS[self.selection].text(len(self.source_languages))
+
+    def source_average(self, line: ObjectiveResults) -> Summary | None:
+        """Return the mean over the source languages of a line, or None if it has none."""
+        values = [line.languages[language].by_unit for language in self.source_languages if language in line.languages]
+        if not values:
+            return None
+        return Summary({unit: statistics.fmean(by_unit[unit] for by_unit in values) for unit in values[0]})
 
     @property
     def draws(self) -> tuple[str, ...]:
@@ -242,7 +259,7 @@ def _row(line: bytes) -> dict[str, Any]:
 def aggregate(
     rows: Iterable[Row],
     *,
-    source_language: str,
+    source_languages: Sequence[str],
     target_languages: Sequence[str] = (),
     metric: str = "accuracy",
     split: str = "test",
@@ -254,7 +271,7 @@ def aggregate(
 
     Args:
       rows: all rows; other metrics, splits, and checkpoints are ignored.
-      source_language: the language to leave out of the average.
+      source_languages: the languages to leave out of the average, the main one first.
       target_languages: the languages that every run must have; by default, every language that any run has.
       metric: the metric to report.
       split: the split to report.
@@ -276,25 +293,31 @@ def aggregate(
     if len(tasks) > 1:
         raise DataError(f"results of more than one task in one table: {', '.join(tasks)}")
     runs = _runs(matching, per_language=PROTOCOLS[selection].per_language)
-    evaluated = {language for run in runs.values() for language in run} - {source_language}
+    sources = tuple(source_languages)
+    evaluated = {language for run in runs.values() for language in run} - set(sources)
     targets = tuple(target_languages) or tuple(sorted(evaluated))
     if not targets:
-        raise DataError(f"no {split} results in any language but the source language {source_language}")
-    known = {name: _known_languages(name, objectives, source_language, targets) for name, _ in runs}
+        raise DataError(f"no {split} results in any language but the source language {' or '.join(sources)}")
+    read = {language for (objective, _), run in runs.items() if objective == TEACHER for language in run}
+    read_sources = tuple(source for source in sources if source in read) or sources
+    known = {
+        name: read_sources if name == TEACHER else _known_languages(name, objectives, sources, targets)
+        for name, _ in runs
+    }
     for (objective, name), run in runs.items():
         for language in known[objective]:
             if language not in run:
                 raise DataError(f"{objective} {name} has no {split} {metric} in {language}: evaluate it first")
     has_draws = len({run.draw for _, run in runs}) > 1
     lines = _lines(runs, known, targets, [TEACHER, *objectives], has_draws=has_draws)
-    counts = _counts(matching, (source_language, *targets))
+    counts = _counts(matching, (*sources, *targets))
     majority = {row["language"]: row["value"] for row in _matching(rows, CHANCE, split, selection)}
     return ResultsTable(
         tasks[0],
         metric,
         split,
         selection,
-        source_language,
+        sources,
         targets,
         counts,
         majority,
@@ -352,13 +375,11 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
 
 
 def _known_languages(
-    objective: str, objectives: Mapping[str, Objective], source_language: str, targets: tuple[str, ...]
+    objective: str, objectives: Mapping[str, Objective], sources: tuple[str, ...], targets: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the languages that an objective, or the teacher, is scored in, the source language first."""
-    if objective == TEACHER:
-        return (source_language,)
+    """Return the languages that the students of an objective are scored in, the source languages first."""
     only = objectives[objective].languages if objective in objectives else ()
-    return tuple(language for language in targets if language in only) if only else (source_language, *targets)
+    return tuple(language for language in targets if language in only) if only else (*sources, *targets)
 
 
 def _lines(

@@ -152,14 +152,13 @@ class StepScorer:
         return {(split, language, name) for split, language in self._parts(run) for name in names}
 
     def _parts(self, run: Run) -> list[tuple[str, str]]:
-        """Return what to score, as (split, language): the source language's dev, if any, then the evaluation splits.
+        """Return what to score, as (split, language): the source languages' dev, if any, then the evaluation splits.
 
-        Dev is left out if languages were requested without the source language.
+        Dev is left out in source languages that were not requested.
         """
-        source = self._task.source_language
         languages = languages_of(self._config, self._task, self._languages, run.objective)
-        has_dev = source in languages and load_if_present(self._task, "dev", source) is not None
-        dev = [("dev", source)] if has_dev else []
+        sources = [language for language in self._task.source_languages if language in languages]
+        dev = [("dev", source) for source in sources if load_if_present(self._task, "dev", source) is not None]
         parts = [(split, language) for split in self._config.evaluation_splits for language in languages]
         return list(dict.fromkeys([*dev, *parts]))
 

@@ -46,6 +46,8 @@ _SEVERAL = (
     "above 0.5, and perhaps none.\n\n"
 )
 
+_NO_OTHER_TEXT = "Fine-tuning used no text in another language."
+
 _TARGET_TEXT = {"split": "the unlabelled split", "train": "the training split", "file": "another file"}
 _UNLABELLED = {
     "split": "the unlabelled split",
@@ -165,7 +167,7 @@ def _what_it_does(run: SelectedRun) -> str:
     rows = tuple((str(index), as_code(label)) for index, label in enumerate(task.labels))
     classes = "\n".join(table_writer.markdown(Table(("index", "class"), rows, text_columns=2)))
     others = ", ".join(as_line(language) for language in _targets(run))
-    source = as_line(task.source_language)
+    source = _source(run)
     languages = f"It was trained on {source} alone and is meant for {others} as well."
     if _objective(run).data == "target":
         read, known = (", ".join(map(as_line, names)) for names in (_sources(run), run.languages))
@@ -173,7 +175,7 @@ def _what_it_does(run: SelectedRun) -> str:
     elif _uses_target_text(run):
         languages = f"It was trained on {source}, by a teacher that has learned from text in target languages."
     if run.is_teacher:
-        languages = f"It is for {source} only."
+        languages = f"It is for {' and '.join(map(as_line, run.languages))} only."
     into = "gives" if task.multi_label else "puts"
     several = "any number of the" if task.multi_label else "into one of the"
     return (
@@ -210,7 +212,7 @@ def _how_it_was_made(run: SelectedRun, applied: Recalibration) -> str:
         *_teacher(run),
         f"**Data**: the task {as_code(task.name)}{', synthetic' if task.synthetic else ''}; {_data(run)}",
         *_training(run),
-        f"**Checkpoint**: step {run.step:,}, the {PROTOCOLS[run.selection].description} (`{run.selection}`"
+        f"**Checkpoint**: step {run.step:,}, the {_protocol(run)} (`{run.selection}`"
         f"{_selected_by(run)}{_averaged(run)}).",
         *_recalibration(applied, task.labels),
         f"**Software**: xtransfer {__version__}.",
@@ -262,7 +264,8 @@ def _method(run: SelectedRun) -> str:
         return "the monolingual teacher, a classifier that was trained before this experiment."
     objective = _objective(run)
     if run.is_teacher:
-        return f"the monolingual teacher, fine-tuned on {as_line(run.task.source_language)} labels.{_loss(objective)}"
+        read = as_line(run.task.source_language) if not run.task.other_sources else _joined(run.languages)
+        return f"the monolingual teacher, fine-tuned on {read} labels.{_loss(objective)}"
     is_taught_by_student = objective.student_teacher is not None
     teacher = f"the {as_line(objective.teacher)} student's" if is_taught_by_student else "a monolingual teacher's"
     targets = []
@@ -328,6 +331,15 @@ def _members(run: SelectedRun) -> list[str]:
     return lines
 
 
+def _source(run: SelectedRun) -> str:
+    """Return the task's source languages as text."""
+    return _joined(run.task.source_languages)
+
+
+def _joined(languages: Sequence[str]) -> str:
+    return " and ".join(map(as_line, languages))
+
+
 def _sources(run: SelectedRun) -> tuple[str, ...]:
     """Return the languages of the text that a run learned from."""
     if run.is_teacher:
@@ -338,8 +350,8 @@ def _sources(run: SelectedRun) -> tuple[str, ...]:
 
 
 def _targets(run: SelectedRun) -> tuple[str, ...]:
-    """Return the languages of a run without the source language."""
-    return tuple(language for language in run.languages if language != run.task.source_language)
+    """Return the languages of a run without the source languages."""
+    return tuple(language for language in run.languages if language not in run.task.source_languages)
 
 
 def _uses_target_text(run: SelectedRun) -> bool:
@@ -355,8 +367,10 @@ def _data(run: SelectedRun) -> str:
             f"{amount} unlabelled texts in {names} from {_TARGET_TEXT[run.config.task.target_text_from]}, without "
             "labels. Its teacher has learned from other text; see above."
         )
-    config, source = run.config.task, " and ".join(map(as_line, _sources(run)))
+    config, source = run.config.task, _joined(_sources(run))
     each = " of each language" if len(_sources(run)) > 1 else ""
+    if run.task.other_sources:
+        return _data_of_several(run)
     amounts = f"{config.labelled:,} labelled texts{each}, balanced over classes,"
     count = amounts if config.labelled else "all labelled texts"
     if run.is_teacher and run.config.teacher.is_ready_made:
@@ -367,7 +381,29 @@ def _data(run: SelectedRun) -> str:
         text += f", and {amount} unlabelled texts from {_UNLABELLED[config.unlabelled_from]}"
     if run.is_teacher or _uses_target_text(run):
         return text + "."
-    return f"{text}. Fine-tuning used no text in another language."
+    return f"{text}. {_NO_OTHER_TEXT}"
+
+
+def _data_of_several(run: SelectedRun) -> str:
+    """Describe the training text of a run on several source languages, of which a teacher may read only some."""
+    if run.is_teacher and run.config.teacher.is_ready_made:
+        return "unknown here; see the card of the classifier."
+    config, sources = run.config.task, _source(run)
+
+    def amount(total: int, kind: str) -> str:
+        if not total and config.keeps_proportions:
+            return f"all {kind} texts"
+        return f"{f'{total:,}' if total else 'the largest sample of'} {kind} texts {config.proportions}"
+
+    text = f"no labelled {sources} texts"
+    if run.task.has_train:
+        balanced = ", balanced over classes in each language" if config.labelled else ""
+        text = f"{amount(config.labelled, 'labelled')}{balanced}, from the {sources} training splits"
+    if _objective(run).data == "all" and config.unlabelled_from in _UNLABELLED:
+        text += f", and {amount(config.unlabelled, 'unlabelled')} from {_UNLABELLED[config.unlabelled_from]}"
+    if run.is_teacher and set(_sources(run)) < set(run.task.source_languages):
+        text += f", of which it read {_joined(_sources(run))}"
+    return f"{text}." if run.is_teacher or _uses_target_text(run) else f"{text}. {_NO_OTHER_TEXT}"
 
 
 def _options(settings: ModelConfig) -> str:
@@ -392,6 +428,10 @@ def _length(run: SelectedRun) -> str:
         return f"{run.settings.steps:,} steps"
     steps = read_metrics(run.directory)[-1][PLANNED_STEPS]
     return f"{steps:,} steps (epochs: {run.settings.epochs:g})"
+
+
+def _protocol(run: SelectedRun) -> str:
+    return PROTOCOLS[run.selection].text(len(run.task.source_languages))
 
 
 def _patience(run: SelectedRun) -> str:
@@ -425,7 +465,7 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
     for split in dict.fromkeys(entry.split for entry in scores):
         by_language = {entry.language: entry for entry in scores if entry.split == split}
         for language, entry in by_language.items():
-            source = " (source)" if language == run.task.source_language else ""
+            source = " (source)" if language in run.task.source_languages else ""
             cells = [_percent(entry.values.get(name)) for name in (*names, CHANCE)]
             lines.append((f"{as_line(language)}{source}", split, *cells, f"{entry.count:,}"))
         targets = _targets(run)
@@ -439,7 +479,7 @@ def _results(run: SelectedRun, scores: Sequence[Scores]) -> str:
     absent = f" Not evaluated in {', '.join(missing)}." if missing else ""
     return (
         f"{head}In %, for this one run ({RunId(run.workdir.draw, run.seed)}). Its checkpoint is the "
-        f"{PROTOCOLS[run.selection].description} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
+        f"{_protocol(run)} (`{run.selection}`){_zero_shot(run)}.{absent}\n\n{table}\n\n"
         f"{meaning}"
     )
 

@@ -69,12 +69,12 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     split = split or default_split(config.evaluation_splits)
     pair = load(a, b, split=split, selection=selection)
     task = read_task(a.workdir)
-    differences = differences_of(pair, task.source_language, task.target_languages)
+    differences = differences_of(pair, task.source_languages, task.target_languages)
     notes, metric = tuple(_notes(a, b, pair, config, selection)), config.headline_metric
     shown_names = _marked(a, names[0]), _marked(b, names[1])
     title = f"{task.name}{' (synthetic)' if task.synthetic else ''}: {' minus '.join(shown_names)}, {metric} on {split}"
-    table = _table(title, shown_names, differences, task.source_language, notes)
-    brief = _table(title, shown_names, differences, task.source_language, notes, intervals=False)
+    table = _table(title, shown_names, differences, task.source_languages, notes)
+    brief = _table(title, shown_names, differences, task.source_languages, notes, intervals=False)
     shown = table if table_writer.width(table) <= terminal.console.width else brief
     table_writer.show(shown, terminal.console, wrap=False)
     for note in table.notes:
@@ -192,20 +192,20 @@ def _table(
     title: str,
     names: tuple[str, str],
     differences: Sequence[Difference],
-    source_language: str,
+    source_languages: Sequence[str],
     notes: tuple[str, ...],
     *,
     intervals: bool = True,
 ) -> table_writer.Table:
     """Return the table; `intervals` adds those of the accuracies, which make it wide."""
     header = ("language", "items", *names, "difference", "95 % interval", "p", "p (Holm)", "p (McNemar)")
-    lines = tuple(_cells(difference, source_language, intervals) for difference in differences)
+    lines = tuple(_cells(difference, source_languages, intervals) for difference in differences)
     return table_writer.Table(header, lines, title=title, notes=notes)
 
 
-def _cells(difference: Difference, source_language: str, intervals: bool) -> tuple[str, ...]:
+def _cells(difference: Difference, source_languages: Sequence[str], intervals: bool) -> tuple[str, ...]:
     low, high = (bound * 100 for bound in difference.interval)
-    is_source = difference.language == source_language
+    is_source = difference.language in source_languages
     return (
         f"{difference.language} (source)" if is_source else difference.language or "avg of targets",
         f"{difference.count:,}",
@@ -236,11 +236,12 @@ def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selec
             "numbers are not zero-shot without target text."
         )
     seeds = ", ".join(map(str, sorted({run.seed for run in pair.a.runs})))
+    protocol = PROTOCOLS[selection].text(len(config.task.sources))
     draws, runs = pair.a.draws, len(pair.a.runs)
     paired = f"draw ({', '.join(draws)}), and seed ({seeds})" if len(draws) > 1 else f"and seed ({seeds})"
     yield (
         f"{config.headline_metric.capitalize()} in %, differences in points, paired by test item"
-        f"{',' if len(draws) > 1 else ''} {paired}; checkpoint: {PROTOCOLS[selection].description}."
+        f"{',' if len(draws) > 1 else ''} {paired}; checkpoint: {protocol}."
     )
     axis, count = axis_of(config, draws), len(pair.a.units)
     if count > 1:

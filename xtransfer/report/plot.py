@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary
-from xtransfer.report.summary import columns, title_of
-from xtransfer.runs.selection import PROTOCOLS
+from xtransfer.report.summary import title_of
 from xtransfer.runs.workdir import TEACHER, TaskRecord
 
 _MOST_LANGUAGES = 40  # target languages with bars of their own; more would make a picture of several metres
@@ -36,7 +35,7 @@ def _plot(results: ResultsTable, task: TaskRecord) -> bytes:
     from matplotlib.figure import Figure
 
     has_room = len(results.target_languages) <= _MOST_LANGUAGES
-    languages = columns(results) if has_room else (results.source_language,)
+    languages = results.languages if has_room else results.source_languages
     groups = [*map(drawable, languages), "avg of\ntargets"]
     figure = Figure(figsize=(max(7.0, 1.5 + 0.26 * len(groups) * (len(results.lines) + 1)), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -47,7 +46,9 @@ def _plot(results: ResultsTable, task: TaskRecord) -> bytes:
         _draw_line(axes, results, languages, line, colour, number)
     _draw_chance(axes, results, languages)
     axes.axvline(len(groups) - 1.5, color="#cccccc", linewidth=1)
-    axes.set_xticks(range(len(groups)), [f"{groups[0]}\n(source)", *groups[1:]])
+    num_sources = len(results.source_languages)
+    names = [*(f"{name}\n(source)" for name in groups[:num_sources]), *groups[num_sources:]]
+    axes.set_xticks(range(len(groups)), names)
     repeated = any(len(line.runs) > 1 for line in results.lines)
     units = results.axis.units
     note = f" (bars: mean over {units}, whiskers: sd, dots: single {units})" if repeated else ""
@@ -55,7 +56,7 @@ def _plot(results: ResultsTable, task: TaskRecord) -> bytes:
     axes.set_xlabel(f"language{omitted}{note}")
     axes.set_ylabel(f"{results.metric} (%)")
     axes.set_ylim(0, 100)
-    axes.set_title(f"{title_of(results, task)}; checkpoint: {PROTOCOLS[results.selection].description}", fontsize=10)
+    axes.set_title(f"{title_of(results, task)}; checkpoint: {results.checkpoint}", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -59,7 +59,7 @@ def results_by_protocol(
     return [
         aggregate(
             rows,
-            source_language=task.source_language,
+            source_languages=task.source_languages,
             target_languages=task.target_languages,
             metric=metric,
             split=split,
@@ -74,6 +74,8 @@ def results_by_protocol(
 def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Table:
     """Return a table of students: source language, average of targets, and its distance from `REFERENCE`.
 
+    Several source languages have one column, with their average.
+
     Args:
       by_protocol: from `results_by_protocol`.
       task: the task's record.
@@ -83,7 +85,7 @@ def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Tab
         (
             results.name_of(line.objective),
             results.selection if PROTOCOLS[results.selection].zero_shot else f"{results.selection} (not zero-shot)",
-            summary.value_text(line.languages.get(results.source_language)),
+            summary.value_text(results.source_average(line)),
             summary.value_text(line.average),
             summary.value_text(_difference(line, first), "+.1f"),
         )
@@ -92,11 +94,11 @@ def protocol_table(by_protocol: Sequence[ResultsTable], task: TaskRecord) -> Tab
         for line in results.lines
         if line.objective == objective
     ]
-    header = ("objective", "protocol", f"{first.source_language} (source)", "avg of targets", f"minus {REFERENCE}")
+    header = ("objective", "protocol", summary.source_title(first), "avg of targets", f"minus {REFERENCE}")
     notes = [
         f"{first.metric} in %, mean ± sample standard deviation over {first.axis.units}; the last column is in "
         "points, paired by run.",
-        *(f"{results.selection}: {PROTOCOLS[results.selection].description}." for results in by_protocol),
+        *(f"{results.selection}: {results.checkpoint}." for results in by_protocol),
     ]
     title = f"{summary.title_of(first, task)}, by selection protocol"
     return Table(header, tuple(rows), text_columns=2, title=title, notes=tuple(notes))

@@ -67,12 +67,13 @@ def grid(results: ResultsTable, task: TaskRecord, *, width: int) -> table_writer
 def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
     """Return header and rows as text: values in percent, gains in points, and "–" for a missing value."""
     has_gain = any(line.gain for line in results.lines)
-    header = ["objective", f"{results.source_language} (source)", *results.target_languages, "avg of targets"]
+    sources = [f"{language} (source)" for language in results.source_languages]
+    header = ["objective", *sources, *results.target_languages, "avg of targets"]
     if has_gain:
         header.append(gain_title(results))
     lines = []
     for line in results.lines:
-        row = [results.name_of(line.objective), *(value_text(line.languages.get(name)) for name in columns(results))]
+        row = [results.name_of(line.objective), *(value_text(line.languages.get(name)) for name in results.languages)]
         row.append(value_text(line.average))
         if has_gain:
             row.append(value_text(line.gain, "+.1f"))
@@ -160,7 +161,7 @@ def legend(results: ResultsTable) -> str:
     summary = max((next(iter(line.languages.values())) for line in results.lines), key=lambda s: len(s.by_unit))
     spread = f"mean ± sd over {_over(results, summary)}" if len(summary.by_unit) > 1 else "one seed"
     counts_by_name = {
-        line.objective: len(line.languages[results.source_language].by_unit)
+        line.objective: len(next(iter(line.languages.values())).by_unit)
         for line in results.lines
         if line.objective != TEACHER
     }
@@ -169,8 +170,7 @@ def legend(results: ResultsTable) -> str:
         spread += f" ({', '.join(fewer)}; gains are over those in common)"
     counts = sorted(set(results.counts.values()))
     examples = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-    protocol = PROTOCOLS[results.selection].description
-    return f"in %, {spread}; {examples} examples per language; checkpoint: {protocol}"
+    return f"in %, {spread}; {examples} examples per language; checkpoint: {results.checkpoint}"
 
 
 def caveats(results: ResultsTable, task: TaskRecord) -> str:
@@ -198,9 +198,10 @@ def _seeds_each(results: ResultsTable) -> str:
     return f"; {seeds} seeds each" if len(results.draws) > 1 and seeds > 1 else ""
 
 
-def columns(results: ResultsTable) -> tuple[str, ...]:
-    """Return the source language, then the target languages."""
-    return (results.source_language, *results.target_languages)
+def source_title(results: ResultsTable) -> str:
+    """Return the title of a column with `ResultsTable.source_average`."""
+    sources = results.source_languages
+    return f"{sources[0]} (source)" if len(sources) == 1 else f"avg of {', '.join(sources)} (sources)"
 
 
 def value_text(summary: Summary | None, form: str = ".1f") -> str:
@@ -229,14 +230,13 @@ def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
         if len(counts) == 1
         else "examples: " + ", ".join(f"{language} {count:,}" for language, count in results.counts.items())
     )
-    protocol = PROTOCOLS[results.selection]
     lines = [
         f"{results.metric} in % on the {results.split} split of {task_name(results, synthetic=task.synthetic)}, "
         f"{len(task.labels)} classes, {examples}.",
-        f"Checkpoint of each run: {protocol.description} ({results.selection}).",
+        f"Checkpoint of each run: {results.checkpoint} ({results.selection}).",
         *(_draw_lines(results) if len(results.draws) > 1 else _seed_lines(results.lines)),
-        f"avg of targets: mean over {', '.join(results.target_languages)}, without the source language "
-        f"{results.source_language}.",
+        f"avg of targets: mean over {', '.join(results.target_languages)}, without the source "
+        f"language{'s' if len(results.source_languages) > 1 else ''} {' and '.join(results.source_languages)}.",
     ]
     if any(line.gain for line in results.lines):
         same = "draw and seed" if len(results.draws) > 1 else "seed"

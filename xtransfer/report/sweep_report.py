@@ -14,7 +14,6 @@ from xtransfer.report import summary, sweep_plot
 from xtransfer.report import table as table_writer
 from xtransfer.report.workdir_report import default_split, name_of
 from xtransfer.runs import draws, sweep
-from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TEACHER, Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
@@ -111,7 +110,7 @@ def _results(
     try:
         results = aggregate(
             rows,
-            source_language=config.task.source_language,
+            source_languages=config.task.sources,
             target_languages=task.target_languages,
             metric=metric or config.headline_metric,
             split=split or default_split(config.evaluation_splits),
@@ -154,12 +153,12 @@ def table_of(
     first = points[0].results
     title = (
         f"{summary.task_name(first, synthetic=points[0].synthetic)}: {first.metric} on {first.split} by "
-        f"{' and '.join(keys)}; checkpoint: {PROTOCOLS[first.selection].description}"
+        f"{' and '.join(keys)}; checkpoint: {first.checkpoint}"
     )
     notes = [
         f"{first.metric}{summary.direction_note(first)} in %, averaged over the target languages "
-        f"{', '.join(first.target_languages)}; the teacher in {first.source_language}. "
-        f"Checkpoint of each run: {PROTOCOLS[first.selection].description} ({first.selection}).",
+        f"{', '.join(first.target_languages)}; the teacher in {' and '.join(first.source_languages)}. "
+        f"Checkpoint of each run: {first.checkpoint} ({first.selection}).",
         *_spread_notes(points),
     ]
     if gains:
@@ -222,7 +221,7 @@ def _gains(point: PointResults) -> dict[str, Summary]:
 def _teacher(point: PointResults) -> Summary | None:
     lines = (line for line in point.results.lines if line.objective == TEACHER)
     line = next(lines, None)
-    return line.languages[point.results.source_language] if line is not None else None
+    return point.results.source_average(line) if line is not None else None
 
 
 def _objectives(points: Sequence[PointResults]) -> list[str]:

@@ -43,7 +43,7 @@ def report(
     rows = read_rows(workdir.results)
     results = aggregate(
         rows,
-        source_language=config.task.source_language,
+        source_languages=config.task.sources,
         target_languages=task.target_languages,
         metric=metric or config.headline_metric,
         split=split or default_split(config.evaluation_splits),

@@ -73,24 +73,26 @@ class SelectedRun:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that the model is for, the source language first; a teacher knows no other."""
+        """The languages that the model is for, the source languages first; a teacher knows no others."""
         return known_languages(self.config, self.task, self.objective)
 
 
 def known_languages(config: ExperimentConfig, task: Task | TaskRecord, objective: str) -> tuple[str, ...]:
-    """Return the languages that the model of an objective, or the teacher, is scored in, the source language first.
+    """Return the languages that the model of an objective, or the teacher, is scored in, the source languages first.
 
     Args:
       config: the experiment's config.
       task: its task.
-      objective: the student's objective, or "teacher", which knows the source language only.
+      objective: the student's objective, or "teacher", which knows the source language only, or of several those that
+        it reads.
     """
     if objective == TEACHER:
-        return (task.source_language,)
+        sources = task.source_languages
+        return sources if len(sources) == 1 else tuple(name for name in sources if name in config.languages_of(TEACHER))
     only = config.objective[objective].languages if objective in config.objective else ()
     if only:
         return tuple(language for language in task.target_languages if language in only)
-    return (task.source_language, *task.target_languages)
+    return task.languages
 
 
 def check_selection(selection: str) -> None:

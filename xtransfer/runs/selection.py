@@ -19,8 +19,9 @@ class DevScores:
     """The dev scores of a run's checkpoints. Higher is better.
 
     Attributes:
-      source: the score on the source language's dev split by step, for every checkpoint.
-      targets: the score on each target language's dev split by language and step; empty without an oracle.
+      source: the score on source dev by step, for every checkpoint; of several source languages, the mean over them.
+      targets: the score on each target language's dev split by language and step, and on those of several source
+        languages; empty without an oracle.
       averaged: the steps whose checkpoints hold an average.
       has_dev: whether the source language has a dev split. Without one, every score is 0, and nothing is selected.
     """
@@ -42,6 +43,7 @@ class Protocol:
       zero_shot: whether it uses nothing from the target languages.
       per_language: whether it may select another step for every language.
       item: the item of the checkpoint with the weights, `PARAMS` or `AVERAGE`.
+      for_several: the protocol in words if there are several source languages; "" = no other ones.
     """
 
     description: str
@@ -49,6 +51,11 @@ class Protocol:
     zero_shot: bool = True
     per_language: bool = False
     item: str = PARAMS
+    for_several: str = ""
+
+    def text(self, num_sources: int) -> str:
+        """Return the protocol in words, for a number of source languages."""
+        return (num_sources > 1 and self.for_several) or self.description
 
 
 def _source_dev(scores: DevScores, language: str | None) -> int | None:
@@ -77,7 +84,11 @@ def _best(values: Mapping[int, float]) -> int:
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
-        "source_dev": Protocol("best on the source language's dev split", _source_dev),
+        "source_dev": Protocol(
+            "best on the source language's dev split",
+            _source_dev,
+            for_several="best on the dev splits of the source languages, by the mean over them",
+        ),
         "last": Protocol("last checkpoint", _last),
         "average": Protocol("average of the last checkpoints", _average, item=AVERAGE),
         "target_dev": Protocol(

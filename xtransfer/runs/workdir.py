@@ -129,9 +129,10 @@ class Workdir:
 class TaskRecord:
     """The record of an experiment's task and of the fingerprints of its base checkpoints (`Workdir.task`).
 
-    `has_train` and `has_dev` are false if the source language has no such split. Without dev, no checkpoint was
-    selected. `teacher_logits` is the fingerprint of the file that stands in for the teacher, or empty. `teachers` has
-    the fingerprints of further teachers' base checkpoints by config key, and `students` of further students'.
+    `other_sources` are the source languages after the main one. `has_train` and `has_dev` are false if the source
+    languages have no such split. Without dev, no checkpoint was selected. `teacher_logits` is the fingerprint of the
+    file that stands in for the teacher, or empty. `teachers` has the fingerprints of further teachers' base checkpoints
+    by config key, and `students` of further students'.
     """
 
     name: str
@@ -147,6 +148,17 @@ class TaskRecord:
     teacher_logits: str = ""
     teachers: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     students: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    other_sources: tuple[str, ...] = ()
+
+    @property
+    def source_languages(self) -> tuple[str, ...]:
+        """The source languages, the main one first."""
+        return (self.source_language, *self.other_sources)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The source languages, then the target languages."""
+        return (*self.source_languages, *self.target_languages)
 
 
 def read_config(workdir: Workdir) -> ExperimentConfig:
@@ -164,13 +176,19 @@ def read_task(workdir: Workdir) -> TaskRecord:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file: start the experiment again with python -m xtransfer.main")
     facts = storage.read_object(path, remedy)
-    for key in ("labels", "target_languages"):
-        names = facts.get(key)
+    sources = facts.get("source_languages", [facts.get("source_language")])
+    for key, names in (
+        ("labels", facts.get("labels")),
+        ("target_languages", facts.get("target_languages")),
+        *([("source_languages", sources)] if "source_languages" in facts else []),
+    ):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise CheckpointError(f"{path}: {key} = {names!r}, expected a list of names: {remedy}")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise CheckpointError(f"{path}: {key} has {twice!r} twice: {remedy}")
+    if sources[:1] != [facts.get("source_language")]:
+        raise CheckpointError(f"{path}: source_languages = {sources!r}, expected the source_language first: {remedy}")
     for key in ("name", "source_language", "teacher_checkpoint", "student_checkpoint"):
         if not isinstance(facts.get(key), str):
             raise CheckpointError(f"{path}: {key} = {facts.get(key)!r}, expected text: {remedy}")
@@ -198,6 +216,7 @@ def read_task(workdir: Workdir) -> TaskRecord:
         teacher_logits=str(facts.get("teacher_logits", "")),
         teachers=further["teachers"],
         students=further["students"],
+        other_sources=tuple(sources[1:]),
     )
 
 

@@ -16,8 +16,8 @@ class Comparison:
 
     Attributes:
       variant: its name.
-      teacher: the teacher's score in the source language.
-      source: the students' scores in the source language, by objective.
+      teacher: the teacher's score in the source language, or the mean over several.
+      source: the students' scores in the source language, or the means over several, by objective.
       targets: their averages over the target languages, by objective.
       gains: the differences of these averages from the baseline's in the same repetition, by objective.
       metric: what the scores are.
@@ -50,7 +50,7 @@ def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
                     values[number] = summary.mean
         return {objective: Summary(values) for objective, values in by_objective.items() if values}
 
-    source = over_repetitions(lambda line: line.languages.get(results[0].source_language))
+    source = over_repetitions(results[0].source_average)
     return Comparison(
         variant=variant,
         teacher=source.pop(TEACHER),

@@ -94,7 +94,7 @@ def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
     """Return the results of an experiment's own runs, without earlier draws, seeds, and objectives."""
     return aggregate(
         rows_of(runs_of(workdir, settings), read_rows(workdir.results)),
-        source_language=settings.task.source_language,
+        source_languages=settings.task.sources,
         target_languages=read_task(workdir).target_languages,
         metric=settings.headline_metric,
         split=default_split(settings.evaluation_splits),

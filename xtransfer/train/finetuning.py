@@ -34,7 +34,7 @@ _SAMPLED_BATCHES = 16  # batches from which the share of padding is estimated
 _MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is real
 
 DevScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-"""From logits [n, K] and labels of the dev split, see `task.gold`, to the metrics that rank a checkpoint.
+"""From logits [n, K] and labels of a dev split, see `task.gold`, to the metrics that rank a checkpoint.
 
 `loop.dev_score` is the one by which they do.
 """
@@ -226,7 +226,7 @@ class Finetuner:
         directory: Path,
         objective: Objective,
         dataset: Dataset,
-        dev: Dataset | None,
+        dev: Mapping[str, Dataset],
         seed: int,
         dev_scores: DevScores,
         target_dev: Mapping[str, Dataset] = MappingProxyType({}),
@@ -234,23 +234,23 @@ class Finetuner:
     ) -> None:
         """Train by `objective`, scoring checkpoints on `dev`, or resume; do nothing if it is finished.
 
-        For an oracle, `target_dev` holds the dev splits of the target languages, on which checkpoints are scored too.
-        Without `dev`, only the last checkpoint is kept, and has no score.
+        `dev` holds the dev splits by source language, and the mean over them ranks checkpoints. If it is empty, only
+        the last checkpoint is kept, and has no score. For an oracle, `target_dev` holds the dev splits of the target
+        languages, on which checkpoints are scored too.
         """
         if self.is_trained(directory):
             return
 
         def score(params: Any) -> dict[str, Any]:
-            if dev is None:
-                return {}
-            scores = dev_scores(self.predict(params, dev), dev.labels)
-            if not target_dev:
+            scores = self._scores(params, dev, dev_scores)
+            if not (dev and target_dev):
                 return scores
             in_targets = {
                 language: dev_scores(self.predict(params, split), split.labels)
                 for language, split in target_dev.items()
             }
-            ranks = {language: loop.dev_score(metrics) for language, metrics in in_targets.items()}
+            on_own_dev = {**scores.get(loop.SOURCE_DEV_METRICS, {}), **in_targets}
+            ranks = {language: loop.dev_score(metrics) for language, metrics in on_own_dev.items()}
             return {**scores, loop.TARGET_DEV_SCORES: ranks, loop.TARGET_DEV_METRICS: in_targets}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
@@ -304,7 +304,13 @@ class Finetuner:
             dataclasses.replace(tracking, learning_rate=learning_rate(settings)),
         )
 
-    def adopt(self, directory: Path, dev: Dataset | None, dev_scores: DevScores) -> None:
+    def _scores(self, params: Any, dev: Mapping[str, Dataset], dev_scores: DevScores) -> dict[str, Any]:
+        """Return the metrics on the dev splits of source languages, see `loop.mean_over_languages`."""
+        return loop.mean_over_languages(
+            {language: dev_scores(self.predict(params, split), split.labels) for language, split in dev.items()}
+        )
+
+    def adopt(self, directory: Path, dev: Mapping[str, Dataset], dev_scores: DevScores) -> None:
         """Save the weights of a checkpoint that is trained already as step 0 of a run, in place of training it.
 
         So it is scored, labels, and is exported like a teacher that was trained here, also after its checkpoint has
@@ -313,7 +319,7 @@ class Finetuner:
         if self.is_trained(directory):
             return
         params = self.fresh_params(seed=0)
-        scores = {} if dev is None else dev_scores(self.predict(params, dev), dev.labels)
+        scores = self._scores(params, dev, dev_scores)
         row = {"step": 0, **scores}
         signed = [checksums.signed(row)]
         processes.on_first(functools.partial(storage.write_jsonl, directory / loop.METRICS_FILE, signed))
@@ -408,6 +414,7 @@ class Models:
             "labels": list(task.labels),
             "synthetic": task.synthetic,
             "source_language": task.source_language,
+            **({"source_languages": list(task.source_languages)} if task.other_sources else {}),
             "target_languages": list(task.target_languages),
             "data": task.fingerprint(),
             "teacher_checkpoint": main,

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -30,8 +31,17 @@ METRICS_FILE = "metrics.jsonl"
 DEV_ACCURACY, DEV_SCORE = "dev_accuracy", "dev_score"
 """The keys of `metrics.jsonl` that rank checkpoints: the second if a row has it, and otherwise the first."""
 
+SOURCE_DEV_METRICS = "source_dev_metrics"
+"""The key of `metrics.jsonl` with the metrics on dev by source language, if the model reads several.
+
+The other keys hold their means over these languages, so that the mean ranks checkpoints.
+"""
+
 TARGET_DEV_SCORES = "target_dev_scores"
-"""The key of `metrics.jsonl` with the scores on target dev by language, higher is better, if the run has an oracle."""
+"""The key of `metrics.jsonl` with the scores on target dev by language, higher is better, if the run has an oracle.
+
+Each of several source languages has its own score here too.
+"""
 
 TARGET_DEV_METRICS = "target_dev_metrics"
 """The key of the metrics behind these scores, by language. They go to loggers and not to `metrics.jsonl`."""
@@ -119,7 +129,7 @@ def fit(
       train_step: from `make_train_step`.
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.
-      score: returns metrics of parameters on the source language's dev split; `dev_score` of them ranks the
+      score: returns metrics of parameters on source dev (see `mean_over_languages`); `dev_score` of them ranks the
         checkpoints. Without it, only the newest checkpoint is kept. For an oracle, `TARGET_DEV_SCORES` holds the scores
         on target dev by language, and the best checkpoint in each language is kept too. `TARGET_DEV_METRICS` holds the
         metrics there.
@@ -171,8 +181,9 @@ def fit(
                     metrics = {} if score is None else dict(score(saved.params))
                     target_metrics = metrics.pop(TARGET_DEV_METRICS, {})
                     target_scores = metrics.get(TARGET_DEV_SCORES)
+                    source_metrics = metrics.get(SOURCE_DEV_METRICS, {})
                     tracker.scores(
-                        step, _values(metrics), {name: _values(values) for name, values in target_metrics.items()}
+                        step, _values(metrics), _values_by_language(target_metrics), _values_by_language(source_metrics)
                     )
                     rank = dev_score(metrics) if metrics else None
                     history += [] if rank is None else [rank]
@@ -206,7 +217,12 @@ def fit(
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics without the scores that only rank checkpoints, in which a loss has the opposite sign."""
-    return {name: value for name, value in metrics.items() if name not in (DEV_SCORE, TARGET_DEV_SCORES)}
+    others = (DEV_SCORE, SOURCE_DEV_METRICS, TARGET_DEV_SCORES)
+    return {name: value for name, value in metrics.items() if name not in others}
+
+
+def _values_by_language(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    return {language: _values(values) for language, values in metrics.items()}
 
 
 class _Reads:
@@ -252,6 +268,19 @@ def finished(directory: Path, steps: int | None) -> bool:
 def dev_score(row: Mapping[str, Any]) -> float:
     """Return the score on dev that ranks a checkpoint, from its row or its metrics; higher is better."""
     return row[DEV_SCORE] if DEV_SCORE in row else row[DEV_ACCURACY]
+
+
+def mean_over_languages(metrics_by_language: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return metrics on source dev for a row of `metrics.jsonl`: one language's own, or the means over several.
+
+    Args:
+      metrics_by_language: the metrics by name for each source language, the same names for all; none without dev.
+    """
+    metrics = list(metrics_by_language.values())
+    if len(metrics) < 2:
+        return dict(metrics[0]) if metrics else {}
+    means = {name: statistics.fmean(one[name] for one in metrics) for name in metrics[0]}
+    return {**means, SOURCE_DEV_METRICS: {language: dict(one) for language, one in metrics_by_language.items()}}
 
 
 def has_dev_score(row: Mapping[str, Any]) -> bool:
@@ -356,11 +385,16 @@ def _row(line: bytes, *, scored: bool) -> dict[str, Any]:
     row = checksums.unsigned(row)
     if not isinstance(row.get("step"), int) or isinstance(row["step"], bool):
         raise ValueError("expected an object with a step")
-    targets = row.get(TARGET_DEV_SCORES, {})
-    if not isinstance(targets, dict):
-        raise ValueError(f"{TARGET_DEV_SCORES} = {targets!r}, expected an object")
-    for key, value in (*row.items(), *targets.items()):
-        if key != TARGET_DEV_SCORES and not isinstance(value, int | float):
+    targets, sources = row.get(TARGET_DEV_SCORES, {}), row.get(SOURCE_DEV_METRICS, {})
+    for key, value in ((TARGET_DEV_SCORES, targets), (SOURCE_DEV_METRICS, sources)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} = {value!r}, expected an object")
+    for language, metrics in sources.items():
+        if not isinstance(metrics, dict) or not has_dev_score(metrics):
+            raise ValueError(f"{SOURCE_DEV_METRICS} of {language} = {metrics!r}, expected an object with a score")
+    values = [*row.items(), *targets.items(), *(item for metrics in sources.values() for item in metrics.items())]
+    for key, value in values:
+        if key not in (TARGET_DEV_SCORES, SOURCE_DEV_METRICS) and not isinstance(value, int | float):
             raise ValueError(f"{key} = {value!r}, expected a number")
     if scored and not has_dev_score(row):
         raise ValueError(f"no {DEV_ACCURACY}")

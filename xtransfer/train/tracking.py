@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -167,7 +168,11 @@ class Tracker:
         self._step, self._since = step, now
 
     def scores(
-        self, step: int, metrics: Mapping[str, float], target_metrics: Mapping[str, Mapping[str, float]]
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        target_metrics: Mapping[str, Mapping[str, float]],
+        source_metrics: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
     ) -> None:
         """Log the scores after a step, if there are any. Scoring does not count as time of training.
 
@@ -175,8 +180,11 @@ class Tracker:
           step: the number of finished steps.
           metrics: metrics on source dev by name, such as "dev_accuracy".
           target_metrics: for an oracle, the metrics on target dev by language.
+          source_metrics: of several source languages, the metrics on dev by language, whose means `metrics` holds.
         """
         values = {f"dev/{name.removeprefix('dev_')}": value for name, value in metrics.items()}
+        for language, in_source in source_metrics.items():
+            values |= {f"dev/{name.removeprefix('dev_')}/{language}": value for name, value in in_source.items()}
         for language, in_target in target_metrics.items():
             values |= {f"{ORACLE}/{name.removeprefix('dev_')}/{language}": value for name, value in in_target.items()}
         if values:

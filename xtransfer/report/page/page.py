@@ -10,7 +10,6 @@ from xtransfer.report.page import charts
 from xtransfer.report.page.markup import Child, Html, join, name_of, note, table, tag
 from xtransfer.report.page.parts import costs, curves, examples, predictions, protocols, reproduction, results, transfer
 from xtransfer.report.page.sources import MissingSource, Source
-from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runtime import terminal
 
 # Whatever a name smuggled in, a browser runs nothing and fetches nothing.
@@ -97,9 +96,7 @@ def _header(source: Source, name: str) -> Html:
     task, shown = source.task, source.results
     targets = shown.target_languages
     listed = ", ".join(targets) if len(targets) <= 12 else f"{len(targets)} languages"
-    facts = (
-        f"{len(task.labels)} classes · {shown.source_language} → {listed} · {PROTOCOLS[shown.selection].description}"
-    )
+    facts = f"{len(task.labels)} classes · {', '.join(shown.source_languages)} → {listed} · {shown.checkpoint}"
     caveats = summary.caveats(shown, task)
     headline = summary.headline(shown, results.paired_gains(source))
     return tag(
@@ -126,7 +123,7 @@ def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
         row: list[Child] = [
             tag("a", name_of(name), href=f"#run{number}-top"),
             name_of(source.task.name),
-            name_of(source.results.source_language),
+            name_of(", ".join(source.results.source_languages)),
             f"{len(source.results.target_languages):,}",
         ]
         row += [summary.value_text(lines[name].average if name in lines else None) for name in objectives]
@@ -140,7 +137,7 @@ def _overview(sources: Sequence[Source], names: Sequence[str]) -> Html:
         note(
             f"Average of the target languages, {metric} in %: mean ± standard deviation over "
             f"{' or '.join(dict.fromkeys(source.results.axis.units for source in sources))}; checkpoint: "
-            f"{PROTOCOLS[sources[0].results.selection].description}."
+            f"{sources[0].results.checkpoint}."
         ),
         id="overview",
     )

@@ -133,20 +133,21 @@ class Source:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The source language, then the target languages that have results."""
+        """The source languages, then the target languages that have results."""
         targets = (language for language in self.results.target_languages if language in self.results.counts)
-        return (self.results.source_language, *targets)
+        return (*self.results.source_languages, *targets)
 
     def shown_languages(self, limit: int) -> tuple[str, ...]:
-        """Return the source language and target languages from the hardest to the easiest, `limit` in all.
+        """Return the source languages and target languages from the hardest to the easiest, `limit` in all.
 
         If there are more, they are evenly spaced by the mean score of the objectives.
         """
         is_reversed = not higher_is_better(self.results.metric)
-        targets = sorted(self.languages[1:], key=self._mean_of_students, reverse=is_reversed)
-        count = min(limit - 1, len(targets))
+        sources = self.results.source_languages
+        targets = sorted(self.languages[len(sources) :], key=self._mean_of_students, reverse=is_reversed)
+        count = min(max(limit - len(sources), 0), len(targets))
         positions = np.linspace(0, len(targets) - 1, count).round().astype(int)
-        return (self.results.source_language, *(targets[position] for position in positions))
+        return (*sources, *(targets[position] for position in positions))
 
     def _mean_of_students(self, language: str) -> float:
         lines = [line for line in self.results.lines if line.objective in self.students]
@@ -218,16 +219,16 @@ class Source:
             split=self.results.split,
             selection=self.results.selection,
         )
-        source, targets = self.results.source_language, self.results.target_languages
-        in_source = significance.bootstrap(pair.a.select((source,)).by_unit)[:, :1]
+        sources, targets = self.results.source_languages, self.results.target_languages
+        in_sources = significance.bootstrap(pair.a.select(sources).by_unit)[:, : len(sources)]
         in_targets = significance.bootstrap(pair.a.select(targets).by_unit)
-        bounds = np.clip(significance.percentile_interval(np.column_stack([in_source, in_targets])), 0, 1)
-        keys = (source, *targets, None)
+        bounds = np.clip(significance.percentile_interval(np.column_stack([in_sources, in_targets])), 0, 1)
+        keys = (*sources, *targets, None)
         intervals = {key: (float(low), float(high)) for key, low, high in zip(keys, *bounds, strict=True)}
         if baseline == objective:
             return Comparison(intervals, {})
         return Comparison(
-            intervals, {difference.language: difference for difference in differences_of(pair, source, targets)}
+            intervals, {difference.language: difference for difference in differences_of(pair, sources, targets)}
         )
 
 

@@ -24,7 +24,8 @@ def build(source: Source) -> Html:
     scale, unit = (100, " (%)") if metric in ("accuracy", "micro_f1") else (1, "")
     scores = {name: _lines(source, name, by_run, key, scale) for name, by_run in runs.items()}
     losses = {name: _lines(source, name, by_run, "loss", 1) for name, by_run in runs.items()}
-    label = f"{metric} on {source.results.source_language} dev{unit}"
+    sources = source.results.source_languages
+    label = f"{'mean ' if len(sources) > 1 else ''}{metric} on {', '.join(sources)} dev{unit}"
     common = charts.axis([y for lines in scores.values() for line in lines for _, y in line.points], label, ticks=3)
     pieces: list[Html] = []
     if any(scores.values()):

@@ -53,7 +53,7 @@ class Disagreement:
 def build(source: Source) -> Html:
     """Return examples by language on which teacher and student disagree, or else a student and the baseline.
 
-    The teacher knows the source language alone. In a target language, it is shown what it says of the original, if the
+    The teacher knows source languages alone. In another language, it is shown what it says of the original, if the
     texts are translations.
     """
     shown = source.shown_languages(_LANGUAGES)
@@ -73,14 +73,16 @@ def build(source: Source) -> Html:
         f"Up to {_EXAMPLES} examples per language on which two classifiers disagree. Each list starts with those on "
         f"which both are most certain. Students of {run}."
     ]
-    if any(sides[0].language != sides[1].language for sides in pairs.values()):
-        texts_of_note.append(f"The teacher read the originals, in {source.results.source_language}.")
+    originals = [sides[0].language for sides in pairs.values() if sides[0].language != sides[1].language]
+    if originals:
+        texts_of_note.append(f"The teacher read the originals, in {originals[0]}.")
     elif TEACHER in source.kinds:
         texts_of_note.append(
-            f"The teacher knows {source.results.source_language} only, so elsewhere {BASELINE} is shown."
+            f"The teacher knows {' and '.join(_read_by_teacher(source))} only, so elsewhere {BASELINE} is shown."
         )
     if len(shown) < len(source.languages):
-        texts_of_note.append(f"{len(shown) - 1} of {len(source.results.target_languages)} target languages are shown.")
+        count = len(shown) - len(source.results.source_languages)
+        texts_of_note.append(f"{count} of {len(source.results.target_languages)} target languages are shown.")
     return join([note(" ".join(texts_of_note)), *blocks])
 
 
@@ -133,12 +135,19 @@ def _name(labels: Sequence[str], classes: Classes) -> Html:
 def _pair(source: Source, language: str) -> tuple[Side, Side] | None:
     """Return the two classifiers to compare in a language, or None."""
     student = Side(source.main_objective, language)
-    original = source.results.source_language
-    if TEACHER in source.kinds and (language == original or shares_items(source.config.task)):
-        return Side(TEACHER, original), student
+    read = _read_by_teacher(source)
+    if language in read:
+        return Side(TEACHER, language), student
+    if read and shares_items(source.config.task):
+        return Side(TEACHER, read[0]), student
     if BASELINE in source.students and source.main_objective != BASELINE:
         return Side(BASELINE, language), student
     return None
+
+
+def _read_by_teacher(source: Source) -> tuple[str, ...]:
+    """Return the languages that the teacher is scored in; none without a teacher."""
+    return next((tuple(line.languages) for line in source.results.lines if line.objective == TEACHER), ())
 
 
 def _predictions(source: Source, side: Side) -> Predictions:
@@ -184,7 +193,7 @@ def _block(
         text_in(second.language, second.language, "strong"),
         f" {names} disagree on {counts[0]:,} of {counts[1]:,} examples",
     )
-    is_open = second.language in source.languages[:2]
+    is_open = second.language in source.languages[: len(source.results.source_languages) + 1]
     return tag("details", title, tag("div", *_items(source, sides, items), class_="examples"), open=is_open)
 
 

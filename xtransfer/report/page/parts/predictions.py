@@ -105,11 +105,12 @@ def _against_rest(tally: Tally, labels: tuple[str, ...]) -> Html:
 
 
 def build_classes(source: Source) -> Html:
-    """Return precision, recall, and F1 of each class, in the source language and on average over the targets."""
+    """Return precision, recall, and F1 of each class, in the source languages and on average over the targets."""
     pieces: list[Html] = []
+    sources = source.results.source_languages
     for title, languages in (
-        (f"{source.results.source_language}, the source language", source.languages[:1]),
-        ("Average of the target languages", source.languages[1:]),
+        *((f"{language}, {'the' if len(sources) == 1 else 'a'} source language", (language,)) for language in sources),
+        ("Average of the target languages", source.languages[len(sources) :]),
     ):
         if not languages:
             continue

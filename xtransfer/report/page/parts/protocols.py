@@ -34,7 +34,7 @@ def build(source: Source) -> Html:
                 )
             )
         rows.append(row)
-    meanings = "; ".join(f"{name}: {PROTOCOLS[name].description}" for name in tables)
+    meanings = "; ".join(f"{name}: {results.checkpoint}" for name, results in tables.items())
     return join(
         [
             table(header, rows, class_="results"),
@@ -50,7 +50,7 @@ def _tables(source: Source) -> dict[str, ResultsTable]:
         try:
             tables[name] = aggregate(
                 source.rows,
-                source_language=source.results.source_language,
+                source_languages=source.results.source_languages,
                 target_languages=source.results.target_languages,
                 metric=source.results.metric,
                 split=source.results.split,

@@ -32,9 +32,14 @@ def build(source: Source) -> Html:
 
 
 def gap(source: Source, objective: str, language: str) -> float:
-    """Return by how much a language is worse than the source language, the mean over runs, in points."""
+    """Return by how much a language is worse than the source language, the mean over runs, in points.
+
+    Several source languages count as their mean.
+    """
     line = next(line for line in source.results.lines if line.objective == objective)
-    below = (line.languages[source.results.source_language].mean - line.languages[language].mean) * 100
+    in_sources = source.results.source_average(line)
+    assert in_sources is not None  # only objectives in all languages are drawn
+    below = (in_sources.mean - line.languages[language].mean) * 100
     return below if higher_is_better(source.results.metric) else -below
 
 
@@ -60,7 +65,8 @@ def _gaps(source: Source) -> Html:
     omitted = ""
     if len(order) > _CHART_LANGUAGES:
         shown = source.shown_languages(_CHART_LANGUAGES)
-        omitted = f" {_CHART_LANGUAGES - 1} of {len(order)} languages are drawn; the table below has all."
+        count = len(shown) - len(source.results.source_languages)
+        omitted = f" {count} of {len(order)} languages are drawn; the table below has all."
         order = [language for language in order if language in shown]
     rows = [
         (
@@ -74,7 +80,9 @@ def _gaps(source: Source) -> Html:
         for language in order
     ]
     values = [dot.value for _, dots in rows for dot in dots]
-    name, metric = source.results.source_language, source.results.metric
+    sources, metric = source.results.source_languages, source.results.metric
+    name = sources[0] if len(sources) == 1 else f"the mean of {', '.join(sources)}"
+    than = "the source language" if len(sources) == 1 else "the source languages on average"
     side = "below" if higher_is_better(metric) else "above"
     scale = charts.axis([0, *values], f"points {side} {name}", ticks=5)
     return join(
@@ -82,7 +90,7 @@ def _gaps(source: Source) -> Html:
             charts.legend(source.student_kinds),
             charts.dot_rows(rows, scale, "transfer gap of every objective in every language"),
             note(
-                f"Gap: points by which {metric} is worse in a target language than in the source language, the largest "
+                f"Gap: points by which {metric} is worse in a target language than in {than}, the largest "
                 f"gap first.{omitted}"
             ),
         ]
@@ -136,7 +144,7 @@ def _table(source: Source, counts: dict[str, TokenCounts]) -> Html:
         header.append(summary.gain_title(source.results))
     rows: list[list[Child]] = []
     for language in source.languages:
-        is_source = language == source.results.source_language
+        is_source = language in source.results.source_languages
         row: list[Child] = [join([name_of(language), Html(" <small>source</small>") if is_source else None])]
         if language in counts:
             tokens = counts[language]
