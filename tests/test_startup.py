@@ -65,6 +65,21 @@ def test_ctrl_c_during_imports_ends_a_command_without_a_trace(module, delay, def
     assert (process.returncode, output) == (Exit.INTERRUPTED, ["interrupted: nothing had started"])
 
 
+def test_garbage_is_collected_after_the_imports_and_not_among_them():
+    code = """
+import gc
+from xtransfer import startup
+startup.prepare()
+from xtransfer.runtime import terminal
+assert not gc.isenabled() and not gc.get_freeze_count()
+terminal.run(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+before = gc.get_freeze_count()
+terminal.run(lambda argv: print(gc.get_freeze_count() == before))
+"""
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout == "True True\nTrue\n"
+
+
 def test_a_script_that_imports_the_package_keeps_its_own_handling_of_ctrl_c(default_ctrl_c):
     code = "import signal, xtransfer; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,8 +1,9 @@
-"""What a command does before it imports its libraries, which takes seconds: Ctrl-C, and the variables of JAX.
+"""What a command does before it imports its libraries, which takes seconds: Ctrl-C, garbage, and the variables of JAX.
 
 Only the standard library is imported here, because the package itself imports this module.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -39,10 +40,21 @@ def is_command(argv: Sequence[str], package: str) -> bool:
 
 
 def prepare() -> None:
-    """End the process at Ctrl-C without a traceback until `terminal.run` handles it, and remove variables of JAX."""
+    """End the process at Ctrl-C without a traceback until `terminal.run` handles it, and remove variables of JAX.
+
+    Imports leave almost no garbage, so none is collected until `imported`.
+    """
+    gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     _remove_variables()
+
+
+def imported() -> None:
+    """Collect garbage from now on, but never look for it again among what `prepare` let the imports create."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def removed_variables() -> list[str]:

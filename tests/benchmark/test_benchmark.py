@@ -1,6 +1,9 @@
 """The command: tables and notes by hand, errors of workers, and refusals in one line."""
 
 import io
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +101,13 @@ def test_a_worker_that_dies_is_an_error_with_its_status() -> None:
     with pytest.raises(MachineError, match="the process of xtransfer was killed, as when memory runs out"):
         worker.ask(do="open")
     worker.close()
+
+
+def test_a_worker_collects_garbage() -> None:
+    code = "import gc; from xtransfer import startup; startup.prepare(); from xtransfer.benchmark import worker; "
+    code += "worker.serve(lambda request: {'collects': gc.isenabled()})"
+    result = subprocess.run([sys.executable, "-c", code], input="{}\n", capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["collects"] is True
 
 
 def test_an_error_in_a_worker_keeps_its_kind(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xtransfer import startup
 from xtransfer.errors import Exit, MachineError, UserError, one_line, user_error
 from xtransfer.runtime import terminal
 
@@ -93,6 +94,7 @@ class Worker:
 
 def serve(handler: Handler) -> None:
     """Answer requests from standard input until it ends. What libraries print goes to standard error."""
+    startup.imported()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent decides
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -76,6 +76,7 @@ def run(main: Callable[[list[str]], None], *, interrupted: str = "run the same c
       main: takes the arguments without the program's name.
       interrupted: the message after Ctrl-C.
     """
+    startup.imported()
     _show_traceback.clear()
     _handle_signals()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that PyTorch is missing, as it should be
