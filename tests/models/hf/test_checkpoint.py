@@ -18,6 +18,7 @@ from tests.fixtures.record import CASES, FIXTURES, RECORDED, record
 from tests.helpers import pytorch_files, tiny
 from xtransfer.data.tokens.tokenizer import load_tokenizer
 from xtransfer.errors import UserError
+from xtransfer.models.heads import Classifier
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.hf.families import FAMILIES
@@ -362,3 +363,20 @@ def test_half_of_a_head_is_refused(tmp_path: Path) -> None:
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="the weights lack tensor cls.predictions.bias"):
         hf_checkpoint.load_parameters(base)
+
+
+@pytest.mark.parametrize("name", [case.name for case in sorted(FIXTURES.glob("*_classifier"))])
+def test_the_shapes_of_a_classifier_do_not_need_a_key_for_each_parameter(name: str) -> None:
+    config = hf_config.read_config(FIXTURES / name)
+    graphdef, shapes = hf_checkpoint.abstract_classifier(config, 3, pooling="mean", dtype=jnp.bfloat16, remat=True)
+
+    def make() -> Classifier:
+        return Classifier(config, 3, rngs=nnx.Rngs(0), pooling="mean", dtype=jnp.dtype(jnp.bfloat16), remat=True)
+
+    assert (graphdef, shapes) == nnx.split(nnx.eval_shape(make))
+
+
+def test_the_shapes_of_a_classifier_can_be_changed() -> None:
+    config = hf_config.read_config(CLASSIFIER)
+    del hf_checkpoint.abstract_classifier(config, 3)[1]["head"]
+    assert hf_checkpoint.abstract_classifier(config, 3)[1]["head"]["kernel"].shape == (config.hidden_size, 3)

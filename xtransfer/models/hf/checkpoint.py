@@ -1,12 +1,14 @@
 """Hugging Face directories: find them, load models from them, and write them."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -70,6 +72,10 @@ def resolve(name: str, revision: str | None = None, *, only_config: bool = False
         raise user_error(error.exit_status, f"{error}{nearest(name, embedded)}") from error
 
 
+def _unadapted(model: Any) -> Any:
+    return model
+
+
 def abstract_classifier(
     config: EncoderConfig,
     num_classes: int,
@@ -77,17 +83,33 @@ def abstract_classifier(
     pooling: str = "cls",
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
-    adapt: Callable[[Any], Any] = lambda model: model,
+    adapt: Callable[[Any], Any] = _unadapted,
 ) -> tuple[Any, nnx.State]:
     """Return the graphdef of a `Classifier` and the shapes and dtypes of its parameters, without any weights.
 
     `adapt` changes the model first, and returns it.
     """
+    graphdef, shapes = _abstract_classifier(config, num_classes, pooling, jnp.dtype(dtype), remat, adapt)
+    return graphdef, jax.tree.map(lambda leaf: leaf, shapes)  # a copy, because a state can be changed
 
+
+@functools.lru_cache(maxsize=16)  # every run of an experiment asks for it, and tracing a deep encoder takes a while
+def _abstract_classifier(
+    config: EncoderConfig, num_classes: int, pooling: str, dtype: Any, remat: bool, adapt: Callable[[Any], Any]
+) -> tuple[Any, nnx.State]:
     def make() -> Any:
-        return adapt(Classifier(config, num_classes, rngs=nnx.Rngs(0), pooling=pooling, dtype=dtype, remat=remat))
+        return adapt(Classifier(config, num_classes, rngs=_one_key(), pooling=pooling, dtype=dtype, remat=remat))
 
     return nnx.split(nnx.eval_shape(make))
+
+
+def _one_key() -> Any:
+    """Return a stand-in for `nnx.Rngs` where only shapes matter. It gives every parameter the same key.
+
+    `nnx.Rngs` counts its keys, and traced, each count takes longer than the one before.
+    """
+    key = jax.random.key(0)
+    return SimpleNamespace(params=lambda: key)
 
 
 def load_classifier(
@@ -199,7 +221,7 @@ def load_masked_lm(
     def make() -> MaskedLM:
         return MaskedLM(
             architecture,
-            rngs=nnx.Rngs(0),
+            rngs=_one_key(),
             dtype=dtype,
             with_pooler=family.pools_in_encoder and "pooler.dense.kernel" in source.targets,
             with_next_sentence="next_sentence.kernel" in source.targets,
@@ -230,10 +252,10 @@ def load_parameters(directory: str | Path, *, mesh: Mesh | None = None) -> tuple
     outputs = source.targets["head.kernel"].shape[0] if "head.kernel" in source.targets else 1
 
     def make() -> list[Classifier | MaskedLM]:
-        models: list[Classifier | MaskedLM] = [Classifier(config, outputs, rngs=nnx.Rngs(0))]
+        models: list[Classifier | MaskedLM] = [Classifier(config, outputs, rngs=_one_key())]
         if family.pretrains:
             with_next_sentence = "next_sentence.kernel" in source.targets
-            models.append(MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=with_next_sentence))
+            models.append(MaskedLM(config, rngs=_one_key(), with_next_sentence=with_next_sentence))
         return models
 
     states = (nnx.split(model)[1] for model in nnx.eval_shape(make))
