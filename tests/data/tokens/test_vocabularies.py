@@ -245,3 +245,50 @@ def test_lower_casing_by_default_warns_with_the_share_of_unused_pieces(
         (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
         load_tokenizer(tmp_path)  # its author wrote the lower-casing into tokenizer.json
     assert len(caplog.messages) == 1
+
+
+def saved_files(tokenizer: Any, directory: Path) -> dict[str, bytes]:
+    tokenizer.save_pretrained(directory)
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("name", ["Bert", "XLMRoberta"])
+@pytest.mark.parametrize("ending", ["", "Fast"])
+def test_a_class_is_loaded_as_by_autotokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, name: str, ending: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    load_tokenizer(write_case(source, {"Bert": "bert", "XLMRoberta": "xlm-roberta"}[name])).save_pretrained(source)
+    (source / "config.json").write_text(json.dumps({"model_type": model_type}))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"tokenizer_class": f"{name}Tokenizer{ending}"})
+    )
+    assert vocabularies.class_name(source, vocabularies.vocabulary_files(source)) == f"{name}Tokenizer"
+    ours = load_tokenizer(source)
+    monkeypatch.setattr(vocabularies, "class_name", lambda directory, files: "AutoTokenizer")
+    theirs = load_tokenizer(source)
+    assert type(ours) is type(theirs) and ours.init_kwargs == theirs.init_kwargs
+    assert saved_files(ours, tmp_path / "ours") == saved_files(theirs, tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}),
+        ("tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "auto_map": {"AutoTokenizer": ["a.B", None]}}),
+        ("tokenizer_config.json", {}),
+        ("config.json", {"model_type": "deberta-v2"}),  # whose class replaces a wrong one in the file
+        ("config.json", {}),
+        ("config.json", []),
+        ("tokenizer.json", None),
+    ],
+)
+def test_autotokenizer_chooses_every_other_class(tmp_path: Path, file: str, content: Any) -> None:
+    files = {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}, "config.json": {"model_type": "bert"}}
+    for name, value in (files | {"tokenizer.json": {}, "vocab.txt": {}} | {file: content}).items():
+        if value is not None:
+            (tmp_path / name).write_text(json.dumps(value))
+    assert vocabularies.class_name(tmp_path, vocabularies.vocabulary_files(tmp_path)) == "AutoTokenizer"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -100,14 +100,16 @@ def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast":
     files = vocabularies.vocabulary_files(directory)
     if not files:
         raise CheckpointError(f"{directory}: no tokenizer files (tokenizer.json or a vocabulary) in this directory")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    import transformers
+    from transformers import PreTrainedTokenizerFast
 
+    name = vocabularies.class_name(directory, files)
+    options: dict[str, Any] = {"trust_remote_code": False, "use_fast": True} if name == "AutoTokenizer" else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = getattr(transformers, name).from_pretrained(
             str(directory),
-            trust_remote_code=False,
             local_files_only=True,
-            use_fast=True,
+            **options,
             **vocabularies.conversion_options(directory, files),
         )
     except UserError:

@@ -21,6 +21,10 @@ _TOKENIZER_TYPES = {"xlm-roberta-xl": "xlm-roberta"}
 _SPECIAL = ("special_tokens_map.json", "added_tokens.json")
 _BPE = {"vocab.json", "merges.txt"}
 _CONVERTER_SETTINGS = ("do_lower_case", "split_by_punct", "keep_accents")
+# `AutoTokenizer` loads the class that tokenizer_config.json names if it is one of these, beside these model types. The
+# classes alone take a quarter of a second less to import, and a second less if PyTorch is installed.
+_NAMED_CLASSES = ("BertTokenizer", "XLMRobertaTokenizer")
+_TYPES_OF_NAMED_CLASSES = ("bert", "xlm-roberta")
 _MOST_UNREACHABLE = 0.01  # the share of an uncased vocabulary's pieces that may have capitals by accident
 
 _MOST_GROWTH = 64  # the normalizers of published tokenizers replace one character by one or two
@@ -59,6 +63,24 @@ def conversion_options(directory: Path, files: list[Path]) -> dict[str, Any]:
     if len(files) == 1 and names[0].endswith(".model"):
         options["vocab_file"] = str(files[0])  # whatever its name: each class looks for one name only
     return options
+
+
+def class_name(directory: Path, files: list[Path]) -> str:
+    """Return the class of `transformers` that loads a directory's tokenizer.
+
+    This is "AutoTokenizer" unless that is known to choose another one, whose import is faster.
+
+    Args:
+      directory: a Hugging Face directory.
+      files: its `vocabulary_files`.
+    """
+    try:
+        settings, model = _read(directory / SETTINGS), _read(directory / MODEL)
+    except CheckpointError:  # `AutoTokenizer` decides whether that matters
+        return "AutoTokenizer"
+    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    is_known = name in _NAMED_CLASSES and model.get("model_type") in _TYPES_OF_NAMED_CLASSES
+    return name if is_known and files[0].name == TOKENIZER and "auto_map" not in settings else "AutoTokenizer"
 
 
 def refuse_damaged(directory: Path, files: list[Path]) -> None:
