@@ -18,7 +18,7 @@ from xtransfer.parity.activations import Difference
 from xtransfer.parity.comparison import Report, check
 from xtransfer.report import table as table_writer
 from xtransfer.report.table import Table
-from xtransfer.runtime import terminal
+from xtransfer.runtime import compilation_cache, terminal
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.json is not None and args.json.exists():
         raise ConfigError(f"{args.json} already exists; choose another file for --json")
+    compilation_cache.enable_default()
     report = check(hf_checkpoint.resolve(args.model), args.reference, args.record)
     show(report)
     if args.json is not None:
