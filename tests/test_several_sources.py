@@ -228,6 +228,7 @@ def test_a_run_depends_on_the_proportions(config_file):
         (["source_languages=('en','de')", "source_shares=(1,1,1)"], "give 2 shares, one for each of"),
         (["source_languages=('en','de')", "source_shares=(1,0)"], "each share must be above 0"),
         (["source_languages=('en','de')", "source_shares=(1.0,1e999)"], "it must be a finite number"),
+        (["source_languages=('en','de')", "source_shares=(1e308,1e308)"], "their sum is too large for a float"),
         (
             ["source_languages=('en','de')", "source_shares=(1,1)", "sampling_temperature=2.0"],
             "leave one of them out",
@@ -240,6 +241,14 @@ def test_a_run_depends_on_the_proportions(config_file):
             "99: the share of en is 66 examples, .*: 64; 0 takes 96 in all",
         ),
         (["source_languages=('en','de')", "labelled=1"], "task.labelled 1 leaves no example in de"),
+        (
+            ["source_languages=('en','de')", "labelled=3"],
+            "task.labelled 3 leaves no example of '(bad|good)' to train on in de: raise it, or the share in de",
+        ),
+        (
+            ["source_languages=('en','de')", "source_shares=(4,1)", "labelled=0"],
+            "no such text in en: lower task.labelled, which takes all of its train, or leave en out",
+        ),
         (["source_languages=('en','de','fr')"], "there is no language but en and de and fr"),
     ],
 )

@@ -226,6 +226,8 @@ class TaskConfig:
             )
         if any(share <= 0 for share in shares):
             raise ConfigError(f"config key {prefix}source_shares is {shares!r}: each share must be above 0")
+        if sum(shares) == math.inf:
+            raise ConfigError(f"config key {prefix}source_shares is {shares!r}: their sum is too large for a float")
         if shares and self.sampling_temperature != 1:
             raise ConfigError(
                 f"config keys {prefix}source_shares and {prefix}sampling_temperature are {shares!r} and "

@@ -179,7 +179,9 @@ def source_sizes(available: Mapping[str, int], config: TaskConfig, key: str) -> 
     weights = config.source_shares or temperature_weights(counts, config.sampling_temperature)
     empty = [language for language, count in available.items() if not count]
     if empty and (config.source_shares or len(empty) == len(available)):
-        raise ConfigError(f"task.{key} {total}: there is no such text in {empty[0]}: add some, or leave {empty[0]} out")
+        is_rest = key == "unlabelled" and config.unlabelled_from == "train_rest"
+        remedy = "lower task.labelled, which takes all of its train" if is_rest else "add some"
+        raise ConfigError(f"task.{key} {total}: there is no such text in {empty[0]}: {remedy}, or leave {empty[0]} out")
     largest = _largest_total(counts, weights)
     sizes = dict(zip(available, split_total(total or largest, weights), strict=True))
     for language, size in sizes.items():

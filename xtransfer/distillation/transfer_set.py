@@ -238,7 +238,12 @@ def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested
     used = {label for example in labelled for label in example.classes or ()}
     missing = [repr(name) for label, name in enumerate(labels) if label not in used]
     if missing:
-        remedy = f"raise it to {len(labels)} or more" if requested else "add some to train"
+        if where:  # only a part of the sample is in this language
+            remedy = (
+                f"raise it, or the share{where}" if requested else f"add some to its train, or raise the share{where}"
+            )
+        else:
+            remedy = f"raise it to {len(labels)} or more" if requested else "add some to train"
         raise ConfigError(
             f"task.labelled {requested} leaves no example of {', '.join(missing)} to train on{where}: {remedy}"
         )
