@@ -271,6 +271,25 @@ def test_a_language_without_labels_or_dev_is_named(tmp_path):
         transfer_set.gather(config, load_task(config.task, config.further_sources))
 
 
+@pytest.mark.parametrize("source", ["en", "de"])
+def test_text_files_with_all_languages_go_with_files_of_one_language_each(config_file, tmp_path, source):
+    path = tmp_path / "more.tsv"
+    path.write_text("text\tlang\n" + "".join(f"film {i}\t{('en', 'de', 'fr')[i % 3]}\n" for i in range(9)))
+    flags = [*FAST, f"--config.task.source_languages=('{source}','{'de' if source == 'en' else 'en'}')"]
+    flags += ["--config.task.language_column=lang"]
+    unlabelled = [*flags, "--config.task.unlabelled_from=file", f"--config.task.unlabelled_file={path}"]
+    config = load(str(config_file), unlabelled)
+    sample = transfer_set.gather(config, load_task(config.task, config.further_sources))
+    assert sorted(example.text for example in sample.unlabelled) == [f"film {i}" for i in (0, 1, 3, 4, 6, 7)]
+    target = [*flags, "--config.task.target_text_from=file", f"--config.task.target_text_file={path}"]
+    config = load(str(config_file), target)
+    task = load_task(config.task, config.further_sources)
+    assert [example.text for example in task.load("unlabelled", "fr")] == ["film 2", "film 5", "film 8"]
+    assert len(task.load("train", "en")) == 64
+    with pytest.raises(ConfigError, match="because the languages are in task.language_column 'lang'"):
+        check(load(str(config_file), flags))
+
+
 def test_an_unlabelled_file_says_the_language_of_each_row(config_file, tmp_path):
     path = tmp_path / "more.tsv"
     path.write_text("text\tlang\n" + "".join(f"film {i}\t{'en' if i < 6 else 'de'}\n" for i in range(8)))

@@ -84,6 +84,8 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
                 "list the languages that are zero-shot targets"
             )
     labels = config.labels or (task.labels if config.name == "files" else ())
+    # Only the file of target text may have this column, and the further tasks do not read that file.
+    has_column = config.unlabelled_from == "file" or "{language}" not in config.path
     settings = dataclasses.replace(
         config,
         source_languages=(),
@@ -91,6 +93,7 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
         sampling_temperature=1.0,
         target_languages=(task.source_language,),
         labels=labels,
+        language_column=config.language_column if has_column else "",
         target_text_from="split",
         target_text_file="",
     )

@@ -58,6 +58,7 @@ def task(config: TaskConfig) -> Task:
       UserError: a necessary file is missing, or a setting does not fit. On loading: a missing or malformed file, an
         unknown label, or a class without an example in the source language's train.
     """
+    config = _of_own_files(config)
     _check_pattern(config)
     source = config.source_language
     row_counts = _unified(config, {split: _languages(config, split) for split in SPLITS})
@@ -106,6 +107,7 @@ def text_source(config: TaskConfig) -> TextSource:
     Raises:
       UserError: a setting does not fit. On reading: the file is missing or malformed.
     """
+    config = _of_own_files(config)
     _check_pattern(config)
     return _text_source(config, _reader(config))
 
@@ -292,6 +294,15 @@ def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) 
     missing = [repr(name) for i, name in enumerate(labels) if i not in used]
     if missing:
         raise DataError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")
+
+
+def _of_own_files(config: TaskConfig) -> TaskConfig:
+    """Return the settings with which to read the files at `task.path`.
+
+    If that path has the language, `task.language_column` is a column of the text files alone.
+    """
+    has_text_file = bool(config.unlabelled_file or config.target_text_file)
+    return dataclasses.replace(config, language_column="") if has_text_file and "{language}" in config.path else config
 
 
 def _check_pattern(config: TaskConfig) -> None:
