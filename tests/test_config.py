@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtransfer import config
-from xtransfer.config import ExperimentConfig, ModelConfig, ObjectiveConfig, PretrainConfig, TeacherConfig
+from xtransfer.config import (
+    ExperimentConfig,
+    FurtherTeacherConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    TeacherConfig,
+)
 from xtransfer.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -124,6 +131,9 @@ def test_differences_name_changed_keys_except_seeds_and_objectives():
     old = dataclasses.asdict(ExperimentConfig())
     new = dataclasses.asdict(ExperimentConfig(student=ModelConfig(steps=5), seeds=(9,), objectives=("vanilla",)))
     assert config.differences(old, new) == ["student.steps: 1000 → 5"]
+    more = dataclasses.asdict(ExperimentConfig(students={"x": ModelConfig()}, teachers={"y": FurtherTeacherConfig()}))
+    assert config.differences(old, more) == ["teachers.y: added"]
+    assert config.differences(more, old) == ["students.x: left out", "teachers.y: left out"]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)

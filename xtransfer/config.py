@@ -632,7 +632,7 @@ class ExperimentConfig:
                     f"config key {prefix}objective.{name}.student is {settings.student!r}: students has no such entry "
                     f"(its entries: {shown})"
                 )
-            if settings.languages:
+            if settings.languages and name in self.objectives:
                 self._check_without_dev(f"{prefix}objective.{name}.languages", name, prefix)
         for name in self.students:
             if name not in used:
@@ -1120,11 +1120,18 @@ def lookup(config: Any, key: str) -> Any:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return lines `key: old → new` for every setting that differs, except those in `CHANGEABLE`.
 
-    The definition of another objective of your own is no difference, because nothing was trained with it.
+    The definition of another objective of your own, or of another encoder for students, is no difference, because
+    nothing was trained with it.
     """
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
+        if prefix == "students." and key not in old:
+            continue
+        is_entry = prefix in ("students.", "teachers.") and isinstance(after or before, Mapping)
+        if is_entry and (before is None or after is None):
+            lines.append(f"{prefix}{key}: {'added' if before is None else 'left out'}")
+            continue
         if isinstance(after, Mapping) and key not in old:  # recorded before this group of settings existed
             if prefix == "objective." and after["base"] is not None:
                 continue
