@@ -159,6 +159,8 @@ class Description:
       other_sources: the task's source languages after the main one.
       proportions: the proportions of several source languages in the transfer set, in words.
       opinions: what the teachers say about L and U, if their logits are stored or in a file.
+      in_target_text: for each split in a target language with text in T, the number of its texts that are in T. The
+        names of splits end with their language.
     """
 
     task: str
@@ -182,6 +184,7 @@ class Description:
     opinions: tuple[Opinion, ...] = ()
     other_sources: tuple[str, ...] = ()
     proportions: str = ""
+    in_target_text: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def source_languages(self) -> tuple[str, ...]:
@@ -247,6 +250,13 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
         if language in task.source_languages:
             name = f"{split} {language}" if task.other_sources else split
             repeated[name] = sum((example.text, example.text_pair) in training_texts for example in examples)
+    in_target_text = {}
+    for language, target in transfer.target.items():
+        target_texts = {(example.text, example.text_pair) for example in target}
+        for (other, split), examples in evaluated.items():
+            if other == language:
+                shared = sum((example.text, example.text_pair) in target_texts for example in examples)
+                in_target_text[f"{split} {language}"] = shared
     roles = [inputs.role for inputs in (*readers, *students.values())]
     target_examples = next(
         (examples for (language, _), examples in evaluated.items() if language not in task.source_languages), []
@@ -279,6 +289,7 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
             *_examples_to_show(task, target_examples, (student,)),
         ),
         label_sets=_label_sets(transfer.labelled, evaluated) if task.multi_label else (),
+        in_target_text=in_target_text,
     )
 
 

@@ -42,10 +42,13 @@ def introduction(description: Description) -> list[str]:
     sizes = f"{labelled:,} labelled"
     if unlabelled:
         sizes += f" and {unlabelled:,} unlabelled (U: {description.unlabelled_from})"
-    overlaps = ", ".join(
-        f"{count:,} of {description.count(*name.split(' ', 1)).examples:,} in {name}"
-        for name, count in description.repeated.items()
-        if name != "L ∪ U"
+    in_sources = {name: count for name, count in description.repeated.items() if name != "L ∪ U"}
+    overlaps, in_target_text = (
+        ", ".join(
+            f"{count:,} of {description.count(*name.split(' ', 1)).examples:,} in {name}"
+            for name, count in counts.items()
+        )
+        for counts in (in_sources, description.in_target_text)
     )
     selection = f"{dev:,} dev examples select the checkpoint" if dev else "no dev split: the last step"
     if dev and len(sources) > 1:
@@ -55,6 +58,7 @@ def introduction(description: Description) -> list[str]:
         f"training text: {sizes} examples in {' and '.join(sources)}; {selection}",
         f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled + unlabelled:,} within "
         f"L ∪ U; texts that are also in L ∪ U: {overlaps}",
+        *([f"texts that are also in target text (T): {in_target_text}"] if in_target_text else []),
         *(f"loss of {name}: {settings}" for name, settings in description.objectives.items()),
     ]
 
