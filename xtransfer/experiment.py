@@ -225,6 +225,7 @@ def _load(
     """
     task = load_task(config.task, config.further_sources)
     task = replace(task, load=functools.cache(task.load))
+    teachers.refuse_target_text(config, task.target_languages)
     kind = task.multi_label
     metrics.check_names("config key metrics", config.metrics, task.labels, multi_label=kind)
     check_classes(config, task.labels, multi_label=kind)

@@ -14,6 +14,7 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig, FurtherTeacherConfig, ModelConfig, TeacherConfig, user_path
 from xtransfer.data.task import Example
 from xtransfer.distillation.logits_file import LogitsFile, read_logits_file
+from xtransfer.distillation.objectives import definitions
 from xtransfer.distillation.teachers import seed_of
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import ConfigError, UserError
@@ -71,6 +72,44 @@ def ready_made(config: ExperimentConfig, saved: Mapping[str, SavedEncoder]) -> d
         if run is not None:
             weights[member] = _weights(run)
     return weights
+
+
+def refuse_target_text(config: ExperimentConfig, targets: Sequence[str]) -> None:
+    """Refuse ready-made teachers whose runs learned from text in a target language of this experiment.
+
+    Args:
+      config: the experiment's config.
+      targets: the target languages.
+
+    Raises:
+      UserError: names the teacher and the language.
+    """
+    for member, settings in config.members.items():
+        try:
+            run = _run(settings) if settings.is_ready_made else None
+        except UserError:  # `ready_made` refuses it, unless the workdir holds what it needs
+            continue
+        known = _languages_read(run) if run is not None else ()
+        taught = [language for language in targets if language in known]
+        if taught:
+            raise ConfigError(
+                f"config key {member}.checkpoint is {settings.checkpoint!r}, which learned from text in "
+                f"{' and '.join(taught)}: a target is zero-shot only if no text in it is used, so list other languages "
+                "in task.target_languages, or name another teacher"
+            )
+
+
+def _languages_read(run: SelectedRun) -> tuple[str, ...]:
+    """Return the languages of all text that a run learned from, itself or through the students that taught it."""
+    if run.is_teacher:
+        return run.config.languages_of(run.objective)
+    languages = [*run.task.source_languages, *run.config.further_sources]
+    objectives, name = definitions(run.config), run.objective
+    while name in objectives:
+        if objectives[name].data == "target":
+            languages += objectives[name].languages or run.task.target_languages
+        name = objectives[name].teacher
+    return tuple(dict.fromkeys(languages))
 
 
 def read_files(
