@@ -171,6 +171,67 @@ def test_the_description_has_the_target_text(config_file, capsys):
     assert all(row in page for row in rows)
 
 
+def test_a_target_language_without_unlabelled_text_is_named_with_the_key_to_change(config_file, tmp_path):
+    data = tiny.write_task(tmp_path / "data", languages=("en", "de", "fr"))
+    flags = [*FAST, f"--config.task.data_dir={data}"]
+    with pytest.raises(UserError, match=r"target_text_from is 'split', but there is no unlabelled split in de: add it"):
+        check(load(str(config_file), flags))
+    check(load(str(config_file), [*flags, "--config.task.target_text_from=train"]))
+
+
+def test_an_objective_that_is_not_trained_needs_no_dev(config_file):
+    flags = [*FAST, "--config.calibration.temperature=True", "--config.objectives=('vanilla','monox_kd')"]
+    assert load(str(config_file), flags).calibration.temperature
+
+
+def test_a_finished_experiment_takes_another_encoder(config_file, tmp_path):
+    text = config_file.read_text()
+    fewer = tmp_path / "fewer.py"
+    left_out = ("config.students.german", "config.objective.hop ", "config.objectives")
+    lines = [line for line in text.splitlines() if not line.strip().startswith(left_out)]
+    fewer.write_text("\n".join([*lines, ""]))
+    workdir, flags = tmp_path / "run", ["--config.task.target_text=10"]
+    start(fewer, workdir, *flags, "--config.objectives=('vanilla','monox_kd')")
+    runs = [workdir / "teacher", workdir / "students" / "monox_kd", workdir / "students" / "vanilla"]
+    before = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("metrics.jsonl")}
+    start(config_file, workdir, "--config.objectives=('vanilla','monox_kd','hop')")
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 3
+    assert read_task(Workdir(workdir)).students.keys() == {"students.german"}
+    assert find_run(Workdir(workdir), "hop", 0, "source_dev").step == 3
+    with pytest.raises(UserError, match=r"\((objective[^;]*; )+students\.german: left out\)"):
+        start(fewer, workdir, *flags, "--config.objectives=('vanilla','monox_kd')")
+
+
+@pytest.mark.parametrize(("objective", "language"), [("hop", "de"), ("again", "de and fr")])
+def test_a_student_of_target_text_is_no_ready_made_teacher_for_that_language(
+    config_file, finished, objective, language
+):
+    flags = [*FAST, "--config.teacher.steps=0", "--config.teacher.evaluations=1", "--config.objectives=('monox_kd',)"]
+    flags.append("--config.teacher.checkpoint={}")
+    with pytest.raises(UserError, match=rf"teacher\.checkpoint is .*, which learned from text in {language}: a target"):
+        check(load(str(config_file), [flag.format(finished / f"students/{objective}/seed-0") for flag in flags]))
+    check(load(str(config_file), [flag.format(finished / "students/monox_kd/seed-0") for flag in flags]))
+    targets = "--config.task.target_languages=('fr',)"
+    flags = [flag.format(finished / "students/hop/seed-0") for flag in [*flags, targets]]
+    path = config_file.with_name("plain.py")
+    path.write_text(config_file.read_text().replace("'languages': ('de',)", "'languages': ('fr',)"))
+    check(load(str(path), flags))  # that one read no French
+
+
+def test_test_texts_that_are_in_target_text_are_counted(config_file, tmp_path, capsys):
+    data = tiny.write_task(tmp_path / "data", languages=("en", "de", "fr"))
+    for language in ("de", "fr"):
+        (data / language / "train.tsv").rename(data / language / "unlabelled.tsv")
+    texts = [line.split("\t")[0] for line in (data / "de" / "test.tsv").read_text().splitlines()]
+    (data / "de" / "unlabelled.tsv").write_text("\n".join([*texts[:13], ""]))
+    (data / "fr" / "unlabelled.tsv").write_text("text\n" + "".join(f"un film {i}\n" for i in range(12)))
+    flags = [*FAST, "--config.task.target_text=0", f"--config.task.data_dir={data}"]
+    describe_command.main(["--config", str(config_file), *flags])
+    shared = sum(text in texts[1:13] for text in texts[1:])
+    line = f"also in target text (T): {shared} of {len(texts) - 1} in test de, 0 of {len(texts) - 1} in test fr\n"
+    assert line in capsys.readouterr().out and shared >= 12
+
+
 def test_the_definitions_say_what_they_read(config_file):
     known = definitions(load(str(config_file), list(FAST)))
     assert {name for name in known if uses_target_text(known, name)} == {"hop", "again", "after"}
@@ -196,7 +257,11 @@ def test_the_definitions_say_what_they_read(config_file):
         (["--config.calibration.temperature=True"], r"calibration\.temperature uses the source language's dev split"),
         (["--config.students.german.patience=1"], r"students\.german\.patience uses the source language's dev split"),
         (["--config.task.target_text=99"], r"task\.target_text 99 is more than available in de: 19"),
-        (["--config.task.target_text_from=train"], r"train\.tsv: no such file"),
+        (
+            ["--config.task.target_text_from=train"],
+            r"task\.target_text_from is 'train', .*no train split in de: add it",
+        ),
+        (["--config.objective.hop.teacher=hop"], r"teacher is 'hop', which cannot be its own teacher"),
         (["--config.task.target_text_file=x.tsv"], r"name a file if, and only if, that is 'file'"),
         (["--config.students.greek.steps=1"], r"no such student \(its students: german\)"),
     ],

@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers import tiny
 from xtransfer import main
-from xtransfer.config import load
+from xtransfer.config import ExperimentConfig, ModelConfig, load
 from xtransfer.describe import __main__ as describe
+from xtransfer.distillation import teachers
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
 from xtransfer.evaluation.metrics import TEACHER_METRICS
@@ -192,6 +193,12 @@ def test_what_makes_no_sense_without_labels_is_refused(unlabelled_config, export
         run(settings, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_further_student_has_no_patience_without_dev():
+    config = ExperimentConfig(students={"small": ModelConfig(patience=1)})
+    with pytest.raises(UserError, match=r"students\.small\.patience needs a dev split in en, and there is none"):
+        teachers.refuse_without_dev(config, "en")
 
 
 def test_an_encoder_without_a_trained_head_is_no_ready_made_teacher(config_file, tmp_path):

@@ -397,6 +397,8 @@ def _check_student_teacher(objective: Objective, known: Mapping[str, Objective],
     if name not in known:
         choices = ["none", "monolingual", *known]
         raise ConfigError(f"{key}.teacher is {name!r}: choose from {', '.join(choices)}{nearest(name, choices)}")
+    if name == objective.name:
+        raise ConfigError(f"{key}.teacher is {name!r}, which cannot be its own teacher: name another objective")
     knows = known[name].languages
     if knows and (objective.data != "target" or not objective.languages or set(objective.languages) - set(knows)):
         raise ConfigError(

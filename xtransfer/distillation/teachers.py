@@ -50,7 +50,7 @@ def refuse_without_dev(config: ExperimentConfig, language: str) -> None:
       UserError: names the key.
     """
     needs = {
-        "student.patience": config.student.patience > 0,
+        **{f"{role}.patience": encoder.patience > 0 for role, encoder in config.encoders.items()},
         "calibration.temperature": config.calibration.temperature,
         "calibration.threshold": config.calibration.threshold,
         "transfer.fitted_thresholds": config.transfer.fitted_thresholds,

@@ -19,7 +19,7 @@ from xtransfer.data.sampling import (
 from xtransfer.data.task import UNLABELLED, Example, Task, by_language, load_if_present
 from xtransfer.distillation import teachers
 from xtransfer.distillation.objectives import Objective, configured_objectives
-from xtransfer.errors import ConfigError, DataError
+from xtransfer.errors import ConfigError, DataError, MissingSplitError
 from xtransfer.runtime import terminal
 
 
@@ -179,7 +179,24 @@ def _target_text(config: ExperimentConfig, task: Task) -> dict[str, list[Example
 
 
 def _target_split(config: ExperimentConfig, task: Task, language: str) -> list[Example]:
-    return task.load("train" if config.task.target_text_from == "train" else UNLABELLED, language)
+    """Return the split that the text of a target language is drawn from.
+
+    Raises:
+      UserError: there is no such split, or it is malformed.
+    """
+    kind = config.task.target_text_from
+    split = "train" if kind == "train" else UNLABELLED
+    examples = load_if_present(task, split, language)
+    if examples is None:
+        other = "split" if kind == "train" else "train"
+        raise MissingSplitError(
+            split,
+            language,
+            f"config key task.target_text_from is {kind!r}, but there is no {split} split in {language}: add it, set "
+            f"task.target_text_from to {other!r} or 'file', or leave {language} out of the languages of the objectives "
+            "with data 'target'",
+        )
+    return examples
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
