@@ -18,6 +18,7 @@ from xtransfer.evaluation.metrics import TEACHER_METRICS
 from xtransfer.experiment import run
 from xtransfer.export import __main__ as export
 from xtransfer.predict import __main__ as predict
+from xtransfer.report import __main__ as report
 from xtransfer.report.agreement import report_agreement
 from xtransfer.runs.costs import read_costs
 from xtransfer.runs.workdir import Workdir, read_task
@@ -150,6 +151,9 @@ def test_without_labels_the_classes_come_from_the_teacher_and_the_last_step_is_u
     steps = {(row["objective"], row["selection"]): row["step"] for row in rows(tmp_path / "run")}
     assert steps["monox_kd", "source_dev"] == steps["monox_pl", "last"] == 4
     assert "last checkpoint (last)" in (tmp_path / "run" / "report" / "results.md").read_text()
+    report.main(["--workdir", str(tmp_path / "run"), "--compare", "monox_kd", "monox_pl"])
+    compared = (tmp_path / "run" / "report" / "compare-monox_kd-monox_pl.md").read_text()
+    assert "checkpoint: last checkpoint." in compared and "dev" not in compared
     start(unlabelled_config, tmp_path / "run", *ready_made(exported), "--config.task.labelled=0")  # finished
     output = tmp_path / "student"
     arguments = ["--workdir", str(tmp_path / "run"), "--objective", "monox_kd", "--seed", "0", "--output", str(output)]

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         if args.output is not None:
             raise ConfigError("--output: a comparison is written to the workdir of A; leave out one of the two flags")
         a, b = (students_of(name, args.workdir) for name in args.compare)
-        compare(a, b, split=args.split, selection=args.selection or "source_dev")
+        compare(a, b, split=args.split, selection=args.selection)
         return
     if not args.workdir:
         raise ConfigError("name the workdirs to report on: --workdir DIR …")

@@ -15,14 +15,13 @@ from xtransfer.evaluation.paired import Pair, Students, differences_of, load
 from xtransfer.evaluation.results import TARGET_TEXT_MARK
 from xtransfer.evaluation.significance import Difference
 from xtransfer.report import table as table_writer
-from xtransfer.report.workdir_report import default_split
+from xtransfer.report.workdir_report import default_selection, default_split
 from xtransfer.runs import sharing
 from xtransfer.runs.draws import axis as axis_of
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import Workdir, read_config, read_task
 from xtransfer.runtime import terminal
 
-DEFAULT_SELECTION = "source_dev"
 _PAIRED = ("task.labelled_seed", "teacher_seed")
 
 
@@ -52,14 +51,14 @@ def check_comparable(metric: str, a: Students, b: Students) -> None:
             raise ConfigError(f"--metric {metric}: --compare compares {headline} only")
 
 
-def compare(a: Students, b: Students, *, split: str | None = None, selection: str = DEFAULT_SELECTION) -> None:
+def compare(a: Students, b: Students, *, split: str | None = None, selection: str | None = None) -> None:
     """Print the comparison of two objectives, and write it to `report/compare-*.md` and `.jsonl` in the workdir of A.
 
     Args:
       a: objective A.
       b: objective B.
       split: None for test, or for the first evaluated split if test was not evaluated.
-      selection: a name from `PROTOCOLS`.
+      selection: a name from `PROTOCOLS`; None for source_dev, or for last if neither workdir has a dev split.
 
     Raises:
       UserError: the two cannot be compared, see `paired.load`; or a file cannot be written.
@@ -67,6 +66,8 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     names = _names(a, b)
     config = read_config(a.workdir)
     split = split or default_split(config.evaluation_splits)
+    usual = default_selection(has_dev=any(read_task(one.workdir).has_dev for one in (a, b)))
+    selection = selection or usual
     pair = load(a, b, split=split, selection=selection)
     task = read_task(a.workdir)
     differences = differences_of(pair, task.source_languages, task.target_languages)
@@ -79,7 +80,11 @@ def compare(a: Students, b: Students, *, split: str | None = None, selection: st
     table_writer.show(shown, terminal.console, wrap=False)
     for note in table.notes:
         terminal.log(note)
-    path = a.workdir.root / "report" / within_limit(_file_name(names, split, selection, config))
+    path = (
+        a.workdir.root
+        / "report"
+        / within_limit(_file_name(names, split, "" if selection == usual else selection, config))
+    )
     markdown, lines = path.with_name(f"{path.name}.md"), path.with_name(f"{path.name}.jsonl")
     storage.write_atomically(markdown, "\n".join(table_writer.section(table, "#")))
     unit = "draw" if len(pair.a.draws) > 1 else "seed"
@@ -152,11 +157,11 @@ def _marked(students: Students, name: str) -> str:
 
 
 def _file_name(names: Sequence[str], split: str, selection: str, config: ExperimentConfig) -> str:
-    """Return the name of the files without their ending. Another split or protocol than the default is part of it."""
+    """Return the name of the files without their ending, with `selection` and any split but the default one."""
     parts = ["compare", *(re.sub("[:/]", "-", name) for name in names)]
     if split != default_split(config.evaluation_splits):
         parts.append(split)
-    if selection != DEFAULT_SELECTION:
+    if selection:
         parts.append(selection)
     return "-".join(parts)
 
