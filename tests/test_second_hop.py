@@ -14,12 +14,15 @@ from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import definitions, describe, uses_target_text
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
+from xtransfer.evaluation.results import aggregate, read_rows
 from xtransfer.experiment import check
 from xtransfer.export.model_card import model_card
 from xtransfer.report import __main__ as report
+from xtransfer.report import summary
+from xtransfer.report.page.sources import Source
 from xtransfer.runs import sharing
 from xtransfer.runs.find import find_run
-from xtransfer.runs.workdir import Workdir, read_task
+from xtransfer.runs.workdir import Workdir, read_config, read_task
 
 EVERY = "--config.objectives=('vanilla','monox_kd','hop','again','after')"
 FAST = ("--config.student.steps=4", "--config.student.evaluations=2", "--config.task.labelled=24")
@@ -112,6 +115,17 @@ def test_every_number_of_target_text_is_marked(finished, capsys):
     assert f"hop {MARK}" in compared and "| de |" in compared and "(source)" not in compared
     report.main(["--workdir", str(finished), "--protocols"])
     assert f"again {MARK}" in (finished / "report" / "protocols.md").read_text()
+
+
+def test_an_encoder_that_knows_every_target_has_an_average_and_no_transfer_gap(finished):
+    workdir = Workdir(finished)
+    config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)
+    results = aggregate(rows, source_languages=("en",), target_languages=("de",), objectives=definitions(config))
+    hop = next(line for line in results.lines if line.objective == "hop")
+    assert hop.average is not None and not any("without an average" in line for line in summary.caption(results, task))
+    source = Source(workdir, config, task, tuple(rows), results)
+    assert source.students == ("monox_kd", "again")  # hop has nothing in the source language to compare with
+    assert source.comparisons.keys() == {"monox_kd", "again"}
 
 
 def test_the_model_card_says_so(finished):

@@ -134,6 +134,8 @@ def test_reports_leave_both_languages_out_of_the_average(finished, capsys):
     page = (finished / "report" / "report.html").read_text()
     assert "en, de → fr" in page and BY_MEAN in page and "mean accuracy on en, de dev" in page
     assert "failed" not in page
+    marks = [page.count(f">{language}</span> <small>source</small>") for language in ("en", "de", "fr")]
+    assert marks[0] == marks[1] > 0 == marks[2]
     report.main(["--workdir", str(finished), "--protocols"])
     assert "avg of en, de (sources)" in (finished / "report" / "protocols.md").read_text()
     report.main(["--workdir", str(finished), "--compare", "monox_kd", "vanilla"])

@@ -254,11 +254,13 @@ def _target_text_lines(results: ResultsTable) -> list[str]:
         f"{TARGET_TEXT_MARK}: {', '.join(names)} learned from unlabelled text in target languages, so these numbers "
         "are not zero-shot without target text."
     ]
-    for name in names:
-        if results.objectives[name].languages:
+    for line in results.lines:
+        only = results.objectives[line.objective].languages if line.objective in names else ()
+        if only:
+            without = ", so without an average" if line.average is None else ""
             lines.append(
-                f"{name}: for {', '.join(results.objectives[name].languages)} alone, so without an average. No dev "
-                "split selects its checkpoint, and its last one is used."
+                f"{line.objective}: for {', '.join(only)} alone{without}. No dev split selects its checkpoint, and its "
+                "last one is used."
             )
     return lines
 

@@ -101,7 +101,8 @@ class Source:
     @property
     def students(self) -> tuple[str, ...]:
         """The objectives of the students in all languages, in order; those of some languages are in `kinds` alone."""
-        return tuple(line.objective for line in self.results.lines if line.average is not None)
+        everything = set(self.results.languages)
+        return tuple(line.objective for line in self.results.lines if everything <= line.languages.keys())
 
     @property
     def kinds(self) -> dict[str, charts.Kind]:

@@ -58,9 +58,10 @@ def _comparisons(source: Source) -> tuple[dict[str, Comparison], str]:
 
 def _columns(source: Source) -> list[tuple[str | None, Html]]:
     """Return the languages and the average, each with its name for a row."""
+    sources = source.results.source_languages
     rows: list[tuple[str | None, Html]] = [
-        (language, join([name_of(language), Html(" <small>source</small>") if i == 0 else None]))
-        for i, language in enumerate(source.languages)
+        (language, join([name_of(language), Html(" <small>source</small>") if language in sources else None]))
+        for language in source.languages
     ]
     return [*rows, (None, Html("average of targets"))]
 
@@ -69,9 +70,10 @@ def _chart(source: Source, comparisons: dict[str, Comparison]) -> Html:
     rows = _columns(source)
     omitted = ""
     if len(source.results.target_languages) > _CHART_LANGUAGES:
-        shown = {*source.shown_languages(_CHART_LANGUAGES), None}
-        rows = [row for row in rows if row[0] in shown]
-        omitted = f" {_CHART_LANGUAGES - 1} of {len(source.results.target_languages)} target languages are drawn."
+        shown = source.shown_languages(_CHART_LANGUAGES)
+        rows = [row for row in rows if row[0] in (*shown, None)]
+        count = len(shown) - len(source.results.source_languages)
+        omitted = f" {count} of {len(source.results.target_languages)} target languages are drawn."
     dots = [(name, list(_dots(source, comparisons, language))) for language, name in rows]
     values = [bound for _, row in dots for dot in row for bound in (dot.value, *(dot.interval or ()))]
     metric = source.results.metric
