@@ -117,6 +117,15 @@ def test_every_number_of_target_text_is_marked(finished, capsys):
     assert f"again {MARK}" in (finished / "report" / "protocols.md").read_text()
 
 
+def test_an_average_of_some_target_languages_says_so(finished):
+    report.main(["--workdir", str(finished), "--compare", "hop", "again"])
+    compared = (finished / "report" / "compare-hop-again.md").read_text()
+    assert "avg of targets: mean over de alone, the target languages that both know." in compared
+    assert "hop: no dev split selects its checkpoint" in compared and "again: no dev split" not in compared
+    report.main(["--workdir", str(finished), "--compare", "again", "monox_kd"])
+    assert "avg of targets: mean over" not in (finished / "report" / "compare-again-monox_kd.md").read_text()
+
+
 def test_an_encoder_that_knows_every_target_has_an_average_and_no_transfer_gap(finished):
     workdir = Workdir(finished)
     config, task, rows = read_config(workdir), read_task(workdir), read_rows(workdir.results)

@@ -365,7 +365,7 @@ def _data(run: SelectedRun) -> str:
         names = " and ".join(map(as_line, _sources(run)))
         return (
             f"{amount} unlabelled texts in {names} from {_TARGET_TEXT[run.config.task.target_text_from]}, without "
-            "labels. Its teacher has learned from other text; see above."
+            "labels. What it knows of the labels comes from its teacher."
         )
     config, source = run.config.task, _joined(_sources(run))
     each = " of each language" if len(_sources(run)) > 1 else ""
@@ -492,8 +492,10 @@ def _scored(scores: Sequence[Scores]) -> list[str]:
 def _zero_shot(run: SelectedRun) -> str:
     if run.is_teacher:
         return ""
-    labels = "; labels in the other languages were used for these scores only"
-    return f"{labels}. The model **{TARGET_TEXT_MARK}**, without labels" if _uses_target_text(run) else labels
+    if _uses_target_text(run):
+        labels = "; labels in target languages were used for these scores only"
+        return f"{labels}. The model **{TARGET_TEXT_MARK}**, without labels"
+    return "; labels in the other languages were used for these scores only"
 
 
 def _limits(run: SelectedRun) -> str:

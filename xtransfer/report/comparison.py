@@ -156,6 +156,11 @@ def _marked(students: Students, name: str) -> str:
     return f"{name} ({TARGET_TEXT_MARK})" if is_marked else name
 
 
+def _is_of_some_languages(students: Students) -> bool:
+    known = definitions(read_config(students.workdir))
+    return students.objective in known and bool(known[students.objective].languages)
+
+
 def _file_name(names: Sequence[str], split: str, selection: str, config: ExperimentConfig) -> str:
     """Return the name of the files without their ending, with `selection` and any split but the default one."""
     parts = ["compare", *(re.sub("[:/]", "-", name) for name in names)]
@@ -240,6 +245,12 @@ def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selec
             f"{TARGET_TEXT_MARK}: {' and '.join(marked)} learned from unlabelled text in target languages, so these "
             "numbers are not zero-shot without target text."
         )
+    for name in dict.fromkeys(one.objective for one in (a, b) if _is_of_some_languages(one)):
+        yield f"{name}: no dev split selects its checkpoint, and its last one is used."
+    targets = read_task(a.workdir).target_languages
+    known = [language for language in targets if language in pair.a.languages]
+    if len(known) < len(targets):
+        yield f"avg of targets: mean over {', '.join(known)} alone, the target languages that both know."
     seeds = ", ".join(map(str, sorted({run.seed for run in pair.a.runs})))
     protocol = PROTOCOLS[selection].text(len(config.task.sources))
     draws, runs = pair.a.draws, len(pair.a.runs)
