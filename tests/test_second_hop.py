@@ -1,5 +1,6 @@
 """Students that learn from unlabelled text in target languages, from end to end on tiny files."""
 
+import dataclasses
 import json
 import re
 
@@ -14,15 +15,17 @@ from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import definitions, describe, uses_target_text
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
-from xtransfer.evaluation.results import aggregate, read_rows
+from xtransfer.evaluation.results import Summary, aggregate, read_rows
 from xtransfer.experiment import check
 from xtransfer.export.model_card import model_card
 from xtransfer.report import __main__ as report
-from xtransfer.report import summary
+from xtransfer.report import summary, sweep_report
 from xtransfer.report.page.sources import Source
 from xtransfer.runs import sharing
 from xtransfer.runs.find import find_run
 from xtransfer.runs.workdir import Workdir, read_config, read_task
+from xtransfer.study import comparison as study_comparison
+from xtransfer.study import runner as study_runner
 
 EVERY = "--config.objectives=('vanilla','monox_kd','hop','again','after')"
 FAST = ("--config.student.steps=4", "--config.student.evaluations=2", "--config.task.labelled=24")
@@ -135,6 +138,27 @@ def test_an_encoder_that_knows_every_target_has_an_average_and_no_transfer_gap(f
     source = Source(workdir, config, task, tuple(rows), results)
     assert source.students == ("monox_kd", "again")  # hop has nothing in the source language to compare with
     assert source.comparisons.keys() == {"monox_kd", "again"}
+
+
+def test_a_study_marks_target_text_and_leaves_out_what_some_languages_lack(config_file, finished):
+    results = study_runner._results(load(str(config_file), list(FAST)), Workdir(finished))
+    compared = study_comparison.compare("main", [results])
+    assert compared.targets.keys() == {"monox_kd", "again"}
+    compared = dataclasses.replace(compared, gains={name: Summary({0: 0.1}) for name in ("monox_kd", "again")})
+    assert study_comparison.table([compared]).header[-2:] == ("monox_kd", f"again {MARK}")
+
+
+def test_a_sweep_over_what_an_objective_reads_marks_its_column(finished):
+    workdir = Workdir(finished)
+    known = definitions(read_config(workdir))
+    results = aggregate(read_rows(workdir.results), source_languages=("en",), objectives=known)
+    unmarked = dataclasses.replace(results, objectives={**known, "again": known["monox_kd"]})
+    tables = {"a": unmarked, "b": results}
+    points = [sweep_report.PointResults(name, {"k": name}, table, False) for name, table in tables.items()]
+    assert sweep_report.table_of(("k",), points).header == ("k", "teacher, source", "monox_kd", f"again {MARK}")
+    both = dataclasses.replace(results, source_languages=("en", "fr"))  # of which the teacher reads one
+    notes = sweep_report.table_of(("k",), [sweep_report.PointResults("c", {"k": "c"}, both, False)]).notes
+    assert any("the teacher in en. " in note for note in notes)
 
 
 def test_the_model_card_says_so(finished):

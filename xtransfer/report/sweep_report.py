@@ -139,7 +139,8 @@ def table_of(
     """
     objectives = _objectives(points)
     gains = [name for name in objectives if any(name in _gains(point) for point in points)]
-    shown = {name: points[0].results.name_of(name) for name in objectives}
+    # A sweep may be over what an objective reads, so one marked point marks the column.
+    shown = {name: max((point.results.name_of(name) for point in points), key=len) for name in objectives}
     header = (*keys, "teacher, source", *shown.values(), *(f"gain of {shown[name]}" for name in gains))
     lines = tuple(
         (
@@ -157,7 +158,7 @@ def table_of(
     )
     notes = [
         f"{first.metric}{summary.direction_note(first)} in %, averaged over the target languages "
-        f"{', '.join(first.target_languages)}; the teacher in {' and '.join(first.source_languages)}. "
+        f"{', '.join(first.target_languages)}; the teacher in {' and '.join(_teacher_languages(first))}. "
         f"Checkpoint of each run: {first.checkpoint} ({first.selection}).",
         *_spread_notes(points),
     ]
@@ -222,6 +223,12 @@ def _teacher(point: PointResults) -> Summary | None:
     lines = (line for line in point.results.lines if line.objective == TEACHER)
     line = next(lines, None)
     return point.results.source_average(line) if line is not None else None
+
+
+def _teacher_languages(results: ResultsTable) -> tuple[str, ...]:
+    """Return the source languages that the teacher reads, or all of them without a teacher."""
+    read = (tuple(line.languages) for line in results.lines if line.objective == TEACHER)
+    return next(read, results.source_languages)
 
 
 def _objectives(points: Sequence[PointResults]) -> list[str]:

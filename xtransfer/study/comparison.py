@@ -1,7 +1,7 @@
 """Compare the variants of a study: results of repetitions to a table with intervals."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xtransfer.evaluation.results import BASELINE, ObjectiveResults, ResultsTable, Summary, Unit
@@ -21,6 +21,7 @@ class Comparison:
       targets: their averages over the target languages, by objective.
       gains: the differences of these averages from the baseline's in the same repetition, by objective.
       metric: what the scores are.
+      marked: the names of objectives that use text in target languages, with their mark.
     """
 
     variant: str
@@ -29,6 +30,7 @@ class Comparison:
     targets: Mapping[str, Summary]
     gains: Mapping[str, Summary]
     metric: str = "accuracy"
+    marked: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
@@ -58,13 +60,21 @@ def compare(variant: str, results: Sequence[ResultsTable]) -> Comparison:
         targets=over_repetitions(lambda line: line.average),
         gains=over_repetitions(lambda line: line.gain),
         metric=results[0].metric,
+        marked={
+            line.objective: name
+            for result in results
+            for line in result.lines
+            if (name := result.name_of(line.objective)) != line.objective
+        },
     )
 
 
 def table(comparisons: Sequence[Comparison]) -> table_writer.Table:
     """Return a row for each variant, in percent and points, with the 95 % intervals of the gains."""
     objectives = list(dict.fromkeys(name for comparison in comparisons for name in comparison.gains))
-    header = ("variant", "n", "teacher", f"{BASELINE}, source", f"{BASELINE}, targets", *objectives)
+    marked = {name: text for comparison in comparisons for name, text in comparison.marked.items()}
+    shown = [marked.get(name, name) for name in objectives]
+    header = ("variant", "n", "teacher", f"{BASELINE}, source", f"{BASELINE}, targets", *shown)
     rows = tuple(
         (
             comparison.variant,

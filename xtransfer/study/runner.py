@@ -7,6 +7,7 @@ import jax
 
 from xtransfer import config, experiment, storage
 from xtransfer.config import ExperimentConfig, PretrainConfig
+from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import ConfigError, UserError, user_error
 from xtransfer.evaluation.evaluator import rows_of
 from xtransfer.evaluation.evaluator import runs as runs_of
@@ -98,6 +99,7 @@ def _results(settings: ExperimentConfig, workdir: Workdir) -> ResultsTable:
         target_languages=read_task(workdir).target_languages,
         metric=settings.headline_metric,
         split=default_split(settings.evaluation_splits),
+        objectives=definitions(settings),
     )
 
 
