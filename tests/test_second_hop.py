@@ -10,10 +10,12 @@ from tests.helpers import tiny
 from xtransfer import main
 from xtransfer.config import load
 from xtransfer.data.registry import load_task
+from xtransfer.data.sampling import target_examples
 from xtransfer.describe import __main__ as describe_command
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import definitions, describe, uses_target_text
-from xtransfer.errors import UserError
+from xtransfer.distillation.teachers import refuse_without_dev
+from xtransfer.errors import ConfigError, UserError
 from xtransfer.evaluate import __main__ as evaluate
 from xtransfer.evaluation.results import Summary, aggregate, read_rows
 from xtransfer.experiment import check
@@ -210,6 +212,17 @@ def test_target_text_is_read_without_labels_and_only_if_an_objective_wants_it(co
     assert len(texts) == 2 and set(texts) < {"der Film ist gut", "le film est bon", "le film est beau"}
 
 
+def test_an_empty_sample_is_not_called_too_small():
+    with pytest.raises(ConfigError, match="there is no such text in fr: add some, or leave fr out"):
+        target_examples([], 0, 0, "fr")
+
+
+def test_patience_of_any_encoder_needs_a_dev_split(config_file):
+    flags = ["--config.objective.hop.languages=()", "--config.students.german.patience=1"]
+    with pytest.raises(ConfigError, match="students.german.patience needs a dev split in en, and there is none"):
+        refuse_without_dev(load(str(config_file), [*FAST, *flags]), "en")
+
+
 def test_the_description_has_the_target_text(config_file, capsys):
     describe_command.main(["--config", str(config_file), *FAST])
     page = capsys.readouterr().out
@@ -309,6 +322,7 @@ def test_the_definitions_say_what_they_read(config_file):
             r"task\.target_text_from is 'train', .*no train split in de: add it",
         ),
         (["--config.objective.hop.teacher=hop"], r"teacher is 'hop', which cannot be its own teacher"),
+        (["--config.objective.monolingual.base=vanilla"], r"objective\.monolingual: 'monolingual' is a value of"),
         (["--config.task.target_text_file=x.tsv"], r"name a file if, and only if, that is 'file'"),
         (["--config.students.greek.steps=1"], r"no such student \(its students: german\)"),
     ],

@@ -244,7 +244,12 @@ def target_examples(examples: Sequence[Example], limit: int, seed: int, language
     Raises:
       UserError: there are fewer than `limit`, or none.
     """
-    if limit > len(examples) or not examples:
+    if not examples:
+        raise ConfigError(
+            f"task.target_text_from: there is no such text in {language}: add some, or leave {language} out of "
+            "task.target_languages and objective.NAME.languages"
+        )
+    if limit > len(examples):
         raise ConfigError(
             f"task.target_text {limit} is more than available in {language}: {len(examples)}; 0 takes all"
         )

@@ -95,7 +95,7 @@ class Objective:
     @property
     def student_teacher(self) -> str | None:
         """The objective whose student is the teacher, if it is a student."""
-        return None if self.teacher in ("none", "monolingual") else self.teacher
+        return None if self.teacher in _NO_STUDENTS else self.teacher
 
     def loss_settings(self) -> "Objective":
         """Return the objective reduced to the fields of its loss: without name, data, and the origin of the logits."""
@@ -167,6 +167,7 @@ def validate(objective: Objective) -> None:
         _class_weights(objective)
 
 
+_NO_STUDENTS = ("none", "monolingual")  # teachers that are no students, whose names no objective can have
 _CHOICES = {
     "temperature_on": ("teacher", "both"),
     "data": ("labelled", "all", "target"),
@@ -373,6 +374,11 @@ def definitions(config: ExperimentConfig) -> dict[str, Objective]:
       UserError: an objective's settings are impossible, or its name looks like another one.
     """
     own = [name for name in config.objective if name not in (*OBJECTIVES, TEACHER)]
+    taken = next((name for name in own if name in _NO_STUDENTS), None)
+    if taken is not None:
+        raise ConfigError(
+            f"config key objective.{taken}: {taken!r} is a value of objective.NAME.teacher; choose another name"
+        )
     result = {name: _defined(config, name) for name in (*OBJECTIVES, *own)}
     alike = names.look_alikes((TEACHER, *result))
     if alike:
@@ -395,7 +401,7 @@ def _check_student_teacher(objective: Objective, known: Mapping[str, Objective],
     if name is None:
         return
     if name not in known:
-        choices = ["none", "monolingual", *known]
+        choices = [*_NO_STUDENTS, *known]
         raise ConfigError(f"{key}.teacher is {name!r}: choose from {', '.join(choices)}{nearest(name, choices)}")
     if name == objective.name:
         raise ConfigError(f"{key}.teacher is {name!r}, which cannot be its own teacher: name another objective")
