@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import jax
 import pytest
 
 from tests.helpers import tiny
@@ -20,14 +21,17 @@ from xtransfer.evaluate import __main__ as evaluate
 from xtransfer.evaluation.results import Summary, aggregate, read_rows
 from xtransfer.experiment import check
 from xtransfer.export.model_card import model_card
+from xtransfer.precompile.steps import Override, steps
 from xtransfer.report import __main__ as report
 from xtransfer.report import summary, sweep_report
 from xtransfer.report.page.sources import Source
 from xtransfer.runs import sharing
 from xtransfer.runs.find import find_run
 from xtransfer.runs.workdir import Workdir, read_config, read_task
+from xtransfer.runtime.sharding import make_mesh
 from xtransfer.study import comparison as study_comparison
 from xtransfer.study import runner as study_runner
+from xtransfer.train.inputs import ModelInputs
 
 EVERY = "--config.objectives=('vanilla','monox_kd','hop','again','after')"
 FAST = ("--config.student.steps=4", "--config.student.evaluations=2", "--config.task.labelled=24")
@@ -221,6 +225,21 @@ def test_patience_of_any_encoder_needs_a_dev_split(config_file):
     flags = ["--config.objective.hop.languages=()", "--config.students.german.patience=1"]
     with pytest.raises(ConfigError, match="students.german.patience needs a dev split in en, and there is none"):
         refuse_without_dev(load(str(config_file), [*FAST, *flags]), "en")
+
+
+def test_precompile_takes_the_encoder_and_the_text_of_the_objective(config_file, tmp_path, monkeypatch):
+    flags = ["--config.objectives=('vanilla','hop')", "--config.objective.hop.teacher=vanilla"]
+    config = load(str(config_file), [*FAST, *flags, f"--config.task.cache_dir={tmp_path}"])
+    read, dataset = [], ModelInputs.dataset
+
+    def recorded(self, examples, *rest):
+        read.extend(examples)
+        return dataset(self, examples, *rest)
+
+    monkeypatch.setattr(ModelInputs, "dataset", recorded)
+    (step,) = steps(config, make_mesh(), Override(), ["student_train"])
+    assert {example.language for example in read} == {"de"} and len(read) == 10
+    assert {leaf.shape[-1] for leaf in jax.tree.leaves(step.arguments[0].params) if leaf.shape[0] > 24} == {12}
 
 
 def test_the_description_has_the_target_text(config_file, capsys):

@@ -66,10 +66,10 @@ class Step:
 
 
 class Role:
-    """The steps of one role ("teacher" or "student"): its encoder on a mesh, and the batches of its run."""
+    """The steps of one role ("teacher", "student", or "students.NAME"): its encoder on a mesh, and its batches."""
 
     def __init__(self, role: str, config: ExperimentConfig, task: Task, mesh: jax.sharding.Mesh, override: Override):
-        settings: ModelConfig = getattr(config, role)
+        settings: ModelConfig = {**config.members, **config.encoders}[role]
         if override.row_length:
             settings = dataclasses.replace(settings, row_length=override.row_length)
         if override.unpacked:
@@ -156,8 +156,7 @@ class Role:
         tokens_dir = cache_dir(self.config.task) / "tokens"
         inputs = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
         transfer = transfer_set.gather(draws_of(self.config)[0].apply(self.config), self.task)
-        examples = transfer.everything if objective.data == "all" else transfer.labelled
-        dataset = inputs.dataset(examples, len(self.task.labels), transfer.drawn_from)
+        dataset = inputs.dataset(transfer.of(objective), len(self.task.labels), transfer.drawn_from)
         plan = inputs.training_plan(len(dataset))
         return plan, TrainBatches(dataset, plan, seed=0).row_sizes
 
@@ -173,15 +172,15 @@ def steps(
 ) -> Iterator[Step]:
     """Yield the named steps of an experiment on a mesh, in the order of `STEPS`. Encoders are built when needed.
 
-    The student trains on the first objective with a teacher, or else on the first objective. A ready-made teacher has
-    no training step, and a file no step at all.
+    The student is the encoder of the first objective with a teacher, or else of the first objective, and trains on it.
+    A ready-made teacher has no training step, and a file no step at all.
     """
     config = teachers.with_classes(config)
     objectives = configured_objectives(config)
     objective = next((objective for objective in objectives if objective.teacher != "none"), objectives[0])
     task = _task(config)
     teacher = functools.cache(lambda: Role("teacher", config, task, mesh, override))
-    student = functools.cache(lambda: Role("student", config, task, mesh, override))
+    student = functools.cache(lambda: Role(config.encoder_of(objective.name), config, task, mesh, override))
     builders = {
         "teacher_train": lambda: teacher().train("teacher_train", teacher_objective(config)),
         "labelling": lambda: teacher().infer("labelling"),
