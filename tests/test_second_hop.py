@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import tiny
 from xtransfer import main
-from xtransfer.config import load
+from xtransfer.config import TaskConfig, differences, load
 from xtransfer.data.registry import load_task
 from xtransfer.data.sampling import target_examples
 from xtransfer.describe import __main__ as describe_command
@@ -27,7 +27,7 @@ from xtransfer.report import summary, sweep_report
 from xtransfer.report.page.sources import Source
 from xtransfer.runs import sharing
 from xtransfer.runs.find import find_run
-from xtransfer.runs.workdir import Workdir, read_config, read_task
+from xtransfer.runs.workdir import Workdir, as_record, read_config, read_task
 from xtransfer.runtime.sharding import make_mesh
 from xtransfer.study import comparison as study_comparison
 from xtransfer.study import runner as study_runner
@@ -167,6 +167,20 @@ def test_a_sweep_over_what_an_objective_reads_marks_its_column(finished):
     assert any("the teacher in en. " in note for note in notes)
 
 
+def test_a_hop_may_be_added_to_a_finished_experiment(config_file):
+    added = as_record(load(str(config_file), list(FAST)))
+    plain = json.loads(json.dumps(added))
+    plain["students"], plain["objective"] = {}, {}
+    assert differences(plain, added) == []
+    facts = {"name": "files", "students": {"students.german": "digest"}}
+    assert differences({"name": "files"}, facts) == []
+    changed = {"name": "files", "students": {"students.german": "another"}}
+    assert differences(changed, facts) == ["students.students.german: 'another' → 'digest'"]
+    changed = json.loads(json.dumps(added))
+    changed["students"]["german"]["steps"] = 9
+    assert differences(changed, added) == ["students.german.steps: 9 → 3"]
+
+
 def test_the_model_card_says_so(finished):
     card = model_card(find_run(Workdir(finished), "hop", 0, "source_dev"), rows_of(finished))
     assert "**Uses target text.**" in card and "uses-target-text" in card and "zero-shot-transfer" not in card
@@ -219,6 +233,10 @@ def test_target_text_is_read_without_labels_and_only_if_an_objective_wants_it(co
 def test_an_empty_sample_is_not_called_too_small():
     with pytest.raises(ConfigError, match="there is no such text in fr: add some, or leave fr out"):
         target_examples([], 0, 0, "fr")
+
+
+def test_samples_of_target_text_differ_by_their_seed():
+    assert TaskConfig(target_text=5).has_samples and not TaskConfig().has_samples
 
 
 def test_patience_of_any_encoder_needs_a_dev_split(config_file):

@@ -157,7 +157,9 @@ class TaskConfig:
     @property
     def has_samples(self) -> bool:
         """Whether another labelled_seed draws other examples."""
-        return self.samples_labelled or (bool(self.unlabelled) and self.unlabelled_from != "none")
+        return (
+            self.samples_labelled or (bool(self.unlabelled) and self.unlabelled_from != "none") or self.target_text > 0
+        )
 
     @property
     def proportions(self) -> str:
