@@ -210,7 +210,7 @@ def test_a_row_replaces_an_incomplete_last_line(values, cut, block):
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "_BLOCK", block)
         path = Path(directory) / "rows.jsonl"
-        before = storage.jsonl({"a": value} for value in values)
+        before = b"".join(storage.jsonl({"a": value} for value in values))
         path.write_bytes(before + cut.encode("utf-8", "surrogatepass").replace(b"\n", b""))
         storage.append_jsonl(path, {"a": "last"})
         assert path.read_bytes() == before + b'{"a": "last"}\n'

@@ -19,8 +19,9 @@ import numpy as np
 from xtransfer import storage
 from xtransfer.config import CalibrationConfig, ExperimentConfig, cache_dir, refuse_pattern
 from xtransfer.data.batches.batches import Dataset
+from xtransfer.data.examples import by_language, ids_of, in_languages, labels_of
 from xtransfer.data.registry import load_task
-from xtransfer.data.task import Example, Task, by_language
+from xtransfer.data.task import Example, Task
 from xtransfer.data.tokens.tokenizer import tokenizer_fingerprint
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.labelling import label, permute_classes
@@ -58,8 +59,6 @@ from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.inputs import ModelInputs
 from xtransfer.train.loop import CHECKPOINTS
 from xtransfer.train.tracking import NOTHING, LoggerSource, Tracking
-
-SHARD_SIZE = 1024  # examples per logits shard; an interruption loses at most one shard
 
 
 def run(
@@ -217,7 +216,7 @@ def check(config: ExperimentConfig) -> None:
 
 def _load(
     config: ExperimentConfig,
-) -> tuple[Task, dict[str, TransferSet], dict[str, list[Example]], dict[str, LogitsFile]]:
+) -> tuple[Task, dict[str, TransferSet], dict[str, Sequence[Example]], dict[str, LogitsFile]]:
     """Check what needs the data.
 
     Returns:
@@ -424,11 +423,10 @@ class Stages:
     def _mean(self, stores: Mapping[str, LogitsStore]) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean of the teachers' logits for L ∪ U, [n, K], and their disagreement, [n]."""
         examples, classes = self.examples.everything, self.models.labels
-        row_by_id = {example.id: row for row, example in enumerate(examples)}
         logits = np.zeros((len(stores), len(examples), len(classes)), np.float32)
         weights = np.zeros((len(stores), len(examples)))
         for number, (member, store) in enumerate(stores.items()):
-            rows = [row_by_id[id_] for id_ in store.ids]
+            rows = in_languages(examples, self.config.languages_of(member))
             logits[number, rows] = permute_classes(store.read(store.ids), store.classes, classes)
             weights[number, rows] = self.config.members[member].weight
         of_logits, kind = self.config.transfer.teacher_mean == "logits", self.config.task.multi_label
@@ -481,8 +479,7 @@ class Stages:
         name = store_key(**key)
         stores = [other.logits / name for other in self.others]
         processes.on_first(lambda: sharing.copy_first(stores, self.workdir.logits / name))
-        ids = [example.id for example in examples]
-        return open_store(self.workdir.logits, key, classes=classes, ids=ids, shard_size=SHARD_SIZE)
+        return open_store(self.workdir.logits, key, classes=classes, ids=ids_of(examples))
 
     def _dataset(self, model: Finetuner, sample: Sequence[Example]) -> Dataset:
         return model.dataset(sample, self.examples.drawn_from)
@@ -726,7 +723,7 @@ def _log_balanced(objectives: Sequence[Objective], task: Task, examples: Transfe
 
 
 def _classes(examples: Sequence[Example]) -> list[int]:
-    return [example.label for example in examples]
+    return labels_of(examples).tolist()
 
 
 def _steps(config: ExperimentConfig, examples: TransferSet) -> tuple[dict[str, int], dict[str, int]]:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from xtransfer.errors import BusyError, CheckpointError, MachineError
 
 LARGEST_FILE = 256 << 20  # bytes of a JSON object or a vocabulary; those of the hub have up to 35 MB
 _LFS_POINTER = b"version https://git-lfs"
+_ROWS = 4096  # rows of JSON lines that are written at once
 _BLOCK = 1 << 16  # bytes read at once from the end of a file
 
 
@@ -133,6 +135,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.commit()
 
 
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file as `write_atomically` does, from pieces that need not fit into memory together."""
+    with AtomicFile(path) as file:
+        for piece in pieces:
+            file.write(piece)
+        file.commit()
+
+
 def check_creatable(path: Path) -> None:
     """Create the directory of a file or directory that a long computation will write, and test that it can be written.
 
@@ -230,12 +240,14 @@ def sha256(path: Path) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, atomically; NaN and infinities raise a ValueError."""
-    write_atomically(path, jsonl(rows))
+    write_pieces(path, jsonl(rows))
 
 
-def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return rows as JSON lines in UTF-8; NaN and infinities raise a ValueError."""
-    return "".join(_line(row) for row in rows).encode()
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """Yield rows as JSON lines in UTF-8, some thousand at a time; NaN and infinities raise a ValueError."""
+    iterator = iter(rows)
+    while group := list(itertools.islice(iterator, _ROWS)):
+        yield "".join(map(_line, group)).encode()
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

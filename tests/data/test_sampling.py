@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from xtransfer.config import TaskConfig
 from xtransfer.data import sampling
+from xtransfer.data.examples import without_labels
 from xtransfer.data.task import Example, Task
 from xtransfer.errors import UserError
 
@@ -54,7 +55,7 @@ def test_more_labelled_than_available_is_an_error():
     with pytest.raises(UserError, match="than available: nothing"):
         sampling.labelled_subset([], 1, 0)
     with pytest.raises(ValueError, match="without a label"):
-        sampling.labelled_subset(sampling.without_labels(everything), 1, 0)
+        sampling.labelled_subset(without_labels(everything), 1, 0)
 
 
 def make_task(train: list[Example], unlabelled: list[Example]) -> Task:
@@ -84,8 +85,8 @@ def test_unlabelled_examples_are_chosen_by_seed_and_never_labelled(n, m, seed):
     assert not {example.id for example in many} & {example.id for example in labelled}
     assert sampling.unlabelled_examples(task, "train_rest", m or 1, seed, labelled) == many
     rest = sampling.unlabelled_examples(task, "train_rest", 0, seed, labelled)
-    assert rest == sampling.without_labels(train[8:])
-    assert sampling.unlabelled_examples(task, "split", 0, seed, []) == sampling.without_labels(make_examples(15))
+    assert rest == without_labels(train[8:])
+    assert sampling.unlabelled_examples(task, "split", 0, seed, []) == without_labels(make_examples(15))
     assert sampling.unlabelled_examples(task, "none", 0, seed, []) == []
 
 
@@ -102,7 +103,7 @@ def test_more_unlabelled_than_available_and_unknown_kinds_are_errors():
 
 def test_a_file_replaces_the_unlabelled_split():
     task = make_task(make_examples(3, 3), make_examples(5))
-    assert sampling.unlabelled_examples(task, "file", 0, 0, []) == sampling.without_labels(make_examples(5))
+    assert sampling.unlabelled_examples(task, "file", 0, 0, []) == without_labels(make_examples(5))
     assert len(sampling.unlabelled_examples(task, "file", 2, 0, [])) == 2
 
 
@@ -161,7 +162,7 @@ def test_the_seed_decides_which_class_gets_the_extra_dev_example():
 
 def test_holding_out_unlabelled_examples_is_an_error():
     with pytest.raises(ValueError, match="without a label"):
-        sampling.held_out(sampling.without_labels(make_examples(5, 5)), 0, 0)
+        sampling.held_out(without_labels(make_examples(5, 5)), 0, 0)
 
 
 def test_the_ids_of_held_out_examples_name_the_dev_split():

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from xtransfer.config import TaskConfig
 from xtransfer.data import stratification
-from xtransfer.data.sampling import held_out, labelled_subset, train_and_dev, without_labels
+from xtransfer.data.examples import without_labels
+from xtransfer.data.sampling import held_out, labelled_subset, train_and_dev
 from xtransfer.data.task import Example, gold
 from xtransfer.errors import UserError
 

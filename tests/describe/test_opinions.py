@@ -30,7 +30,7 @@ def config_file(tmp_path_factory):
 def test_the_entropy_and_the_classes_of_a_file_by_hand(config_file, tmp_path, capsys):
     path = tmp_path / "soft.jsonl"
     flags = [*FLAGS, f"--config.teacher.logits_file={path}"]
-    rows = transfer_rows(load(str(config_file), flags))
+    rows = list(transfer_rows(load(str(config_file), flags)))
     assert len(rows) == 64 and rows[0]["id"].startswith("files/train/en/")
     describe(load(str(config_file), flags), 2)  # the file may be missing, because its ids come from here
     answers = [{"id": row["id"], "probabilities": {"bad": 0.25, "good": 0.75}} for row in rows]

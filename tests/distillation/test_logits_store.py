@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from xtransfer.distillation import logits_store
 from xtransfer.distillation.logits_store import open_store, store_key
 from xtransfer.errors import UserError
 from xtransfer.runtime import checksums
@@ -218,3 +219,19 @@ def test_interrupted_replace_leaves_the_old_state(tmp_path, monkeypatch):
     assert store.missing_shards() == [0, 1, 2]
     make_full_store(tmp_path)
     assert not list(store.directory.glob(".*"))
+
+
+def test_large_stores_have_few_shards_and_existing_ones_keep_theirs(tmp_path):
+    assert [logits_store.default_shard_size(n) for n in (1, 1 << 20, (1 << 20) + 1)] == [1024, 1024, 65_536]
+    assert open_store(tmp_path / "new", FIELDS, classes=CLASSES, ids=IDS).shard_size == 1024
+    open_store(tmp_path / "old", FIELDS, classes=CLASSES, ids=IDS, shard_size=3)
+    assert open_store(tmp_path / "old", FIELDS, classes=CLASSES, ids=IDS).shard_size == 3
+
+
+def test_logits_are_read_in_the_order_of_the_ids(tmp_path):
+    store = open_store(tmp_path, FIELDS, classes=CLASSES, ids=IDS, shard_size=2)
+    logits = np.arange(len(IDS) * len(CLASSES), dtype=np.float32).reshape(len(IDS), len(CLASSES))
+    for shard in store.missing_shards():
+        store.write_shard(shard, logits[store.shard_indices(shard)])
+    np.testing.assert_array_equal(store.read(list(IDS)), logits)
+    np.testing.assert_array_equal(store.read(IDS[::-1]), logits[::-1])

@@ -2,8 +2,13 @@
 
     python -m xtransfer.benchmark [--checkpoint DIR] [--text FILE…] [--against transformers] [--config.key=value …]
 
+    python -m xtransfer.benchmark --growth N [--directory DIR] [--json FILE]
+
 Each side runs in bursts of the same work, and with `--against` the two sides take turns, so that a change in the
 machine's speed meets both. The settings are those of an experiment's student. Nothing is kept but the JSON.
+
+`--growth` instead runs the stages of an experiment on N unlabelled synthetic texts, each stage in a process of its own,
+and reports its time and its peak memory. The host's work shows, because the encoders are random and have one layer.
 """
 
 import argparse
@@ -18,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import config, storage
-from xtransfer.benchmark import peer, report
+from xtransfer.benchmark import growth, peer, report
 from xtransfer.benchmark.measurement import OURS, PARTS, PEER, Measurement, Plan, measure
 from xtransfer.config import BenchmarkConfig
 from xtransfer.data.corpora.minireviews import generator
@@ -36,6 +41,11 @@ _MOST_SECONDS = 3600
 def main(argv: list[str]) -> None:
     """Parse the flags, measure, and report."""
     args, overrides = _parser().parse_known_args(argv)
+    if args.growth is not None:
+        _measure_growth(args, argv)
+        return
+    if args.directory is not None:
+        raise ConfigError("--directory is for --growth: leave it out")
     settings: BenchmarkConfig = config.override_defaults(_with_short_flags(args, overrides), BenchmarkConfig)
     plan = Plan(_parts(args.parts), args.pairs, args.seconds)
     if args.against and not peer.available():
@@ -66,6 +76,34 @@ def main(argv: list[str]) -> None:
         show(record, measurement)
         if output is not None:
             output.write((json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            output.commit()
+
+
+def _measure_growth(args: argparse.Namespace, argv: list[str]) -> None:
+    """Measure the stages on a number of texts, print a table, and write the JSON."""
+    flags = [text for text in argv if text.startswith("--")]
+    known = ("--growth", "--directory", "--json")
+    other = next((flag for flag in flags if flag.partition("=")[0] not in known), None)
+    if other is not None:
+        raise ConfigError(f"{other}: with --growth, the only other flags are --directory and --json: leave it out")
+    if args.json is not None and args.json.exists():
+        raise ConfigError(f"{args.json} already exists; choose another file for --json")
+    with contextlib.ExitStack() as stack:
+        output = None if args.json is None else stack.enter_context(storage.AtomicFile(args.json, exclusive=True))
+        directory = args.directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xtransfer-growth-")))
+        costs = growth.measure(args.growth, directory)
+        table = growth.table(costs, args.growth)
+        print("\n".join([table.title, "", *table_writer.markdown(table)]))
+        if output is not None:
+            record = {
+                "format": _FORMAT,
+                "command": shlex.join(["python", "-m", "xtransfer.benchmark", *argv]),
+                "texts": args.growth,
+                "machine": report.machine(),
+                "versions": report.versions(),
+                "stages": [dataclasses.asdict(cost) for cost in costs],
+            }
+            output.write((json.dumps(record, indent=2) + "\n").encode())
             output.commit()
 
 
@@ -149,6 +187,15 @@ def _parser() -> argparse.ArgumentParser:
         "--against",
         choices=(PEER,),
         help="take turns with the same work in PyTorch and transformers, on the same cores",
+    )
+    parser.add_argument(
+        "--growth", type=_positive, metavar="N", help="measure the stages of an experiment on N synthetic texts instead"
+    )
+    parser.add_argument(
+        "--directory",
+        type=terminal.path_argument,
+        metavar="DIR",
+        help="where --growth keeps its texts, cache, and workdir (default: a temporary directory, which is removed)",
     )
     parser.add_argument(
         "--json", type=terminal.path_argument, metavar="FILE", help="also write everything, with every burst, as JSON"

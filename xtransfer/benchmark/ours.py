@@ -303,7 +303,7 @@ class Ours:
             "loading_seconds": time.monotonic() - started,
             "directory": str(directory),
             "classes": len(labels),
-            "tokens": len(tokens.input_ids),
+            "tokens": int(tokens.lengths.sum()),
             "truncated": int(np.count_nonzero(tokens.truncated)),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self._model.compiled_steps.shapes)),
             "platform": jax.default_backend(),

@@ -99,7 +99,7 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
     )
     others = {language: load_task(dataclasses.replace(settings, source_language=language)) for language in languages}
 
-    def load(split: str, language: str) -> list[Example]:
+    def load(split: str, language: str) -> Sequence[Example]:
         return others.get(language, task).load(split, language)
 
     def fingerprint() -> str:

@@ -6,30 +6,24 @@ No example is repeated to make a language larger.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from xtransfer.config import TaskConfig
+from xtransfer.data import examples as columns
 from xtransfer.data import stratification
 from xtransfer.data.task import UNLABELLED, Example, Task
 from xtransfer.errors import ConfigError
-
-T = TypeVar("T")
 
 _HELD_OUT = 1 << 20  # the first random stream of held-out samples, above the streams of labelled ones
 _DEFAULT_FRACTION = 10  # by default one example in this many is held out
 
 
-def without_labels(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples with label −1, and without a set of labels."""
-    return [dataclasses.replace(example, label=-1, label_set=None) for example in examples]
-
-
 def labelled_subset(
     examples: Sequence[Example], n: int, seed: int, names: Sequence[str] = (), where: str = ""
-) -> list[Example]:
+) -> Sequence[Example]:
     """Draw n labelled examples with equal numbers for all classes, to within one; see `stratification` for label sets.
 
     For one seed, samples are nested: a smaller one is the beginning of a larger one.
@@ -47,14 +41,13 @@ def labelled_subset(
     """
     _check_labelled(examples)
     if n == 0:
-        return list(examples)
+        return examples
     if _has_label_sets(examples):
         if n > len(examples):
             raise ConfigError(f"task.labelled {n}{where} is more than available: {len(examples)}; 0 takes all")
-        return [examples[i] for i in stratification.balanced([x.classes or () for x in examples], n, seed)]
-    by_class: dict[int, list[Example]] = {label: [] for label in range(len(names))}
-    for example in examples:
-        by_class.setdefault(example.label, []).append(example)
+        drawn = stratification.balanced([x.classes or () for x in examples], n, seed)
+        return columns.select(examples, np.array(drawn, np.int64))
+    by_class = _rows_by_class(examples, range(len(names)))
     turns = _shuffled(sorted(by_class), seed, 0)
     draws = {label: _shuffled(by_class[label], seed, 1 + label) for label in turns}
     available = {label: len(draw) for label, draw in draws.items()}
@@ -63,10 +56,11 @@ def labelled_subset(
         raise ConfigError(
             f"task.labelled {n}{where}, balanced over classes, is more than available: {have or 'nothing'}"
         )
-    return [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
+    rows = [draws[turns[i % len(turns)]][i // len(turns)] for i in range(n)]
+    return columns.select(examples, np.array(rows, np.int64))
 
 
-def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: Sequence[Example]) -> list[Example]:
+def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: Sequence[Example]) -> Sequence[Example]:
     """Return source-language examples that are not in `labelled`, without their labels.
 
     Args:
@@ -84,23 +78,24 @@ def unlabelled_examples(task: Task, kind: str, limit: int, seed: int, labelled: 
     examples = _unlabelled_pool(task, kind, labelled)
     if limit > len(examples):
         raise ConfigError(f"task.unlabelled {limit} is more than available: {len(examples)}; 0 takes all")
-    return without_labels(_sample(examples, limit, seed) if limit else examples)
+    return columns.without_labels(_drawn(examples, limit, seed))
 
 
-def _unlabelled_pool(task: Task, kind: str, labelled: Sequence[Example]) -> list[Example]:
+def _unlabelled_pool(task: Task, kind: str, labelled: Sequence[Example]) -> Sequence[Example]:
     """Return the examples that unlabelled ones are drawn from, see `unlabelled_examples`."""
     if kind not in ("none", "split", "file", "train_rest"):
         raise ValueError(f"unlabelled kind {kind!r}")
     if kind == "none":
         return []
-    labelled_ids = {example.id for example in labelled}
+    labelled_ids = set(columns.ids_of(labelled))
     everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
-    return [example for example in everything if example.id not in labelled_ids]
+    is_free = np.fromiter((id_ not in labelled_ids for id_ in columns.ids_of(everything)), bool, len(everything))
+    return columns.select(everything, np.flatnonzero(is_free))
 
 
 def labelled_in_sources(
     train: Mapping[str, Sequence[Example]], config: TaskConfig, names: Sequence[str] = ()
-) -> dict[str, list[Example]]:
+) -> dict[str, Sequence[Example]]:
     """Draw labelled examples from several source languages, by language.
 
     The sizes are those of `source_sizes`. With `task.labelled`, the sample of each language is balanced over classes,
@@ -131,7 +126,7 @@ def labelled_in_sources(
 
 def unlabelled_in_sources(
     task: Task, kind: str, config: TaskConfig, labelled: Mapping[str, Sequence[Example]]
-) -> dict[str, list[Example]]:
+) -> dict[str, Sequence[Example]]:
     """Draw unlabelled examples from several source languages, by language, in sizes by `source_sizes`.
 
     Args:
@@ -151,7 +146,7 @@ def unlabelled_in_sources(
         return pools
     sizes = source_sizes({language: len(pool) for language, pool in pools.items()}, config, "unlabelled")
     return {
-        language: without_labels(_sample(pools[language], size, config.labelled_seed))
+        language: columns.without_labels(_sample(pools[language], size, config.labelled_seed))
         for language, size in sizes.items()
     }
 
@@ -232,7 +227,7 @@ def _largest_total(available: Sequence[int], weights: Sequence[float]) -> int:
     return total
 
 
-def target_examples(examples: Sequence[Example], limit: int, seed: int, language: str) -> list[Example]:
+def target_examples(examples: Sequence[Example], limit: int, seed: int, language: str) -> Sequence[Example]:
     """Return examples in a target language without their labels, in their order.
 
     Args:
@@ -253,10 +248,10 @@ def target_examples(examples: Sequence[Example], limit: int, seed: int, language
         raise ConfigError(
             f"task.target_text {limit} is more than available in {language}: {len(examples)}; 0 takes all"
         )
-    return without_labels(_sample(examples, limit, seed) if limit else examples)
+    return columns.without_labels(_drawn(examples, limit, seed))
 
 
-def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
     """Split labelled examples into a training set and a held-out set, both in the given order.
 
     Each class is represented in the held-out set in proportion, to within one example, but its last example stays in
@@ -277,9 +272,7 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
     _check_labelled(examples)
     if _has_label_sets(examples):
         return _held_out_of_sets(examples, n, seed)
-    by_class: dict[int, list[int]] = {}
-    for i, example in enumerate(examples):
-        by_class.setdefault(example.label, []).append(i)
+    by_class = _rows_by_class(examples)
     spare = len(examples) - len(by_class)
     if not spare or n > spare:
         raise ConfigError(
@@ -293,13 +286,11 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
     for _ in range(n - sum(shares.values())):
         able = [label for label in labels if shares[label] < len(by_class[label]) - 1]
         shares[max(able, key=lambda label: exact[label] - shares[label])] += 1
-    draws = (_shuffled(by_class[label], seed, _HELD_OUT + 1 + label)[: shares[label]] for label in labels)
-    held_out_indices = {i for draw in draws for i in draw}
-    rest = [example for i, example in enumerate(examples) if i not in held_out_indices]
-    return rest, [example for i, example in enumerate(examples) if i in held_out_indices]
+    draws = [_shuffled(by_class[label], seed, _HELD_OUT + 1 + label)[: shares[label]] for label in labels]
+    return _divided(examples, np.concatenate([np.zeros(0, np.int64), *draws]))
 
 
-def _held_out_of_sets(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+def _held_out_of_sets(examples: Sequence[Example], n: int, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
     label_sets = [example.classes or () for example in examples]
     kept = stratification.cover(label_sets, seed)
     spare = len(examples) - len(kept)
@@ -309,12 +300,10 @@ def _held_out_of_sets(examples: Sequence[Example], n: int, seed: int) -> tuple[l
             f"one: {'lower it, or ' if spare else ''}add a dev split"
         )
     n = n or min(-(-len(examples) // _DEFAULT_FRACTION), spare)
-    indices = stratification.held_out(label_sets, n, kept, seed)
-    rest = [example for i, example in enumerate(examples) if i not in indices]
-    return rest, [example for i, example in enumerate(examples) if i in indices]
+    return _divided(examples, np.array(sorted(stratification.held_out(label_sets, n, kept, seed)), np.int64))
 
 
-def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Example], list[Example]]:
+def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[Sequence[Example], Sequence[Example]]:
     """Return (train, dev) for a language without a dev split; the ids of held-out examples name the split dev.
 
     Raises:
@@ -322,22 +311,42 @@ def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[list[Ex
     """
     rest, dev = held_out(train, config.held_out_dev, config.held_out_seed)
     old, new = f"{config.name}/train/", f"{config.name}/dev/"
-    return rest, [dataclasses.replace(example, id=new + example.id.removeprefix(old)) for example in dev]
+    return rest, columns.with_prefix(dev, old, new)
 
 
 def _check_labelled(examples: Sequence[Example]) -> None:
-    if any(example.classes is None for example in examples):
+    if not columns.are_labelled(examples).all():
         raise ValueError("an example without a label among the labelled ones")
 
 
 def _has_label_sets(examples: Sequence[Example]) -> bool:
-    return any(example.label_set is not None for example in examples)
+    return columns.has_label_sets(examples)
 
 
-def _sample(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+def _rows_by_class(examples: Sequence[Example], classes: Iterable[int] = ()) -> dict[int, np.ndarray]:
+    """Return the rows of each class, int64, also of `classes` without an example."""
+    labels = columns.labels_of(examples)
+    return {label: np.flatnonzero(labels == label) for label in sorted({*classes, *np.unique(labels).tolist()})}
+
+
+def _divided(examples: Sequence[Example], rows: np.ndarray) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the examples without these rows, and those of these rows, both in the given order."""
+    is_inside = np.zeros(len(examples), bool)
+    is_inside[rows] = True
+    return columns.select(examples, np.flatnonzero(~is_inside)), columns.select(examples, np.flatnonzero(is_inside))
+
+
+def _drawn(examples: Sequence[Example], limit: int, seed: int) -> Sequence[Example]:
+    """Return a random sample of `limit` examples in their order; 0 takes all."""
+    return _sample(examples, limit, seed) if limit else examples
+
+
+def _sample(examples: Sequence[Example], n: int, seed: int) -> Sequence[Example]:
     """Draw n examples, in their order. For one seed, a smaller sample is a subset of a larger one."""
-    return [examples[i] for i in sorted(_shuffled(range(len(examples)), seed, 0)[:n])]
+    return columns.select(examples, np.sort(np.random.default_rng([seed, 0]).permutation(len(examples))[:n]))
 
 
-def _shuffled(items: Sequence[T], seed: int, stream: int) -> list[T]:
-    return [items[i] for i in np.random.default_rng([seed, stream]).permutation(len(items))]
+def _shuffled(items: Any, seed: int, stream: int) -> Any:
+    """Return a list or an array in a random order."""
+    order = np.random.default_rng([seed, stream]).permutation(len(items))
+    return items[order] if isinstance(items, np.ndarray) else [items[i] for i in order]

@@ -1,45 +1,23 @@
 """A task: its examples, splits, and languages."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from xtransfer.config import TaskConfig
 from xtransfer.data import names
+from xtransfer.data.example import Example, example_id, item_of
+from xtransfer.data.examples import gold
 from xtransfer.errors import ConfigError, DataError, MissingSplitError
 
 SPLITS = ("train", "dev", "test", "unlabelled")
 UNLABELLED = "unlabelled"
 
+# Those of `example` and `examples` are here too, because they belong to a task.
+__all__ = ["SPLITS", "UNLABELLED", "Example", "Task", "TextSource", "example_id", "gold", "item_of"]
+
 _SHOWN = 60  # the most languages in an error
-
-
-@dataclass(frozen=True)
-class Example:
-    """One text, or pair of texts, to classify.
-
-    Attributes:
-      id: task/split/language/id, the same in every run.
-      text: not empty.
-      text_pair: the second text, or None.
-      label: index into the task's labels, or −1 without a label; always −1 in a multi-label task.
-      language: the language, as the task names it.
-      label_set: in a multi-label task, the ascending indices of the text's labels, which may be none; otherwise None,
-        and so without labels.
-    """
-
-    id: str
-    text: str
-    text_pair: str | None
-    label: int
-    language: str
-    label_set: tuple[int, ...] | None = None
-
-    @property
-    def classes(self) -> tuple[int, ...] | None:
-        """The indices of the labels, one in a single-label task; None for an example without a label."""
-        return self.label_set if self.label < 0 else (self.label,)
 
 
 @dataclass(frozen=True)
@@ -51,8 +29,8 @@ class Task:
       labels: the class names, in canonical order.
       source_language: the language of the labelled training text, of several the main one.
       target_languages: the languages to transfer to, without the source languages.
-      load: returns the examples of a (split, language), always in the same order. Labels in "unlabelled" are −1. It
-        raises a UserError for missing or malformed data.
+      load: returns the examples of a (split, language), always in the same order, perhaps on disk. Labels in
+        "unlabelled" are −1. It raises a UserError for missing or malformed data.
       fingerprint: returns a hash of the data, of every split in the source and target languages, whether used or not.
       synthetic: whether the text was generated; everything that names the task says so.
       pretraining: returns a language's texts to pretrain on by group ("en/books", or "en"), never from dev or test.
@@ -65,7 +43,7 @@ class Task:
     labels: tuple[str, ...]
     source_language: str
     target_languages: tuple[str, ...]
-    load: Callable[[str, str], list[Example]]
+    load: Callable[[str, str], Sequence[Example]]
     fingerprint: Callable[[], str]
     synthetic: bool
     pretraining: Callable[[str], dict[str, list[str]]]
@@ -96,24 +74,7 @@ class TextSource:
     parallel: Callable[[str, str], list[tuple[str, str]]]
 
 
-def gold(examples: Sequence[Example], num_classes: int, *, multi_label: bool) -> np.ndarray:
-    """Return labels as an array, with −1 for an example without any.
-
-    Returns:
-      int32 [n], the index of each label; in a multi-label task [n, K], 1 for each class that an example has and else 0.
-    """
-    if not multi_label:
-        return np.array([example.label for example in examples], np.int32)
-    result = np.zeros((len(examples), num_classes), np.int32)
-    for row, example in enumerate(examples):
-        if example.label_set is None:
-            result[row] = -1
-        else:
-            result[row, list(example.label_set)] = 1
-    return result
-
-
-def load_if_present(task: Task, split: str, language: str) -> list[Example] | None:
+def load_if_present(task: Task, split: str, language: str) -> Sequence[Example] | None:
     """Return the examples of a split, or None if the task has no such split in the language.
 
     Raises:
@@ -123,29 +84,6 @@ def load_if_present(task: Task, split: str, language: str) -> list[Example] | No
         return task.load(split, language)
     except MissingSplitError:
         return None
-
-
-def by_language(examples: Iterable[Example]) -> dict[str, list[Example]]:
-    """Return examples by language. Languages and examples keep their order."""
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.language, []).append(example)
-    return groups
-
-
-def example_id(task: str, split: str, language: str, number: str) -> str:
-    """Return the id of an example: task/split/language/number."""
-    return f"{task}/{split}/{language}/{number}"
-
-
-def item_of(id_: str) -> str:
-    """Return what follows task/split/language/ in an example's id, which its translations have too."""
-    return id_.split("/", 3)[-1]
-
-
-def data_set(example: Example) -> str:
-    """Return the task/split/language of an example, from its id."""
-    return f"{example.id.partition(f'/{example.language}/')[0]}/{example.language}"
 
 
 def label_index(name: str, labels: Sequence[str], where: str) -> int:

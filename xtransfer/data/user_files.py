@@ -11,16 +11,19 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.config import TaskConfig, user_path
-from xtransfer.data import names, sampling
+from xtransfer.config import TaskConfig, cache_dir, user_path
+from xtransfer.data import names, sampling, text_cache
+from xtransfer.data.examples import classes_of
 from xtransfer.data.formats import tables
 from xtransfer.data.formats.lines import DELIMITERS, Delimiter
 from xtransfer.data.formats.tables import LabelSets, Record
+from xtransfer.data.repeats import Repeats, Suspects
 from xtransfer.data.task import (
     SPLITS,
     UNLABELLED,
@@ -35,7 +38,7 @@ from xtransfer.data.task import (
 from xtransfer.errors import ConfigError, DataError, MissingSplitError
 
 RowCounts = Mapping[str, Mapping[str, int]]  # split -> language -> number of rows, or 0 if they are not counted
-Read = Callable[[str, str], list[Record]]  # (split, language) -> rows
+Read = Callable[[str, str], "Records"]  # (split, language) -> rows
 
 _RARE = 100  # a class this many times smaller than the largest one may be a misspelling
 _MERGE = "correct one of them, or set task.merge_names to True if they are one"
@@ -74,10 +77,10 @@ def task(config: TaskConfig) -> Task:
     if source in held_out:
         _log.warning("no dev file for %s: holding out %s of train for it", source, config.held_out_dev or "a tenth")
 
-    def examples(split: str, language: str) -> list[Example]:
+    def examples(split: str, language: str) -> Sequence[Example]:
         return _examples(config, read(split, language), _file(config, split, language), labels, split, language)
 
-    def load(split: str, language: str) -> list[Example]:
+    def load(split: str, language: str) -> Sequence[Example]:
         check_request(split, language, config, targets)
         if split == "dev" and language in held_out:
             return sampling.train_and_dev(examples("train", language), config)[1]
@@ -164,7 +167,7 @@ def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequenc
     path = _text_file(config, key)
     columns = _columns(config, labelled=False)
 
-    def load(split: str, language: str) -> list[Example]:
+    def load(split: str, language: str) -> Sequence[Example]:
         if split != UNLABELLED or language not in languages:
             return task.load(split, language)
         has_pairs = any(example.text_pair is not None for example in task.load("test", language)[:1])
@@ -177,9 +180,7 @@ def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequenc
         if len(languages) > 1 and not has_languages:
             raise _no_language_column(path, config)
         file_columns = dataclasses.replace(columns, language=config.language_column if has_languages else "")
-        records = _records(config, path, file_columns)
-        if has_languages:
-            records = _select_language(config, records, language, path)
+        records = _records(config, path, file_columns, language=language if has_languages else "")
         return _examples(config, records, path, (), split, language)
 
     def fingerprint() -> str:
@@ -206,21 +207,109 @@ def _no_language_column(path: Path, config: TaskConfig) -> DataError:
 def _reader(config: TaskConfig) -> Read:
     """Return a function that reads a split and language; a file with all languages is read only once."""
 
-    def read_file(split: str, language: str) -> list[Record]:
-        path = _existing_file(config, split, language)
-        return _records(config, path, _columns(config, labelled=split != UNLABELLED), _label_sets(config))
-
     @functools.lru_cache(_KEPT_FILES)
     def read_split(split: str) -> list[Record]:
-        return read_file(split, "")
+        path = _existing_file(config, split, "")
+        return _all_records(config, path, _columns(config, labelled=split != UNLABELLED), _label_sets(config))
 
-    def read_language(split: str, language: str) -> list[Record]:
-        return _select_language(config, read_split(split), language, _existing_file(config, split, language))
+    def read(split: str, language: str) -> Records:
+        path = _existing_file(config, split, language)
+        if config.language_column and not is_large(path):
+            return _select_language(config, read_split(split), language, path)
+        columns, within = _columns(config, labelled=split != UNLABELLED), language if config.language_column else ""
+        return _records(config, path, columns, _label_sets(config), language=within)
 
-    return read_language if config.language_column else read_file
+    return read
+
+
+def is_large(path: Path) -> bool:
+    """Return whether the examples of a file are kept on disk, and not in memory."""
+    return tables.size(path) >= text_cache.LARGE
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The rows of a large file, which are read again each time they are iterated over.
+
+    Attributes:
+      config: the task's settings.
+      path: the file.
+      columns: the columns to read.
+      label_sets: see `tables.read_records`.
+      language: yield this language's rows alone; "" yields all.
+    """
+
+    config: TaskConfig
+    path: Path
+    columns: tables.Columns
+    label_sets: LabelSets | None
+    language: str = ""
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the rows with text.
+
+        Raises:
+          UserError: as `_all_records` and `_select_language`. That an id occurs twice is known after the last row.
+        """
+        repeats, counts, skipped = Repeats(), Counter[str](), 0
+        for record in self._rows():
+            counts[record.language] += 1
+            if self._is_mine(record):
+                if self.columns.id:  # row numbers differ
+                    repeats.add(record.id)
+                if tables.is_to_skip(self.path, self.columns, record, self.config.empty_text):
+                    skipped += 1
+                else:
+                    yield record
+        if self.language and not self.config.merge_names:
+            names.check_distinct([self.language, *counts], f"{self.path}: column {self.columns.language!r}", _MERGE)
+        self._refuse_repeated(repeats.suspects())
+        if skipped:
+            _log.warning("%s: %d rows without text were skipped", self.path, skipped)
+        mine = sum(count for name, count in counts.items() if self._is_name_mine(name))
+        if mine == skipped:
+            raise _no_rows(self.path, self.columns.language, self.language, counts)
+
+    def _rows(self) -> Iterator[Record]:
+        delimiter = Delimiter(self.config.delimiter)
+        return tables.stream_records(self.path, self.columns, delimiter=delimiter, label_sets=self.label_sets)
+
+    def _is_mine(self, record: Record) -> bool:
+        return not self.language or self._is_name_mine(record.language)
+
+    def _is_name_mine(self, name: str) -> bool:
+        if not self.language or name == self.language:
+            return True
+        return self.config.merge_names and names.normal(name) == names.normal(self.language)
+
+    def _refuse_repeated(self, suspects: Suspects) -> None:
+        lines_by_id: dict[str, int] = {}
+        for record in self._rows() if suspects else ():
+            if self._is_mine(record) and record.id in suspects:
+                if record.id in lines_by_id:
+                    raise tables.repeated_id(self.path, self.columns, record, lines_by_id[record.id])
+                lines_by_id[record.id] = record.line
+
+
+Records = list[Record] | _Stream
 
 
 def _records(
+    config: TaskConfig,
+    path: Path,
+    columns: tables.Columns,
+    label_sets: LabelSets | None = None,
+    *,
+    language: str = "",
+) -> Records:
+    """Return the rows of a file, or of a language in it; those of a large file as a stream."""
+    if is_large(path):
+        return _Stream(config, path, columns, label_sets, language)
+    records = _all_records(config, path, columns, label_sets)
+    return _select_language(config, records, language, path) if language else records
+
+
+def _all_records(
     config: TaskConfig, path: Path, columns: tables.Columns, label_sets: LabelSets | None = None
 ) -> list[Record]:
     delimiter = Delimiter(config.delimiter)
@@ -248,11 +337,7 @@ def _select_language(config: TaskConfig, records: Sequence[Record], language: st
         spellings = {language: None}
     rows = [record for record in records if record.language in spellings]
     if not rows:
-        known = sorted({record.language for record in records})
-        near = names.similar(language, known)
-        raise DataError(
-            f"{path}: no row with text whose column {column!r} is {language!r}; there are {', '.join(known)}{near}"
-        )
+        raise _no_rows(path, column, language, {record.language for record in records})
     if len(spellings) > 1:
         lines_by_id: dict[str, int] = {}
         for record in rows:
@@ -262,9 +347,38 @@ def _select_language(config: TaskConfig, records: Sequence[Record], language: st
     return rows
 
 
+def _no_rows(path: Path, column: str, language: str, known: Iterable[str]) -> DataError:
+    """Return the error about a file, or a language in it, without text."""
+    if not language:
+        return DataError(f"{path}: no rows with text")
+    known = sorted(known)
+    near = names.similar(language, known)
+    return DataError(
+        f"{path}: no row with text whose column {column!r} is {language!r}; there are {', '.join(known)}{near}"
+    )
+
+
 def _examples(
+    config: TaskConfig, records: Records, path: Path, labels: Sequence[str], split: str, language: str
+) -> Sequence[Example]:
+    """Return the examples of some rows, in memory or, for a stream, on disk."""
+    if isinstance(records, list):
+        return list(_each_example(config, records, path, labels, split, language))
+    sets = None if records.label_sets is None else records.label_sets.separator
+    source = [storage.sha256(path), dataclasses.astuple(records.columns), sets, records.language, list(labels)]
+    return text_cache.stored(
+        cache_dir(config) / "texts",
+        [*source, config.delimiter, config.empty_text, config.merge_names],
+        example_id(config.name, split, language, ""),
+        language,
+        lambda: _each_example(config, records, path, labels, split, language),
+        has_numbers=not records.columns.id,
+    )
+
+
+def _each_example(
     config: TaskConfig, records: Iterable[Record], path: Path, labels: Sequence[str], split: str, language: str
-) -> list[Example]:
+) -> Iterator[Example]:
     spellings = {names.normal(label): label for label in labels} if config.merge_names else {}
 
     def index(label: str, where: str) -> int:
@@ -275,8 +389,8 @@ def _examples(
             return None
         return tuple(sorted({index(label, f"{path}:{record.line}") for label in record.label_set}))
 
-    return [
-        Example(
+    for record in records:
+        yield Example(
             id=example_id(config.name, split, language, record.id),
             text=record.text,
             text_pair=record.text_pair,
@@ -284,13 +398,11 @@ def _examples(
             language=language,
             label_set=label_set(record),
         )
-        for record in records
-    ]
 
 
-def _check_classes(train: Iterable[Example], labels: Sequence[str], path: Path) -> None:
+def _check_classes(train: Sequence[Example], labels: Sequence[str], path: Path) -> None:
     """Refuse a class without examples."""
-    used = {label for example in train for label in example.classes or ()}
+    used = classes_of(train)
     missing = [repr(name) for i, name in enumerate(labels) if i not in used]
     if missing:
         raise DataError(f"{path}: no example of {', '.join(missing)} in task.labels; add some, or change task.labels")

@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -13,9 +12,11 @@ import numpy as np
 from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data.batches import measures
 from xtransfer.data.batches.measures import Filling, Lengths
+from xtransfer.data.examples import are_labelled, by_language, in_languages, languages_of, select, sides, text_digests
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import SPLITS, Example, Task
-from xtransfer.data.tokens.tokenizer import Tokens
+from xtransfer.data.tokens.samples import AnyTokens
+from xtransfer.data.tokens.samples import select as select_tokens
 from xtransfer.describe.opinions import Opinion, opinions
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.objectives import Objective, check_classes, configured_objectives, effective_settings
@@ -25,7 +26,7 @@ from xtransfer.runs import teachers
 from xtransfer.runs.draws import draws_of
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime.sharding import mesh_sizes
-from xtransfer.train.inputs import ModelInputs, sides
+from xtransfer.train.inputs import ModelInputs
 
 TRAINING_SETS = {"labelled": "L", "all": "L ∪ U"}  # how the description names each `Objective.data`
 _NUM_EXAMPLES = 3  # shown for each of the source language and one target language
@@ -244,19 +245,18 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
     measured = list(dict.fromkeys(one for measured_sets, _ in sets for one in measured_sets))
     for (_, split), examples in evaluated.items():
         measured += [_measure(inputs, split, examples, inputs.tokens(examples)) for inputs in (*readers, student)]
-    training_texts = {(example.text, example.text_pair) for example in transfer.everything}
-    repeated = {"L ∪ U": len(transfer.everything) - len(training_texts)}
+    training_texts = text_digests(transfer.everything)
+    repeated = {"L ∪ U": len(training_texts) - len(np.unique(training_texts))}
     for (language, split), examples in evaluated.items():
         if language in task.source_languages:
             name = f"{split} {language}" if task.other_sources else split
-            repeated[name] = sum((example.text, example.text_pair) in training_texts for example in examples)
+            repeated[name] = int(np.isin(text_digests(examples), training_texts).sum())
     in_target_text = {}
     for language, target in transfer.target.items():
-        target_texts = {(example.text, example.text_pair) for example in target}
+        target_texts = text_digests(target)
         for (other, split), examples in evaluated.items():
             if other == language:
-                shared = sum((example.text, example.text_pair) in target_texts for example in examples)
-                in_target_text[f"{split} {language}"] = shared
+                in_target_text[f"{split} {language}"] = int(np.isin(text_digests(examples), target_texts).sum())
     roles = [inputs.role for inputs in (*readers, *students.values())]
     target_examples = next(
         (examples for (language, _), examples in evaluated.items() if language not in task.source_languages), []
@@ -297,10 +297,7 @@ def _label_sets(
     labelled: Sequence[Example], evaluated: Mapping[tuple[str, str], Sequence[Example]]
 ) -> tuple[LabelSets, ...]:
     """Describe the label sets of L and of the evaluated splits."""
-    by_language: dict[str, list[Example]] = {}
-    for example in labelled:
-        by_language.setdefault(example.language, []).append(example)
-    sets = {**{(language, "L"): examples for language, examples in by_language.items()}, **evaluated}
+    sets = {**{(language, "L"): examples for language, examples in by_language(labelled).items()}, **evaluated}
     result = []
     for (language, name), examples in sets.items():
         classes = [example.classes or () for example in examples]
@@ -321,28 +318,28 @@ def _transfer_counts(experiment: ExperimentConfig, task: Task, transfer: Transfe
     """Return the sizes of L and U in each source language, and of T, the text in each target language."""
     targets = [_count(task, language, "T", examples) for language, examples in transfer.target.items()]
     return targets + [
-        _count(task, language, name, [example for example in examples if example.language == language])
+        _count(task, language, name, select(examples, in_languages(examples, (language,))))
         for language in (task.source_language, *experiment.further_sources)
         for name, examples in (("L", transfer.labelled), ("U", transfer.unlabelled))
     ]
 
 
-def transfer_rows(experiment: ExperimentConfig) -> list[dict[str, str]]:
-    """Return the text of all draws' transfer sets with its ids, for somebody else to label (`teacher.logits_file`).
+def transfer_rows(experiment: ExperimentConfig) -> Iterator[dict[str, str]]:
+    """Yield the text of all draws' transfer sets with its ids, for somebody else to label (`teacher.logits_file`).
 
     Raises:
       UserError: see `transfer_set.gather`.
     """
     experiment = teachers.with_classes(experiment)
     task = _with_cached_source(load_task(experiment.task, experiment.further_sources))
-    return transfer_set.rows(transfer_set.gather(draw.apply(experiment), task) for draw in draws_of(experiment))
+    return transfer_set.rows([transfer_set.gather(draw.apply(experiment), task) for draw in draws_of(experiment)])
 
 
 def _with_cached_source(task: Task) -> Task:
     """Return the task with its source splits kept in memory, because several functions here read them."""
     load_cached = functools.cache(task.load)
 
-    def load(split: str, language: str) -> list[Example]:
+    def load(split: str, language: str) -> Sequence[Example]:
         if language in task.source_languages:
             return load_cached(split, language)
         return task.load(split, language)
@@ -363,14 +360,14 @@ def _training_sets(
     if not transfer.everything:
         return [], []
     tokens, n = inputs.tokens(transfer.everything, transfer.drawn_from), len(transfer.labelled)
-    sets = {"labelled": tokens.take(np.arange(n)), "all": tokens}
+    sets = {"labelled": select_tokens(tokens, np.arange(n)), "all": tokens}
     measured = []
-    for language in dict.fromkeys(example.language for example in transfer.everything):
+    for language in languages_of(transfer.everything):
         for name, examples, first in (("L", transfer.labelled, 0), ("U", transfer.unlabelled, n)):
-            rows = np.array([first + i for i, example in enumerate(examples) if example.language == language], np.int64)
+            rows = in_languages(examples, (language,))
             if len(rows):
-                part = [example for example in examples if example.language == language]
-                measured.append(_measure(inputs, name, part, tokens.take(rows)))
+                part = select(examples, rows)
+                measured.append(_measure(inputs, name, part, select_tokens(tokens, first + rows)))
     return measured, [_packing(inputs, TRAINING_SETS[kind], sets[kind], seed, batches) for kind in kinds]
 
 
@@ -381,20 +378,20 @@ def _target_sets(
     examples = transfer.of(objective)
     tokens = inputs.tokens(examples, transfer.drawn_from)
     measured = []
-    for language in dict.fromkeys(example.language for example in examples):
-        rows = np.array([i for i, example in enumerate(examples) if example.language == language], np.int64)
-        measured.append(_measure(inputs, "T", [examples[i] for i in rows], tokens.take(rows)))
+    for language in languages_of(examples):
+        rows = in_languages(examples, (language,))
+        measured.append(_measure(inputs, "T", select(examples, rows), select_tokens(tokens, rows)))
     return measured, [_packing(inputs, f"T of {objective.name}", tokens, seed, batches)]
 
 
-def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens: Tokens) -> MeasuredSet:
+def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens: AnyTokens) -> MeasuredSet:
     """Measure the lengths of examples in one language."""
     return MeasuredSet(
         inputs.role, examples[0].language, name, measures.measure(inputs.cache, *sides(examples), tokens)
     )
 
 
-def _packing(inputs: ModelInputs, name: str, tokens: Tokens, seed: int, batches: int) -> PackedTraining:
+def _packing(inputs: ModelInputs, name: str, tokens: AnyTokens, seed: int, batches: int) -> PackedTraining:
     """Pack the first training batches from these tokens, and measure how full they are."""
     steps, plan = inputs.settings.resolved(len(tokens)).steps, inputs.training_plan(len(tokens))
     filling = measures.filling(tokens, plan, seed, min(batches, steps))
@@ -409,7 +406,7 @@ def _needed(transfer: TransferSet) -> set[str]:
 
 def _splits(
     task: Task, evaluation_splits: Sequence[str], source_splits: set[str]
-) -> tuple[list[SetSize], dict[tuple[str, str], list[Example]], tuple[str, ...]]:
+) -> tuple[list[SetSize], dict[tuple[str, str], Sequence[Example]], tuple[str, ...]]:
     """Load all splits, of which every language must have `evaluation_splits` and a source also `source_splits`.
 
     Returns:
@@ -418,7 +415,7 @@ def _splits(
       Why other splits are missing, one line per reason.
     """
     counts: list[SetSize] = []
-    evaluated: dict[tuple[str, str], list[Example]] = {}
+    evaluated: dict[tuple[str, str], Sequence[Example]] = {}
     missing: dict[tuple[str, str], tuple[str, list[str]]] = {}  # (split, kind of reason) -> (first message, languages)
     for language in task.languages:
         needed = set(evaluation_splits)
@@ -446,28 +443,42 @@ def _splits(
 
 def _count(task: Task, language: str, name: str, examples: Sequence[Example]) -> SetSize:
     """Return the size of a set of examples."""
-    by_label = Counter(label for example in examples for label in example.classes or ())
-    labels = tuple(by_label[i] for i in range(len(task.labels)))
-    without_label = sum(example.classes is None for example in examples)
+    gold = task.gold(examples)  # [n], or [n, K] in a multi-label task
+    if task.multi_label:
+        labels = tuple((gold == 1).sum(axis=0).tolist())
+    else:
+        labels = tuple(np.bincount(gold[gold >= 0], minlength=len(task.labels)).tolist())
+    without_label = int((~are_labelled(examples)).sum())
     return SetSize(language, name, len(examples), labels, without_label)
 
 
 def _examples_to_show(task: Task, examples: Sequence[Example], models: Sequence[ModelInputs]) -> list[ShownExample]:
     """Return a few examples with different labels, and then further examples if there are too few labels."""
-    first_by_label = {example.classes: example for example in reversed(examples)}
-    first_ids = {example.id for example in first_by_label.values()}
-    ordered = sorted(examples, key=lambda example: example.id not in first_ids)  # stable
+    most = _NUM_EXAMPLES if task.multi_label else min(_NUM_EXAMPLES, len(task.labels))
     shown = []
-    for example in ordered[:_NUM_EXAMPLES]:
+    for example in _with_different_labels(examples, most):
         tokens = {}
         for inputs in models:
-            ids = inputs.tokens([example]).input_ids
+            ids = inputs.tokens([example]).take(np.zeros(1, np.int64)).input_ids
             pieces = inputs.tokenizer.convert_ids_to_tokens(ids[:_MAX_TOKENS].tolist())
             tokens[inputs.role] = " ".join(pieces) + _omitted(len(ids) - _MAX_TOKENS, "tokens")
         label = ", ".join(task.labels[index] for index in example.classes or ()) or "none"
         pair = _shorten(example.text_pair) if example.text_pair else example.text_pair
         shown.append(ShownExample(example.id, label, _shorten(example.text), pair, tokens))
     return shown
+
+
+def _with_different_labels(examples: Sequence[Example], most: int) -> list[Example]:
+    """Return the first examples of up to `most` labels, and then the first others, a few in all."""
+    first_by_label: dict[tuple[int, ...] | None, int] = {}
+    if are_labelled(examples).any():
+        for row, example in enumerate(examples):
+            first_by_label.setdefault(example.classes, row)
+            if len(first_by_label) == most:
+                break
+    first = list(first_by_label.values())
+    others = [row for row in range(min(len(examples), 2 * _NUM_EXAMPLES)) if row not in first]
+    return [examples[row] for row in [*first, *others][:_NUM_EXAMPLES]]
 
 
 def _omitted(count: int, unit: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, user_path
+from xtransfer.data.examples import are_labelled, ids_of, in_languages, languages_of
 from xtransfer.data.task import Example, Task
 from xtransfer.distillation import transfer_set
 from xtransfer.distillation.logits_store import LogitsStore, open_store
@@ -68,9 +69,9 @@ def opinions(
         if settings.is_file and user_path(settings.logits_file).is_file():
             examples: Sequence[Example] = teachers.read_by(experiment, member, transfer.everything)
             file = teachers.read_file(experiment, member, task.labels, [transfer])
-            found[member] = examples, file.of([example.id for example in examples]), None
+            found[member] = examples, file.of(ids_of(examples)), None
     for teacher, examples, store in _stores(experiment, task, transfer, workdir):
-        found[teacher] = examples, store.read([example.id for example in examples]), store.disagreement()
+        found[teacher] = examples, store.read(store.ids), store.disagreement()
     order = [*experiment.members, MEAN]
     return [opinion for name in sorted(found, key=order.index) for opinion in _by_set(name, task, *found[name])]
 
@@ -100,8 +101,7 @@ def _stores(
             continue
         examples = transfer.everything if member == MEAN else teachers.read_by(experiment, member, transfer.everything)
         if key["data_fingerprint"] == transfer_set.fingerprint(examples):
-            ids = [example.id for example in examples]
-            store = open_store(path.parents[1], key, classes=classes, ids=ids, shard_size=size)
+            store = open_store(path.parents[1], key, classes=classes, ids=ids_of(examples), shard_size=size)
             if store.complete:
                 yield member, examples, store
 
@@ -118,11 +118,11 @@ def _by_set(
     else:
         guesses = logits.argmax(axis=1, keepdims=True) == np.arange(logits.shape[1])  # [n, K]
         is_right = logits.argmax(axis=1) == task.gold(examples)
-    is_labelled = np.array([example.classes is not None for example in examples])
-    languages = np.array([example.language for example in examples])
-    for language in dict.fromkeys(languages.tolist()):
+    is_labelled = are_labelled(examples)
+    for language in languages_of(examples):
+        inside = in_languages(examples, (language,))
         for name in ("L", "U"):
-            rows = np.flatnonzero((languages == language) & (is_labelled == (name == "L")))
+            rows = inside[is_labelled[inside] == (name == "L")]
             if len(rows):
                 yield Opinion(
                     teacher,

@@ -15,16 +15,19 @@ Only process 0 writes, and the workdir's lock keeps other runs out.
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import logging
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xtransfer import storage
+from xtransfer.data.repeats import first_repeated
 from xtransfer.errors import CheckpointError, ConfigError, DataError
 from xtransfer.runtime import checksums, processes
 
@@ -32,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1
 DISAGREEMENT = "disagreement.npy"
+# An interruption loses at most one shard. Each one rewrites the list of checksums, so there must not be many thousand.
+_SHARD_SIZE, _LARGE_SHARD_SIZE = 1 << 10, 1 << 16
+_MANY = 1 << 20  # examples, above which shards are large
 _RERUN = "run the same command to label the missing shards"
 
 
@@ -53,7 +59,7 @@ class LogitsStore:
 
     directory: Path
     classes: tuple[str, ...]
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     shard_size: int
 
     @property
@@ -69,12 +75,23 @@ class LogitsStore:
 
     def missing_shards(self) -> list[int]:
         """Return the shards that are absent or damaged, in ascending order."""
-        return [shard for shard in range(self.num_shards) if self.fault(shard) is not None]
+        try:
+            listed = checksums.read(self.directory) or {}  # once for all shards
+        except ValueError:
+            listed = {}
+        return [shard for shard in range(self.num_shards) if self._fault(shard, listed) is not None]
 
     def fault(self, shard: int) -> str | None:
         """Return in words what is wrong with a shard; None if it is complete and as it was written."""
+        try:
+            return self._fault(shard, checksums.read(self.directory) or {})
+        except ValueError:
+            return self._fault(shard, {})
+
+    def _fault(self, shard: int, listed: Mapping[str, Mapping[str, Any]]) -> str | None:
         if self._is_complete(shard):
-            return checksums.fault_of(self._path(shard))
+            path = self._path(shard)
+            return checksums.fault(path, listed[path.name]) if path.name in listed else None
         name = self._path(shard).name
         return f"{name} is {'truncated or of another size' if self.exists(shard) else 'missing'}"
 
@@ -123,14 +140,18 @@ class LogitsStore:
             raise CheckpointError(
                 f"{self.directory}: {self.fault(missing[0])} ({len(missing)} of {self.num_shards} shards): {_RERUN}"
             )
+        logits = np.empty((len(self.ids), len(self.classes)), np.float32)
+        for shard in range(self.num_shards):
+            logits[self.shard_indices(shard)] = np.load(self._path(shard), allow_pickle=False)
+        if ids is self.ids or (len(ids) == len(self.ids) and all(map(operator.eq, ids, self.ids))):
+            return logits
         row_by_id = {id_: row for row, id_ in enumerate(self.ids)}
         unknown = [id_ for id_ in ids if id_ not in row_by_id]
         if unknown:
             raise CheckpointError(
                 f"{self.directory}: no logits of example {unknown[0]!r} ({len(unknown)} ids are missing)"
             )
-        shards = [np.load(self._path(shard), allow_pickle=False) for shard in range(self.num_shards)]
-        return np.concatenate(shards)[[row_by_id[id_] for id_ in ids]].reshape(len(ids), len(self.classes))
+        return logits[[row_by_id[id_] for id_ in ids]].reshape(len(ids), len(self.classes))
 
     def write_disagreement(self, values: np.ndarray) -> None:
         """Keep the disagreement of several teachers on each example, np.float32 [n], rows as in `ids`."""
@@ -158,7 +179,12 @@ class LogitsStore:
 
 
 def open_store(
-    root: Path, key_fields: Mapping[str, Any], *, classes: Sequence[str], ids: Sequence[str], shard_size: int
+    root: Path,
+    key_fields: Mapping[str, Any],
+    *,
+    classes: Sequence[str],
+    ids: Sequence[str],
+    shard_size: int | None = None,
 ) -> LogitsStore:
     """Open the store of these key fields under `root`, or create an empty one.
 
@@ -166,22 +192,26 @@ def open_store(
       root: the directory of all stores, `workdir/logits`.
       key_fields: the arguments of `store_key`.
       classes: names of the logits' columns, in order.
-      ids: example ids in row order, each once.
-      shard_size: examples per shard.
+      ids: example ids in row order, each once. They may be on disk, and must not change.
+      shard_size: examples per shard; None takes that of an existing store, or else `default_shard_size`.
 
     Raises:
       UserError: ids or classes that cannot be stored, a manifest with other contents, or a failing disk.
     """
-    classes, ids = tuple(classes), tuple(ids)
-    _check(classes, ids, shard_size)
+    classes, ids = tuple(classes), tuple(ids) if isinstance(ids, list) else ids
     directory = Path(root) / store_key(**key_fields)
-    id_lines = "".join(f"{id_}\n" for id_ in ids).encode()
+    if shard_size is None:
+        shard_size = _stored_shard_size(directory) or default_shard_size(len(ids))
+    _check(classes, ids, shard_size)
+    digest = hashlib.sha256()
+    for lines in _id_lines(ids):
+        digest.update(lines)
     manifest = {
         "format": FORMAT,
         "classes": list(classes),
         "count": len(ids),
         "shard_size": shard_size,
-        "ids_sha256": hashlib.sha256(id_lines).hexdigest(),
+        "ids_sha256": digest.hexdigest(),
         "key": dict(key_fields),
     }
     path = directory / "manifest.json"
@@ -193,7 +223,7 @@ def open_store(
         if is_damaged:
             _log.warning("%s was damaged, so written again", path)
         if is_damaged or not path.exists():
-            storage.write_atomically(directory / "ids.txt", id_lines)
+            storage.write_pieces(directory / "ids.txt", _id_lines(ids))
             # The manifest comes last: if it exists, the store is set up.
             checksums.write(path, content)
 
@@ -202,20 +232,40 @@ def open_store(
     return LogitsStore(directory, classes, ids, shard_size)
 
 
-def _check(classes: tuple[str, ...], ids: tuple[str, ...], shard_size: int) -> None:
-    if not ids:
+def default_shard_size(n: int) -> int:
+    """Return the examples per shard in a new store of n examples: few shards, and little to repeat if it is stopped."""
+    return _SHARD_SIZE if n <= _MANY else _LARGE_SHARD_SIZE
+
+
+def _stored_shard_size(directory: Path) -> int:
+    """Return the examples per shard in an existing store; 0 if there is none, or its manifest is damaged."""
+    try:
+        size = storage.read_json((directory / "manifest.json").read_text(encoding="utf-8"))["shard_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+def _id_lines(ids: Sequence[str]) -> Iterator[bytes]:
+    """Yield the lines of ids.txt, some thousand at a time."""
+    iterator = iter(ids)
+    while group := list(itertools.islice(iterator, _LARGE_SHARD_SIZE)):
+        yield "".join(f"{id_}\n" for id_ in group).encode()
+
+
+def _check(classes: tuple[str, ...], ids: Sequence[str], shard_size: int) -> None:
+    if not len(ids):
         raise DataError("no examples for the teacher to label")
     if shard_size < 1:
         raise ConfigError(f"shard_size = {shard_size}, expected 1 or more")
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise DataError(f"the teacher's classes {list(classes)}: expected two or more different names")
-    seen = set()
     for id_ in ids:
-        if id_ in seen:
-            raise DataError(f"example id {id_!r} occurs twice: ids must be unique")
         if not id_ or id_.splitlines() != [id_] or not _is_unicode(id_):
             raise DataError(f"example id {id_!r}: expected one non-empty line of valid Unicode")
-        seen.add(id_)
+    repeated = first_repeated(ids)
+    if repeated is not None:
+        raise DataError(f"example id {repeated!r} occurs twice: ids must be unique")
 
 
 def _is_unicode(text: str) -> bool:

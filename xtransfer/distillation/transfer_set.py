@@ -5,10 +5,13 @@ Objectives with data "target" learn from unlabelled text in target languages ins
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from xtransfer.config import ExperimentConfig
+from xtransfer.data.examples import StoredExamples, by_language, classes_of, in_languages, join, select
 from xtransfer.data.sampling import (
     labelled_in_sources,
     labelled_subset,
@@ -16,11 +19,13 @@ from xtransfer.data.sampling import (
     unlabelled_examples,
     unlabelled_in_sources,
 )
-from xtransfer.data.task import UNLABELLED, Example, Task, by_language, load_if_present
+from xtransfer.data.task import UNLABELLED, Example, Task, load_if_present
 from xtransfer.distillation import teachers
 from xtransfer.distillation.objectives import Objective, configured_objectives
 from xtransfer.errors import ConfigError, DataError, MissingSplitError
 from xtransfer.runtime import terminal
+
+_FINGERPRINTS: WeakKeyDictionary[StoredExamples, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -36,33 +41,33 @@ class TransferSet:
       target: text in target languages by language, without labels; empty unless an objective reads it.
     """
 
-    labelled: list[Example]
-    unlabelled: list[Example]
-    dev: list[Example]
-    drawn_from: tuple[list[Example], ...]
-    further_dev: Mapping[str, list[Example]] = field(default_factory=dict)
-    target: Mapping[str, list[Example]] = field(default_factory=dict)
+    labelled: Sequence[Example]
+    unlabelled: Sequence[Example]
+    dev: Sequence[Example]
+    drawn_from: tuple[Sequence[Example], ...]
+    further_dev: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    target: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
-    @property
-    def everything(self) -> list[Example]:
+    @cached_property
+    def everything(self) -> Sequence[Example]:
         """L ∪ U."""
-        return self.labelled + self.unlabelled
+        return join(self.labelled, self.unlabelled)
 
-    def of(self, objective: Objective) -> list[Example]:
+    def of(self, objective: Objective) -> Sequence[Example]:
         """Return the text that an objective learns from."""
         if objective.data == "target":
-            return [example for name in objective.languages or self.target for example in self.target[name]]
+            return join(*(self.target[name] for name in objective.languages or self.target))
         return self.everything if objective.data == "all" else self.labelled
 
-    def dev_in(self, languages: Collection[str]) -> dict[str, list[Example]]:
+    def dev_in(self, languages: Collection[str]) -> dict[str, Sequence[Example]]:
         """Return the dev splits that score a teacher of these languages, by language; without examples there are none.
 
         A language that only teachers read has no score of its own: all splits of its teacher count as one.
         """
-        further = [example for split in self.further_dev.values() for example in split]
-        examples = [example for example in (*self.dev, *further) if example.language in languages]
-        is_one = any(example.language in self.further_dev for example in examples)
-        return {" and ".join(by_language(examples)): examples} if is_one else by_language(examples)
+        everything = join(self.dev, *self.further_dev.values())
+        splits = by_language(select(everything, in_languages(everything, languages)))
+        is_one = any(language in self.further_dev for language in splits)
+        return {" and ".join(splits): join(*splits.values())} if is_one else splits
 
 
 def gather(config: ExperimentConfig, task: Task) -> TransferSet:
@@ -86,14 +91,14 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
     draw = _drawn_together if config.task.source_languages else _drawn_each
     train = {language: _required(config, task, "train", language) for language in languages}
     labelled_by_language, unlabelled_by_language = draw(config, task, kind, train)
-    drawn_from: list[list[Example]] = []
+    drawn_from: list[Sequence[Example]] = []
     for language in languages:
         if train[language]:
             drawn_from.append(train[language])
         if unlabelled_by_language[language] and kind != "train_rest":
             drawn_from.append(task.load(UNLABELLED, language))
-    labelled = [example for language in languages for example in labelled_by_language[language]]
-    unlabelled = [example for language in languages for example in unlabelled_by_language[language]]
+    labelled = join(*(labelled_by_language[language] for language in languages))
+    unlabelled = join(*(unlabelled_by_language[language] for language in languages))
     _check_sizes(config, task, labelled, unlabelled)
     dev = _dev(config, task)
     further = [language for language in config.further_sources if language not in task.source_languages]
@@ -103,7 +108,7 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
     return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev, target)
 
 
-_ByLanguage = dict[str, list[Example]]
+_ByLanguage = dict[str, Sequence[Example]]
 
 
 def _drawn_each(
@@ -137,13 +142,13 @@ def _drawn_together(
     return labelled, unlabelled_in_sources(task, kind, settings, labelled)
 
 
-def _dev(config: ExperimentConfig, task: Task) -> list[Example]:
+def _dev(config: ExperimentConfig, task: Task) -> Sequence[Example]:
     """Return the dev splits of the task's source languages."""
     splits = {language: _required(config, task, "dev", language) for language in task.source_languages}
     _refuse_some_without("dev", "dev", splits)
     if not any(splits.values()):
         teachers.refuse_without_dev(config, " and ".join(splits))
-    return [example for split in splits.values() for example in split]
+    return join(*splits.values())
 
 
 def _refuse_some_without(kind: str, split: str, examples: Mapping[str, Sequence[Example]]) -> None:
@@ -156,7 +161,7 @@ def _refuse_some_without(kind: str, split: str, examples: Mapping[str, Sequence[
         )
 
 
-def _target_text(config: ExperimentConfig, task: Task) -> dict[str, list[Example]]:
+def _target_text(config: ExperimentConfig, task: Task) -> dict[str, Sequence[Example]]:
     """Return the text of the target languages that the experiment's objectives read, by language."""
     readers = [objective for objective in configured_objectives(config) if objective.data == "target"]
     needed: set[str] = set()
@@ -178,7 +183,7 @@ def _target_text(config: ExperimentConfig, task: Task) -> dict[str, list[Example
     }
 
 
-def _target_split(config: ExperimentConfig, task: Task, language: str) -> list[Example]:
+def _target_split(config: ExperimentConfig, task: Task, language: str) -> Sequence[Example]:
     """Return the split that the text of a target language is drawn from.
 
     Raises:
@@ -199,25 +204,37 @@ def _target_split(config: ExperimentConfig, task: Task, language: str) -> list[E
     return examples
 
 
-def fingerprint(examples: Iterable[Example]) -> str:
-    """Return the sha256 over the ids and the texts of examples, in order."""
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return the sha256 over the ids and the texts of examples, in order; those of stored examples are read once."""
+    if not isinstance(examples, StoredExamples):
+        return _fingerprint(examples)
+    if examples not in _FINGERPRINTS:
+        _FINGERPRINTS[examples] = _fingerprint(examples)
+    return _FINGERPRINTS[examples]
+
+
+def _fingerprint(examples: Iterable[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps([example.id, example.text, example.text_pair]).encode())
     return digest.hexdigest()
 
 
-def rows(samples: Iterable[TransferSet]) -> list[dict[str, str]]:
-    """Return the text of some transfer sets, each example once, as the rows of a file for somebody else to label."""
-    examples = {example.id: example for sample in samples for example in sample.everything}
-    return [
-        {"id": example.id, "language": example.language, "text": example.text}
-        | ({} if example.text_pair is None else {"text_pair": example.text_pair})
-        for example in examples.values()
-    ]
+def rows(samples: Sequence[TransferSet]) -> Iterator[dict[str, str]]:
+    """Yield the text of some transfer sets, each example once, as the rows of a file for somebody else to label."""
+    seen: set[str] = set()
+    for sample in samples:
+        for example in sample.everything:
+            if example.id in seen:
+                continue
+            if len(samples) > 1:  # one sample has each example once
+                seen.add(example.id)
+            yield {"id": example.id, "language": example.language, "text": example.text} | (
+                {} if example.text_pair is None else {"text_pair": example.text_pair}
+            )
 
 
-def _required(config: ExperimentConfig, task: Task, split: str, language: str) -> list[Example]:
+def _required(config: ExperimentConfig, task: Task, split: str, language: str) -> Sequence[Example]:
     """Return a labelled split, or nothing if it does not exist, and no teacher in that language is trained here."""
     readers = [teacher for member, teacher in config.members.items() if language in config.languages_of(member)]
     if any(teacher.learns for teacher in readers):
@@ -252,7 +269,7 @@ def _check_sizes(
 
 def _check_classes(labelled: Sequence[Example], labels: Sequence[str], requested: int, where: str = "") -> None:
     """Refuse a class that no model would learn."""
-    used = {label for example in labelled for label in example.classes or ()}
+    used = classes_of(labelled)
     missing = [repr(name) for label, name in enumerate(labels) if label not in used]
     if missing:
         if where:  # only a part of the sample is in this language

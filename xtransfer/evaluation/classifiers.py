@@ -8,6 +8,7 @@ import numpy as np
 
 from xtransfer.data.batches.batches import Dataset, eval_batches, make_plan
 from xtransfer.data.batches.prefetch import prefetch
+from xtransfer.data.examples import sides
 from xtransfer.data.task import Example, Task
 from xtransfer.data.tokens.tokenizer import tokenize
 from xtransfer.errors import CheckpointError
@@ -16,7 +17,6 @@ from xtransfer.models import inference
 from xtransfer.models.hf.tokenizer import check_pairs
 from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runtime.sharding import data_shards
-from xtransfer.train.inputs import sides
 
 
 @dataclass(frozen=True, eq=False)

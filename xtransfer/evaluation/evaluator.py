@@ -301,7 +301,7 @@ def _score(
                         selected = {"selection": protocol, "split": job.split, "language": job.language}
                         yield row | selected | score._asdict()
                 path = workdir.predictions(run.directory, job.weights_name, job.split, job.language)
-                predictions = storage.jsonl(prediction_rows(examples, logits, task))
+                predictions = storage.jsonl(prediction_rows(examples, logits, task))  # read by process 0 alone
                 processes.on_first(functools.partial(checksums.write, path, predictions))
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.data.batches import measures
-from xtransfer.data.task import Example
-from xtransfer.data.tokens.tokenizer import Tokens
+from xtransfer.data.example import Example
+from xtransfer.data.examples import sides
+from xtransfer.data.tokens.samples import AnyTokens
 from xtransfer.runs.workdir import Workdir
-from xtransfer.train.inputs import ModelInputs, sides
+from xtransfer.train.inputs import ModelInputs
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TokenCounts:
         return self.tokens / self.units if self.units else 0.0
 
 
-def record(workdir: Workdir, split: str, inputs: ModelInputs, examples: Sequence[Example], tokens: Tokens) -> None:
+def record(workdir: Workdir, split: str, inputs: ModelInputs, examples: Sequence[Example], tokens: AnyTokens) -> None:
     """Add the counts of a split in the language of its examples to `tokens.jsonl`, unless they are there.
 
     Args:

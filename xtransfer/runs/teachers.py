@@ -12,7 +12,8 @@ from typing import Any
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, FurtherTeacherConfig, ModelConfig, TeacherConfig, user_path
-from xtransfer.data.task import Example
+from xtransfer.data.example import Example
+from xtransfer.data.examples import in_languages, select
 from xtransfer.distillation.logits_file import LogitsFile, read_logits_file
 from xtransfer.distillation.objectives import definitions
 from xtransfer.distillation.teachers import seed_of
@@ -145,10 +146,9 @@ def read_file(
     return file
 
 
-def read_by(config: ExperimentConfig, member: str, examples: Sequence[Example]) -> list[Example]:
+def read_by(config: ExperimentConfig, member: str, examples: Sequence[Example]) -> Sequence[Example]:
     """Return the examples in the languages that a member reads."""
-    languages = config.languages_of(member)
-    return [example for example in examples if example.language in languages]
+    return select(examples, in_languages(examples, config.languages_of(member)))
 
 
 def runs(workdir: Workdir, config: ExperimentConfig) -> list[tuple[str, str, Path]]:

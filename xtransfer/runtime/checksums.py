@@ -12,7 +12,7 @@ separates the two, and one damaged row costs that row alone. A row without a dig
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +63,34 @@ def write_all(directory: Path, *, skip: Collection[str] = ()) -> None:
     write_list(directory, {name: facts(path) for name, path in by_name.items() if name not in left_out})
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file atomically, and list it in its directory first. Only one process may do so at a time.
+
+    Args:
+      path: the file.
+      data: its bytes, or pieces of them that need not fit into memory together.
 
     Raises:
       UserError: the file system refuses.
     """
+    digest, size = hashlib.sha256(), 0
+    with storage.AtomicFile(path) as file:
+        for piece in [data] if isinstance(data, bytes) else data:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+        _list(path, {"size": size, "sha256": digest.hexdigest()})
+        file.commit()
+
+
+def _list(path: Path, entry: dict[str, Any]) -> None:
+    """Add the facts of a file to the list of its directory."""
     try:
         listed = read(path.parent) or {}
     except ValueError:
         listed = {}  # the other files are then used as they are, like those that are older than the list
-    if listed.get(path.name) != _entry(data):
-        write_list(path.parent, {**listed, path.name: _entry(data)})
-    storage.write_atomically(path, data)
+    if listed.get(path.name) != entry:
+        write_list(path.parent, {**listed, path.name: entry})
 
 
 def read(directory: Path) -> dict[str, dict[str, Any]] | None:

@@ -15,7 +15,8 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
-from xtransfer.data.task import Example, Task, data_set, load_if_present
+from xtransfer.data.examples import data_sets
+from xtransfer.data.task import Example, Task, load_if_present
 from xtransfer.distillation.objectives import Objective
 from xtransfer.errors import CheckpointError, ConfigError, DivergedError, UserError
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -189,7 +190,7 @@ class Finetuner:
         dataset = self.inputs.dataset(examples, self.num_classes, drawn_from, multi_label=self.multi_label)
         truncated = int(np.count_nonzero(dataset.tokens.truncated))
         if truncated:
-            names = " and ".join(dict.fromkeys(map(data_set, examples)))
+            names = " and ".join(data_sets(examples))
             self._report(
                 f"warning: {truncated:,} of {len(examples):,} texts of {names} are longer than {self.role}.max_length, "
                 f"{self.settings.max_length} tokens, and are truncated"

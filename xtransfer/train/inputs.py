@@ -1,7 +1,5 @@
 """A model of an experiment without its weights: its tokenization, and the layout of its batches."""
 
-import itertools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +8,11 @@ import numpy as np
 
 from xtransfer.config import ModelConfig
 from xtransfer.data.batches.batches import BatchPlan, Dataset, make_plan
-from xtransfer.data.task import Example, gold
+from xtransfer.data.example import Example
+from xtransfer.data.examples import gold, ids_of, places, sides
 from xtransfer.data.tokens.cache import TokenCache
-from xtransfer.data.tokens.tokenizer import Tokens, concatenate, load_tokenizer, tokenize
+from xtransfer.data.tokens.samples import AnyTokens, sample
+from xtransfer.data.tokens.tokenizer import Tokens, load_tokenizer, tokenize
 from xtransfer.errors import ConfigError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
@@ -72,25 +72,19 @@ class ModelInputs:
         """Return the layout of batches of `rows` rows that hold each example once."""
         return self._plan(rows)
 
-    def tokens(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Tokens:
+    def tokens(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> AnyTokens:
         """Return the tokens of examples, from the tokenizer or the cache.
 
         Args:
           examples: a whole split, or a sample of `drawn_from`.
           drawn_from: whole splits. They are tokenized and cached as a whole, so that another sample finds its
-            tokens there. The examples' tokens are found by example id and copied into memory.
+            tokens there. None are copied.
         """
         if not drawn_from:
             return self._tokenize(examples)
-        position_by_id = {
-            example.id: (number, index)
-            for number, split in enumerate(drawn_from)
-            for index, example in enumerate(split)
-        }
-        positions = [position_by_id[example.id] for example in examples]
-        splits = {number: self._tokenize(drawn_from[number]) for number in sorted({number for number, _ in positions})}
-        groups = itertools.groupby(positions, operator.itemgetter(0))
-        return concatenate([splits[number].take(np.array([i for _, i in group], np.int64)) for number, group in groups])
+        numbers, rows = places(examples, drawn_from)
+        used = np.unique(numbers).tolist()
+        return sample([self._tokenize(drawn_from[number]) for number in used], np.searchsorted(used, numbers), rows)
 
     def mean_tokens(self, examples: Sequence[Example]) -> float:
         """Return the mean number of tokens per example, of the first few examples."""
@@ -107,8 +101,7 @@ class ModelInputs:
     ) -> Dataset:
         """Return a dataset of the examples, tokenized by `tokens` and without teacher logits."""
         labels = gold(examples, num_classes, multi_label=multi_label)
-        ids = tuple(example.id for example in examples)
-        return Dataset(self.tokens(examples, drawn_from), labels, None, ids, num_classes)
+        return Dataset(self.tokens(examples, drawn_from), labels, None, ids_of(examples), num_classes)
 
     def _tokenize(self, examples: Sequence[Example]) -> Tokens:
         texts, pairs = sides(examples)
@@ -149,9 +142,3 @@ def plan_of(settings: ModelConfig, architecture: EncoderConfig, batch_size: int,
         multiple_of=multiple_of,
         packed=settings.packed,
     )
-
-
-def sides(examples: Sequence[Example]) -> tuple[list[str], list[str] | None]:
-    """Return the texts and, if the examples are pairs, the second texts, as the tokenizer takes them."""
-    pairs = [example.text_pair or "" for example in examples] if any(x.text_pair for x in examples) else None
-    return [example.text for example in examples], pairs

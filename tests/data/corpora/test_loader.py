@@ -12,8 +12,10 @@ import pytest
 
 from tests.helpers import archive_writers
 from tests.helpers.our_corpus import CORPUS, FIRST, ONE, TWO, rows, write_user_data
+from xtransfer.data import text_cache
 from xtransfer.data.corpora import downloads, loader
 from xtransfer.data.corpora.corpus import Corpus, CorpusRow, Download, Skipped, Sources
+from xtransfer.data.examples import StoredExamples
 from xtransfer.data.task import Example
 from xtransfer.errors import UserError
 
@@ -48,6 +50,16 @@ def test_examples_equal_the_rows_of_the_files(config, tmp_path: Path, caplog):
     assert task.pretraining("en") == {"en": ["who knows", "not me"]} and task.pretraining("de") == {"de": []}
     assert task.parallel("en", "de") == [] and not task.synthetic
     assert len(cache_entries(tmp_path)) == 1
+
+
+def test_large_splits_are_the_same_on_disk(config, monkeypatch):
+    splits = [("train", "en"), ("dev", "en"), ("test", "en"), ("unlabelled", "en"), ("test", "de")]
+    expected = [loader.task(CORPUS, config()).load(*split) for split in splits]
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+    for split, examples in zip(splits, expected, strict=True):
+        stored = loader.task(CORPUS, config()).load(*split)
+        assert isinstance(stored, StoredExamples)
+        assert list(stored) == examples
 
 
 def test_dev_is_held_out_of_train(config):

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xtransfer.data.batches import packing
+from xtransfer.data.tokens.samples import AnyTokens
 from xtransfer.data.tokens.tokenizer import Tokens, concatenate
 
 if TYPE_CHECKING:
@@ -28,17 +29,17 @@ class Dataset:
       tokens: token ids of the n examples.
       labels: [n] int32, −1 without a label; in a multi-label task [n, num_classes], see `task.gold`.
       teacher_logits: [n, num_classes] float32, or None.
-      ids: n example ids.
+      ids: n example ids, perhaps on disk.
       num_classes: K.
 
     Raises:
       ValueError: the fields differ in length, or a label is not below num_classes.
     """
 
-    tokens: Tokens
+    tokens: AnyTokens
     labels: np.ndarray
     teacher_logits: np.ndarray | None
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     num_classes: int
 
     def __post_init__(self) -> None:
@@ -112,6 +113,21 @@ def make_plan(
         multiple_of=multiple_of,
         packed=packed,
     )
+
+
+class Numbers(Sequence[str]):
+    """The ids "0", "1", … of n examples that have no others."""
+
+    def __init__(self, n: int) -> None:
+        self._range = range(n)
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self._range)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return an id, or a list of ids."""
+        return list(map(str, self._range[index])) if isinstance(index, slice) else str(self._range[index])
 
 
 class TrainBatches:
@@ -246,7 +262,7 @@ def batches_by_length(
     n, lengths = len(tokens), tokens.lengths
     if n and lengths.max() > plans[-1].row_length:
         raise ValueError(f"an example of {lengths.max()} tokens for rows of up to {plans[-1].row_length}")
-    dataset = Dataset(tokens, np.full(n, -1, np.int32), None, tuple(map(str, range(n))), num_classes)
+    dataset = Dataset(tokens, np.full(n, -1, np.int32), None, Numbers(n), num_classes)
     plan_indices = np.searchsorted([plan.row_length for plan in plans], lengths)  # [n], the plan of each example
     used = np.unique(plan_indices)
     leftover = np.zeros(0, np.int64)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xtransfer.data.batches.batches import BatchPlan, Dataset, TrainBatches
+from xtransfer.data.batches.batches import BatchPlan, Dataset, Numbers, TrainBatches
 from xtransfer.data.tokens.cache import TokenCache
-from xtransfer.data.tokens.tokenizer import Tokens, sides_of, tokenize_batches
+from xtransfer.data.tokens.samples import AnyTokens, pieces
+from xtransfer.data.tokens.tokenizer import sides_of, tokenize_batches
 
 PERCENTILES = (50, 90, 99, 100)
 LONGEST = 1 << 16  # tokens after which a text is measured no further
@@ -67,7 +68,7 @@ class Filling:
     unpacked: float
 
 
-def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling:
+def filling(tokens: AnyTokens, plan: BatchPlan, seed: int, batches: int) -> Filling:
     """Assemble the first `batches` training batches of these examples, and measure them.
 
     Raises:
@@ -76,7 +77,7 @@ def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling
     if batches < 1:
         raise ValueError(f"{batches} batches to measure")
     n = len(tokens)
-    train = TrainBatches(Dataset(tokens, np.full(n, -1, np.int32), None, tuple(map(str, range(n))), 1), plan, seed)
+    train = TrainBatches(Dataset(tokens, np.full(n, -1, np.int32), None, Numbers(n), 1), plan, seed)
     rows, real = Counter[int](), 0
     for i in range(batches):
         segments = train(i)["segment_ids"]  # [R, S]
@@ -89,7 +90,7 @@ def filling(tokens: Tokens, plan: BatchPlan, seed: int, batches: int) -> Filling
     )
 
 
-def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None, tokens: Tokens) -> Lengths:
+def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None, tokens: AnyTokens) -> Lengths:
     """Measure texts, or pairs of texts, whose tokens from `cache` are `tokens`.
 
     Only examples that were truncated are tokenized again, up to 65,536 tokens.
@@ -106,7 +107,9 @@ def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None
     lengths[long] = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
     special = cache.tokenizer.num_special_tokens_to_add(pair=pairs is not None) * len(texts)
     unknown = cache.tokenizer.unk_token_id
-    units, unit = count_units([text for side in sides for text in side])
+    units, unit = count_units(text for side in sides for text in side)
+    counts = [(len(part.input_ids), (part.input_ids == unknown).sum()) for part in pieces(tokens)]
+    total, total_unknown = (int(sum(column)) for column in zip(*counts, strict=True))
     return Lengths(
         examples=len(texts),
         percentiles=tuple(int(x) for x in np.percentile(lengths, PERCENTILES, method="inverted_cdf")),
@@ -114,8 +117,7 @@ def measure(cache: TokenCache, texts: Sequence[str], pairs: Sequence[str] | None
         tokens=int(lengths.sum()) - special,
         units=units,
         unit=unit,
-        unknown=float((tokens.input_ids == (-1 if unknown is None else unknown)).sum())
-        / max(1, len(tokens.input_ids) - special),
+        unknown=float(total_unknown if unknown is not None else 0) / max(1, total - special),
     )
 
 

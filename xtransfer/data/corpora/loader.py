@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xtransfer.config import TaskConfig, cache_dir, user_path
-from xtransfer.data import sampling
+from xtransfer.data import sampling, text_cache
 from xtransfer.data.corpora import archives, downloads
 from xtransfer.data.corpora.corpus import Corpus, Download, Sources
 from xtransfer.data.corpora.tfds_prepare import find_or_write, quiet, write
@@ -42,7 +42,7 @@ def task(corpus: Corpus, config: TaskConfig) -> Task:
     targets = target_languages(config, corpus.languages)
     languages = PreparedLanguages(corpus, config)
 
-    def load(split: str, language: str) -> list[Example]:
+    def load(split: str, language: str) -> Sequence[Example]:
         check_request(split, language, config, targets)
         splits = corpus.splits(language)
         holds_out = "train" in splits and "dev" not in splits
@@ -106,21 +106,30 @@ class PreparedLanguages:
         self._corpus, self._config = corpus, config
         self._builders: dict[str, Any] = {}
 
-    def read(self, language: str, split: str) -> list[Example]:
-        """Return the examples of a split in the order of the corpus's files."""
+    def read(self, language: str, split: str) -> Sequence[Example]:
+        """Return the examples of a split in the order of the corpus's files, on disk if they are large."""
         from xtransfer.data.corpora import tfds_builder  # importing TFDS takes a second
 
-        def examples(builder: Any) -> list[Example]:
-            return [
-                Example(
-                    id=example_id(self._config.name, split, language, number),
+        prefix = example_id(self._config.name, split, language, "")
+
+        def stream(builder: Any) -> Iterator[Example]:
+            for number, text, pair, label in tfds_builder.read(builder, split):
+                yield Example(
+                    id=f"{prefix}{number}",
                     text=text,
                     text_pair=pair if self._corpus.has_pairs else None,
                     label=label,
                     language=language,
                 )
-                for number, text, pair, label in tfds_builder.read(builder, split)
-            ]
+
+        def examples(builder: Any) -> Sequence[Example]:
+            if builder.info.splits[split].num_bytes < text_cache.LARGE:
+                return list(stream(builder))
+            key = [builder.info.metadata[split]["digest"], self._corpus.labels, self._corpus.has_pairs]
+            directory = cache_dir(self._config) / "texts"
+            return text_cache.stored(
+                directory, key, prefix, language, functools.partial(stream, builder), has_numbers=False
+            )
 
         return self._use(language, examples)
 

@@ -38,6 +38,17 @@ def unreadable(path: Path) -> dict[str, str]:
         return {field.name: str(field.type) for field in file.schema_arrow if not _is_readable(field.type)}
 
 
+def size(path: Path) -> int:
+    """Return the bytes of all columns before compression.
+
+    Raises:
+      UserError: see `rows`.
+    """
+    with _open(path) as file:
+        groups = range(file.metadata.num_row_groups)
+        return sum(file.metadata.row_group(number).total_byte_size for number in groups)
+
+
 def rows(path: Path, requested: Collection[str], lists: Collection[str] = (), *, nested: bool = False) -> Iterator[Row]:
     """Yield the rows of a file with their numbers, from 1, and their requested columns.
 

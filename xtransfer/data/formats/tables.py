@@ -140,10 +140,27 @@ def read_records(
     records: list[Record] = []
     lines_by_id: dict[tuple[str, str], int] = {}
     skipped = 0
+    for record in stream_records(path, columns, delimiter=delimiter, label_sets=label_sets):
+        first = lines_by_id.setdefault((record.language, record.id), record.line)
+        if len(lines_by_id) == len(records) + skipped:
+            raise repeated_id(path, columns, record, first)
+        if is_to_skip(path, columns, record, empty_text):
+            skipped += 1
+        else:
+            records.append(record)
+    if not records:
+        raise DataError(f"{path}: no rows with text")
+    return records, skipped
+
+
+def stream_records(
+    path: Path, columns: Columns, *, delimiter: Delimiter | None = None, label_sets: LabelSets | None = None
+) -> Iterator[Record]:
+    """Yield the rows of a file one by one, also those without text; see `read_records`. Ids are not compared."""
     lists = () if label_sets is None else (columns.label,)
     for number, (line, values) in enumerate(read_rows(path, columns.named, delimiter, lists=lists)):
         where = f"{path}:{line}"
-        record = Record(
+        yield Record(
             line=line,
             id=_row_id(values, columns.id, where) if columns.id else str(number),
             text=text_of(values, columns.text, where),
@@ -152,22 +169,33 @@ def read_records(
             language=_name(values, columns.language, where) if columns.language else "",
             label_set=_names(values, columns.label, where, label_sets) if columns.label and label_sets else None,
         )
-        key = (record.language, record.id)
-        first = lines_by_id.get(key)
-        lines_by_id.setdefault(key, line)
-        if first is not None:  # in CSV perhaps on the same line
-            scope = f" of {record.language!r}" if columns.language else ""
-            raise DataError(f"{where}: id {record.id!r}{scope} already occurs in {_unit(path)} {first}")
-        column = _empty_column(record, columns)
-        if column is None:
-            records.append(record)
-        elif empty_text == "skip":
-            skipped += 1
-        else:
-            raise DataError(f"{where}: column {column!r} is empty; fill it in, or set task.empty_text to 'skip'")
-    if not records:
-        raise DataError(f"{path}: no rows with text")
-    return records, skipped
+
+
+def is_to_skip(path: Path, columns: Columns, record: Record, empty_text: str) -> bool:
+    """Return whether a row has no text and is to be skipped; UserError if it is not to be skipped."""
+    column = _empty_column(record, columns)
+    if column is not None and empty_text != "skip":
+        raise DataError(
+            f"{path}:{record.line}: column {column!r} is empty; fill it in, or set task.empty_text to 'skip'"
+        )
+    return column is not None
+
+
+def repeated_id(path: Path, columns: Columns, record: Record, first: int) -> DataError:
+    """Return the error about a row whose id occurs in an earlier line, in CSV perhaps the same one."""
+    scope = f" of {record.language!r}" if columns.language else ""
+    return DataError(f"{path}:{record.line}: id {record.id!r}{scope} already occurs in {_unit(path)} {first}")
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file, or of its columns without compression in Parquet; 0 if there is no such file.
+
+    Raises:
+      UserError: a file that is damaged or not Parquet.
+    """
+    if not path.is_file():
+        return 0
+    return parquet.size(path) if path.suffix.lower() == _PARQUET else path.stat().st_size
 
 
 def column_names(path: Path, delimiter: Delimiter | None = None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ exists completely or not at all, and a damaged one is replaced.
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.data.tokens import tokenizer as tokenization
+from xtransfer.data.tokens.pages import MappedPages
 from xtransfer.data.tokens.tokenizer import Tokens
 from xtransfer.errors import MachineError
 from xtransfer.runtime import checksums
@@ -81,8 +83,7 @@ class TokenCache:
           UserError: see `tokenize_batches`; or the directory cannot be written (a full disk), with its path.
           ValueError: texts and pairs differ in number.
         """
-        characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
-        if self.directory is None or characters < _WORTH_KEEPING:
+        if self.directory is None or not _worth_keeping(texts, pairs):
             return tokenization.tokenize(self.tokenizer, texts, pairs, self.max_length, on_batch=on_batch)
         return self._cached(self.directory, texts, pairs, on_batch)
 
@@ -151,6 +152,11 @@ class TokenCache:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
+def _worth_keeping(texts: Sequence[str], pairs: Sequence[str] | None) -> bool:
+    """Return whether there are enough characters, and look no further than that."""
+    return any(count >= _WORTH_KEEPING for count in itertools.accumulate(map(len, itertools.chain(texts, pairs or ()))))
+
+
 def texts_fingerprint(texts: Sequence[str], pairs: Sequence[str] | None) -> str:
     """Return the sha256 of texts, or of pairs of texts, in their order."""
     sides = [texts] if pairs is None else [texts, pairs]
@@ -208,10 +214,9 @@ def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | N
             fault = checksums.fault(entry / f"{name}.npy", manifest["files"][name])
             if fault is not None:
                 raise ValueError(fault)
-        arrays = {
-            name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in ARRAYS
-        }
-        return Tokens(**arrays)
+        maps = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+        pages = MappedPages([maps["input_ids"], maps["token_type_ids"]])
+        return Tokens(**{name: array.view(np.ndarray) for name, array in maps.items()}, pages=pages)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if warn:
             _log.warning("%s: damaged, so tokenizing the texts again: %s", entry, error)

@@ -12,6 +12,7 @@ import numpy as np
 
 from xtransfer.data import blank
 from xtransfer.data.tokens import vocabularies
+from xtransfer.data.tokens.pages import MappedPages
 from xtransfer.errors import CheckpointError, ConfigError, UserError, one_line
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class Tokens:
       token_type_ids: [total], uint8 from `tokenize`.
       offsets: [n + 1] int64; example i is input_ids[offsets[i]:offsets[i + 1]].
       truncated: [n] bool, whether an example is longer than its tokens.
+      pages: the pages of `input_ids` and `token_type_ids` if they are memory maps.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     offsets: np.ndarray
     truncated: np.ndarray
+    pages: MappedPages | None = None
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -55,6 +58,10 @@ class Tokens:
         """The number of tokens in each example, [n] int64."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return the number of tokens in the examples `indices` [m], [m] int64."""
+        return self.offsets[indices + 1] - self.offsets[indices]
+
     def item(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (input_ids, token_type_ids) of example i, each [length]."""
         span = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
@@ -62,7 +69,7 @@ class Tokens:
 
     def take(self, indices: np.ndarray) -> "Tokens":
         """Return the examples `indices` [m] in that order, in memory."""
-        starts, lengths = self.offsets[indices], self.lengths[indices]
+        starts, lengths = self.offsets[indices], self.lengths_of(indices)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         input_ids = np.empty(offsets[-1], self.input_ids.dtype)
         token_type_ids = np.empty(offsets[-1], self.token_type_ids.dtype)
@@ -72,6 +79,8 @@ class Tokens:
             shift = np.repeat(starts[chunk] - offsets[:-1][chunk], lengths[chunk])
             source = np.arange(target.start, target.stop) + shift
             input_ids[target], token_type_ids[target] = self.input_ids[source], self.token_type_ids[source]
+            if self.pages is not None:
+                self.pages.read(len(starts[chunk]))
         return Tokens(input_ids, token_type_ids, offsets, self.truncated[indices])
 
 
@@ -262,8 +271,8 @@ def _checked(encoding: "tokenizers.Encoding", max_length: int) -> tuple[list[int
 def call_spans(sides: list[Sequence[str]], limit: int) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of the examples that go to the tokenizer together; it sees `limit` characters of a text."""
     start, characters, total = 0, 0, len(sides[0])
-    for i in range(total):
-        characters += sum(min(len(side[i]), limit) for side in sides)
+    for i, example in enumerate(zip(*sides, strict=True)):
+        characters += sum(min(len(text), limit) for text in example)
         if i + 1 - start == _CHUNK or characters >= _CHUNK_CHARACTERS or i + 1 == total:
             yield start, i + 1
             start, characters = i + 1, 0
