@@ -10,13 +10,16 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
+from xtransfer.data.batches import packing
 from xtransfer.distillation.objectives import OBJECTIVES, loss_terms
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier
 from xtransfer.runtime import sharding
 from xtransfer.train import optimizer, state, steps
-from xtransfer.train.microbatches import num_microbatches
+from xtransfer.train.microbatches import MICROBATCH_VALUES, most_rows, num_microbatches
 
 CONFIG = EncoderConfig(vocab_size=32, hidden_size=16, num_layers=3, num_heads=2, intermediate_size=32, max_positions=16)
 CLASSES = 3
@@ -145,6 +148,30 @@ def test_default_number_of_microbatches_suits_a_tpu(rows, length, microbatches):
     assert num_microbatches(0, rows, length, 768, fake_mesh("cpu", 8)) == 1
     assert num_microbatches(6, rows, length, 768, fake_mesh("cpu", 8)) == 6
     assert num_microbatches(6, rows, length, 768, fake_mesh("tpu", 8)) == 6
+
+
+@given(st.integers(1, 4096), st.sampled_from([8, 100, 128, 512, 4096]), st.sampled_from([768, 1024, 2560]))
+def test_rounded_rows_divide_into_microbatches_that_fit(rows, length, size):
+    mesh = fake_mesh("tpu", 8)
+    most = most_rows(0, length, size, mesh)
+    rounded = packing.round_up_rows(rows, 8, most)
+    values = rounded // 8 * length * size
+    count = num_microbatches(0, rounded, length, size, mesh)
+    if most is None:
+        assert count == 1 and length * size > MICROBATCH_VALUES
+    else:
+        assert rounded // 8 % count == 0 and values // count <= MICROBATCH_VALUES
+        assert count == 1 or 2 * values // count >= MICROBATCH_VALUES
+
+
+def test_most_rows_in_one_microbatch():
+    assert most_rows(0, 128, 768, fake_mesh("tpu", 8)) == 32
+    assert most_rows(0, 100, 1024, fake_mesh("tpu", 8)) == 30  # 3,072 tokens
+    assert most_rows(0, 8192, 768, fake_mesh("tpu", 8)) is None
+    assert most_rows(0, 128, 256, fake_mesh("tpu", 8)) is None
+    assert most_rows(0, 128, 768, fake_mesh("tpu", 4, 2)) is None
+    assert most_rows(0, 128, 768, fake_mesh("cpu", 8)) is None
+    assert most_rows(2, 128, 768, fake_mesh("tpu", 8)) is None
 
 
 def test_number_of_microbatches_depends_on_setting_mesh_and_width():

@@ -70,8 +70,7 @@ class Training:
 
     def __init__(self, model: Finetuner, texts: Sequence[Example]):
         self._dataset = model.dataset(texts)
-        settings, plan = model.settings.resolved(len(texts), "student."), model.inputs.training_plan(len(texts))
-        plan = dataclasses.replace(plan, process_slice=process_slice(model.mesh))
+        settings, plan = model.settings.resolved(len(texts), "student."), model.training_plan(len(texts))
         self._batches, self._mesh = TrainBatches(self._dataset, plan, seed=0), model.mesh
         self._step = model.compiled_steps.train_step(OBJECTIVES["vanilla"], settings.steps)
         self._state = model.compiled_steps.initial_state(model.fresh_params(seed=0), 0)

@@ -137,8 +137,11 @@ class Role:
     def _training(self, objective: Objective) -> tuple[BatchPlan, tuple[int, ...]]:
         """Return the layout of the training batches, and their numbers of rows. Only packed batches need the texts."""
         plan = self._plan(self.settings.batch_size, self.settings.accumulation or 1)
-        if self.rows is not None or not plan.packed:
-            return plan, (packing.round_up(plan.batch_size, plan.multiple_of),)
+        if self.rows is not None:
+            return plan, (plan.batch_size,)
+        plan = self.compiled_steps.with_microbatches(plan)
+        if not plan.packed:
+            return plan, (packing.round_up_rows(plan.batch_size, plan.multiple_of, plan.microbatch_rows),)
         if plan.row_length < self.settings.max_length:
             raise ConfigError(
                 f"--row-length {plan.row_length} is below {self.role}.max_length; also pass --rows-per-chip"
@@ -157,7 +160,7 @@ class Role:
         inputs = ModelInputs(self.role, self.settings, shards=data_shards(self.mesh), token_cache=tokens_dir)
         transfer = transfer_set.gather(draws_of(self.config)[0].apply(self.config), self.task)
         dataset = inputs.dataset(transfer.of(objective), len(self.task.labels), transfer.drawn_from)
-        plan = inputs.training_plan(len(dataset))
+        plan = self.compiled_steps.with_microbatches(inputs.training_plan(len(dataset)))
         return plan, TrainBatches(dataset, plan, seed=0).row_sizes
 
     def _batch(self, plan: BatchPlan, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

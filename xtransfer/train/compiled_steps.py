@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from xtransfer.config import ModelConfig
+from xtransfer.data.batches.batches import BatchPlan
 from xtransfer.distillation.multi_label import terms_of_batch
 from xtransfer.distillation.objectives import Objective
 from xtransfer.models.encoder import EncoderConfig
@@ -21,7 +22,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import names_of, param_shardings, path_name
 from xtransfer.train import lora, optimizer, schedules, state, steps
-from xtransfer.train.microbatches import num_microbatches
+from xtransfer.train.microbatches import most_rows, num_microbatches
 from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
 
@@ -157,6 +158,12 @@ class CompiledSteps:
         """Return the number of microbatches in which the training step computes a batch of these shapes."""
         rows, length = batch["input_ids"].shape
         return num_microbatches(self._accumulation, rows, length, self._size, self.mesh)
+
+    def with_microbatches(self, plan: BatchPlan) -> BatchPlan:
+        """Return the layout of training batches with row counts that divide into `num_microbatches`."""
+        return dataclasses.replace(
+            plan, microbatch_rows=most_rows(self._accumulation, plan.row_length, self._size, self.mesh)
+        )
 
 
 def _embed(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> jax.Array:

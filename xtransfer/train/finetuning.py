@@ -13,7 +13,7 @@ import numpy as np
 
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
-from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches
+from xtransfer.data.batches.batches import BatchPlan, Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
 from xtransfer.data.examples import data_sets
 from xtransfer.data.task import Example, Task, load_if_present
@@ -182,6 +182,11 @@ class Finetuner:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""
         return self.compiled_steps.abstract_params()
 
+    def training_plan(self, examples: int) -> BatchPlan:
+        """Return the layout of this process's training batches from a number of examples."""
+        plan = self.compiled_steps.with_microbatches(self.inputs.training_plan(examples))
+        return dataclasses.replace(plan, process_slice=process_slice(self.mesh))
+
     def dataset(self, examples: Sequence[Example], drawn_from: Sequence[Sequence[Example]] = ()) -> Dataset:
         """Return a dataset of the examples without teacher logits; see `ModelInputs.tokens`.
 
@@ -264,7 +269,7 @@ class Finetuner:
         if self.settings.lora.rank:
             share = self.compiled_steps.trained_share
             terminal.log(f"{title}: LoRA of rank {self.settings.lora.rank} trains {share:.2%} of the parameters")
-        plan = dataclasses.replace(self.inputs.training_plan(len(dataset)), process_slice=process_slice(self.mesh))
+        plan = self.training_plan(len(dataset))
         batches = TrainBatches(dataset, plan, seed)
         sizes, real_share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED_BATCHES)
         terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {real_share:.0%} of them real")

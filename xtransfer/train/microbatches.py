@@ -43,8 +43,7 @@ def num_microbatches(requested: int, rows: int, length: int, size: int, mesh: Me
       size: H, the encoder's width.
       mesh: the device mesh.
     """
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
-    if requested or not on_tpu or mesh.shape["data"] != mesh.devices.size or size < _NARROWEST:
+    if most_rows(requested, length, size, mesh) is None:
         return requested or 1
     device_rows = rows // sharding.data_shards(mesh)
     values_by_count = {
@@ -52,6 +51,17 @@ def num_microbatches(requested: int, rows: int, length: int, size: int, mesh: Me
     }
     count = next((count for count, values in values_by_count.items() if values <= MICROBATCH_VALUES), 1)
     return count if 2 * values_by_count.get(count, 0) >= MICROBATCH_VALUES else 1
+
+
+def most_rows(requested: int, length: int, size: int, mesh: Mesh) -> int | None:
+    """Return the most rows on a device for which `num_microbatches` is one, or None if it does not depend on rows.
+
+    See `num_microbatches` for the arguments.
+    """
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    if requested or not on_tpu or mesh.shape["data"] != mesh.devices.size or size < _NARROWEST:
+        return None
+    return MICROBATCH_VALUES // (length * size) or None  # longer rows are never split
 
 
 def accumulated_gradient(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,59 @@ def test_row_sizes_are_few_and_the_largest_fits_any_batch(
     assert packing.row_sizes(np.asarray(lengths), batch_size, ROW_LENGTH, slots, multiple_of) == sizes
 
 
+@pytest.mark.parametrize(
+    ("rows", "shards", "microbatch_rows", "rounded"),
+    [
+        (33, 1, 32, 34),  # 2 microbatches of 17 rows
+        (37, 1, 32, 38),
+        (64, 1, 32, 64),
+        (65, 1, 32, 66),  # 3 of 22
+        (97, 1, 32, 100),  # 4 of 25
+        (257, 8, 32, 272),  # 33 rows of a shard become 2 of 17
+        (257, 8, None, 264),
+        (5, 1, 1, 5),
+        (0, 8, 32, 0),
+    ],
+)
+def test_rows_are_rounded_up_to_equal_microbatches(rows: int, shards: int, microbatch_rows: int | None, rounded: int):
+    assert packing.round_up_rows(rows, shards, microbatch_rows) == rounded
+
+
+@given(st.integers(1, 2000), st.integers(1, 8), st.integers(1, 64))
+def test_microbatches_cost_few_rows(rows: int, shards: int, microbatch_rows: int):
+    """A shard gets fewer rows than it has microbatches, and they are as few as the limit allows."""
+    rounded = packing.round_up_rows(rows, shards, microbatch_rows)
+    shard_rows, remainder = divmod(rounded, shards)
+    count = next(count for count in range(1, shard_rows + 1) if count * microbatch_rows >= shard_rows)
+    assert remainder == 0 and shard_rows % count == 0 and count == -(-rows // (shards * microbatch_rows))
+    assert rows <= rounded < rows + shards * count
+    assert packing.round_up_rows(rounded, shards, microbatch_rows) == rounded
+    assert packing.round_up_rows(rows + 1, shards, microbatch_rows) >= rounded
+
+
+@given(lengths_of_a_dataset, st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.integers(1, 6))
+@settings(max_examples=40)
+def test_row_sizes_divide_into_microbatches(
+    lengths: list[int], batch_size: int, slots: int, shards: int, microbatch_rows: int
+):
+    options = {"fitted_sizes": 3, "microbatch_rows": microbatch_rows}
+    sizes = packing.row_sizes(np.asarray(lengths), batch_size, ROW_LENGTH, slots, shards, **options)
+    assert 1 <= len(sizes) <= 5 and list(sizes) == sorted(set(sizes)) and batch_size <= sizes[-1]
+    assert all(packing.round_up_rows(size, shards, microbatch_rows) == size for size in sizes)
+
+
+def test_training_batches_divide_into_microbatches_and_lose_nothing():
+    """Ten examples of a whole row each, in microbatches of at most four rows: 3 × 4 rows, two of them empty."""
+    tokens = make_tokens([ROW_LENGTH] * 10)
+    dataset = Dataset(tokens, np.zeros(10, np.int32), None, tuple(map(str, range(10))), 2)
+    plan = BatchPlan(10, ROW_LENGTH, 1, PAD, 0, multiple_of=1)
+    split = TrainBatches(dataset, replace(plan, microbatch_rows=4), seed=0)(0)
+    whole = TrainBatches(dataset, plan, seed=0)(0)
+    assert {key: len(x) for key, x in split.items()} == dict.fromkeys(split, 12)
+    assert all((split[key][:10] == whole[key]).all() for key in whole)
+    assert (split["segment_ids"][10:] == 0).all() and (split["weight"][10:] == 0).all()
+
+
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 4))
 def test_fitted_sizes_are_optimal(needed: list[int], count: int):
     rows = np.sort(np.asarray(needed))
@@ -222,6 +276,8 @@ def test_there_are_no_more_row_sizes_than_useful():
 
 def test_unpacked_batches_have_one_row_size():
     assert packing.row_sizes(np.asarray([3, 4]), 10, 64, 8, 4, packed=False) == (12,)
+    # Three rows per shard in microbatches of at most two are four: 2 × 2.
+    assert packing.row_sizes(np.asarray([3, 4]), 10, 64, 8, 4, packed=False, microbatch_rows=2) == (16,)
 
 
 def test_fewer_fitted_sizes_give_fewer_row_sizes():

@@ -81,6 +81,7 @@ class BatchPlan:
       process_slice: (p, n): make only the p-th of n equal runs of rows of every batch, for process p of n. The global
         batch is the same for any n, which must divide `multiple_of`.
       fitted_sizes: in training, see `packing.row_sizes`.
+      microbatch_rows: in training, see `packing.round_up_rows`.
     """
 
     batch_size: int
@@ -92,6 +93,7 @@ class BatchPlan:
     packed: bool = True
     process_slice: tuple[int, int] = (0, 1)
     fitted_sizes: int = packing.FITTED_SIZES
+    microbatch_rows: int | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError for rows that cannot be divided."""
@@ -150,6 +152,7 @@ class TrainBatches:
             plan.multiple_of,
             packed=plan.packed,
             fitted_sizes=plan.fitted_sizes,
+            microbatch_rows=plan.microbatch_rows,
         )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed} is outside 0..2**32-1")

@@ -146,6 +146,7 @@ def row_sizes(
     *,
     packed: bool = True,
     fitted_sizes: int = FITTED_SIZES,
+    microbatch_rows: int | None = None,
 ) -> tuple[int, ...]:
     """Return the few row counts that a dataset's batches are rounded up to, smallest first, so that few shapes compile.
 
@@ -161,6 +162,7 @@ def row_sizes(
       multiple_of: every size is a multiple of this, the data shards of the mesh.
       packed: False for one example per row, which needs one size only.
       fitted_sizes: at least 1.
+      microbatch_rows: see `round_up_rows`.
 
     Raises:
       ValueError: there are no examples, or batch_size or multiple_of is below 1.
@@ -168,19 +170,23 @@ def row_sizes(
     lengths = np.asarray(lengths, np.int64)
     if lengths.size == 0 or batch_size < 1 or multiple_of < 1:
         raise ValueError(f"no row sizes for {lengths.size} examples, batch {batch_size}, multiple of {multiple_of}")
-    largest = round_up(batch_size, multiple_of)
+
+    def rounded(rows: int) -> int:
+        return round_up_rows(rows, multiple_of, microbatch_rows)
+
+    largest = rounded(batch_size)
     if not packed:
         return (largest,)
     random, replace = np.random.default_rng(0), batch_size > lengths.size
     batches = [random.choice(lengths, batch_size, replace=replace) for _ in range(_SAMPLED_BATCHES)]
-    needed = np.sort([round_up(rows_needed(batch, row_length, slots), multiple_of) for batch in batches])
+    needed = np.sort([rounded(rows_needed(batch, row_length, slots)) for batch in batches])
     full_rows = sum(int(batch.sum()) for batch in batches) / row_length
     for count in range(1, fitted_sizes + 1):
         fitted = _fitted(needed, count)
         if full_rows >= _ENOUGH * fitted[np.searchsorted(fitted, needed)].sum():
             break
     widest = int(fitted[-1])
-    spare = widest + max(widest - int(needed[len(needed) // 2]), multiple_of)
+    spare = rounded(widest + max(widest - int(needed[len(needed) // 2]), multiple_of))
     return tuple(sorted({*fitted.tolist(), min(spare, largest), largest}))
 
 
@@ -295,6 +301,21 @@ def lay_out(
 def round_up(value: int, multiple_of: int) -> int:
     """Return the smallest multiple of `multiple_of` that is at least `value`."""
     return -(-value // multiple_of) * multiple_of
+
+
+def round_up_rows(rows: int, shards: int, microbatch_rows: int | None = None) -> int:
+    """Return the smallest row count of at least `rows` that divides evenly over shards and their microbatches.
+
+    Args:
+      rows: the rows that are needed.
+      shards: the number of shards of a batch.
+      microbatch_rows: the most rows of a shard in one microbatch. A shard has as few microbatches as this allows, all
+        of the same size. None stands for one microbatch.
+    """
+    shard_rows = -(-rows // shards)
+    if microbatch_rows is not None:
+        shard_rows = round_up(shard_rows, max(1, -(-shard_rows // microbatch_rows)))
+    return shard_rows * shards
 
 
 def _check(lengths: np.ndarray, row_length: int, slots: int) -> None:
