@@ -11,7 +11,6 @@ from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.runtime.sharding import make_mesh
-from xtransfer.train import state
 from xtransfer.train.compiled_steps import CompiledSteps
 
 BERT = EncoderConfig(vocab_size=40, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
@@ -28,9 +27,9 @@ def layouts(tree: Any) -> list[Any]:
 def test_abstract_state_matches_a_real_one() -> None:
     compiled = compiled_steps()
     params = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), compiled.shapes)
-    real = state.create(params, compiled.optimizer, compiled.mesh)
+    real = compiled.initial_state(params, 0)
     assert layouts(compiled.abstract_state) == layouts(real)
-    assert layouts(compiled.abstract_params()) == layouts(real.params)
+    assert layouts(compiled.abstract_params()) == layouts(compiled.saving(dict, 0).saved(real).params)
     assert any("fsdp" in str(sharding.spec) for _, _, sharding in layouts(real.params))
 
 

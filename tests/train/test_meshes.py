@@ -27,7 +27,7 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier
 from xtransfer.models.inference import predict
 from xtransfer.runtime import sharding
-from xtransfer.train import optimizer, state
+from xtransfer.train import optimizer
 from xtransfer.train.compiled_steps import CompiledSteps
 
 ONE_DEVICE = (1, 1, 1)
@@ -104,11 +104,11 @@ def step(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer, "adamw", recording_optimizer)
         compiled = compiled_steps(shape, architecture=architecture, **settings)
-    start = state.create(params(architecture), compiled.optimizer, compiled.mesh)
+    start = compiled.initial_state(params(architecture), 0)
     new_state, terms = compiled.train_step(LOSSES[objective])(
         start, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5)
     )
-    return jax.device_get((new_state.opt_state, terms))
+    return jax.device_get((compiled.saving(dict, 0).saved(new_state).opt_state, terms))
 
 
 def assert_same(actual: tuple[Any, dict[str, Any]], expected: tuple[Any, dict[str, Any]]) -> None:

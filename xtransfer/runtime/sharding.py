@@ -183,6 +183,11 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
+def update_group(mesh: Mesh) -> int:
+    """Return the number of neighbours on `data` that share the update of a matrix; see `update_shardings`."""
+    return math.gcd(mesh.shape["data"], UPDATE_GROUP)
+
+
 def update_shardings(mesh: Mesh, tree: Any) -> Any:
     """Return the shardings in which the leaves of a tree of parameters, or of optimizer state, are updated.
 
@@ -190,7 +195,7 @@ def update_shardings(mesh: Mesh, tree: Any) -> Any:
     neighbours on `data`. So a result that is the same on all devices of that axis is computed once per group (Xu et
     al., "Automatic Cross-Replica Sharding of Weight Update in Data-Parallel Training", 2020).
     """
-    group = math.gcd(mesh.shape["data"], UPDATE_GROUP)
+    group = update_group(mesh)
     sizes = (mesh.shape["data"] // group, group, mesh.shape["fsdp"], mesh.shape["tensor"])
     groups: Any = AbstractMesh(sizes, ("groups", *AXES), axis_types=(AxisType.Auto,) * 4)
     if isinstance(mesh, Mesh):
@@ -204,6 +209,12 @@ def update_shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(groups, spec) if _fit(groups, spec, np.shape(leaf)) == spec else layout
 
     return jax.tree.map(split, tree, param_shardings(mesh, tree))
+
+
+def is_table(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Return whether a leaf is a look-up table that is longer than wide: words, and not token types or positions."""
+    shape = np.shape(leaf)
+    return path_name(path).endswith(".embedding") and len(shape) == 2 and shape[0] > shape[1]
 
 
 def path_name(path: tuple[Any, ...]) -> str:

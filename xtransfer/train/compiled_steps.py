@@ -22,6 +22,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import names_of, param_shardings, path_name
 from xtransfer.train import lora, optimizer, schedules, state, steps
+from xtransfer.train.divisible_tables import of_whole_tables, with_divisible_tables, with_rows_of
 from xtransfer.train.microbatches import most_rows, num_microbatches
 from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
@@ -64,7 +65,11 @@ class CompiledSteps:
         self.optimizer = self._optimizer(settings)
         self._moving = frozenset(names_of(self.shapes)) - frozen if self._trained is None else self._trained
         self._averaged = self._moving if settings.ema_decay else frozenset()
-        self.abstract_state = state.abstract(self._training_shapes, self.optimizer, mesh, self._averaged)
+        self._whole_state = state.abstract(self._training_shapes, self.optimizer, mesh, self._averaged)
+        self._training_shapes = with_divisible_tables(self._training_shapes, mesh, self._moving)
+        self.abstract_state = state.abstract(
+            self._training_shapes, self.optimizer, mesh, self._averaged, split_tables=True
+        )
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
         self._train_steps: dict[tuple[Objective, int], steps.TrainStep] = {}
@@ -86,7 +91,8 @@ class CompiledSteps:
           params: the parameters of a classifier, which may be donated.
           seed: the seed of new adapters.
         """
-        return state.create(self._attached(params, seed), self.optimizer, self.mesh, self._averaged)
+        params = with_rows_of(self.abstract_state.params, self._attached(params, seed))
+        return state.create(params, self.optimizer, self.mesh, self._averaged, split_tables=True)
 
     def saving(self, fresh_params: Callable[[], Any], seed: int) -> Saving:
         """Return what is scored and saved of a state.
@@ -102,12 +108,13 @@ class CompiledSteps:
                 lora.merger(self.shapes, self.mesh, self._settings.lora),
                 lambda: self._attached(fresh_params(), seed),
             )
-        return of_average(self.abstract_state, self._averaged) if self._averaged else WHOLE
+        saving = of_average(self._whole_state, self._averaged) if self._averaged else WHOLE
+        return of_whole_tables(saving, self._whole_state, self.abstract_state)
 
     @property
     def trained_share(self) -> float:
         """The share of the parameters that is trained; both counts include adapters."""
-        sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(self._training_shapes)}
+        sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(self._whole_state.params)}
         return sum(sizes[name] for name in self._moving) / sum(sizes.values())
 
     def _attached(self, params: Any, seed: int) -> Any:
@@ -151,6 +158,7 @@ class CompiledSteps:
                 trained=self._trained,
                 averaged=self._averaged,
                 ema_decay=settings.ema_decay,
+                split_tables=True,
             )
         return self._train_steps[key]
 

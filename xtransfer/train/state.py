@@ -28,7 +28,12 @@ class TrainState(NamedTuple):
 
 
 def create(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, averaged: Collection[str] = ()
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    averaged: Collection[str] = (),
+    *,
+    split_tables: bool = False,
 ) -> TrainState:
     """Return the state before the first step, laid out by `state_shardings`; `params` may be donated.
 
@@ -37,8 +42,9 @@ def create(
       optimizer: the gradient transformation.
       mesh: the device mesh.
       averaged: the names of the parameters whose moving average is kept.
+      split_tables: see `state_shardings`.
     """
-    shardings = state_shardings(params, optimizer, mesh, averaged)
+    shardings = state_shardings(params, optimizer, mesh, averaged, split_tables=split_tables)
     placed = jax.device_put(params, shardings.params)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
     ema = None
@@ -50,18 +56,30 @@ def create(
 
 
 def state_shardings(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, averaged: Collection[str] = ()
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    averaged: Collection[str] = (),
+    *,
+    split_tables: bool = False,
 ) -> TrainState:
     """Return the sharding of every leaf of a state; `params` may be abstract.
 
-    Moments and the moving average are sharded like the updates.
+    Moments and the moving average are sharded like the updates. With `split_tables`, so are tables. A step then gathers
+    a table before it looks tokens up, for which the compute dtype is enough, and not after its update. The gradient is
+    needed in shards only, so that devices can exchange token ids and rows instead of whole tables.
     """
     opt_state = jax.eval_shape(optimizer.init, params)
+    updates, layout = param_update_shardings(params, optimizer, mesh), sharding.param_shardings(mesh, params)
+    if split_tables:
+        layout = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, whole, split: split if sharding.is_table(path, leaf) else whole, params, layout, updates
+        )
     return TrainState(
         sharding.replicated(mesh),
-        sharding.param_shardings(mesh, params),
+        layout,
         sharding.update_shardings(mesh, opt_state),
-        select(param_update_shardings(params, optimizer, mesh), averaged) if averaged else None,
+        select(updates, averaged) if averaged else None,
     )
 
 
@@ -78,7 +96,12 @@ def param_update_shardings(params: Any, optimizer: optax.GradientTransformation,
 
 
 def abstract(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, averaged: Collection[str] = ()
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    averaged: Collection[str] = (),
+    *,
+    split_tables: bool = False,
 ) -> TrainState:
     """Return the shapes, dtypes, and shardings of a state, for a restore; `params` may be abstract."""
     shapes = TrainState(
@@ -90,7 +113,7 @@ def abstract(
     return jax.tree.map(
         lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),
         shapes,
-        state_shardings(params, optimizer, mesh, averaged),
+        state_shardings(params, optimizer, mesh, averaged, split_tables=split_tables),
     )
 
 

@@ -39,6 +39,7 @@ def train_step(
     key: Any,
     *,
     gradient_of: GradientFn = whole_gradient,
+    gather: Callable[[Any], Any] = lambda tree: tree,
     spread: Callable[[Any], Any] = lambda tree: tree,
     trained: Collection[str] | None = None,
     ema_decay: float = 0.0,
@@ -56,6 +57,7 @@ def train_step(
       batch: arrays [R, ...].
       key: the run's dropout key.
       gradient_of: computes the gradient, as `whole_gradient` does.
+      gather: lays out a tree of trained parameters for the model.
       spread: lays out a tree of trained parameters for their update.
       trained: the names of the parameters to differentiate and to update, by which the optimizer knows them; None
         stands for all, as a tree.
@@ -70,7 +72,7 @@ def train_step(
     def terms_of(params: Any, examples: Any, key_: jax.Array) -> Terms:
         return loss_fn(nnx.merge(graphdef, whole(params)), examples, key_)
 
-    gradient, terms = gradient_of(terms_of, before, batch, dropout_key)
+    gradient, terms = gradient_of(terms_of, gather(before), batch, dropout_key)
     params = spread(before)
     updates, opt_state = optimizer.update(spread(gradient), state.opt_state, params)
     params, ema = optax.apply_updates(params, updates), state.ema
@@ -91,6 +93,7 @@ def make_train_step(
     trained: Collection[str] | None = None,
     averaged: Collection[str] = (),
     ema_decay: float = 0.0,
+    split_tables: bool = False,
 ) -> TrainStep:
     """Return `train_step` compiled for `mesh`, with the state donated and the batch's rows split over devices.
 
@@ -106,24 +109,29 @@ def make_train_step(
       trained: see `train_step`.
       averaged: the names of the parameters whose moving average the state has.
       ema_decay: see `train_step`.
+      split_tables: see `state_shardings`.
     """
-    states = state_shardings(params, optimizer, mesh, averaged)
+    states = state_shardings(params, optimizer, mesh, averaged, split_tables=split_tables)
     replicated = sharding.replicated(mesh)
     layouts: tuple[Any, ...] = states.params, param_update_shardings(params, optimizer, mesh)
+    whole = sharding.param_shardings(mesh, params)
     if trained is not None:
-        layouts = tuple(select(layout, trained) for layout in layouts)
+        layouts, whole = tuple(select(layout, trained) for layout in layouts), select(whole, trained)
 
     def spread(tree: Any) -> Any:
         # Pass through the parameters' own layout first, or the compiler moves the split into the model's products.
         return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
+
+    def gather(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, whole)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
         embed_params: EmbedFn | None = None
         if embed is not None:
 
             def embed_params(params_: Any, batch_: Any, key_: jax.Array) -> jax.Array:
-                whole = params_ if trained is None else overlay(state.params, params_)
-                return embed(nnx.merge(graphdef, whole), batch_, key_)
+                all_params = params_ if trained is None else overlay(state.params, params_)
+                return embed(nnx.merge(graphdef, all_params), batch_, key_)
 
         gradient_of: GradientFn = whole_gradient
         microbatches = num_microbatches(batch)
@@ -140,6 +148,7 @@ def make_train_step(
                 batch,
                 key,
                 gradient_of=gradient_of,
+                gather=gather,
                 spread=spread,
                 trained=trained,
                 ema_decay=ema_decay,
