@@ -7,10 +7,10 @@
     python -m xtransfer.precompile --config configs/tpu_shapes.py:modernbert --topology v5e:2x4 \
         --rows-per-chip 1 --row-length 8192 --unpacked --steps evaluation
 
-Expected for student_train with the pinned libtpu, 0.0.42.1: the first command says 135.9 Mcycles and 4.00 GiB per
-chip (with 32 rows per chip, 41.0 and 3.12), and the third 210.2 Mcycles and 0.72 GiB; a training step of that size
-compiles for many minutes. With libtpu 0.0.52 the first said 124.5 and 4.1 (38.9 and 3.3), and the second, which was not
-compiled with the pinned one, 73.6 and 4.1.
+Expected for student_train with the pinned libtpu, 0.0.42.1: the first command says 129.6 Mcycles and 3.10 GiB per
+chip (with 32 rows per chip, 33.1 and 2.21), and the third 210.2 Mcycles and 0.72 GiB; a training step of that size
+compiles for many minutes. The second was last compiled with libtpu 0.0.52, before chips shared the update of the table
+of words: 73.6 and 4.1.
 
 This config is for `xtransfer.precompile` only. There is nothing in it to train.
 """
