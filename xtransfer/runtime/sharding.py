@@ -177,7 +177,8 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
     """
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, path_name(path)))
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
         return NamedSharding(mesh, _fit(mesh, spec, np.shape(leaf)))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)

@@ -90,7 +90,8 @@ def param_update_shardings(params: Any, optimizer: optax.GradientTransformation,
     names = tuple(f".{sharding.path_name(path)}" for path, _ in state)
 
     def choose(path: Any, whole: Any, split: Any) -> Any:
-        return split if any(name.endswith(f".{sharding.path_name(path)}") for name in names) else whole
+        suffix = f".{sharding.path_name(path)}"
+        return split if any(name.endswith(suffix) for name in names) else whole
 
     return jax.tree_util.tree_map_with_path(choose, *layouts)
 
