@@ -120,6 +120,9 @@ class TaskConfig:
     target_text_from: str = setting("split", choices=("split", "train", "file"))
     target_text: int = setting(0, at_least=0)  # examples of each target language; 0 = all
     target_text_file: str = setting("", is_path=True)  # for target_text_from = "file"; columns as below
+    # Translations, which only objectives with data = "parallel" read (`data/parallel.py`); "" = those that the task has
+    parallel_file: str = setting("", is_path=True)
+    parallel: int = setting(0, at_least=0)  # pairs of each target language; 0 = all
     held_out_dev: int = setting(0, at_least=0)  # dev examples to hold out of train, if needed; 0 = a tenth
     held_out_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     empty_text: str = setting("error", choices=("error", "skip"))
@@ -157,9 +160,8 @@ class TaskConfig:
     @property
     def has_samples(self) -> bool:
         """Whether another labelled_seed draws other examples."""
-        return (
-            self.samples_labelled or (bool(self.unlabelled) and self.unlabelled_from != "none") or self.target_text > 0
-        )
+        samples_unlabelled = bool(self.unlabelled) and self.unlabelled_from != "none"
+        return self.samples_labelled or samples_unlabelled or bool(self.target_text or self.parallel)
 
     @property
     def proportions(self) -> str:
@@ -450,11 +452,13 @@ class ObjectiveConfig:
 
     # Only for an objective of your own: the one that it starts from, and what it reads
     base: str | None = None
-    # "all" = the unlabelled text as well; "target" = unlabelled text in target languages, and nothing else
-    data: str | None = setting(None, choices=("labelled", "all", "target"))
+    # "all" = the unlabelled text as well; "target" = unlabelled text in target languages, and nothing else;
+    # "parallel" = translations, with the teacher's logits for the originals
+    data: str | None = setting(None, choices=("labelled", "all", "target", "parallel"))
     teacher: str | None = None  # whose logits it reads: "none", "monolingual", or the name of another objective
-    # Only with data = "target": the languages whose text it learns from, and the only ones that it is scored in.
-    # () = all target languages, and scored in the source language too.
+    # Only with data = "target" or "parallel": the languages whose text it learns from, and the only ones that it is
+    # scored in. () = all target languages, and scored in the source language too; with "parallel", it also learns from
+    # the originals.
     languages: tuple[str, ...] | None = None
     student: str | None = None  # the encoder that it trains, a name of `students`; "" = `student`
     pseudo_labels: bool | None = None  # whether the teacher's prediction stands in for a missing label

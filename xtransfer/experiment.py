@@ -295,6 +295,7 @@ class Stages:
         self._target_examples, self.others, self._tracking = target_dev, others, tracking
         self._files = files
         self._stores: dict[tuple[Path, str], LogitsStore] = {}
+        self._teacher_stores: dict[tuple[str, ...], LogitsStore] = {}
         self._datasets: dict[tuple[str, ...], Dataset] = {}
 
     def train_teachers(self) -> None:
@@ -333,13 +334,12 @@ class Stages:
             labeller: Finetuner | None
             if name is not None:
                 labeller, labelled_by = self.models.student_of(name), self.workdir.student(name, seed)
-                is_target = objective.data == "target"
-                examples = self.examples.of(objective) if is_target else self.examples.everything
-                store = self._label(self.models.student_of(name), labelled_by, examples)
+                store = self._label(labeller, labelled_by, self.examples.for_teacher(objective))
             else:  # if its logits are cut, a single teacher that is a model, see `ExperimentConfig.check`
                 labeller, labelled_by = self.models.teachers.get(workdirs.TEACHER), self.workdir.teacher
-                store = self._teachers_store
-            logits = permute_classes(store.read(dataset.ids), store.classes, student.labels)
+                store = self._teachers_store(objective)
+            ids = self.examples.ids_for_teacher(objective)
+            logits = permute_classes(store.read(ids), store.classes, student.labels)
             if objective.pseudo_labels and self.config.transfer.fitted_thresholds and labeller is not None:
                 logits = logits - self._cuts(labeller, labelled_by)
             dataset = replace(dataset, teacher_logits=logits)
@@ -378,22 +378,26 @@ class Stages:
         """What the keys of stores name besides their sources: the kind of a task on which the logits depend."""
         return ["multi-label"] if self.config.task.multi_label else []
 
-    @functools.cached_property
-    def _teachers_store(self) -> LogitsStore:
-        """The logits of the monolingual teacher for L ∪ U, or the mean of several."""
-        stores = {member: self._member_store(member) for member in self.config.members}
-        return self._mean_store(stores) if self.config.teachers else stores[workdirs.TEACHER]
+    def _teachers_store(self, objective: Objective) -> LogitsStore:
+        """Return the logits of the monolingual teacher, or the mean of several, for L ∪ U, or for originals."""
+        key = _text_of(objective)
+        if key not in self._teacher_stores:
+            examples = self.examples.for_teacher(objective)
+            parts = {member: teachers.read_by(self.config, member, examples) for member in self.config.members}
+            stores = {member: self._member_store(member, part) for member, part in parts.items() if part}
+            is_mean = bool(self.config.teachers)
+            self._teacher_stores[key] = self._mean_store(stores, examples) if is_mean else stores[workdirs.TEACHER]
+        return self._teacher_stores[key]
 
-    def _member_store(self, member: str) -> LogitsStore:
-        """Return the logits of one teacher for the text in its languages."""
-        examples = teachers.read_by(self.config, member, self.examples.everything)
+    def _member_store(self, member: str, examples: Sequence[Example]) -> LogitsStore:
+        """Return the logits of one teacher for examples in its languages."""
         if member in self._files:
             return self._stored(self._files[member], examples)
         return self._label(self.models.teachers[member], self.workdir.member(member), examples)
 
-    def _mean_store(self, stores: Mapping[str, LogitsStore]) -> LogitsStore:
-        """Store the mean of several teachers for L ∪ U, and how much they disagree, unless they are stored."""
-        config, examples = self.config, self.examples.everything
+    def _mean_store(self, stores: Mapping[str, LogitsStore], examples: Sequence[Example]) -> LogitsStore:
+        """Store the mean of several teachers for examples, and how much they disagree, unless they are stored."""
+        config = self.config
         parts = [
             [store.directory.name, config.members[member].weight, list(config.languages_of(member))]
             for member, store in stores.items()
@@ -411,7 +415,7 @@ class Stages:
             return store.complete and store.disagreement() is not None
 
         if not processes.on_first(is_complete):
-            averaged, disagreement = self._mean(stores)
+            averaged, disagreement = self._mean(stores, examples)
             label(store, lambda indices: averaged[indices])
             processes.on_first(functools.partial(store.write_disagreement, disagreement))
         average, largest = processes.on_first(lambda: _mean_and_largest(store.disagreement()))
@@ -420,9 +424,9 @@ class Stages:
         )
         return store
 
-    def _mean(self, stores: Mapping[str, LogitsStore]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean of the teachers' logits for L ∪ U, [n, K], and their disagreement, [n]."""
-        examples, classes = self.examples.everything, self.models.labels
+    def _mean(self, stores: Mapping[str, LogitsStore], examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean of the teachers' logits for n examples, [n, K], and their disagreement, [n]."""
+        classes = self.models.labels
         logits = np.zeros((len(stores), len(examples), len(classes)), np.float32)
         weights = np.zeros((len(stores), len(examples)))
         for number, (member, store) in enumerate(stores.items()):
@@ -643,7 +647,7 @@ def _planned_stages(
 ) -> list[plan.Stage]:
     """Return the stages of an experiment with their estimated times, before anything is computed."""
     machine = plan.measure()
-    sample = examples.labelled or examples.everything
+    sample = examples.labelled or examples.everything or examples.drawn_from[0]
     work = {
         role: plan.Work(model.compiled_steps.matmul_parameters, model.inputs.mean_tokens(sample))
         for role, model in {**models.teachers, **models.students}.items()
@@ -670,17 +674,17 @@ def _planned_stages(
         stages.append(plan.Stage(member, f"{times}{plan.length([steps[member]], settings)}", seconds))
 
     # The monolingual teachers of a draw label once for all seeds, and each seed's students for themselves.
-    everything = examples.everything
     labellers: dict[tuple[str, str, str, int], int] = {}  # (draw, role, text, seed) -> number of examples
     for objective, run in missing:
         if objective.student_teacher is not None:
-            role, is_target = config.encoder_of(objective.student_teacher), objective.data == "target"
-            text = " ".join((objective.student_teacher, *objective.languages, *(["target"] if is_target else [])))
-            count = len(examples.of(objective) if is_target else everything)
-            labellers[run.id.draw, role, text, run.id.seed] = count
+            role = config.encoder_of(objective.student_teacher)
+            text = " ".join((objective.student_teacher, *_text_of(objective)))
+            labellers[run.id.draw, role, text, run.id.seed] = len(examples.for_teacher(objective))
         elif objective.teacher == "monolingual":
             for member in models.teachers:
-                labellers[run.id.draw, member, "", -1] = len(teachers.read_by(config, member, everything))
+                part = teachers.read_by(config, member, examples.for_teacher(objective))
+                if part:
+                    labellers[run.id.draw, member, " ".join(_text_of(objective)), -1] = len(part)
     if labellers:
         seconds = sum(work[role].inference_seconds(machine, count) for (_, role, *_), count in labellers.items())
         counts = sorted(set(labellers.values()))
@@ -711,6 +715,11 @@ def _planned_stages(
     size = f"{len(runs)} × {selected} checkpoints, {count:,} examples each"
     stages.append(plan.Stage("evaluation", size, seconds if unscored else None))
     return stages
+
+
+def _text_of(objective: Objective) -> tuple[str, ...]:
+    """Return what tells the text apart that the teacher of an objective labels; nothing for L ∪ U."""
+    return (objective.data, *objective.languages) if objective.reads_target_text else ()
 
 
 def _log_balanced(objectives: Sequence[Objective], task: Task, examples: TransferSet) -> None:

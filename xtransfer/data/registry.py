@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from xtransfer.config import TaskConfig
-from xtransfer.data import user_files
+from xtransfer.data import parallel, user_files
 from xtransfer.data.corpora import loader, massive, paws_x, sib200, webis_cls, xnli
 from xtransfer.data.corpora.minireviews import task as minireviews
 from xtransfer.data.task import Example, Task, TextSource, check_languages
@@ -68,11 +68,11 @@ def load_task(config: TaskConfig, further_sources: Sequence[str] = ()) -> Task:
     if config.target_text_from == "file":
         task = user_files.with_target_text_file(task, config)
     further = tuple(dict.fromkeys((*config.sources[1:], *further_sources)))
-    if not further:
-        return task
-    if config.unlabelled_from == "file":
+    if further and config.unlabelled_from == "file":
         user_files.check_language_column(config)
-    return _with_further_sources(task, config, further)
+    if further:
+        task = _with_further_sources(task, config, further)
+    return parallel.with_file(task, config, (task.source_language, *further)) if config.parallel_file else task
 
 
 def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[str]) -> Task:
@@ -96,6 +96,7 @@ def _with_further_sources(task: Task, config: TaskConfig, languages: Sequence[st
         language_column=config.language_column if has_column else "",
         target_text_from="split",
         target_text_file="",
+        parallel_file="",
     )
     others = {language: load_task(dataclasses.replace(settings, source_language=language)) for language in languages}
 

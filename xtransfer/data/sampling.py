@@ -14,7 +14,7 @@ import numpy as np
 from xtransfer.config import TaskConfig
 from xtransfer.data import examples as columns
 from xtransfer.data import stratification
-from xtransfer.data.task import UNLABELLED, Example, Task
+from xtransfer.data.task import UNLABELLED, Example, Pairs, Task
 from xtransfer.errors import ConfigError
 
 _HELD_OUT = 1 << 20  # the first random stream of held-out samples, above the streams of labelled ones
@@ -249,6 +249,19 @@ def target_examples(examples: Sequence[Example], limit: int, seed: int, language
             f"task.target_text {limit} is more than available in {language}: {len(examples)}; 0 takes all"
         )
     return columns.without_labels(_drawn(examples, limit, seed))
+
+
+def sampled_pairs(pairs: Pairs, limit: int, seed: int, language: str) -> Pairs:
+    """Return translations into a language with their originals, in their order; see `target_examples`.
+
+    Raises:
+      UserError: there are fewer than `limit`.
+    """
+    count = len(pairs.originals)
+    if limit > count:
+        raise ConfigError(f"task.parallel {limit} is more than available in {language}: {count}; 0 takes all")
+    # Both samples have the same rows.
+    return Pairs(_drawn(pairs.originals, limit, seed), _drawn(pairs.translations, limit, seed))
 
 
 def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:

@@ -21,6 +21,17 @@ _SHOWN = 60  # the most languages in an error
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Texts in source languages, and in the same order their translations into one target language.
+
+    The ids of a text and its translation end alike.
+    """
+
+    originals: Sequence[Example]
+    translations: Sequence[Example]
+
+
+@dataclass(frozen=True)
 class Task:
     """A classification task in a source language, or several, and target languages.
 
@@ -37,6 +48,7 @@ class Task:
       parallel: returns translation pairs (text, text) for two languages; none if the task has no parallel text.
       multi_label: whether a text has any number of labels, and not exactly one.
       other_sources: the source languages after the main one.
+      translations: returns the pairs of a target language in the user's file (`data.parallel`); None without a file.
     """
 
     name: str
@@ -50,6 +62,7 @@ class Task:
     parallel: Callable[[str, str], list[tuple[str, str]]]
     multi_label: bool = False
     other_sources: tuple[str, ...] = ()
+    translations: Callable[[str], Pairs] | None = None
 
     @property
     def source_languages(self) -> tuple[str, ...]:

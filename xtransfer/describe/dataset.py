@@ -12,7 +12,16 @@ import numpy as np
 from xtransfer.config import ExperimentConfig, MeshConfig, cache_dir
 from xtransfer.data.batches import measures
 from xtransfer.data.batches.measures import Filling, Lengths
-from xtransfer.data.examples import are_labelled, by_language, in_languages, languages_of, select, sides, text_digests
+from xtransfer.data.examples import (
+    are_labelled,
+    by_language,
+    in_languages,
+    join,
+    languages_of,
+    select,
+    sides,
+    text_digests,
+)
 from xtransfer.data.registry import load_task
 from xtransfer.data.task import SPLITS, Example, Task
 from xtransfer.data.tokens.samples import AnyTokens
@@ -160,8 +169,8 @@ class Description:
       other_sources: the task's source languages after the main one.
       proportions: the proportions of several source languages in the transfer set, in words.
       opinions: what the teachers say about L and U, if their logits are stored or in a file.
-      in_target_text: for each split in a target language with text in T, the number of its texts that are in T. The
-        names of splits end with their language.
+      in_target_text: for each split in a target language with text in T or P, the number of its texts that are in
+        them. The names of splits end with their language.
     """
 
     task: str
@@ -238,7 +247,7 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
         sets.append(_training_sets(reader, reads, ["labelled"] if learns else [], seed, batches))
     sets.append(_training_sets(student, transfer, kinds, experiment.seeds[0], batches))
     for objective in objectives:
-        if objective.data == "target":
+        if objective.reads_target_text:
             reader = students[experiment.encoder_of(objective.name)]
             sets.append(_target_sets(reader, transfer, objective, experiment.seeds[0], batches))
     counts, evaluated, missing = _splits(task, experiment.evaluation_splits, _needed(transfer))
@@ -252,8 +261,9 @@ def describe(experiment: ExperimentConfig, batches: int, workdir: Workdir | None
             name = f"{split} {language}" if task.other_sources else split
             repeated[name] = int(np.isin(text_digests(examples), training_texts).sum())
     in_target_text = {}
-    for language, target in transfer.target.items():
-        target_texts = text_digests(target)
+    for language in dict.fromkeys((*transfer.target, *transfer.parallel)):
+        translations = (transfer.parallel[language].translations,) if language in transfer.parallel else ()
+        target_texts = text_digests(join(transfer.target.get(language, ()), *translations))
         for (other, split), examples in evaluated.items():
             if other == language:
                 in_target_text[f"{split} {language}"] = int(np.isin(text_digests(examples), target_texts).sum())
@@ -315,8 +325,10 @@ def _read_by(experiment: ExperimentConfig, member: str, transfer: TransferSet) -
 
 
 def _transfer_counts(experiment: ExperimentConfig, task: Task, transfer: TransferSet) -> list[SetSize]:
-    """Return the sizes of L and U in each source language, and of T, the text in each target language."""
+    """Return the sizes of L and U in each source language, and of T and P, the text of each target language."""
     targets = [_count(task, language, "T", examples) for language, examples in transfer.target.items()]
+    for language, pairs in transfer.parallel.items():
+        targets.append(_count(task, language, "P", pairs.translations))
     return targets + [
         _count(task, language, name, select(examples, in_languages(examples, (language,))))
         for language in (task.source_language, *experiment.further_sources)
@@ -332,7 +344,8 @@ def transfer_rows(experiment: ExperimentConfig) -> Iterator[dict[str, str]]:
     """
     experiment = teachers.with_classes(experiment)
     task = _with_cached_source(load_task(experiment.task, experiment.further_sources))
-    return transfer_set.rows([transfer_set.gather(draw.apply(experiment), task) for draw in draws_of(experiment)])
+    samples = [transfer_set.gather(draw.apply(experiment), task) for draw in draws_of(experiment)]
+    return transfer_set.rows(samples, configured_objectives(experiment))
 
 
 def _with_cached_source(task: Task) -> Task:
@@ -374,14 +387,17 @@ def _training_sets(
 def _target_sets(
     inputs: ModelInputs, transfer: TransferSet, objective: Objective, seed: int, batches: int
 ) -> tuple[list[MeasuredSet], list[PackedTraining]]:
-    """Measure the target text that an objective learns from, and pack batches from it."""
-    examples = transfer.of(objective)
+    """Measure the target text that an objective learns from, and pack batches from it.
+
+    Translations are in P, also with their originals.
+    """
+    examples, name = transfer.of(objective), "P" if objective.data == "parallel" else "T"
     tokens = inputs.tokens(examples, transfer.drawn_from)
     measured = []
     for language in languages_of(examples):
         rows = in_languages(examples, (language,))
-        measured.append(_measure(inputs, "T", select(examples, rows), select_tokens(tokens, rows)))
-    return measured, [_packing(inputs, f"T of {objective.name}", tokens, seed, batches)]
+        measured.append(_measure(inputs, name, select(examples, rows), select_tokens(tokens, rows)))
+    return measured, [_packing(inputs, f"{name} of {objective.name}", tokens, seed, batches)]
 
 
 def _measure(inputs: ModelInputs, name: str, examples: Sequence[Example], tokens: AnyTokens) -> MeasuredSet:

@@ -73,7 +73,8 @@ def opinions(
     for teacher, examples, store in _stores(experiment, task, transfer, workdir):
         found[teacher] = examples, store.read(store.ids), store.disagreement()
     order = [*experiment.members, MEAN]
-    return [opinion for name in sorted(found, key=order.index) for opinion in _by_set(name, task, *found[name])]
+    names = [name for name in sorted(found, key=order.index) if found[name][0]]  # some may have no L and no U
+    return [opinion for name in names for opinion in _by_set(name, task, *found[name])]
 
 
 def _stores(

@@ -50,6 +50,8 @@ def introduction(description: Description) -> list[str]:
         )
         for counts in (in_sources, description.in_target_text)
     )
+    names = {size.name for size in description.counts}
+    target_sets = " and ".join(name for name in ("T", "P") if name in names)
     selection = f"{dev:,} dev examples select the checkpoint" if dev else "no dev split: the last step"
     if dev and len(sources) > 1:
         selection += ", by the mean over languages"
@@ -58,7 +60,7 @@ def introduction(description: Description) -> list[str]:
         f"training text: {sizes} examples in {' and '.join(sources)}; {selection}",
         f"repeated texts: {description.repeated['L ∪ U']:,} of {labelled + unlabelled:,} within "
         f"L ∪ U; texts that are also in L ∪ U: {overlaps}",
-        *([f"texts that are also in target text (T): {in_target_text}"] if in_target_text else []),
+        *([f"texts that are also in target text ({target_sets}): {in_target_text}"] if in_target_text else []),
         *(f"loss of {name}: {settings}" for name, settings in description.objectives.items()),
     ]
 
@@ -153,10 +155,10 @@ def _transfer_set(description: Description) -> Table:
                 source = "labels" if size.name == "L" else "none"
                 rows.append((source, language, size.name, f"{size.examples:,}", *labels, "–", "–", "–"))
     for language in description.target_languages:
-        size = description.count("T", language)
-        if size.examples:
-            unknown = ["–"] * len(description.labels)
-            rows.append(("none", language, "T", f"{size.examples:,}", *unknown, "–", "–", "–"))
+        for size in (description.count(name, language) for name in ("T", "P")):
+            if size.examples:
+                unknown = ["–"] * len(description.labels)
+                rows.append(("none", language, size.name, f"{size.examples:,}", *unknown, "–", "–", "–"))
     for opinion in description.opinions:
         counts = [_range([(count, opinion.examples)]) for count in opinion.classes]
         agreement = "–" if opinion.agreement is None else f"{opinion.agreement:.1%}"

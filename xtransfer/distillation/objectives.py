@@ -66,11 +66,11 @@ class Objective:
         `class_weights`; () = 1 for all.
       label_smoothing: ε, the probability that the target of the hard term spreads evenly over all classes.
       focal_gamma: γ in the factor (1 − p_target)^γ of the hard term; 0 = none.
-      data: "labelled" trains on the labelled source text, "all" on the unlabelled text as well, and "target" on
-        unlabelled text in target languages alone.
+      data: "labelled" trains on the labelled source text, "all" on the unlabelled text as well, "target" on unlabelled
+        text in target languages alone, and "parallel" on translations, with the teacher's logits for the originals.
       teacher: "monolingual", "none", or the objective whose student labels the text, such as "vanilla".
-      languages: with data "target", the languages that it reads and is scored in; () = all target languages, and
-        scored in the source language too.
+      languages: with data "target" or "parallel", the languages that it reads and is scored in; () = all target
+        languages, and scored in the source language too; with "parallel", it then reads the originals as well.
       student: the name of a further encoder that it trains; "" = the usual one.
     """
 
@@ -87,7 +87,7 @@ class Objective:
     class_factors: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
-    data: Literal["labelled", "all", "target"] = "labelled"
+    data: Literal["labelled", "all", "target", "parallel"] = "labelled"
     teacher: str = "none"
     languages: tuple[str, ...] = ()
     student: str = ""
@@ -96,6 +96,11 @@ class Objective:
     def student_teacher(self) -> str | None:
         """The objective whose student is the teacher, if it is a student."""
         return None if self.teacher in _NO_STUDENTS else self.teacher
+
+    @property
+    def reads_target_text(self) -> bool:
+        """Whether it learns from text in target languages, which has no labels."""
+        return self.data in _KINDS_OF_TARGET_TEXT
 
     def loss_settings(self) -> "Objective":
         """Return the objective reduced to the fields of its loss: without name, data, and the origin of the logits."""
@@ -149,10 +154,10 @@ def validate(objective: Objective) -> None:
         refuse("data", "'labelled' without soft_weight and pseudo_labels: the other text would have no loss")
     if objective.data == "target" and objective.teacher == "monolingual":
         refuse("teacher", "another objective with data 'target': the monolingual teacher cannot read target languages")
-    if objective.data == "target" and objective.hard_weight > 0 and not objective.pseudo_labels:
-        refuse("hard_weight", "0 with data 'target', or pseudo_labels: that text has no labels")
-    if objective.languages and objective.data != "target":
-        refuse("languages", "() unless data is 'target': the source text is in the source language")
+    if objective.reads_target_text and objective.hard_weight > 0 and not objective.pseudo_labels:
+        refuse("hard_weight", f"0 with data {objective.data!r}, or pseudo_labels: that text has no labels")
+    if objective.languages and not objective.reads_target_text:
+        refuse("languages", "() unless data is 'target' or 'parallel': the source text is in the source language")
     if len(set(objective.languages)) < len(objective.languages):
         refuse("languages", "each language once")
     if objective.data == "labelled" and objective.pseudo_labels:
@@ -170,7 +175,7 @@ def validate(objective: Objective) -> None:
 _NO_STUDENTS = ("none", "monolingual")  # teachers that are no students, whose names no objective can have
 _CHOICES = {
     "temperature_on": ("teacher", "both"),
-    "data": ("labelled", "all", "target"),
+    "data": ("labelled", "all", "target", "parallel"),
 }
 
 
@@ -329,6 +334,7 @@ _USED_BY = {
 _OF_ONE_LABEL = ("confidence_weighted", "class_weights", "label_smoothing", "focal_gamma")
 _READS = ("data", "teacher", "pseudo_labels", "languages")  # which text, whose logits, and which labels
 _WEIGHTS = ("hard_weight", "soft_weight")
+_KINDS_OF_TARGET_TEXT = {"target": "unlabelled text", "parallel": "translations"}  # by `Objective.data`
 
 
 def configured_objectives(config: ExperimentConfig) -> tuple[Objective, ...]:
@@ -413,22 +419,35 @@ def _check_student_teacher(objective: Objective, known: Mapping[str, Objective],
         )
 
 
+def kinds_of_target_text(objectives: Mapping[str, Objective], name: str) -> tuple[str, ...]:
+    """Return the kinds of text in target languages that an objective learns from, itself or through its teacher.
+
+    Args:
+      objectives: the definitions by name.
+      name: an objective; one that is not defined counts as one that learns from none.
+
+    Returns:
+      A subset of ("unlabelled text", "translations").
+    """
+    kinds: set[str] = set()
+    seen: set[str] = set()
+    while name in objectives and name not in seen:
+        kinds.add(objectives[name].data)
+        seen.add(name)
+        name = objectives[name].teacher
+    return tuple(kind for data, kind in _KINDS_OF_TARGET_TEXT.items() if data in kinds)
+
+
 def uses_target_text(objectives: Mapping[str, Objective], name: str) -> bool:
     """Return whether an objective learns from text in target languages, itself or through its teacher.
 
-    Its student is then not zero-shot without target text, although nobody labelled the text.
+    Its student is then not zero-shot without target text, although nobody labelled the text. Translations count too.
 
     Args:
       objectives: the definitions by name.
       name: an objective; one that is not defined counts as one that does not.
     """
-    seen: set[str] = set()
-    while name in objectives and name not in seen:
-        if objectives[name].data == "target":
-            return True
-        seen.add(name)
-        name = objectives[name].teacher
-    return False
+    return bool(kinds_of_target_text(objectives, name))
 
 
 def teacher_objective(config: ExperimentConfig) -> Objective:
@@ -551,9 +570,10 @@ def describe(objective: Objective) -> str:
     """Return one line that says what an objective reads, and its effective settings."""
     is_student = objective.student_teacher is not None
     logits = f"the {objective.teacher} student's" if is_student else "the teacher's"
+    originals = " for the originals" if objective.data == "parallel" else ""
     terms = []
     if objective.hard_weight:
-        labels = f"labels and {logits} predictions" if objective.pseudo_labels else "labels"
+        labels = f"labels and {logits} predictions{originals}" if objective.pseudo_labels else "labels"
         details = [
             f"class weights {', '.join(objective.class_weights)}" if objective.class_weights else "",
             f"label smoothing {objective.label_smoothing:g}" if objective.label_smoothing else "",
@@ -568,12 +588,13 @@ def describe(objective: Objective) -> str:
             "on both sides" if objective.temperature_on == "both" else "",
             "times T²" if objective.scale_by_t2 else "",
         ]
-        terms.append(f"{_factor(objective.soft_weight)}KL({_listed(f'{logits} logits', details)})")
+        terms.append(f"{_factor(objective.soft_weight)}KL({_listed(f'{logits} logits{originals}', details)})")
     languages = ", ".join(objective.languages) or "all target languages"
     text = {
         "labelled": "labelled text",
         "all": "labelled and unlabelled text",
         "target": f"unlabelled text in {languages}",
+        "parallel": f"translations into {languages}{'' if objective.languages else ', and their originals'}",
     }[objective.data]
     encoder = f", by students.{objective.student}" if objective.student else ""
     return f"{' + '.join(terms)} on {text}{encoder}"

@@ -1,6 +1,8 @@
 """The transfer set: the labelled and unlabelled text of the source languages that a student learns from.
 
-Objectives with data "target" learn from unlabelled text in target languages instead, which is read for them alone.
+Objectives with data "target" learn from unlabelled text in target languages instead, and those with data "parallel"
+from translations, with the teacher's logits for the originals, as in Xu and Yang, "Cross-lingual Distillation for Text
+Classification" (ACL 2017). Each is read for them alone.
 """
 
 import hashlib
@@ -11,15 +13,17 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from xtransfer.config import ExperimentConfig
-from xtransfer.data.examples import StoredExamples, by_language, classes_of, in_languages, join, select
+from xtransfer.data import parallel
+from xtransfer.data.examples import StoredExamples, by_language, classes_of, ids_of, in_languages, join, select
 from xtransfer.data.sampling import (
     labelled_in_sources,
     labelled_subset,
+    sampled_pairs,
     target_examples,
     unlabelled_examples,
     unlabelled_in_sources,
 )
-from xtransfer.data.task import UNLABELLED, Example, Task, load_if_present
+from xtransfer.data.task import UNLABELLED, Example, Pairs, Task, load_if_present
 from xtransfer.distillation import teachers
 from xtransfer.distillation.objectives import Objective, configured_objectives
 from xtransfer.errors import ConfigError, DataError, MissingSplitError
@@ -39,6 +43,7 @@ class TransferSet:
       drawn_from: the whole splits that L and U were drawn from.
       further_dev: the dev splits of languages that only teachers read, if they have one, which select their teachers.
       target: text in target languages by language, without labels; empty unless an objective reads it.
+      parallel: texts with their translations, by the language of these; empty unless an objective reads them.
     """
 
     labelled: Sequence[Example]
@@ -47,6 +52,7 @@ class TransferSet:
     drawn_from: tuple[Sequence[Example], ...]
     further_dev: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     target: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    parallel: Mapping[str, Pairs] = field(default_factory=dict)
 
     @cached_property
     def everything(self) -> Sequence[Example]:
@@ -57,7 +63,33 @@ class TransferSet:
         """Return the text that an objective learns from."""
         if objective.data == "target":
             return join(*(self.target[name] for name in objective.languages or self.target))
+        if objective.data == "parallel":
+            translations = [self.parallel[name].translations for name in objective.languages or self.parallel]
+            # Without languages, the student knows the source language too, and learns to agree on both sides.
+            return join(*translations, *(() if objective.languages else self._originals(objective)))
         return self.everything if objective.data == "all" else self.labelled
+
+    def for_teacher(self, objective: Objective) -> Sequence[Example]:
+        """Return the text that an objective's teacher labels: for translations, the originals."""
+        if objective.data == "parallel":
+            return join(*self._originals(objective))
+        return self.of(objective) if objective.data == "target" else self.everything
+
+    def ids_for_teacher(self, objective: Objective) -> Sequence[str]:
+        """Return for each text in `of` the id of the one in `for_teacher` whose logits it takes."""
+        if objective.data == "parallel":
+            ids = list(ids_of(self.for_teacher(objective)))
+            return ids if objective.languages else ids * 2
+        return ids_of(self.of(objective))
+
+    def for_monolingual_teacher(self, objectives: Iterable[Objective]) -> Sequence[Example]:
+        """Return the text that the monolingual teacher labels for objectives: L ∪ U and originals, each once."""
+        taught = [one for one in objectives if one.data == "parallel" and one.teacher == "monolingual"]
+        languages = {name for objective in taught for name in objective.languages or self.parallel}
+        return join(self.everything, *(self.parallel[name].originals for name in self.parallel if name in languages))
+
+    def _originals(self, objective: Objective) -> list[Sequence[Example]]:
+        return [self.parallel[name].originals for name in objective.languages or self.parallel]
 
     def dev_in(self, languages: Collection[str]) -> dict[str, Sequence[Example]]:
         """Return the dev splits that score a teacher of these languages, by language; without examples there are none.
@@ -105,7 +137,10 @@ def gather(config: ExperimentConfig, task: Task) -> TransferSet:
     further_dev = {language: _required(config, task, "dev", language) for language in further}
     target = _target_text(config, task)
     drawn_from += [_target_split(config, task, language) for language in target]
-    return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev, target)
+    pairs_by_language = _translations(config, task)
+    for pairs in pairs_by_language.values():
+        drawn_from += [pairs.originals, pairs.translations]
+    return TransferSet(labelled, unlabelled, dev, tuple(drawn_from), further_dev, target, pairs_by_language)
 
 
 _ByLanguage = dict[str, Sequence[Example]]
@@ -163,7 +198,27 @@ def _refuse_some_without(kind: str, split: str, examples: Mapping[str, Sequence[
 
 def _target_text(config: ExperimentConfig, task: Task) -> dict[str, Sequence[Example]]:
     """Return the text of the target languages that the experiment's objectives read, by language."""
-    readers = [objective for objective in configured_objectives(config) if objective.data == "target"]
+    settings = config.task
+    return {
+        language: target_examples(
+            _target_split(config, task, language), settings.target_text, settings.labelled_seed, language
+        )
+        for language in _languages_read(config, task, "target")
+    }
+
+
+def _translations(config: ExperimentConfig, task: Task) -> dict[str, Pairs]:
+    """Return the translations that the experiment's objectives read, by language."""
+    settings = config.task
+    return {
+        language: sampled_pairs(parallel.pairs(task, language), settings.parallel, settings.labelled_seed, language)
+        for language in _languages_read(config, task, "parallel")
+    }
+
+
+def _languages_read(config: ExperimentConfig, task: Task, data: str) -> list[str]:
+    """Return the target languages whose text the experiment's objectives with this `data` read."""
+    readers = [objective for objective in configured_objectives(config) if objective.data == data]
     needed: set[str] = set()
     for objective in readers:
         for language in objective.languages:
@@ -173,14 +228,7 @@ def _target_text(config: ExperimentConfig, task: Task) -> dict[str, Sequence[Exa
                     f"languages: choose from {', '.join(task.target_languages)}"
                 )
         needed.update(objective.languages or task.target_languages)
-    settings = config.task
-    return {
-        language: target_examples(
-            _target_split(config, task, language), settings.target_text, settings.labelled_seed, language
-        )
-        for language in task.target_languages
-        if language in needed
-    }
+    return [language for language in task.target_languages if language in needed]
 
 
 def _target_split(config: ExperimentConfig, task: Task, language: str) -> Sequence[Example]:
@@ -220,11 +268,16 @@ def _fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def rows(samples: Sequence[TransferSet]) -> Iterator[dict[str, str]]:
-    """Yield the text of some transfer sets, each example once, as the rows of a file for somebody else to label."""
+def rows(samples: Sequence[TransferSet], objectives: Sequence[Objective] = ()) -> Iterator[dict[str, str]]:
+    """Yield the text that the monolingual teacher of objectives labels, as the rows of a file to fill in.
+
+    Args:
+      samples: the transfer sets, which may share examples. Each example is a row once.
+      objectives: the experiment's objectives.
+    """
     seen: set[str] = set()
     for sample in samples:
-        for example in sample.everything:
+        for example in sample.for_monolingual_teacher(objectives):
             if example.id in seen:
                 continue
             if len(samples) > 1:  # one sample has each example once
@@ -256,7 +309,7 @@ def _check_sizes(
         )
     if not labelled:
         teachers.refuse_balanced_without_labels(config, source)
-    if not labelled and not unlabelled:
+    if not labelled and not unlabelled and not all(objective.reads_target_text for objective in objectives):
         raise DataError(
             f"no text to learn from in {source}: there is no labelled text, and task.unlabelled_from is "
             f"{config.task.unlabelled_from!r}: add some unlabelled text"

@@ -132,9 +132,10 @@ class ResultsTable:
     axis: Axis = SEEDS
     objectives: Mapping[str, Objective] = dataclasses.field(default_factory=lambda: OBJECTIVES)
 
-    def has_monolingual_teacher(self, objective: str) -> bool:
-        """Return whether an objective learns from the monolingual teacher, as far as its definition is known."""
-        return objective in self.objectives and self.objectives[objective].teacher == "monolingual"
+    def may_be_headline(self, objective: str) -> bool:
+        """Return whether an objective learns from the monolingual teacher, and is zero-shot without target text."""
+        is_taught = objective in self.objectives and self.objectives[objective].teacher == "monolingual"
+        return is_taught and not uses_target_text(self.objectives, objective)
 
     def name_of(self, objective: str) -> str:
         """Return an objective's name for people, marked if its student has learned from text in target languages."""

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from xtransfer import __version__
 from xtransfer.config import ModelConfig
-from xtransfer.distillation.objectives import Objective, definitions, describe, teacher_objective, uses_target_text
+from xtransfer.distillation.objectives import (
+    Objective,
+    definitions,
+    describe,
+    kinds_of_target_text,
+    teacher_objective,
+    uses_target_text,
+)
 from xtransfer.evaluation.metrics import CHANCE, EFFECTS, METRICS, at_chance
 from xtransfer.evaluation.recalibration import UNCHANGED, Recalibration
 from xtransfer.evaluation.results import TARGET_TEXT_MARK, Row
@@ -133,9 +140,10 @@ def _notices(run: SelectedRun, scores: Sequence[Scores], by_transformers: bool) 
     """Return the notices to read first, as one block quote, or nothing."""
     notices = []
     if _uses_target_text(run):
+        kinds = " and ".join(kinds_of_target_text(definitions(run.config), run.objective))
         notices.append(
-            f"**{TARGET_TEXT_MARK.capitalize()}.** This student has learned from unlabelled text in target languages, "
-            "itself or through its teacher, so its numbers are not zero-shot without target text."
+            f"**{TARGET_TEXT_MARK.capitalize()}.** This student has learned from {kinds} in target languages, itself "
+            "or through its teacher, so its numbers are not zero-shot without target text."
         )
     if run.task.synthetic:
         notices.append(
@@ -169,9 +177,10 @@ def _what_it_does(run: SelectedRun) -> str:
     others = ", ".join(as_line(language) for language in _targets(run))
     source = _source(run)
     languages = f"It was trained on {source} alone and is meant for {others} as well."
-    if _objective(run).data == "target":
+    if _objective(run).reads_target_text:
         read, known = (", ".join(map(as_line, names)) for names in (_sources(run), run.languages))
-        languages = f"It was trained on unlabelled text in {read} and is meant for {known}."
+        kind = "unlabelled text in" if _objective(run).data == "target" else f"translations from {source} into"
+        languages = f"It was trained on {kind} {read} and is meant for {known}."
     elif _uses_target_text(run):
         languages = f"It was trained on {source}, by a teacher that has learned from text in target languages."
     if run.is_teacher:
@@ -276,7 +285,7 @@ def _method(run: SelectedRun) -> str:
         )
     if objective.pseudo_labels:
         condition = f" if it is at least {objective.threshold:.0%} sure" if objective.threshold else ""
-        gold = "" if objective.data == "target" else "gold labels, and "
+        gold = "" if objective.reads_target_text else "gold labels, and "
         targets.append(f"{gold}{teacher} prediction{condition} where there is no label")
     elif objective.hard_weight:
         targets.append("gold labels")
@@ -341,10 +350,10 @@ def _joined(languages: Sequence[str]) -> str:
 
 
 def _sources(run: SelectedRun) -> tuple[str, ...]:
-    """Return the languages of the text that a run learned from."""
+    """Return the languages of the text that a run learned from, of translations without their originals."""
     if run.is_teacher:
         return run.config.languages_of(TEACHER)
-    if _objective(run).data == "target":
+    if _objective(run).reads_target_text:
         return _objective(run).languages or run.task.target_languages
     return (run.task.source_language, *run.config.further_sources)
 
@@ -367,6 +376,8 @@ def _data(run: SelectedRun) -> str:
             f"{amount} unlabelled texts in {names} from {_TARGET_TEXT[run.config.task.target_text_from]}, without "
             "labels. What it knows of the labels comes from its teacher."
         )
+    if _objective(run).data == "parallel":
+        return _translations(run)
     config, source = run.config.task, _joined(_sources(run))
     each = " of each language" if len(_sources(run)) > 1 else ""
     if run.task.other_sources:
@@ -382,6 +393,18 @@ def _data(run: SelectedRun) -> str:
     if run.is_teacher or _uses_target_text(run):
         return text + "."
     return f"{text}. {_NO_OTHER_TEXT}"
+
+
+def _translations(run: SelectedRun) -> str:
+    """Describe the translations that a run learned from."""
+    each = " into each of" if len(_sources(run)) > 1 else " into"
+    amount = f"{run.config.task.parallel:,}" if run.config.task.parallel else "all"
+    place = "a file" if run.config.task.parallel_file else "the task"
+    originals = "" if _objective(run).languages else " and their originals"
+    return (
+        f"{amount} translations from {_source(run)}{each} {_joined(_sources(run))} from {place}{originals}, without "
+        "labels. What it knows of the labels comes from its teacher, which read the originals."
+    )
 
 
 def _data_of_several(run: SelectedRun) -> str:

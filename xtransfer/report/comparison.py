@@ -8,7 +8,7 @@ from typing import Any
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.names import within_limit
-from xtransfer.distillation.objectives import OBJECTIVES, definitions, uses_target_text
+from xtransfer.distillation.objectives import OBJECTIVES, definitions, kinds_of_target_text
 from xtransfer.errors import ConfigError
 from xtransfer.evaluation import significance
 from xtransfer.evaluation.paired import Pair, Students, differences_of, load
@@ -152,8 +152,11 @@ def _names(a: Students, b: Students) -> tuple[str, str]:
 
 def _marked(students: Students, name: str) -> str:
     """Return the name of one side, with a mark if it uses text in target languages."""
-    is_marked = uses_target_text(definitions(read_config(students.workdir)), students.objective)
-    return f"{name} ({TARGET_TEXT_MARK})" if is_marked else name
+    return f"{name} ({TARGET_TEXT_MARK})" if _kinds_of_target_text(students) else name
+
+
+def _kinds_of_target_text(students: Students) -> tuple[str, ...]:
+    return kinds_of_target_text(definitions(read_config(students.workdir)), students.objective)
 
 
 def _is_of_some_languages(students: Students) -> bool:
@@ -239,12 +242,12 @@ def _p(value: float | None) -> str:
 
 
 def _notes(a: Students, b: Students, pair: Pair, config: ExperimentConfig, selection: str) -> Iterator[str]:
-    marked = [one.objective for one in (a, b) if _marked(one, "")]
-    if marked:
-        yield (
-            f"{TARGET_TEXT_MARK}: {' and '.join(marked)} learned from unlabelled text in target languages, so these "
-            "numbers are not zero-shot without target text."
-        )
+    for name, kinds in dict.fromkeys((one.objective, _kinds_of_target_text(one)) for one in (a, b)):
+        if kinds:
+            yield (
+                f"{TARGET_TEXT_MARK}: {name} learned from {' and '.join(kinds)} in target languages, so its numbers "
+                "are not zero-shot without target text."
+            )
     for name in dict.fromkeys(one.objective for one in (a, b) if _is_of_some_languages(one)):
         yield f"{name}: no dev split selects its checkpoint, and its last one is used."
     targets = read_task(a.workdir).target_languages

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from xtransfer.distillation.objectives import uses_target_text
+from xtransfer.distillation.objectives import kinds_of_target_text
 from xtransfer.evaluation.metrics import at_chance, higher_is_better
 from xtransfer.evaluation.results import BASELINE, TARGET_TEXT_MARK, ObjectiveResults, ResultsTable, Summary
 from xtransfer.evaluation.significance import Difference
@@ -84,13 +84,15 @@ def cells(results: ResultsTable) -> tuple[list[str], list[list[str]]]:
 def headline(results: ResultsTable, gains: Gains = NO_GAINS) -> str | None:
     """Return one sentence about the gain of the first objective with a monolingual teacher, or None without one.
 
+    An objective that uses text in target languages never is the headline.
+
     Args:
       results: the results.
       gains: the paired differences from stored predictions, whose intervals go over test items too. Without the
         objective's own, the interval is over seeds (or draws) alone, and the sentence says so.
     """
     for line in results.lines:
-        if line.gain is not None and results.has_monolingual_teacher(line.objective):
+        if line.gain is not None and results.may_be_headline(line.objective):
             return _gain_sentence(results, line.objective, line.gain, gains.get(line.objective))
     return None
 
@@ -247,13 +249,15 @@ def caption(results: ResultsTable, task: TaskRecord) -> list[str]:
 
 def _target_text_lines(results: ResultsTable) -> list[str]:
     """Say which objectives have used text in target languages, and which are of some languages alone."""
-    names = [line.objective for line in results.lines if uses_target_text(results.objectives, line.objective)]
-    if not names:
-        return []
-    lines = [
-        f"{TARGET_TEXT_MARK}: {', '.join(names)} learned from unlabelled text in target languages, so these numbers "
-        "are not zero-shot without target text."
-    ]
+    kinds_by_name = {line.objective: kinds_of_target_text(results.objectives, line.objective) for line in results.lines}
+    names = [name for name, kinds in kinds_by_name.items() if kinds]
+    lines = []
+    for kinds in dict.fromkeys(kinds_by_name[name] for name in names):
+        alike = ", ".join(name for name in names if kinds_by_name[name] == kinds)
+        lines.append(
+            f"{TARGET_TEXT_MARK}: {alike} learned from {' and '.join(kinds)} in target languages, so these numbers are "
+            "not zero-shot without target text."
+        )
     for line in results.lines:
         only = results.objectives[line.objective].languages if line.objective in names else ()
         if only:

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _UNLABELLED = ("task.unlabelled_from", "task.unlabelled", "task.unlabelled_file")
 _TARGET_TEXT = ("task.target_text_from", "task.target_text", "task.target_text_file")
+_PARALLEL = ("task.parallel_file", "task.parallel")
 _SAME_FACTS = ("name", "labels", "source_language", "data")
 
 
@@ -47,7 +48,7 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
         others = tuple(f"{member}." for member in config.members if member != objective)
         ignored |= {key for key in settings if key.startswith(("student.", "students.", *others))}
         # The run's own seed is the teacher's.
-        ignored |= {f"{objective}.weight", "teacher_seed", *_UNLABELLED, *_TARGET_TEXT}
+        ignored |= {f"{objective}.weight", "teacher_seed", *_UNLABELLED, *_TARGET_TEXT, *_PARALLEL}
         settings |= _flat(asdict(teacher_objective(config)), "objective.")
     else:
         configured, encoder = configured_objective(config, objective), config.encoder_of(objective)
@@ -66,10 +67,12 @@ def settings_of(config: ExperimentConfig, objective: str) -> dict[str, Any]:
         if configured.student_teacher is not None:
             taught_by = settings_of(config, configured.student_teacher)
             settings |= {f"teacher_run {key}": value for key, value in taught_by.items()}
-        if configured.data == "target":
+        if configured.reads_target_text:
             ignored.discard("task.target_languages")
-        else:
+        if configured.data != "target":
             ignored |= {*_TARGET_TEXT}
+        if configured.data != "parallel":
+            ignored |= {*_PARALLEL}
         if configured.data != "all":
             ignored |= {*_UNLABELLED}
     return {key: value for key, value in settings.items() if key not in ignored}

@@ -13,9 +13,9 @@ from typing import Any
 from xtransfer import storage
 from xtransfer.config import ExperimentConfig, FurtherTeacherConfig, ModelConfig, TeacherConfig, user_path
 from xtransfer.data.example import Example
-from xtransfer.data.examples import in_languages, select
+from xtransfer.data.examples import ids_of, in_languages, select
 from xtransfer.distillation.logits_file import LogitsFile, read_logits_file
-from xtransfer.distillation.objectives import definitions
+from xtransfer.distillation.objectives import configured_objectives, definitions
 from xtransfer.distillation.teachers import seed_of
 from xtransfer.distillation.transfer_set import TransferSet
 from xtransfer.errors import ConfigError, UserError
@@ -107,7 +107,7 @@ def _languages_read(run: SelectedRun) -> tuple[str, ...]:
     languages = [*run.task.source_languages, *run.config.further_sources]
     objectives, name = definitions(run.config), run.objective
     while name in objectives:
-        if objectives[name].data == "target":
+        if objectives[name].reads_target_text:
             languages += objectives[name].languages or run.task.target_languages
         name = objectives[name].teacher
     return tuple(dict.fromkeys(languages))
@@ -142,7 +142,9 @@ def read_file(
             f"config key transfer.teacher_mean is 'logits', and {file.path} has labels, which have none: set it to "
             "'probabilities'"
         )
-    file.check({example.id for sample in samples for example in read_by(config, member, sample.everything)})
+    objectives = configured_objectives(config)
+    taught = (sample.for_monolingual_teacher(objectives) for sample in samples)
+    file.check({id_ for examples in taught for id_ in ids_of(read_by(config, member, examples))})
     return file
 
 

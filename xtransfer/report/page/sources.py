@@ -129,7 +129,7 @@ class Source:
         """
         if not self.students:
             raise MissingSource("There are no results of students yet.")
-        monolingual = filter(self.results.has_monolingual_teacher, self.students)
+        monolingual = filter(self.results.may_be_headline, self.students)
         return next(monolingual, self.students[-1])
 
     @property

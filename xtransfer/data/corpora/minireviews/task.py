@@ -34,6 +34,8 @@ def task(config: TaskConfig) -> Task:
         return groups
 
     def parallel(first: str, second: str) -> list[tuple[str, str]]:
+        if f"{second}-{first}" in generator.PAIRS:
+            return [(translation, text) for text, translation in parallel(second, first)]
         return [(row["text"], row["text_pair"]) for row in rows_of(f"{first}-{second}", "parallel")]
 
     def rows_of(name: str, split: str) -> list[dict[str, Any]]:
