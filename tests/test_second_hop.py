@@ -126,6 +126,13 @@ def test_every_number_of_target_text_is_marked(finished, capsys):
     assert f"again {MARK}" in (finished / "report" / "protocols.md").read_text()
 
 
+def test_rows_of_target_text_are_marked_for_programs(finished):
+    marks = {name: set() for name in ("teacher", "monox_kd", "hop", "again")}
+    for row in rows_of(finished):
+        marks[row["objective"]].add(row.get("uses_target_text"))
+    assert marks == {"teacher": {None}, "monox_kd": {None}, "hop": {True}, "again": {True}}
+
+
 def test_an_average_of_some_target_languages_says_so(finished):
     report.main(["--workdir", str(finished), "--compare", "hop", "again"])
     compared = (finished / "report" / "compare-hop-again.md").read_text()

@@ -204,6 +204,7 @@ def test_rows_are_read_back_and_u2028_is_not_a_line_break(tmp_path):
         ("[" * 100_000, "not strict JSON: nested too deeply"),
         (lines(make_rows())[0].replace("{", '{"seed": 0, ', 1), "twice"),
         (lines(make_rows(extra=1))[0], "extra"),
+        (lines(make_rows(uses_target_text=False))[0], "uses_target_text = False, expected true, or no such key"),
         (lines(make_rows(seed="0"))[0], "seed = '0', expected int"),
         (lines(make_rows(seed=True))[0], "seed = True"),
         (lines(make_rows(value=None))[0], "value = None"),

@@ -18,7 +18,7 @@ from xtransfer.evaluate import step_table, xtreme
 from xtransfer.evaluation import metrics
 from xtransfer.evaluation.classifiers import ClassifierScorer, LanguageResult
 from xtransfer.evaluation.evaluator import prediction_rows
-from xtransfer.evaluation.results import TARGET_TEXT_MARK, write_rows
+from xtransfer.evaluation.results import TARGET_TEXT_MARK, marked_row, write_rows
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.report.table import Table
 from xtransfer.runs.classifier import open_classifier, selected_run
@@ -134,7 +134,8 @@ def _rows(
         row |= {"step": run.step, "selection": run.selection}
     for result in results:
         for score in result.scores:
-            yield row | {"split": request.split, "language": result.language} | score._asdict()
+            scored = row | {"split": request.split, "language": result.language} | score._asdict()
+            yield scored if run is None else marked_row(scored, definitions(run.config))
 
 
 def _table(model: str, split: str, task: Task, results: Sequence[LanguageResult]) -> Table:

@@ -15,6 +15,7 @@ from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Example, Task
+from xtransfer.distillation.objectives import definitions
 from xtransfer.evaluation import agreement, metrics, recalibration, results, token_counts
 from xtransfer.evaluation.recalibration import Recalibration
 from xtransfer.runs import costs
@@ -121,7 +122,7 @@ def evaluate(
     processes.on_first(functools.partial(results.mend, workdir.results))
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
-    all_runs = runs(workdir, config)
+    all_runs, objectives = runs(workdir, config), definitions(config)
     constants: list[str] = []
     teachers: dict[str, Run] = {}  # by draw; a draw's teacher comes before its students
 
@@ -157,7 +158,7 @@ def evaluate(
             against = functools.partial(_against_teacher, workdir, task, run, teachers[run.id.draw], in_source, scored)
             added += processes.on_first(against)
         if added:
-            rows += added
+            rows += (results.marked_row(row, objectives) for row in added)
             # All rows of a run are written at once, so that it has all of them or none.
             processes.on_first(functools.partial(results.write_rows, workdir.results, rows))
     if constants:

@@ -42,6 +42,9 @@ checkpoint that two protocols selected has its rows twice. It is "step" in watch
 no run.
 """
 
+MARK = "uses_target_text"
+"""The key that a row has, with the value true, only if its student is not zero-shot without target text."""
+
 SELECTIONS = (*PROTOCOLS, "step", "none")
 """The values of "selection"."""
 
@@ -173,6 +176,11 @@ def marked_name(objectives: Mapping[str, Objective], objective: str) -> str:
     return f"{objective} ({TARGET_TEXT_MARK})" if uses_target_text(objectives, objective) else objective
 
 
+def marked_row(row: Row, objectives: Mapping[str, Objective]) -> dict[str, Any]:
+    """Return a row with `MARK`, if its objective uses text in target languages; see `uses_target_text`."""
+    return {**row, MARK: True} if uses_target_text(objectives, row["objective"]) else dict(row)
+
+
 def run_id(row: Row) -> RunId:
     """Return the draw and the seed of a row's run."""
     return RunId(row["draw"], row["seed"])
@@ -235,9 +243,11 @@ def _row(line: bytes) -> dict[str, Any]:
     if isinstance(row, dict):
         row = checksums.unsigned(row)
         row.setdefault("draw", DEFAULT_DRAW)  # keeps the order of keys, so that rows are written as they were read
-    if not isinstance(row, dict) or row.keys() != ROW.keys():
+    if not isinstance(row, dict) or row.keys() - {MARK} != ROW.keys():
         actual = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"expected an object with the keys {sorted(ROW)}, found {actual}")
+    if row.get(MARK, True) is not True:
+        raise ValueError(f"{MARK} = {row[MARK]!r}, expected true, or no such key")
     for key, kind in ROW.items():
         accepted = (int, float) if kind is float else kind
         if not isinstance(row[key], accepted) or isinstance(row[key], bool):

@@ -13,6 +13,7 @@ from typing import Any
 from xtransfer.config import ExperimentConfig
 from xtransfer.data.batches.batches import Dataset
 from xtransfer.data.task import Task, load_if_present
+from xtransfer.distillation.objectives import definitions
 from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import Run, languages_of, rows_of
@@ -82,7 +83,7 @@ class StepScorer:
         self, workdir: Workdir, config: ExperimentConfig, task: Task, models: Models, languages: Sequence[str] = ()
     ):
         self._workdir, self._config, self._task, self._models = workdir, config, task, models
-        self._languages = languages
+        self._languages, self._objectives = languages, definitions(config)
         self.rows = results.whole_rows(workdir.by_step)
         self._scores: dict[_Key, set[_Score]] = {}  # of each checkpoint with rows
         for row in self.rows:
@@ -127,7 +128,8 @@ class StepScorer:
                 scored = self._score(run, step)
                 if scored is not None:
                     known = self._scores.setdefault(_key(run, step), set())
-                    self.rows += (row for row in scored.rows if _score_of(row) not in known)
+                    new = (row for row in scored.rows if _score_of(row) not in known)
+                    self.rows += (results.marked_row(row, self._objectives) for row in new)
                     known.update(map(_score_of, scored.rows))
                     # All rows of a checkpoint are written at once, so that it has all of them or none.
                     results.write_rows(self._workdir.by_step, self.rows)
