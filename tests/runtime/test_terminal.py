@@ -243,3 +243,17 @@ Fails("Event loop is closed")
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr.count("Traceback") == 1 and "RuntimeError: another error" in result.stderr
     assert "Event loop is closed" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("per_second", "shown"),
+    [
+        (0.034, "0.03 steps/s"),
+        (0.5, "0.50 steps/s"),
+        (4.25, "4.2 steps/s"),
+        (12.4, "12 steps/s"),
+        (1234, "1,234 steps/s"),
+    ],
+)
+def test_a_slow_rate_has_digits(per_second, shown):
+    assert terminal._rate(per_second, "steps") == shown

@@ -430,13 +430,19 @@ class ProgressBar:
             self._continued = _continued
             self._started += now - self._advanced
         self._advanced = now
-        rate = f"{self._done / max(now - self._started, 1e-9):,.0f} {self.unit}/s"
+        rate = _rate(self._done / max(now - self._started, 1e-9), self.unit)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=steps, rate=rate, note=note)
         elif now - self._logged >= _LOG_EVERY_SECONDS or self._done >= self.total:
             self._logged = now
             left = (now - self._started) / self._done * (self.total - self._done)
             log(f"{self.title}: {self._done:,.0f}/{self.total:,} · {rate} · {left:,.0f} s left · {note}".rstrip(" ·"))
+
+
+def _rate(per_second: float, unit: str) -> str:
+    """Return a rate with at least two digits, so that slow steps do not look as if they stood still."""
+    digits = 0 if per_second >= 10 else 1 if per_second >= 1 else 2
+    return f"{per_second:,.{digits}f} {unit}/s"
 
 
 @contextmanager
