@@ -1,6 +1,8 @@
 """Examples on disk are the same as in memory, whatever is asked of them, and take no more memory if there are more."""
 
 import json
+import os
+import resource
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +19,9 @@ from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.data import examples as columns
 from xtransfer.data import sampling, text_cache, user_files
 from xtransfer.data.example import Example
-from xtransfer.data.examples import StoredExamples
+from xtransfer.data.examples import StoredExamples, TextFile
 from xtransfer.distillation import transfer_set
-from xtransfer.errors import UserError
+from xtransfer.errors import DataError, MachineError, UserError
 
 ROWS = [
     {"uid": f"a{i}", "text": f"text {i % 7} é", "other": f"pair {i}", "label": ["good", "bad", "odd"][i * i % 3 % 2]}
@@ -202,6 +204,97 @@ def test_an_entry_is_read_again_until_its_file_changes_or_is_damaged(config: Tas
     entry.write_bytes(content)
     assert list(user_files.task(config).load("test", "en")) == expected
     assert "damaged, so reading the text again" in caplog.text
+
+
+def test_an_entry_belongs_to_the_ending_of_its_file(tmp_path: Path, monkeypatch) -> None:
+    """Quotes are characters of a .tsv file, and syntax in a .csv file with the same bytes."""
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+    texts = {}
+    for ending in (".tsv", ".csv"):
+        for split in ("train", "dev", "test"):
+            for language in ("en", "de"):
+                path = tmp_path / language / f"{split}{ending}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text('text\tlabel\n"a"\tgood\nb\tbad\n', encoding="utf-8")
+        config = config_of(tmp_path, path=f"{{language}}/{{split}}{ending}", delimiter="tab")
+        texts[ending] = [example.text for example in user_files.task(config).load("test", "en")]
+    assert texts == {".tsv": ['"a"', "b"], ".csv": ["a", "b"]}
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_entry(tmp_path: Path, monkeypatch) -> None:
+    for split in ("train", "dev", "test"):
+        for language in ("en", "de"):
+            write(tmp_path / language / f"{split}.jsonl", ROWS)
+    path = tmp_path / "en" / "test.jsonl"
+    facts, content = path.stat(), path.read_bytes()
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+    read = user_files.tables.stream_records
+
+    def change_and_read(*arguments, **options):
+        path.write_bytes(content.replace(b"text 1", b"TEXT 1"))
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # so that only its bytes differ
+        return read(*arguments, **options)
+
+    task = user_files.task(config_of(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(user_files.tables, "stream_records", change_and_read)
+        with pytest.raises(DataError, match=r"test\.jsonl: changed while it was read; run the same command again"):
+            task.load("test", "en")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    assert task.load("test", "en")[1].text == "TEXT 1 é"
+    path.write_bytes(content)
+    assert task.load("test", "en")[1].text == "text 1 é"
+
+
+@pytest.mark.parametrize("missing", [1, 300, 1 << 20], ids=["end", "footer", "batches"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, missing: int) -> None:
+    def stored(directory: Path) -> StoredExamples:
+        rows = (Example(f"t/{i}", "word " * 40, None, 0, "en") for i in range(10_000))
+        return text_cache.stored(directory, "key", "t/", "en", lambda: rows, has_numbers=True)
+
+    stored(tmp_path / "whole")
+    (whole,) = (tmp_path / "whole").glob("*/examples.arrow")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal, so that a write fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - missing, limits[1]))
+    try:
+        with pytest.raises(MachineError, match=r": the text cannot be written: File too large; free some space$"):
+            stored(tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == [".reading text.lock"]
+
+
+def test_a_batch_that_another_thread_reads_does_not_take_the_place_of_ours(stored_file: StoredExamples) -> None:
+    class Shared(TextFile):
+        """A file of which another thread always reads the first batch right after this one has read any."""
+
+        @property
+        def _recent(self):
+            return self._last
+
+        @_recent.setter
+        def _recent(self, value):
+            self._last = value and (0, self._reader.get_batch(0))
+
+    file = stored_file.parts[0].source
+    shared = Shared(file.path, file.prefix, file.language)
+    for start in range(0, len(file), BATCH):
+        assert shared.column("text", range(start, start + 1)) == file.column("text", range(start, start + 1))
+
+
+def test_labels_keep_no_texts_in_memory(tmp_path: Path) -> None:
+    rows = (Example(f"t/{i}", "x" * 1000, None, i % 3, "en") for i in range(5_000))
+    stored = text_cache.stored(tmp_path, "key", "t/", "en", lambda: rows, has_numbers=True)
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        (part,) = stored.parts
+        labels = TextFile(part.source.path, "t/", "en").labels()
+    finally:
+        pa.set_memory_pool(default)
+    assert labels.tolist() == [i % 3 for i in range(5_000)]
+    assert 0 < pool.max_memory() < 100_000  # the texts take 5,000,000 bytes
 
 
 @given(st.data())

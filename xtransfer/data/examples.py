@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from xtransfer.data.example import Example, data_set
 
-BATCH = 2048  # rows of a file that are read together: few enough to read for a single row
+# Rows of a file that are read together: few enough to read for a single row. With another number, raise
+# `text_cache.FORMAT`, because files are written in batches of it.
+BATCH = 2048
 
 Rows = range | np.ndarray
 
@@ -81,14 +83,18 @@ class TextFile:
 
     def labels(self) -> np.ndarray:
         """Return all labels, int32 [n]."""
-        numbers = range(self._reader.num_record_batches)
-        arrays = [self._reader.get_batch(number).column("label").to_numpy() for number in numbers]
-        return np.concatenate([np.zeros(0, np.int32), *arrays])
+        labels = np.zeros(len(self), np.int32)
+        for start in range(0, len(self), BATCH):
+            # A copy, because a column of a batch keeps all of it in memory, with the texts.
+            labels[start : start + BATCH] = self._reader.get_batch(start // BATCH).column("label")
+        return labels
 
     def _batch(self, number: int) -> pa.RecordBatch:
-        if self._recent is None or self._recent[0] != number:
-            self._recent = number, self._reader.get_batch(number)
-        return self._recent[1]
+        recent = self._recent  # read and written once, because another thread may replace it
+        if recent is None or recent[0] != number:
+            recent = number, self._reader.get_batch(number)
+            self._recent = recent
+        return recent[1]
 
 
 SCHEMA = {

@@ -95,23 +95,26 @@ def _write(entry: Path, key: dict[str, Any], examples: Iterable[Example], *, has
     """Write the examples into a temporary directory, which becomes the entry when everything is on the disk."""
     schema = pa.schema({"number": pa.int64() if has_numbers else pa.string(), **SCHEMA})
     batches = _batches(examples, key["prefix"], schema, has_numbers=has_numbers)
-    with storage.atomic_directory(entry, locked=True) as temporary:
-        path = temporary / _FILE
-        # The examples come from outside the blocks that name the disk, so that an error in them keeps its own words.
+    # The examples come from outside the blocks that name the disk, so that an error in them keeps its own words.
+    with contextlib.ExitStack() as stack:
         with _disk_errors(entry):
-            sink = pa.OSFile(str(path), "wb")
+            temporary = stack.enter_context(storage.atomic_directory(entry, locked=True))
+            path = temporary / _FILE
+            sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writer = pa.ipc.new_file(sink, schema)
-        with sink, writer:
-            for batch in batches:
-                with _disk_errors(entry):
-                    writer.write_batch(batch)
+        for batch in batches:
+            with _disk_errors(entry):
+                writer.write_batch(batch)
         with _disk_errors(entry):
+            writer.close()  # only now, because this writes, and would fail again after a failed write
+            sink.close()
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             manifest = {"key": key, "file": checksums.facts(path)}
             storage.write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
             if entry.exists():  # it is damaged, or it would have been read
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            stack.close()  # gives the directory its name
 
 
 def _batches(
@@ -137,6 +140,6 @@ def _disk_errors(entry: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MachineError(
-            f"{entry}: the text cannot be written: {error.strerror or error}; free some space"
-        ) from error
+        # Arrow's own words name neither the file nor the reason first.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise MachineError(f"{entry}: the text cannot be written: {reason}; free some space") from error

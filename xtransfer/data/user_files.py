@@ -365,13 +365,20 @@ def _examples(
     if isinstance(records, list):
         return list(_each_example(config, records, path, labels, split, language))
     sets = None if records.label_sets is None else records.label_sets.separator
-    source = [storage.sha256(path), dataclasses.astuple(records.columns), sets, records.language, list(labels)]
+    digest = storage.sha256(path)
+    source = [digest, path.suffix.lower(), dataclasses.astuple(records.columns), sets, records.language, list(labels)]
+
+    def read() -> Iterator[Example]:
+        yield from _each_example(config, records, path, labels, split, language)
+        if storage.sha256(path) != digest:  # or other text would be kept under the digest of the old one
+            raise DataError(f"{path}: changed while it was read; run the same command again when it is complete")
+
     return text_cache.stored(
         cache_dir(config) / "texts",
         [*source, config.delimiter, config.empty_text, config.merge_names],
         example_id(config.name, split, language, ""),
         language,
-        lambda: _each_example(config, records, path, labels, split, language),
+        read,
         has_numbers=not records.columns.id,
     )
 
