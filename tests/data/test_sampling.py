@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtransfer.config import TaskConfig
+from xtransfer.data import examples as columns
 from xtransfer.data import sampling
 from xtransfer.data.examples import without_labels
 from xtransfer.data.task import Example, Task
@@ -99,6 +100,16 @@ def test_more_unlabelled_than_available_and_unknown_kinds_are_errors():
     assert {e.id for e in sampling.unlabelled_examples(task, "split", 3, 0, [])} != {
         e.id for e in sampling.unlabelled_examples(task, "split", 3, 1, [])
     }
+
+
+def test_a_split_without_labelled_examples_is_taken_without_reading_ids(monkeypatch):
+    """Ten million ids take more than a gigabyte."""
+    train, split = make_examples(4, 4), [Example(f"t/unlabelled/en/{i}", "x", None, -1, "en") for i in range(3)]
+    monkeypatch.setattr(columns, "ids_of", lambda examples: pytest.fail("ids were read"))
+    task = make_task(train, split)
+    assert sampling.unlabelled_examples(task, "split", 0, 0, train) == split
+    with pytest.raises(pytest.fail.Exception, match="ids were read"):
+        sampling.unlabelled_examples(task, "train_rest", 0, 0, train[:2])
 
 
 def test_a_file_replaces_the_unlabelled_split():

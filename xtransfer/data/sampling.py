@@ -87,8 +87,10 @@ def _unlabelled_pool(task: Task, kind: str, labelled: Sequence[Example]) -> Sequ
         raise ValueError(f"unlabelled kind {kind!r}")
     if kind == "none":
         return []
-    labelled_ids = set(columns.ids_of(labelled))
     everything = task.load("train" if kind == "train_rest" else UNLABELLED, task.source_language)
+    if set(columns.data_sets(labelled)).isdisjoint(columns.data_sets(everything)):  # needs no ids in memory
+        return everything
+    labelled_ids = set(columns.ids_of(labelled))
     is_free = np.fromiter((id_ not in labelled_ids for id_ in columns.ids_of(everything)), bool, len(everything))
     return columns.select(everything, np.flatnonzero(is_free))
 

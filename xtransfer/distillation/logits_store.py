@@ -145,7 +145,8 @@ class LogitsStore:
             logits[self.shard_indices(shard)] = np.load(self._path(shard), allow_pickle=False)
         if ids is self.ids or (len(ids) == len(self.ids) and all(map(operator.eq, ids, self.ids))):
             return logits
-        row_by_id = {id_: row for row, id_ in enumerate(self.ids)}
+        requested = set(ids)  # usually few
+        row_by_id = {id_: row for row, id_ in enumerate(self.ids) if id_ in requested}
         unknown = [id_ for id_ in ids if id_ not in row_by_id]
         if unknown:
             raise CheckpointError(
