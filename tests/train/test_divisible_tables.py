@@ -12,6 +12,7 @@ from flax import nnx
 
 from xtransfer.config import ModelConfig
 from xtransfer.distillation.objectives import OBJECTIVES
+from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier
 from xtransfer.runtime.sharding import AXES, make_mesh, path_name, place_batch
@@ -74,6 +75,17 @@ def batch_of(vocabulary: int) -> dict[str, np.ndarray]:
     batch = {"input_ids": ids, "segment_ids": zeros + 1, "position_ids": zeros, "token_type_ids": zeros}
     batch |= {"cls_index": zeros[:, :1], "label": zeros[:, :1], "weight": ones}
     return batch | {"teacher_logits": random.standard_normal((16, 1, 3)).astype(np.float32)}
+
+
+def test_distances_get_no_rows_because_dropout_masks_depend_on_their_number() -> None:
+    sizes = {name: getattr(BERT, name) for name in ("vocab_size", "num_layers", "num_heads", "intermediate_size")}
+    config = ARCHITECTURES["deberta"].config_class(
+        **sizes, hidden_size=16, max_positions=16, buckets=11, architecture="deberta"
+    )
+    compiled = CompiledSteps(ModelConfig(), config, 3, make_mesh((8, 1, 1), jax.devices()[:8]))
+    shapes = {name: leaf.shape for name, leaf in by_name(compiled.abstract_state.params).items()}
+    assert shapes["encoder.relative_embeddings.embedding"] == (22, 16)
+    assert shapes[WORDS] == (64, 16)
 
 
 def after_two_steps(compiled: CompiledSteps, vocabulary: int = VOCABULARY) -> tuple[Any, Any]:

@@ -213,9 +213,13 @@ def update_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def is_table(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Return whether a leaf is a look-up table that is longer than wide: words, and not token types or positions."""
+    """Return whether a leaf is a table of words that is longer than wide.
+
+    Tables of token types, positions, and distances are small. DeBERTa also applies dropout to all of its distances, and
+    the mask depends on their number.
+    """
     shape = np.shape(leaf)
-    return path_name(path).endswith(".embedding") and len(shape) == 2 and shape[0] > shape[1]
+    return path_name(path).endswith("word_embeddings.embedding") and len(shape) == 2 and shape[0] > shape[1]
 
 
 def path_name(path: tuple[Any, ...]) -> str:

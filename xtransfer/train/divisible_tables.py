@@ -24,7 +24,7 @@ _TILE = 8  # rows that a TPU stores, reduces, and gathers at once
 def with_divisible_tables(shapes: Any, mesh: Mesh, trained: Collection[str]) -> Any:
     """Return abstract parameters with as many more rows in tables as devices need to share their updates.
 
-    A table is an embedding with more rows than columns. It stays as it is if its rows can be shared already.
+    A table holds word embeddings, with more rows than columns. It stays as it is if its rows can be shared already.
 
     Args:
       shapes: the abstract parameters.
