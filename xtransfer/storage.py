@@ -176,7 +176,8 @@ def atomic_directory(path: Path, *, locked: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if locked:
         for leftover in path.parent.glob(".*.tmp"):
-            shutil.rmtree(leftover)
+            if leftover.is_dir():  # a file is somebody else's
+                shutil.rmtree(leftover)
     _remove_abandoned(path)
     temporary, lock = _hidden_directory(path)
     try:

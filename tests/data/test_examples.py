@@ -1,8 +1,11 @@
 """Examples on disk are the same as in memory, whatever is asked of them, and take no more memory if there are more."""
 
+import errno
+import io
 import json
 import os
 import resource
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -169,6 +172,59 @@ def test_an_error_is_the_same_on_disk_and_leaves_nothing(tmp_path: Path, row, ch
         with pytest.raises(UserError, match=message):
             user_files.task(config).load("train", "en")
     assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    class FullDisk(io.RawIOBase):
+        """A file that takes a hundred bytes and no more, not even the end that a writer adds."""
+
+        def __init__(self) -> None:
+            self.written = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:
+            self.written += len(data)
+            if self.written > 100:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(data)
+
+    write(tmp_path / "en" / "unlabelled.jsonl", ROWS)
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+    monkeypatch.setattr(text_cache.pa, "OSFile", lambda *_: pa.PythonFile(FullDisk(), mode="w"))
+    with pytest.raises(MachineError, match="texts/[0-9a-f]{16}: the text cannot be written: No space left on device"):
+        user_files.text_source(config_of(tmp_path)).pretraining("en")
+    assert [path.name for path in (tmp_path / "cache" / "texts").iterdir()] == [".reading text.lock"]
+
+
+def test_what_stands_in_the_place_of_an_entry_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "en" / "unlabelled.jsonl", ROWS)
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+
+    def texts() -> list[str]:
+        return user_files.text_source(config_of(tmp_path)).pretraining("en")["en"]
+
+    expected = texts()
+    (entry,) = (tmp_path / "cache" / "texts").glob("[0-9a-f]*")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").touch()
+    (entry.parent / ".mine.tmp").touch()
+    for target in (tmp_path / "nowhere", other):
+        shutil.rmtree(entry)
+        entry.symlink_to(target)
+        assert texts() == expected
+        assert entry.is_dir() and not entry.is_symlink()
+    assert (other / "mine").exists() and (entry.parent / ".mine.tmp").exists()
+
+
+def test_an_entry_that_cannot_take_its_name_is_named(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "en" / "unlabelled.jsonl", ROWS)
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+    monkeypatch.setattr(text_cache.storage, "write_atomically", lambda path, _: shutil.rmtree(path.parent))
+    with pytest.raises(MachineError, match="texts/[0-9a-f]{16}: the text cannot be written: No such file"):
+        user_files.text_source(config_of(tmp_path)).pretraining("en")
 
 
 def test_rows_without_text_are_skipped_and_keep_their_numbers(tmp_path: Path, caplog) -> None:

@@ -112,8 +112,9 @@ def _write(entry: Path, key: dict[str, Any], examples: Iterable[Example], *, has
                 os.fsync(file.fileno())
             manifest = {"key": key, "file": checksums.facts(path)}
             storage.write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-            if entry.exists():  # it is damaged, or it would have been read
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if os.path.lexists(entry):  # it is damaged, or it would have been read
+                is_directory = entry.is_dir() and not entry.is_symlink()
+                shutil.rmtree(entry) if is_directory else entry.unlink()
             stack.close()  # gives the directory its name
 
 
@@ -142,4 +143,6 @@ def _disk_errors(entry: Path) -> Iterator[None]:
     except OSError as error:
         # Arrow's own words name neither the file nor the reason first.
         reason = os.strerror(error.errno) if error.errno else error
-        raise MachineError(f"{entry}: the text cannot be written: {reason}; free some space") from error
+        raise MachineError(
+            f"{entry}: the text cannot be written: {reason}; free some space, or choose another task.cache_dir"
+        ) from error
