@@ -1,5 +1,6 @@
 """Result rows, and the table built from them."""
 
+import dataclasses
 import json
 import math
 import random
@@ -7,6 +8,7 @@ import random
 import pytest
 
 from tests.runtime.test_checksums import flipped
+from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.evaluation.results import Summary, aggregate, mend, read_rows, whole_rows, write_rows
 from xtransfer.runs.draws import SAMPLES, SEEDS
@@ -243,9 +245,27 @@ def test_any_flipped_bit_costs_the_rows_of_its_line_and_is_named(tmp_path, caplo
         lost = 2 if content[bit // 8] == ord("\n") and number < len(rows) else 1  # the line is joined to the next one
         assert whole == [*rows[: number - 1], *rows[number - 1 + lost :]]
         assert f"results.jsonl:{number}: " in caplog.text and "so this row is left out" in caplog.text
-        mend(path)
+        mend(path, OBJECTIVES)
         assert read_rows(path) == whole
     assert whole_rows(tmp_path / "absent.jsonl") == []
+
+
+def test_marks_of_target_text_follow_the_objectives(tmp_path):
+    hop = dataclasses.replace(OBJECTIVES["self_training"], name="hop", data="target")
+    objectives, path = {**OBJECTIVES, "hop": hop}, tmp_path / "results.jsonl"
+    for name, mark, expected in (
+        ("hop", {}, {"uses_target_text": True}),  # as an older version writes it
+        ("hop", {"uses_target_text": True}, {"uses_target_text": True}),
+        ("vanilla", {"uses_target_text": True}, {}),
+        ("teacher", {}, {}),
+        ("gone", {"uses_target_text": True}, {"uses_target_text": True}),
+    ):
+        write_rows(path, make_rows({name: {0: (0.5,)}}, **mark))
+        mend(path, objectives)
+        assert read_rows(path) == make_rows({name: {0: (0.5,)}}, **expected)
+    before = path.stat().st_mtime_ns
+    mend(path, objectives)
+    assert path.stat().st_mtime_ns == before
 
 
 def test_a_plausible_other_value_is_named(tmp_path):

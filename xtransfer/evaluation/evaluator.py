@@ -119,10 +119,11 @@ def evaluate(
       models: its models.
       languages: the languages to score; () is all of the task's.
     """
-    processes.on_first(functools.partial(results.mend, workdir.results))
+    objectives = definitions(config)
+    processes.on_first(functools.partial(results.mend, workdir.results, objectives))
     rows = results.read_rows(workdir.results) if workdir.results.exists() else []
     scored = {_key(row) for row in rows}
-    all_runs, objectives = runs(workdir, config), definitions(config)
+    all_runs = runs(workdir, config)
     constants: list[str] = []
     teachers: dict[str, Run] = {}  # by draw; a draw's teacher comes before its students
 

@@ -177,8 +177,14 @@ def marked_name(objectives: Mapping[str, Objective], objective: str) -> str:
 
 
 def marked_row(row: Row, objectives: Mapping[str, Objective]) -> dict[str, Any]:
-    """Return a row with `MARK`, if its objective uses text in target languages; see `uses_target_text`."""
-    return {**row, MARK: True} if uses_target_text(objectives, row["objective"]) else dict(row)
+    """Return a row with `MARK`, if its objective uses text in target languages, and else without it.
+
+    A row of an objective that is not defined stays as it is. See `uses_target_text`.
+    """
+    if row["objective"] not in objectives:
+        return dict(row)
+    rest = {key: value for key, value in row.items() if key != MARK}
+    return {**rest, MARK: True} if uses_target_text(objectives, row["objective"]) else rest
 
 
 def run_id(row: Row) -> RunId:
@@ -212,10 +218,17 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     storage.write_jsonl(path, map(checksums.signed, rows))
 
 
-def mend(path: Path) -> None:
-    """Remove the damaged rows from a file, so that they are scored again. The caller holds the file."""
-    if path.exists() and _read(path)[1]:
-        write_rows(path, whole_rows(path))
+def mend(path: Path, objectives: Mapping[str, Objective]) -> None:
+    """Remove the damaged rows from a file, so that they are scored again, and mark the others by their objectives.
+
+    Rows of an older version have no mark. The caller holds the file.
+    """
+    if not path.exists():
+        return
+    rows = whole_rows(path)
+    marked = [marked_row(row, objectives) for row in rows]
+    if marked != rows or _read(path)[1]:
+        write_rows(path, marked)
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

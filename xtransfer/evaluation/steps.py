@@ -84,7 +84,7 @@ class StepScorer:
     ):
         self._workdir, self._config, self._task, self._models = workdir, config, task, models
         self._languages, self._objectives = languages, definitions(config)
-        self.rows = results.whole_rows(workdir.by_step)
+        self.rows = [results.marked_row(row, self._objectives) for row in results.whole_rows(workdir.by_step)]
         self._scores: dict[_Key, set[_Score]] = {}  # of each checkpoint with rows
         for row in self.rows:
             self._scores.setdefault(_key_of(row), set()).add(_score_of(row))
