@@ -198,6 +198,15 @@ def test_a_disk_that_fills_up_is_named_and_leaves_nothing(tmp_path: Path, monkey
     assert [path.name for path in (tmp_path / "cache" / "texts").iterdir()] == [".reading text.lock"]
 
 
+def test_a_batch_may_have_more_text_than_32_bits_count(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "en" / "unlabelled.jsonl", [{"text": "x", "other": "y"}])
+    monkeypatch.setattr(text_cache, "LARGE", 0)
+    user_files.text_source(config_of(tmp_path, pair_column="other")).pretraining("en")
+    (path,) = (tmp_path / "cache" / "texts").glob("*/examples.arrow")
+    schema = pa.ipc.open_file(pa.OSFile(str(path))).schema
+    assert [schema.field(name).type for name in ("text", "pair")] == [pa.large_string()] * 2
+
+
 def test_what_stands_in_the_place_of_an_entry_is_replaced(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "en" / "unlabelled.jsonl", ROWS)
     monkeypatch.setattr(text_cache, "LARGE", 0)

@@ -179,7 +179,7 @@ def test_a_missing_file_and_a_language_without_pairs_are_named(tmp_path):
         read(tmp_path / "pairs.tsv")
     path = written(tmp_path / "pairs.tsv", ROWS[:1])
     with pytest.raises(
-        UserError, match=r"pairs\.tsv: no row whose column 'language' is 'fr': add some, or leave fr out"
+        UserError, match=r"pairs\.tsv: no row with text whose column 'language' is 'fr': add some, or leave fr out"
     ):
         read(path)
     with pytest.raises(UserError, match=r"task 'any' has no translations from en into 'de': name a file of them in ta"):

@@ -98,8 +98,8 @@ class TextFile:
 
 
 SCHEMA = {
-    "text": pa.string(),
-    "pair": pa.string(),
+    "text": pa.large_string(),  # a batch of long texts may have over 2 GiB, which is the limit of pa.string()
+    "pair": pa.large_string(),
     "label": pa.int32(),
     "label_set": pa.list_(pa.int32()),
 }

@@ -76,8 +76,8 @@ def with_file(task: Task, config: TaskConfig, sources: Sequence[str]) -> Task:
     def translations(language: str) -> Pairs:
         if language not in by_language():
             raise DataError(
-                f"{path}: no row whose column {_LANGUAGE!r} is {language!r}: add some, or leave {language} out of "
-                "task.target_languages or objective.NAME.languages"
+                f"{path}: no row with text whose column {_LANGUAGE!r} is {language!r}: add some, or leave "
+                f"{language} out of task.target_languages or objective.NAME.languages"
             )
         return by_language()[language]
 

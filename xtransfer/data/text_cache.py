@@ -27,7 +27,7 @@ from xtransfer.errors import MachineError
 from xtransfer.runtime import checksums
 from xtransfer.runtime.locks import directory_lock
 
-FORMAT = 1
+FORMAT = 2
 LARGE = 64 << 20
 """Bytes of a file of text from which on its examples are kept on disk. Memory would take about six times that."""
 
