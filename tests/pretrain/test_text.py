@@ -38,7 +38,7 @@ def test_groups_and_texts_keep_the_order_of_the_data(monkeypatch, tmp_path):
         ("en-pretraining", "pretraining"): [("dvd", "one"), ("books", "two")],
     }
     splits = {key: [{"domain": d, "text": t} for d, t in examples] for key, examples in rows.items()}
-    splits |= {("fr-en", "parallel"): [{"text": "un", "text_pair": "one"}, {"text": "deux", "text_pair": "two"}]}
+    splits |= {("en-fr", "parallel"): [{"text": "one", "text_pair": "un"}, {"text": "two", "text_pair": "deux"}]}
     calls = []
     monkeypatch.setattr(prepared, "prepare", lambda name, directory: calls.append((name, directory)))
     monkeypatch.setattr(prepared, "read", lambda name, split, directory: splits[name, split])
@@ -51,7 +51,7 @@ def test_groups_and_texts_keep_the_order_of_the_data(monkeypatch, tmp_path):
     ]
     assert pairs(task, ["fr", "en"]) == {"fr-en": [("un", "one"), ("deux", "two")]}
     assert pairs(task, ["fr"]) == {}
-    assert calls == [(name, tmp_path) for name in ("fr-pretraining", "en-pretraining", "fr-en")]
+    assert calls == [(name, tmp_path) for name in ("fr-pretraining", "en-pretraining", "en-fr")]
 
 
 def test_any_registered_task_can_have_text(monkeypatch):

@@ -96,8 +96,8 @@ def test_files_are_listed_one_by_one_and_before_they_appear(tmp_path, monkeypatc
         "a": {"size": 3, "sha256": ABC},
         "b": {"size": 0, "sha256": EMPTY},
     }
-    write = checksums.storage.write_atomically
-    monkeypatch.setattr(checksums.storage, "write_atomically", lambda path, data: path.name == "a" or write(path, data))
+    commit = checksums.storage.AtomicFile.commit
+    monkeypatch.setattr(checksums.storage.AtomicFile, "commit", lambda self: self.path.name == "a" or commit(self))
     checksums.write(tmp_path / "a", b"new")  # killed between the list and the file
     assert checksums.fault_of(tmp_path / "a") == "a has other bytes than were written"
     monkeypatch.undo()
