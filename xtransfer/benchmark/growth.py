@@ -58,7 +58,7 @@ def get_config(arg=""):
 '''
 
 
-# Linux starts a process's peak memory with that of the process that launched it, so a small one launches it.
+# On Linux, a process inherits the peak memory of its parent. So a small process launches each stage.
 _LAUNCHER = """
 import json, os, subprocess, sys
 try:
