@@ -12,27 +12,15 @@ monox_kd        93.2         92.8                    +8.6
 labels_and_kd   93.8         93.2                    +9.0
 """
 
-from ml_collections import ConfigDict
+import runpy
+from pathlib import Path
 
-from xtransfer import config as settings
+from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config: the quickstart's, with `vanilla`, `monox_kd`, and the objective `labels_and_kd`."""
-    config = settings.default()
-    config.task.name = "minireviews"
-    config.task.source_language = "en"
-    config.task.labelled = 128
-    config.task.unlabelled = 2000
-    for model in (config.teacher, config.student):
-        model.max_length = 64
-        model.batch_size = 32
-        model.frozen = (r"^encoder\.embeddings\.",)
-    config.teacher.checkpoint = "mini-bert-en"
-    config.student.checkpoint = "mini-bert-multilingual"
-    config.teacher.learning_rate, config.teacher.steps = 5e-4, 100
-    config.student.learning_rate, config.student.steps, config.student.evaluations = 1e-3, 160, 3
-    config.seeds = (0, 1, 2)
+    config = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
 
     # It starts from monox_kd, so it reads the monolingual teacher's logits of labelled and unlabelled text. The first
     # term is for labelled text alone.

@@ -18,28 +18,16 @@ agree (uses target text)   90.1          90.6   91.1
 german (uses target text)                90.0
 """
 
-from ml_collections import ConfigDict
+import runpy
+from pathlib import Path
 
-from xtransfer import config as settings
+from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config: the quickstart's, with `vanilla`, `monox_kd`, and two objectives on translations."""
-    config = settings.default()
-    config.task.name = "minireviews"
-    config.task.source_language = "en"
-    config.task.labelled = 128
-    config.task.unlabelled = 2000
+    config = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
     config.task.parallel = 2000  # of each target language; the task has them, so no file is named
-    for model in (config.teacher, config.student):
-        model.max_length = 64
-        model.batch_size = 32
-        model.frozen = (r"^encoder\.embeddings\.",)
-    config.teacher.checkpoint = "mini-bert-en"
-    config.student.checkpoint = "mini-bert-multilingual"
-    config.teacher.learning_rate, config.teacher.steps = 5e-4, 100
-    config.student.learning_rate, config.student.steps, config.student.evaluations = 1e-3, 160, 3
-    config.seeds = (0, 1, 2)
 
     config.objective.agree = {"base": "monox_kd", "data": "parallel"}
     config.objective.german = {"base": "monox_kd", "data": "parallel", "languages": ("de",)}

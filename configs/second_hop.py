@@ -15,28 +15,16 @@ again (uses target text)   92.8          92.8   92.9
 hop_de (uses target text)                91.5
 """
 
-from ml_collections import ConfigDict
+import runpy
+from pathlib import Path
 
-from xtransfer import config as settings
+from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config: the quickstart's, with `vanilla`, `monox_kd`, and two objectives on target text."""
-    config = settings.default()
-    config.task.name = "minireviews"
-    config.task.source_language = "en"
-    config.task.labelled = 128
-    config.task.unlabelled = 2000
+    config = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
     config.task.target_text = 2000  # of each target language
-    for model in (config.teacher, config.student):
-        model.max_length = 64
-        model.batch_size = 32
-        model.frozen = (r"^encoder\.embeddings\.",)
-    config.teacher.checkpoint = "mini-bert-en"
-    config.student.checkpoint = "mini-bert-multilingual"
-    config.teacher.learning_rate, config.teacher.steps = 5e-4, 100
-    config.student.learning_rate, config.student.steps, config.student.evaluations = 1e-3, 160, 3
-    config.seeds = (0, 1, 2)
 
     # An encoder of your own goes here, such as {"checkpoint": "a German one"}. It need not know the source language.
     config.students.german = {"checkpoint": "mini-bert-multilingual"}
