@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xtransfer import storage
-from xtransfer.config import TaskConfig, user_path
-from xtransfer.data import names
+from xtransfer.config import TaskConfig
+from xtransfer.data import names, user_files
 from xtransfer.data.formats import tables
 from xtransfer.data.formats.lines import Delimiter
 from xtransfer.data.formats.tables import Columns, Record
-from xtransfer.data.task import Example, Pairs, Task, example_id
-from xtransfer.errors import ConfigError, DataError
+from xtransfer.data.task import Example, Pairs, Task, example_id, is_on_pairs
+from xtransfer.errors import DataError
 
 _SPLIT = "parallel"  # in the place of a split in the ids
 _LANGUAGE, _TEXT_LANGUAGE = "language", "text_language"
@@ -65,9 +65,7 @@ def with_file(task: Task, config: TaskConfig, sources: Sequence[str]) -> Task:
       UserError: the file is missing. On reading: it is malformed, lacks a column, or has a language that is no source
         or target; or it has no row in the requested language.
     """
-    path = user_path(config.parallel_file)
-    if not path.is_file():
-        raise ConfigError(f"task.parallel_file {path}: no such file")
+    path = user_files.text_file(config, "parallel_file")
 
     @functools.cache
     def by_language() -> dict[str, Pairs]:
@@ -91,8 +89,7 @@ def with_file(task: Task, config: TaskConfig, sources: Sequence[str]) -> Task:
 
 def _read(task: Task, config: TaskConfig, path: Path, sources: Sequence[str]) -> dict[str, Pairs]:
     """Read the pairs of a file by the language of the translation."""
-    has_pairs = any(example.text_pair is not None for example in task.load("test", task.source_language)[:1])
-    pair_columns = ("text_pair", "translation_pair") if has_pairs else ("", "")
+    pair_columns = ("text_pair", "translation_pair") if is_on_pairs(task, task.source_language) else ("", "")
     text_language = _TEXT_LANGUAGE if len(sources) > 1 else ""
     originals, _ = _records(config, path, Columns("text", pair_columns[0], language=text_language))
     records, skipped = _records(config, path, Columns("translation", pair_columns[1], language=_LANGUAGE))

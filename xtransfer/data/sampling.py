@@ -42,7 +42,7 @@ def labelled_subset(
     _check_labelled(examples)
     if n == 0:
         return examples
-    if _has_label_sets(examples):
+    if columns.has_label_sets(examples):
         if n > len(examples):
             raise ConfigError(f"task.labelled {n}{where} is more than available: {len(examples)}; 0 takes all")
         drawn = stratification.balanced([x.classes or () for x in examples], n, seed)
@@ -285,7 +285,7 @@ def held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[Sequence[E
       ValueError: an example has no label.
     """
     _check_labelled(examples)
-    if _has_label_sets(examples):
+    if columns.has_label_sets(examples):
         return _held_out_of_sets(examples, n, seed)
     by_class = _rows_by_class(examples)
     spare = len(examples) - len(by_class)
@@ -332,10 +332,6 @@ def train_and_dev(train: Sequence[Example], config: TaskConfig) -> tuple[Sequenc
 def _check_labelled(examples: Sequence[Example]) -> None:
     if not columns.are_labelled(examples).all():
         raise ValueError("an example without a label among the labelled ones")
-
-
-def _has_label_sets(examples: Sequence[Example]) -> bool:
-    return columns.has_label_sets(examples)
 
 
 def _rows_by_class(examples: Sequence[Example], classes: Iterable[int] = ()) -> dict[int, np.ndarray]:

@@ -99,6 +99,11 @@ def load_if_present(task: Task, split: str, language: str) -> Sequence[Example] 
         return None
 
 
+def is_on_pairs(task: Task, language: str) -> bool:
+    """Return whether a task classifies pairs of texts, as its test split in a language shows."""
+    return any(example.text_pair is not None for example in task.load("test", language)[:1])
+
+
 def label_index(name: str, labels: Sequence[str], where: str) -> int:
     """Return the index of a label's name; the UserError for an unknown one starts with `where` and lists the names."""
     if name not in labels:

@@ -32,6 +32,7 @@ from xtransfer.data.task import (
     TextSource,
     check_request,
     example_id,
+    is_on_pairs,
     label_index,
     target_languages,
 )
@@ -143,7 +144,7 @@ def check_language_column(config: TaskConfig) -> None:
     Raises:
       UserError: the file is missing, or has no column `config.language_column`.
     """
-    path = _text_file(config, "unlabelled_file")
+    path = text_file(config, "unlabelled_file")
     if config.language_column not in tables.column_names(path, Delimiter(config.delimiter)):
         raise _no_language_column(path, config)
 
@@ -164,13 +165,13 @@ def with_target_text_file(task: Task, config: TaskConfig) -> Task:
 
 def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequence[str]) -> Task:
     """Return the task with the rows of the file that a key names as the unlabelled split of some languages."""
-    path = _text_file(config, key)
+    path = text_file(config, key)
     columns = _columns(config, labelled=False)
 
     def load(split: str, language: str) -> Sequence[Example]:
         if split != UNLABELLED or language not in languages:
             return task.load(split, language)
-        has_pairs = any(example.text_pair is not None for example in task.load("test", language)[:1])
+        has_pairs = is_on_pairs(task, language)
         if has_pairs != bool(config.pair_column):
             remedy = "name the column of the second texts" if has_pairs else "the task has single texts: leave it empty"
             raise ConfigError(f"task.pair_column {config.pair_column!r}, with which {path} is read: {remedy}")
@@ -190,7 +191,7 @@ def _with_text_file(task: Task, config: TaskConfig, key: str, languages: Sequenc
     return dataclasses.replace(task, load=load, fingerprint=fingerprint)
 
 
-def _text_file(config: TaskConfig, key: str) -> Path:
+def text_file(config: TaskConfig, key: str) -> Path:
     """Return the path of the file that a key names; a UserError says if it is missing."""
     path = user_path(getattr(config, key))
     if not path.is_file():

@@ -75,23 +75,18 @@ class LogitsStore:
 
     def missing_shards(self) -> list[int]:
         """Return the shards that are absent or damaged, in ascending order."""
-        try:
-            listed = checksums.read(self.directory) or {}  # once for all shards
-        except ValueError:
-            listed = {}
-        return [shard for shard in range(self.num_shards) if self._fault(shard, listed) is not None]
+        listed = checksums.listed(self.directory)  # once for all shards
+        return [shard for shard in range(self.num_shards) if self.fault(shard, listed) is not None]
 
-    def fault(self, shard: int) -> str | None:
-        """Return in words what is wrong with a shard; None if it is complete and as it was written."""
-        try:
-            return self._fault(shard, checksums.read(self.directory) or {})
-        except ValueError:
-            return self._fault(shard, {})
+    def fault(self, shard: int, listed: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
+        """Return in words what is wrong with a shard; None if it is complete and as it was written.
 
-    def _fault(self, shard: int, listed: Mapping[str, Mapping[str, Any]]) -> str | None:
+        Args:
+          shard: the shard's number.
+          listed: see `checksums.fault_of`.
+        """
         if self._is_complete(shard):
-            path = self._path(shard)
-            return checksums.fault(path, listed[path.name]) if path.name in listed else None
+            return checksums.fault_of(self._path(shard), listed)
         name = self._path(shard).name
         return f"{name} is {'truncated or of another size' if self.exists(shard) else 'missing'}"
 

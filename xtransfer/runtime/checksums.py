@@ -85,12 +85,9 @@ def write(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 def _list(path: Path, entry: dict[str, Any]) -> None:
     """Add the facts of a file to the list of its directory."""
-    try:
-        listed = read(path.parent) or {}
-    except ValueError:
-        listed = {}  # the other files are then used as they are, like those that are older than the list
-    if listed.get(path.name) != entry:
-        write_list(path.parent, {**listed, path.name: entry})
+    known = listed(path.parent)
+    if known.get(path.name) != entry:
+        write_list(path.parent, {**known, path.name: entry})
 
 
 def read(directory: Path) -> dict[str, dict[str, Any]] | None:
@@ -132,21 +129,31 @@ def fault_below(directory: Path, *, only: Collection[str] = ()) -> str | None:
     return next((found for found in faults if found), None)
 
 
-def fault_of(path: Path) -> str | None:
-    """Return in words how a file differs from its entry in its directory's list; None if it has no entry."""
+def listed(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the list of a directory, empty if there is none or it is damaged.
+
+    Files without an entry are used as they are: they may be whole, and reading them shows most faults.
+    """
     try:
-        listed = read(path.parent) or {}
+        return read(directory) or {}
     except ValueError:
-        return None  # the file itself may be whole, and reading it shows most faults
-    return fault(path, listed[path.name]) if path.name in listed else None
+        return {}
+
+
+def fault_of(path: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
+    """Return in words how a file differs from its entry in its directory's list; None if it has no entry.
+
+    Args:
+      path: the file.
+      known: the list from `listed`, for many files of one directory; None reads it.
+    """
+    known = listed(path.parent) if known is None else known
+    return fault(path, known[path.name]) if path.name in known else None
 
 
 def is_listed(path: Path, data: bytes) -> bool:
     """Return whether its directory's list says that a file holds these data, whatever it holds now."""
-    try:
-        return (read(path.parent) or {}).get(path.name) == _entry(data)
-    except ValueError:
-        return False
+    return listed(path.parent).get(path.name) == _entry(data)
 
 
 def _entry(data: bytes) -> dict[str, Any]:
