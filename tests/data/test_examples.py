@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xtransfer import storage
 from xtransfer.config import ExperimentConfig, TaskConfig
 from xtransfer.data import examples as columns
 from xtransfer.data import sampling, text_cache, user_files
@@ -231,7 +232,7 @@ def test_what_stands_in_the_place_of_an_entry_is_replaced(tmp_path: Path, monkey
 def test_an_entry_that_cannot_take_its_name_is_named(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "en" / "unlabelled.jsonl", ROWS)
     monkeypatch.setattr(text_cache, "LARGE", 0)
-    monkeypatch.setattr(text_cache.storage, "write_atomically", lambda path, _: shutil.rmtree(path.parent))
+    monkeypatch.setattr(storage, "write_atomically", lambda path, _: shutil.rmtree(path.parent))
     with pytest.raises(MachineError, match="texts/[0-9a-f]{16}: the text cannot be written: No such file"):
         user_files.text_source(config_of(tmp_path)).pretraining("en")
 

@@ -35,6 +35,7 @@ def start_process(directory: Path, body: str) -> subprocess.Popen:
     """Start a process that runs `body`, in which `cache` is a token cache of MAX_LENGTH in the directory."""
     script = [
         "import os, signal, sys, time",
+        "from xtransfer import storage",
         "from tests.helpers.caching import MAX_LENGTH, PAIRS, TEXTS, TokenCache, make_tokenizer",
         "from tests.helpers.caching import token_cache, tokenization",
         "token_cache._WORTH_KEEPING, tokenization._CHUNK = 0, 5",
@@ -50,8 +51,8 @@ def start_process(directory: Path, body: str) -> subprocess.Popen:
         "cache.tokens(TEXTS, PAIRS, on_batch=lambda b: os.kill(os.getpid(), signal.SIGKILL))",
         "encode = tokenization.encode_each\n"
         "tokenization.encode_each = lambda *a: encode(*a) if a[2] < 30 else os.kill(os.getpid(), signal.SIGKILL)",
-        "token_cache.storage.write_atomically = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
-        "token_cache.storage.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
+        "storage.write_atomically = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
+        "storage.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
 def test_the_next_writer_removes_the_temporary_files_of_a_killed_one(tokenizer, tmp_path, kill):

@@ -1,24 +1,19 @@
 """Token ids on disk, so that texts are tokenized only once: ragged arrays that are memory-mapped for reading.
 
-    <directory>/<key>/manifest.json        the key of the tokens, and the size and sha256 of each array's file
-                      input_ids.npy        [total] int32
-                      token_type_ids.npy   [total] uint8
-                      offsets.npy          [n + 1] int64
-                      truncated.npy        [n] bool
+    input_ids.npy        [total] int32
+    token_type_ids.npy   [total] uint8
+    offsets.npy          [n + 1] int64
+    truncated.npy        [n] bool
 
-The key hashes everything that decides the tokens, so an entry is never stale, and any entry may be deleted. An entry
-exists completely or not at all, and a damaged one is replaced.
+Each entry (see `data.entries`) has these files. Its key hashes everything that decides the tokens.
 """
 
 import contextlib
 import hashlib
 import importlib.metadata
 import itertools
-import json
-import logging
 import os
-import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xtransfer import storage
+from xtransfer.data.entries import Entry
 from xtransfer.data.tokens import tokenizer as tokenization
 from xtransfer.data.tokens.pages import MappedPages
 from xtransfer.data.tokens.tokenizer import Tokens
-from xtransfer.errors import MachineError
-from xtransfer.runtime import checksums
-from xtransfer.runtime.locks import directory_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +37,6 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "truncated": np.dtype("?"),
 }
 
-_log = logging.getLogger(__name__)
 
 # Tokenizing this much takes no longer than the fsyncs of an entry, and a cache of single sentences helps nobody.
 _WORTH_KEEPING = 20_000  # characters
@@ -94,22 +85,23 @@ class TokenCache:
         pairs: Sequence[str] | None,
         on_batch: Callable[[int], None] | None,
     ) -> Tokens:
-        key = self._key(texts, pairs)
-        entry = directory / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        tokens = _read(entry, key)
-        if tokens is None:
-            # One lock for all entries, because tokenizing takes all cores. Its holder knows that nobody is writing.
-            with directory_lock(directory, "tokenizing", wait=True):
-                tokens = _read(entry, key, warn=True)
-                if tokens is None:
-                    with contextlib.closing(self._write(entry, key, texts, pairs)) as batch_sizes:
-                        for size in batch_sizes:
-                            if on_batch is not None:
-                                on_batch(size)
-                    tokens = _read(entry, key, warn=True)
-            if tokens is None:
-                raise MachineError(f"{entry}: the tokens written there cannot be read again: the disk is failing")
-        return tokens
+        entry = Entry(
+            directory,
+            self._key(texts, pairs),
+            {name: f"{name}.npy" for name in ARRAYS},
+            _read,
+            content="tokens",
+            work="tokenizing the texts",
+            lock="tokenizing",
+        )
+
+        def write() -> None:
+            with contextlib.closing(self._write(entry, texts, pairs)) as batch_sizes:
+                for size in batch_sizes:
+                    if on_batch is not None:
+                        on_batch(size)
+
+        return entry.get(write)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -126,30 +118,25 @@ class TokenCache:
         }
 
     def _write(
-        self, entry: Path, key: dict[str, Any], texts: Sequence[str], pairs: Sequence[str] | None
+        self, entry: Entry[Tokens], texts: Sequence[str], pairs: Sequence[str] | None
     ) -> Generator[int, None, None]:
-        """Tokenize into a temporary directory, which becomes the entry when everything is on the disk.
+        """Tokenize the texts into the entry, a batch at a time.
 
         Yields:
           The size of each batch. The caller reports progress outside this function, so that an error there is not
           taken for a failure of the disk.
         """
-        with _disk_errors(entry), storage.atomic_directory(entry, locked=True) as temporary:
-            with contextlib.ExitStack() as files:
-                arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
-                arrays["offsets"].append(np.zeros(1, np.int64))
-                for batch in tokenization.tokenize_batches(self.tokenizer, texts, pairs, self.max_length):
-                    arrays["offsets"].append(batch.offsets[1:] + arrays["input_ids"].length)
-                    arrays["input_ids"].append(batch.input_ids)
-                    arrays["token_type_ids"].append(batch.token_type_ids)
-                    arrays["truncated"].append(batch.truncated)
-                    yield len(batch)
-                for array in arrays.values():
-                    array.finish()
-            manifest = {"key": key, "files": {name: checksums.facts(temporary / f"{name}.npy") for name in ARRAYS}}
-            storage.write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-            if entry.exists():  # it is damaged, or it would have been read
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with entry.written() as temporary, entry.disk_errors(), contextlib.ExitStack() as files:
+            arrays = {name: files.enter_context(_GrowingArray(temporary, name)) for name in ARRAYS}
+            arrays["offsets"].append(np.zeros(1, np.int64))
+            for batch in tokenization.tokenize_batches(self.tokenizer, texts, pairs, self.max_length):
+                arrays["offsets"].append(batch.offsets[1:] + arrays["input_ids"].length)
+                arrays["input_ids"].append(batch.input_ids)
+                arrays["token_type_ids"].append(batch.token_type_ids)
+                arrays["truncated"].append(batch.truncated)
+                yield len(batch)
+            for array in arrays.values():
+                array.finish()
 
 
 def _worth_keeping(texts: Sequence[str], pairs: Sequence[str] | None) -> bool:
@@ -202,33 +189,8 @@ class _GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, shape)
 
 
-def _read(entry: Path, key: dict[str, Any], *, warn: bool = False) -> Tokens | None:
-    """Return the tokens of an entry; None if it does not exist or is damaged."""
-    if not entry.exists():
-        return None
-    try:
-        manifest = storage.read_json((entry / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["key"] != key:
-            raise ValueError("the manifest belongs to other tokens")
-        for name in ARRAYS:
-            fault = checksums.fault(entry / f"{name}.npy", manifest["files"][name])
-            if fault is not None:
-                raise ValueError(fault)
-        maps = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
-        pages = MappedPages([maps["input_ids"], maps["token_type_ids"]])
-        return Tokens(**{name: array.view(np.ndarray) for name, array in maps.items()}, pages=pages)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if warn:
-            _log.warning("%s: damaged, so tokenizing the texts again: %s", entry, error)
-        return None
-
-
-@contextlib.contextmanager
-def _disk_errors(entry: Path) -> Iterator[None]:
-    """Turn a failure of the disk into a UserError that names the entry."""
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(
-            f"{entry}: the tokens cannot be written: {error.strerror or error}; free some space"
-        ) from error
+def _read(entry: Path) -> Tokens:
+    """Return the tokens in an entry's directory as memory maps."""
+    maps = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+    pages = MappedPages([maps["input_ids"], maps["token_type_ids"]])
+    return Tokens(**{name: array.view(np.ndarray) for name, array in maps.items()}, pages=pages)
