@@ -46,10 +46,6 @@ def finished(config_file, tmp_path_factory):
     return workdir
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-
-
 def final_weights(workdir, objective, seed=0, item=PARAMS):
     """Return the arrays in an item of a student's last checkpoint."""
     with Checkpoints(workdir / "students" / objective / f"seed-{seed}" / "checkpoints", read_only=True) as checkpoints:
@@ -57,19 +53,19 @@ def final_weights(workdir, objective, seed=0, item=PARAMS):
 
 
 def test_every_checkpoint_is_scored_on_every_language(finished):
-    scored = {(r["objective"], r["selection"], r["language"], r["metric"]) for r in rows(finished)}
+    scored = {(r["objective"], r["selection"], r["language"], r["metric"]) for r in tiny.rows_of(finished)}
     for objective in OBJECTIVES:
         for selection in ("source_dev", "last"):
             for language in ("en", "de"):
                 for metric in ("accuracy", "macro_f1"):
                     assert (objective, selection, language, metric) in scored
     assert {language for objective, _, language, _ in scored if objective == "teacher"} == {"en"}
-    assert {row["count"] for row in rows(finished)} == {17}
-    assert len({json.dumps(row, sort_keys=True) for row in rows(finished)}) == len(rows(finished))
+    assert {row["count"] for row in tiny.rows_of(finished)} == {17}
+    assert len({json.dumps(row, sort_keys=True) for row in tiny.rows_of(finished)}) == len(tiny.rows_of(finished))
 
 
 def test_accuracy_matches_the_saved_predictions(finished):
-    for row in rows(finished):
+    for row in tiny.rows_of(finished):
         if row["metric"] != "accuracy":
             continue
         run = "teacher" if row["objective"] == "teacher" else f"students/{row['objective']}/seed-{row['seed']}"
@@ -80,7 +76,9 @@ def test_accuracy_matches_the_saved_predictions(finished):
 
 
 def test_the_teacher_learns_the_task(finished):
-    best = max(row["value"] for row in rows(finished) if row["objective"] == "teacher" and row["metric"] == "accuracy")
+    best = max(
+        row["value"] for row in tiny.rows_of(finished) if row["objective"] == "teacher" and row["metric"] == "accuracy"
+    )
     assert best > 0.9
 
 
@@ -157,17 +155,17 @@ def test_the_end_marker_names_the_runs_and_is_removed_at_the_next_start(config_f
 
 
 def test_the_evaluate_command_writes_the_same_rows(finished):
-    before = sorted(map(json.dumps, rows(finished)))
+    before = sorted(map(json.dumps, tiny.rows_of(finished)))
     (finished / "results.jsonl").unlink()
     evaluate.main(["--workdir", str(finished)])
-    assert sorted(map(json.dumps, rows(finished))) == before
+    assert sorted(map(json.dumps, tiny.rows_of(finished))) == before
 
 
 def test_a_new_seed_is_added_but_a_changed_setting_is_refused(config_file, finished):
-    before = len(rows(finished))
+    before = len(tiny.rows_of(finished))
     arguments = ["--config", str(config_file), "--workdir", str(finished)]
     main.main([*arguments, "--config.seeds=(0,1)", "--config.objectives=('vanilla',)"])
-    added = rows(finished)[before:]
+    added = tiny.rows_of(finished)[before:]
     assert {(row["objective"], row["seed"]) for row in added} == {("vanilla", 1)}
     with pytest.raises(UserError, match=r"student\.learning_rate: 0\.01 → 0\.001.*choose another directory"):
         main.main([*arguments, "--config.student.learning_rate=1e-3"])
@@ -230,7 +228,7 @@ def test_a_killed_run_resumes_to_identical_weights(config_file, uninterrupted, t
         assert expected.keys() == resumed.keys() and len(expected) > 10
         for name in expected:
             np.testing.assert_array_equal(expected[name], resumed[name], err_msg=f"{item} {name}")
-    assert rows(uninterrupted) == rows(killed)
+    assert tiny.rows_of(uninterrupted) == tiny.rows_of(killed)
 
 
 def test_a_killed_run_stops_early_at_the_same_step(config_file, tmp_path):
@@ -257,8 +255,10 @@ def test_a_killed_run_stops_early_at_the_same_step(config_file, tmp_path):
     expected, weights = final_weights(whole, "vanilla"), final_weights(killed, "vanilla")
     for name in expected:
         np.testing.assert_array_equal(expected[name], weights[name], err_msg=name)
-    selected = {row["step"] for row in rows(whole) if (row["objective"], row["selection"]) == ("vanilla", "source_dev")}
-    assert selected == {stopped[scores.index(max(scores))]["step"]} and rows(whole) == rows(killed)
+    selected = {
+        row["step"] for row in tiny.rows_of(whole) if (row["objective"], row["selection"]) == ("vanilla", "source_dev")
+    }
+    assert selected == {stopped[scores.index(max(scores))]["step"]} and tiny.rows_of(whole) == tiny.rows_of(killed)
 
 
 def load_config(config_file, *flags):
@@ -403,7 +403,7 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_step_gives_the_same_weight
     """Here the last checkpoint of the teacher and of a student, after everything is finished."""
     workdir = Path(shutil.copytree(finished, tmp_path / "run"))
     before = final_weights(workdir, "monox_kd")
-    results = [row for row in rows(workdir) if row["seed"] == 0]  # another test may have added a seed
+    results = [row for row in tiny.rows_of(workdir) if row["seed"] == 0]  # another test may have added a seed
     damaged = []
     for run in ("teacher", "students/monox_kd/seed-0"):
         step = max(workdir.glob(f"{run}/checkpoints/[0-9]*"), key=lambda path: int(path.name))
@@ -420,4 +420,4 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_step_gives_the_same_weight
     assert all(f"{step}: damaged (params/" in output for step in damaged)
     for name, array in final_weights(workdir, "monox_kd").items():
         np.testing.assert_array_equal(array, before[name])
-    assert sorted(map(json.dumps, rows(workdir))) == sorted(map(json.dumps, results))
+    assert sorted(map(json.dumps, tiny.rows_of(workdir))) == sorted(map(json.dumps, results))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers import label_sets
+from tests.helpers import label_sets, tiny
 from tests.helpers.label_sets import predicted
 from xtransfer import config as settings
 from xtransfer import experiment, main
@@ -53,10 +53,6 @@ def texts(tmp_path):
     return label_sets.write_texts(tmp_path)
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-
-
 def predictions(workdir, run, step, name):
     path = workdir / "predictions" / run / step / name
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -64,7 +60,7 @@ def predictions(workdir, run, step, name):
 
 def test_every_checkpoint_is_scored_and_predictions_are_lists(finished):
     assert read_task(Workdir(finished)).multi_label
-    scored = {(row["objective"], row["selection"], row["metric"]) for row in rows(finished)}
+    scored = {(row["objective"], row["selection"], row["metric"]) for row in tiny.rows_of(finished)}
     names = {"micro_f1", "macro_f1", "subset_accuracy", "macro_auroc", "majority_share"}
     names |= {f"class_f1/{label}" for label in label_sets.LABELS}
     names |= {
@@ -91,7 +87,7 @@ def test_every_checkpoint_is_scored_and_predictions_are_lists(finished):
 def test_the_rows_are_the_scores_of_the_predictions(finished):
     row = next(
         row
-        for row in rows(finished)
+        for row in tiny.rows_of(finished)
         if (row["objective"], row["selection"], row["language"], row["metric"])
         == ("monox_kd", "last", "de", "micro_f1")
     )
@@ -102,7 +98,7 @@ def test_the_rows_are_the_scores_of_the_predictions(finished):
 
 
 def test_the_teacher_learns(finished):
-    row = next(r for r in rows(finished) if (r["objective"], r["metric"]) == ("teacher", "macro_auroc"))
+    row = next(r for r in tiny.rows_of(finished) if (r["objective"], r["metric"]) == ("teacher", "macro_auroc"))
     assert row["value"] > 0.6
     last = json.loads((finished / "teacher" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["dev_score"] == last["dev_micro_f1"] and "dev_accuracy" not in last
@@ -137,7 +133,7 @@ def test_a_comparison_is_by_micro_f1(finished, capsys):
     compared = {row["language"]: row for row in map(json.loads, lines)}
     values = {
         (row["objective"], row["language"]): row["value"]
-        for row in rows(finished)
+        for row in tiny.rows_of(finished)
         if (row["selection"], row["metric"], row["split"]) == ("source_dev", "micro_f1", "test")
     }
     for language in ("en", "de"):
@@ -159,7 +155,9 @@ def test_predict_gives_lists_and_thresholds_apply(finished, texts):
     run = finished / "students" / "monox_kd" / "seed-0"
     plain, fitted = predicted(run, texts), predicted(run, texts, "--threshold")
     step = next(
-        row["step"] for row in rows(finished) if (row["objective"], row["selection"]) == ("monox_kd", "source_dev")
+        row["step"]
+        for row in tiny.rows_of(finished)
+        if (row["objective"], row["selection"]) == ("monox_kd", "source_dev")
     )
     thresholds = json.loads((run / "calibration.json").read_text())[str(step)]["class_thresholds"]
     for one, two in zip(plain, fitted, strict=True):
@@ -185,8 +183,8 @@ def test_an_export_predicts_the_same(finished, exported, texts):
 def test_an_export_is_scored_as_the_run_was(finished, exported, config_file, tmp_path):
     command = ["--model", str(exported / "plain"), "--config", str(config_file), "--output", str(tmp_path / "out")]
     evaluate.main([*command, "--metrics=micro_f1,subset_accuracy"])
-    again = {(r["language"], r["metric"]): r["value"] for r in rows(tmp_path / "out")}
-    for row in rows(finished):
+    again = {(r["language"], r["metric"]): r["value"] for r in tiny.rows_of(tmp_path / "out")}
+    for row in tiny.rows_of(finished):
         key = (row["language"], row["metric"])
         if (row["objective"], row["selection"]) == ("monox_kd", "source_dev") and key in again:
             assert row["value"] == pytest.approx(again[key])

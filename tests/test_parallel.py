@@ -79,10 +79,6 @@ def finished(config_file, tmp_path_factory):
     return workdir
 
 
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-
-
 def test_what_a_student_reads_and_whose_logits_each_text_takes():
     def pairs_of(language, *numbers):
         return Pairs(*([Example(f"{name}{i}", "text", None, -1, name) for i in numbers] for name in ("en", language)))
@@ -112,7 +108,7 @@ def test_the_teachers_label_originals_alone(finished):
 
 def test_each_student_is_scored_in_the_languages_that_it_knows(finished):
     scored = {}
-    for row in rows_of(finished):
+    for row in tiny.rows_of(finished):
         scored.setdefault(row["objective"], set()).add(row["language"])
     everything = {"en", "de", "fr"}
     known = dict.fromkeys(("vanilla", "agree"), everything)
@@ -147,7 +143,7 @@ def test_a_headline_is_about_an_objective_without_target_text(config_file):
 
 def test_the_model_card_says_so(finished):
     def card(name):
-        return model_card(find_run(Workdir(finished), name, 0, "source_dev"), rows_of(finished))
+        return model_card(find_run(Workdir(finished), name, 0, "source_dev"), tiny.rows_of(finished))
 
     german, agree = card("german"), card("agree")
     assert "**Uses target text.** This student has learned from translations in target languages" in german

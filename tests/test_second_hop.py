@@ -75,10 +75,6 @@ def finished(config_file, tmp_path_factory):
     return workdir
 
 
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-
-
 def test_the_student_labels_the_sampled_target_text_and_the_teacher_the_source_text(finished):
     ids = [(path / "ids.txt").read_text().splitlines() for path in (finished / "logits").iterdir()]
     languages = sorted((sorted({id_.split("/")[2] for id_ in store}), len(store)) for store in ids)
@@ -87,12 +83,12 @@ def test_the_student_labels_the_sampled_target_text_and_the_teacher_the_source_t
 
 def test_each_student_is_scored_in_the_languages_that_it_knows(finished):
     scored = {}
-    for row in rows_of(finished):
+    for row in tiny.rows_of(finished):
         scored.setdefault(row["objective"], set()).add(row["language"])
     everything = {"en", "de", "fr"}
     assert scored == {"teacher": {"en"}, "hop": {"de"}} | dict.fromkeys(("monox_kd", "again"), everything)
     # Without the source language, no dev split selects a checkpoint, and the last is used.
-    assert {row["step"] for row in rows_of(finished) if row["objective"] == "hop"} == {3}
+    assert {row["step"] for row in tiny.rows_of(finished) if row["objective"] == "hop"} == {3}
     metrics = finished / "students" / "hop" / "seed-0" / "metrics.jsonl"
     assert "dev_accuracy" not in metrics.read_text()
 
@@ -114,7 +110,7 @@ def test_every_number_of_target_text_is_marked(finished, capsys):
     assert f"monox_kd {MARK}" not in table and not re.search(r">monox_kd(</\w+>)?<small> \(uses", page)
     cells = next(line for line in table.splitlines() if line.startswith(f"| hop {MARK}")).split("|")
     accuracy = next(
-        row["value"] for row in rows_of(finished) if (row["objective"], row["metric"]) == ("hop", "accuracy")
+        row["value"] for row in tiny.rows_of(finished) if (row["objective"], row["metric"]) == ("hop", "accuracy")
     )
     assert [cell.strip() for cell in cells[2:6]] == ["–", f"{accuracy * 100:.1f}", "–", "–"]
     assert "uses target text: again, hop learned from unlabelled text" in table
@@ -128,7 +124,7 @@ def test_every_number_of_target_text_is_marked(finished, capsys):
 
 def test_rows_of_target_text_are_marked_for_programs(finished):
     marks = {name: set() for name in ("teacher", "monox_kd", "hop", "again")}
-    for row in rows_of(finished):
+    for row in tiny.rows_of(finished):
         marks[row["objective"]].add(row.get("uses_target_text"))
     assert marks == {"teacher": {None}, "monox_kd": {None}, "hop": {True}, "again": {True}}
 
@@ -189,11 +185,11 @@ def test_a_hop_may_be_added_to_a_finished_experiment(config_file):
 
 
 def test_the_model_card_says_so(finished):
-    card = model_card(find_run(Workdir(finished), "hop", 0, "source_dev"), rows_of(finished))
+    card = model_card(find_run(Workdir(finished), "hop", 0, "source_dev"), tiny.rows_of(finished))
     assert "**Uses target text.**" in card and "uses-target-text" in card and "zero-shot-transfer" not in card
     assert "10 unlabelled texts in de from the unlabelled split" in card and "meant for de." in card
     assert "the `monox_kd` student" in card and "(de, uses target text)" in card
-    zero_shot = model_card(find_run(Workdir(finished), "monox_kd", 0, "source_dev"), rows_of(finished))
+    zero_shot = model_card(find_run(Workdir(finished), "monox_kd", 0, "source_dev"), tiny.rows_of(finished))
     assert "target text" not in zero_shot.lower() and "zero-shot-transfer" in zero_shot
 
 

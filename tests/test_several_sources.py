@@ -50,10 +50,6 @@ def finished(config_file, tmp_path_factory):
     return workdir
 
 
-def rows_of(workdir, name="results.jsonl"):
-    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-
-
 def test_the_transfer_set_has_both_languages_in_their_proportions(finished):
     (store,) = (finished / "logits").iterdir()
     ids = [id_.split("/")[1:3] for id_ in (store / "ids.txt").read_text().splitlines()]
@@ -63,7 +59,7 @@ def test_the_transfer_set_has_both_languages_in_their_proportions(finished):
 
 def test_each_row_has_its_own_language_and_the_teacher_knows_its_own(finished):
     scored, agreeing = {}, set()
-    for row in rows_of(finished):
+    for row in tiny.rows_of(finished):
         scored.setdefault(row["objective"], set()).add(row["language"])
         if row["metric"] == "teacher_agreement":
             agreeing.add(row["language"])
@@ -73,7 +69,7 @@ def test_each_row_has_its_own_language_and_the_teacher_knows_its_own(finished):
 
 @pytest.mark.parametrize("run", ["teacher", "students/vanilla/seed-0"])
 def test_the_mean_over_source_languages_selects_the_checkpoint(finished, run, capsys):
-    rows = rows_of(finished / run, loop.METRICS_FILE)
+    rows = tiny.rows_of(finished / run, loop.METRICS_FILE)
     assert len(rows) == 2
     for row in rows:
         by_language = row["source_dev_metrics"]
@@ -87,7 +83,7 @@ def test_the_mean_over_source_languages_selects_the_checkpoint(finished, run, ca
     best = max(rows, key=lambda row: (row["dev_accuracy"], -row["step"]))
     selected = {
         row["step"]
-        for row in rows_of(finished)
+        for row in tiny.rows_of(finished)
         if row["objective"] == run.removeprefix("students/").split("/")[0] and row["selection"] == "source_dev"
     }
     assert selected == {best["step"]}
@@ -97,10 +93,12 @@ def test_the_mean_over_source_languages_selects_the_checkpoint(finished, run, ca
 def test_dev_of_each_language_is_what_an_evaluation_finds(finished, capsys):
     evaluate.main(["--workdir", str(finished), "--split", "dev"])
     capsys.readouterr()
-    recorded = {row["step"]: row for row in rows_of(finished / "students" / "vanilla" / "seed-0", loop.METRICS_FILE)}
+    recorded = {
+        row["step"]: row for row in tiny.rows_of(finished / "students" / "vanilla" / "seed-0", loop.METRICS_FILE)
+    }
     chosen = [
         row
-        for row in rows_of(finished)
+        for row in tiny.rows_of(finished)
         if (row["objective"], row["split"], row["metric"], row["selection"])
         == ("vanilla", "dev", "accuracy", "source_dev")
     ]
@@ -139,7 +137,7 @@ def test_reports_leave_both_languages_out_of_the_average(finished, capsys):
     report.main(["--workdir", str(finished), "--protocols"])
     assert "avg of en, de (sources)" in (finished / "report" / "protocols.md").read_text()
     report.main(["--workdir", str(finished), "--compare", "monox_kd", "vanilla"])
-    languages = [row["language"] for row in rows_of(finished / "report", "compare-monox_kd-vanilla.jsonl")]
+    languages = [row["language"] for row in tiny.rows_of(finished / "report", "compare-monox_kd-vanilla.jsonl")]
     assert languages == ["en", "de", "fr", None]
     report.main(["--workdir", str(finished), "--metric", "teacher_agreement"])
     agreement = (finished / "report" / "teacher_agreement.md").read_text()

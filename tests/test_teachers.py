@@ -80,10 +80,6 @@ def ready_made(directory):
     return f"--config.teacher.checkpoint={directory}", "--config.teacher.steps=0"
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-
-
 def weights(workdir, objective):
     with Checkpoints(workdir / "students" / objective / "seed-0" / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore_arrays(checkpoints.steps()[-1])
@@ -103,7 +99,7 @@ def assert_same_students(first, second):
     # A file is no model that students could agree with.
     left_out = () if (second / "teacher").exists() else TEACHER_METRICS
     students = [
-        [row for row in rows(workdir) if row["objective"] != "teacher" and row["metric"] not in left_out]
+        [row for row in tiny.rows_of(workdir) if row["objective"] != "teacher" and row["metric"] not in left_out]
         for workdir in (first, second)
     ]
     assert students[0] == students[1] and students[0]
@@ -118,11 +114,15 @@ def test_a_ready_made_teacher_teaches_like_the_one_that_was_trained(
     np.testing.assert_array_equal(logits(tmp_path / "run")[1], logits(ordinary)[1])
     assert_same_students(ordinary, tmp_path / "run")
     scores = [
-        {row["value"] for row in rows(workdir) if row["objective"] == "teacher" and row["selection"] == "source_dev"}
+        {
+            row["value"]
+            for row in tiny.rows_of(workdir)
+            if row["objective"] == "teacher" and row["selection"] == "source_dev"
+        }
         for workdir in (ordinary, tmp_path / "run")
     ]
     assert scores[0] == scores[1]
-    assert {row["step"] for row in rows(tmp_path / "run") if row["objective"] == "teacher"} == {0}
+    assert {row["step"] for row in tiny.rows_of(tmp_path / "run") if row["objective"] == "teacher"} == {0}
     origin = f"The teacher is ready-made and was not trained here: {source}."
     assert origin in " ".join(capsys.readouterr().out.split())
     assert origin in (tmp_path / "run" / "report" / "results.md").read_text()
@@ -148,7 +148,7 @@ def test_without_labels_the_classes_come_from_the_teacher_and_the_last_step_is_u
     task = read_task(Workdir(tmp_path / "run"))
     assert task.labels == ("bad", "good") and not task.has_dev and not task.has_train
     assert "no dev split in en: no checkpoint is selected, and the last one is used" in capsys.readouterr().out
-    steps = {(row["objective"], row["selection"]): row["step"] for row in rows(tmp_path / "run")}
+    steps = {(row["objective"], row["selection"]): row["step"] for row in tiny.rows_of(tmp_path / "run")}
     assert steps["monox_kd", "source_dev"] == steps["monox_pl", "last"] == 4
     assert "last checkpoint (last)" in (tmp_path / "run" / "report" / "results.md").read_text()
     report.main(["--workdir", str(tmp_path / "run"), "--compare", "monox_kd", "monox_pl"])
@@ -250,7 +250,7 @@ def test_a_file_of_a_teachers_logits_teaches_like_the_teacher(config_file, ordin
     assert ids == logits(ordinary)[0]
     np.testing.assert_array_equal(values, logits(ordinary)[1])
     assert not (tmp_path / "run" / "teacher").exists() and "teacher" not in {
-        row["objective"] for row in rows(tmp_path / "run")
+        row["objective"] for row in tiny.rows_of(tmp_path / "run")
     }
     output = " ".join(capsys.readouterr().out.split())
     assert f"soft.jsonl: 1 of {len(ids) + 1} rows belong to no example, and are not used" in output
@@ -357,7 +357,7 @@ def test_an_objective_of_your_own_learns_from_a_ready_made_teacher_without_label
     ]
     flags += ["--config.student.steps=0", "--config.student.epochs=0.5", "--config.student.ema_decay=0.5"]
     start(unlabelled_config, tmp_path / "run", *ready_made(exported), "--config.task.labelled=0", *flags)
-    assert {row["step"] for row in rows(tmp_path / "run") if row["objective"] == "mix"} == {4}  # 64 / 2 / 8
+    assert {row["step"] for row in tiny.rows_of(tmp_path / "run") if row["objective"] == "mix"} == {4}  # 64 / 2 / 8
 
 
 def test_a_damaged_score_of_a_ready_made_teacher_is_restored_from_its_checkpoint(config_file, exported, tmp_path):

@@ -1,5 +1,6 @@
 """Tiny random checkpoints and tasks for tests: real files that every command handles in seconds."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,3 +137,8 @@ def config_file(path: Path, data: Path, teacher: Path, student: Path, **student_
     lines += [f"    config.student.{key} = {value!r}" for key, value in (settings | student_settings).items()]
     path.write_text("\n".join([*lines, "    return config", ""]), encoding="utf-8")
     return path
+
+
+def rows_of(workdir: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines in a directory, by default the results of a workdir, unchecked."""
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
