@@ -438,6 +438,17 @@ def kinds_of_target_text(objectives: Mapping[str, Objective], name: str) -> tupl
     return tuple(kind for data, kind in _KINDS_OF_TARGET_TEXT.items() if data in kinds)
 
 
+def scored_languages(only: Sequence[str], sources: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the languages that the students of an objective are scored in, the source languages first.
+
+    Args:
+      only: the objective's own languages, see `Objective.languages`; () stands for all.
+      sources: the task's source languages.
+      targets: its target languages.
+    """
+    return tuple(language for language in targets if language in only) if only else (*sources, *targets)
+
+
 def uses_target_text(objectives: Mapping[str, Objective], name: str) -> bool:
     """Return whether an objective learns from text in target languages, itself or through its teacher.
 

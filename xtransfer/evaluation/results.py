@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer import storage
-from xtransfer.distillation.objectives import OBJECTIVES, Objective, uses_target_text
+from xtransfer.distillation.objectives import OBJECTIVES, Objective, scored_languages, uses_target_text
 from xtransfer.errors import ConfigError, DataError, nearest
 from xtransfer.evaluation.metrics import CHANCE, metric_of, value_range
 from xtransfer.runs.draws import SAMPLES, SEEDS, Axis, order
@@ -207,10 +207,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    rows, faults = _read(path)
-    for fault in faults:
-        _log.warning("%s, so this row is left out", fault)
-    return rows
+    return _read_whole(path)[0]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -225,10 +222,18 @@ def mend(path: Path, objectives: Mapping[str, Objective]) -> None:
     """
     if not path.exists():
         return
-    rows = whole_rows(path)
+    rows, faults = _read_whole(path)
     marked = [marked_row(row, objectives) for row in rows]
-    if marked != rows or _read(path)[1]:
+    if marked != rows or faults:
         write_rows(path, marked)
+
+
+def _read_whole(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what `_read` does, and warn of each fault."""
+    rows, faults = _read(path)
+    for fault in faults:
+        _log.warning("%s, so this row is left out", fault)
+    return rows, faults
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -325,7 +330,9 @@ def aggregate(
     read = {language for (objective, _), run in runs.items() if objective == TEACHER for language in run}
     read_sources = tuple(source for source in sources if source in read) or sources
     known = {
-        name: read_sources if name == TEACHER else _known_languages(name, objectives, sources, targets)
+        name: read_sources
+        if name == TEACHER
+        else scored_languages(objectives[name].languages if name in objectives else (), sources, targets)
         for name, _ in runs
     }
     for (objective, name), run in runs.items():
@@ -396,14 +403,6 @@ def _counts(rows: Iterable[Row], languages: tuple[str, ...]) -> dict[str, int]:
                 f"other runs on {counts[row['language']]}: evaluate all of them on the same data"
             )
     return {language: counts[language] for language in languages if language in counts}
-
-
-def _known_languages(
-    objective: str, objectives: Mapping[str, Objective], sources: tuple[str, ...], targets: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return the languages that the students of an objective are scored in, the source languages first."""
-    only = objectives[objective].languages if objective in objectives else ()
-    return tuple(language for language in targets if language in only) if only else (*sources, *targets)
 
 
 def _lines(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from xtransfer.config import ExperimentConfig, ModelConfig
 from xtransfer.data.task import Task
+from xtransfer.distillation.objectives import scored_languages
 from xtransfer.errors import CheckpointError, ConfigError, nearest
 from xtransfer.runs import draws
 from xtransfer.runs.selection import PROTOCOLS, DevScores, choose, weights_name
@@ -89,10 +90,8 @@ def known_languages(config: ExperimentConfig, task: Task | TaskRecord, objective
     if objective == TEACHER:
         sources = task.source_languages
         return sources if len(sources) == 1 else tuple(name for name in sources if name in config.languages_of(TEACHER))
-    only = config.objective[objective].languages if objective in config.objective else ()
-    if only:
-        return tuple(language for language in task.target_languages if language in only)
-    return task.languages
+    only = (config.objective[objective].languages or ()) if objective in config.objective else ()
+    return scored_languages(only, task.source_languages, task.target_languages)
 
 
 def check_selection(selection: str) -> None:
