@@ -11,6 +11,7 @@ entries of `teachers` are different: only the config file names them, and they t
 """
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -928,7 +929,7 @@ def _blank_entry(schema: type, values: Any) -> Any:
     if not isinstance(values, ConfigDict):
         return values  # `parse` refuses it
     entry: dict[str, Any] = dict(values.items())
-    for key, kind in typing.get_type_hints(schema).items():
+    for key, kind in _type_hints(schema).items():
         kind = _without_none(kind)
         if dataclasses.is_dataclass(kind):
             entry[key] = _blank_entry(typing.cast(type, kind), values.get(key, ConfigDict()))
@@ -956,7 +957,7 @@ def parse(config: ConfigDict | dict[str, Any], schema: type = ExperimentConfig, 
     """Check every key, type, and bound of `config` against `schema`; a UserError names the key."""
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     values = _with_inherited(values, schema)
-    hints = typing.get_type_hints(schema)
+    hints = _type_hints(schema)
     fields = {item.name: item for item in dataclasses.fields(schema)}
     checked = {}
     for key, value in values.items():
@@ -1031,6 +1032,12 @@ def _without_blanks(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
+@functools.cache  # reading a config asks for them hundreds of times, and a report reads dozens of configs
+def _type_hints(schema: type) -> Mapping[str, Any]:
+    """Return the types of a schema's fields, by key."""
+    return types.MappingProxyType(typing.get_type_hints(schema))
+
+
 def _metadata(schema: type, key: str) -> Mapping[str, Any]:
     """Return the metadata of a schema's field."""
     return next(item.metadata for item in dataclasses.fields(schema) if item.name == key)
@@ -1043,7 +1050,7 @@ def _check_entry_name(name: Any, prefix: str) -> None:
 
 def mappings(schema: type) -> dict[str, type]:
     """Return the schemas of the entries of a schema's mappings, by key."""
-    schemas = {key: _entry_schema(kind) for key, kind in typing.get_type_hints(schema).items()}
+    schemas = {key: _entry_schema(kind) for key, kind in _type_hints(schema).items()}
     return {key: entry for key, entry in schemas.items() if entry is not None}
 
 
@@ -1067,7 +1074,7 @@ def _check_key(schema: Any, key: str, prefix: str = "") -> None:
             raise ConfigError(f"config key {prefix}{name} has keys below it: set one of them")
         _check_key(entry_schema, rest, f"{prefix}{name}.")
         return
-    hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+    hints = _type_hints(schema) if dataclasses.is_dataclass(schema) else {}
     if name not in hints:
         hint = nearest(name, hints) or f"; the keys are {', '.join(hints) or 'none below it'}"
         raise ConfigError(f"unknown config key {prefix}{name}{hint}")

@@ -4,13 +4,16 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from xtransfer.config import ModelConfig
+from xtransfer.config import LoraConfig, ModelConfig, TeacherConfig
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
+from xtransfer.models.inference import INPUTS
 from xtransfer.runtime.sharding import make_mesh
+from xtransfer.train import compiled_steps as module
 from xtransfer.train.compiled_steps import CompiledSteps
 
 BERT = EncoderConfig(vocab_size=40, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
@@ -55,3 +58,41 @@ def test_class_weights_with_the_same_factors_share_a_step() -> None:
 def test_frozen_pattern_without_a_match_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="frozen pattern 'nothing' matches no parameter"):
         compiled_steps(frozen=("nothing",))
+
+
+def test_roles_that_differ_only_in_their_batches_share_their_steps() -> None:
+    mesh = make_mesh((4, 2, 1))
+    student = module.compiled_steps(ModelConfig(checkpoint="a", batch_size=8, evaluations=2), BERT, 3, mesh)
+    teacher = TeacherConfig(checkpoint="b", batch_size=16, max_length=12, patience=1, weight=2.0)
+    assert module.compiled_steps(teacher, BERT, 3, mesh) is student
+    others = [
+        module.compiled_steps(ModelConfig(learning_rate=1e-3), BERT, 3, mesh),
+        module.compiled_steps(ModelConfig(ema_decay=0.9), BERT, 3, mesh),
+        module.compiled_steps(ModelConfig(lora=LoraConfig(rank=2)), BERT, 3, mesh),
+        module.compiled_steps(ModelConfig(), BERT.with_dropout(0.3), 3, mesh),
+        module.compiled_steps(ModelConfig(), BERT, 2, mesh),
+        module.compiled_steps(ModelConfig(), BERT, 3, make_mesh((8, 1, 1))),
+    ]
+    assert len({id(steps) for steps in (student, *others)}) == 7
+
+
+def test_settings_of_batches_do_not_change_a_step() -> None:
+    changes = {"checkpoint": "a", "max_length": 12, "batch_size": 16, "row_length": 64, "packed": False}
+    changes |= {"evaluations": 2, "patience": 1, "average_last": 1}
+    assert changes.keys() == module._DATA_SETTINGS
+    rows = {name: jax.ShapeDtypeStruct((8, 12), jnp.int32) for name in INPUTS if name != "cls_index"}
+    slots = {"cls_index": jnp.int32, "label": jnp.int32, "weight": jnp.float32}
+    batch = rows | {name: jax.ShapeDtypeStruct((8, 2), dtype) for name, dtype in slots.items()}
+    batch["teacher_logits"] = jax.ShapeDtypeStruct((8, 2, 3), jnp.float32)
+
+    def programs(**settings: Any) -> tuple[str, str]:
+        compiled = compiled_steps(**settings)
+        step = compiled.train_step(OBJECTIVES["monox_kd"])
+        training = step.lower(compiled.abstract_state, batch, jax.random.key(0))  # type: ignore[attr-defined]
+        inputs = {name: batch[name] for name in INPUTS}
+        forward = compiled.eval_step.lower(compiled.abstract_params(), inputs)  # type: ignore[attr-defined]
+        return training.as_text(), forward.as_text()
+
+    usual = programs()
+    assert programs(**changes) == usual
+    assert programs(learning_rate=1e-3) != usual

@@ -7,6 +7,7 @@ which is data parallelism. Even then, the update of matrices and the optimizer s
 """
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -233,6 +234,7 @@ def names_of(tree: Any) -> tuple[str, ...]:
     return tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree))
 
 
+@functools.lru_cache(maxsize=1024)  # the layers of an encoder repeat the same few shapes
 def _fit(mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
     """Return the spec without the axes that do not divide the shape."""
     if len(spec) > len(shape):

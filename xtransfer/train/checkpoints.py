@@ -48,6 +48,12 @@ _REMOVED = ".removed"  # steps that have lost their names, and are about to be d
 # Orbax writes its commit time and its mark after the checksums. Neither decides what is restored.
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
+# Devices that hold copies of an array write a part of it each. Parts of small arrays cost more time than they save.
+_SMALLEST_PART = 1 << 20  # bytes
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_PART), override=True
+)
+
 
 class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The hidden directory of a checkpoint, which gets its checksums before it gets its name."""

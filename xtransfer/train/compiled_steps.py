@@ -26,6 +26,30 @@ from xtransfer.train.divisible_tables import of_whole_tables, with_divisible_tab
 from xtransfer.train.microbatches import most_rows, num_microbatches
 from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
+# Settings that decide which batches a step gets, and when, and not what it computes from them.
+_DATA_SETTINGS = frozenset(
+    {"checkpoint", "max_length", "batch_size", "row_length", "packed", "evaluations", "patience", "average_last"}
+)
+
+
+def compiled_steps(
+    settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh
+) -> "CompiledSteps":
+    """Return the steps of a role, see `CompiledSteps`. Those who need the same steps share one instance.
+
+    So nothing is traced and compiled twice for two teachers, or for two experiments of one process.
+    """
+    relevant = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelConfig)}
+    relevant = {name: value for name, value in relevant.items() if name not in _DATA_SETTINGS}
+    return _shared_steps(ModelConfig(**relevant), architecture, num_classes, mesh)
+
+
+@functools.lru_cache(maxsize=8)  # more than the encoders of one experiment
+def _shared_steps(
+    settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh
+) -> "CompiledSteps":
+    return CompiledSteps(settings, architecture, num_classes, mesh)
+
 
 class CompiledSteps:
     """The steps of a classifier on a mesh, each compiled once per batch shape.

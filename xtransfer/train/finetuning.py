@@ -26,7 +26,7 @@ from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, path_name, process_slice
 from xtransfer.train import loop, reinit, state
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.train.compiled_steps import CompiledSteps, learning_rate
+from xtransfer.train.compiled_steps import compiled_steps, learning_rate
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 from xtransfer.train.tracking import NOTHING, Tracking
 from xtransfer.train.work import Work
@@ -105,7 +105,7 @@ class Finetuner:
         self.trained, self.predicted = Work(), Work()  # the work of all runs so far; dev counts as predicted
         self._reported: set[str] = set()
         try:
-            self.compiled_steps = CompiledSteps(settings, self.inputs.architecture, self.num_classes, mesh)
+            self.compiled_steps = compiled_steps(settings, self.inputs.architecture, self.num_classes, mesh)
         except ConfigError as error:
             raise ConfigError(f"config group {role}: {error}") from error
         if self.has_weights:
