@@ -133,9 +133,9 @@ STEP = {
     ],
 }
 FACTS = {"imports_seconds": 2.0, "loading_seconds": 1.0, "tokens": 3000, "truncated": 5, "parameters": 1_500_000}
-SIDE = Side(FACTS, 4.5, 0.5, {"peak_bytes": 800_000_000, "memory": "process"}, 10.0, 0.1)
+SIDE = Side(FACTS, 0.25, 4.5, 0.5, {"peak_bytes": 800_000_000, "memory": "process"}, 10.0, 0.1)
 MEASURED = Measurement(
-    {OURS: SIDE, PEER: Side(FACTS, 0.4, 0.5, {"peak_bytes": 2_000_000, "memory": "device"}, 10.0, 9.0)},
+    {OURS: SIDE, PEER: Side(FACTS, 0.0, 0.4, 0.5, {"peak_bytes": 2_000_000, "memory": "device"}, 10.0, 9.0)},
     (
         PartResult(
             "training",
@@ -159,7 +159,7 @@ def test_the_tables_by_hand() -> None:
     # 200, 300, and 100 GFLOP/s; alone 600, 500, and 400; the shares are 1/3, 0.6, and 1/4.
     assert steps.rows == (("training", "8 × 128", "6.00", "200", "500", "33%"),)
     assert starts.rows == (
-        (OURS, "2.00", "1.00", "4.00", "0.50", "7.50", "800"),
+        (OURS, "2.00", "1.25", "4.00", "0.50", "7.75", "800"),
         (PEER, "2.00", "1.00", "0.00", "0.40", "3.40", "2 of the device"),
     )
     assert all(len(row) == len(table.header) for table in (rates, steps, starts) for row in table.rows)

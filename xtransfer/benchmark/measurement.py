@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransfer.benchmark.numbers import Burst, amount_for
-from xtransfer.benchmark.worker import Worker
+from xtransfer.benchmark.worker import Answer, Worker
 
 PARTS = ("training", "labelling", "prediction", "tokenising")
 OURS, PEER = "xtransfer", "transformers"
@@ -56,6 +56,7 @@ class Side:
 
     Attributes:
       facts: its answer to the request to open: the seconds of imports and loading, and what it found.
+      preparing_seconds: the time to prepare the first part, which also loads.
       first_seconds: the time of the first batch of the first part, with compiling.
       again_seconds: the time of the same batch once more.
       memory: its peak memory, see `costs.peak_memory`.
@@ -64,11 +65,17 @@ class Side:
     """
 
     facts: Mapping[str, Any]
+    preparing_seconds: float
     first_seconds: float
     again_seconds: float
     memory: Mapping[str, Any]
     idle_seconds: float
     idle_cpu_seconds: float
+
+    @property
+    def loading_seconds(self) -> float:
+        """The seconds between the imports and the first batch."""
+        return self.facts["loading_seconds"] + self.preparing_seconds
 
     @property
     def compiling_seconds(self) -> float:
@@ -78,7 +85,16 @@ class Side:
     @property
     def until_first_step(self) -> float:
         """The seconds from the start of the process to the end of its first step."""
-        return self.facts["imports_seconds"] + self.facts["loading_seconds"] + self.first_seconds
+        return self.facts["imports_seconds"] + self.loading_seconds + self.first_seconds
+
+
+@dataclass(frozen=True)
+class _FirstBatch:
+    """The seconds to prepare a part, of its first batch, and of the same batch once more."""
+
+    preparing: float
+    first: float
+    again: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,7 @@ def measure(
                 do="open", student=settings["student"], texts=str(texts), threads=threads, **shared
             )
         results: list[PartResult] = []
-        first_batches: dict[str, tuple[float, float]] = {}
+        first_batches: dict[str, _FirstBatch] = {}
         for part in plan.parts:
             on_part(part)
             result, batches = _measure_part(part, plan, workers)
@@ -134,8 +150,9 @@ def measure(
         sides = {
             name: Side(
                 facts=facts[name],
-                first_seconds=first_batches[name][0],
-                again_seconds=first_batches[name][1],
+                preparing_seconds=first_batches[name].preparing,
+                first_seconds=first_batches[name].first,
+                again_seconds=first_batches[name].again,
                 memory=memory[name],
                 idle_seconds=worker.idle_seconds,
                 idle_cpu_seconds=worker.idle_cpu_seconds,
@@ -145,20 +162,19 @@ def measure(
         return Measurement(sides, tuple(results))
 
 
-def _measure_part(
-    part: str, plan: Plan, workers: Mapping[str, Worker]
-) -> tuple[PartResult, dict[str, tuple[float, float]]]:
-    """Return the result, and the seconds of each side's first batch and of the same batch once more."""
+def _measure_part(part: str, plan: Plan, workers: Mapping[str, Worker]) -> tuple[PartResult, dict[str, _FirstBatch]]:
+    """Return the result, and the times of each side's first batch."""
     ours = workers[OURS]
-    unit = ours.ask(do="prepare", part=part)["unit"]
+    preparing, answer = _timed(lambda: ours.ask(do="prepare", part=part))
+    unit = answer["unit"]
     amount, first, again = _sized(ours, unit, plan.seconds)
-    batches = {OURS: (first.seconds, again.seconds)}
+    batches = {OURS: _FirstBatch(preparing, first.seconds, again.seconds)}
     peer = workers.get(PEER)
     if peer is not None:
-        peer.ask(do="prepare", part=part)
+        preparing, _ = _timed(lambda: peer.ask(do="prepare", part=part))
         if part == "training":
             peer.ask(do="indices", **ours.ask(do="indices", amount=amount))
-        batches[PEER] = _run(peer, unit).seconds, _run(peer, unit).seconds
+        batches[PEER] = _FirstBatch(preparing, _run(peer, unit).seconds, _run(peer, unit).seconds)
     bursts: dict[str, list[Burst]] = {name: [] for name in workers}
     for pair in range(plan.pairs):
         for name in order(pair, tuple(workers)):
@@ -172,6 +188,13 @@ def _measure_part(
 def order(pair: int, names: Sequence[str]) -> tuple[str, ...]:
     """Return the sides in the order in which a pair runs: A B, then B A, so that a drift favours neither."""
     return tuple(names) if pair % 2 == 0 else tuple(reversed(names))
+
+
+def _timed(ask: Callable[[], Answer]) -> tuple[float, Answer]:
+    """Return the seconds that a request takes, and its answer."""
+    start = time.monotonic()
+    answer = ask()
+    return time.monotonic() - start, answer
 
 
 def _run(worker: Worker, amount: int) -> Burst:

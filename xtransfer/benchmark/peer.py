@@ -35,6 +35,7 @@ class Peer:
 
     def __init__(self) -> None:
         self._part: Any = None
+        self._loaded: Any = None
 
     def __call__(self, request: Mapping[str, Any]) -> worker.Answer:
         """Answer one request."""
@@ -55,7 +56,7 @@ class Peer:
         raise ValueError(f"no such request: {request['do']}")
 
     def _open(self, request: Mapping[str, Any]) -> worker.Answer:
-        """Import PyTorch, and load the tokenizer and the model once."""
+        """Import PyTorch, and load the tokenizer and the first part's model."""
         import torch
         import transformers
 
@@ -71,7 +72,7 @@ class Peer:
         self.device = torch.device("cuda" if request["platform"] == "gpu" else "cpu")
         self.texts: list[str] = json.loads(Path(request["texts"]).read_text(encoding="utf-8"))
         self.tokenizer = self._load(transformers.AutoTokenizer, use_fast=True)
-        self.model()
+        self._loaded = self.model()
         return {
             "imports_seconds": imported - request["spawned"],
             "loading_seconds": time.monotonic() - imported,
@@ -89,10 +90,13 @@ class Peer:
         return self._request["classes"]
 
     def model(self) -> Any:
-        """Return a new classifier from the checkpoint, on its device."""
+        """Return a new classifier from the checkpoint, on its device. Opening has loaded the first one."""
         import torch
         import transformers
 
+        if self._loaded is not None:
+            model, self._loaded = self._loaded, None
+            return model
         model = self._load(
             transformers.AutoModelForSequenceClassification, num_labels=self.classes, dtype=torch.float32
         )

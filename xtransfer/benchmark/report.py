@@ -129,7 +129,7 @@ def _step(result: PartResult) -> tuple[str, ...]:
 def _start(name: str, side: Side) -> tuple[str, ...]:
     seconds = (
         side.facts["imports_seconds"],
-        side.facts["loading_seconds"],
+        side.loading_seconds,
         side.compiling_seconds,
         side.first_seconds - side.compiling_seconds,
         side.until_first_step,
@@ -201,6 +201,7 @@ def sides_as_json(measurement: Measurement) -> dict[str, dict[str, Any]]:
     return {
         name: {
             **side.facts,
+            "loading_seconds": side.loading_seconds,
             "compiling_seconds": side.compiling_seconds,
             "first_step_seconds": side.first_seconds - side.compiling_seconds,
             "until_first_step_seconds": side.until_first_step,
