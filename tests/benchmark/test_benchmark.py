@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.helpers import tiny
 from xtransfer.benchmark import __main__ as benchmark
 from xtransfer.benchmark import ours, peer, report
-from xtransfer.benchmark.measurement import OURS, PEER, Measurement, PartResult, Side
+from xtransfer.benchmark.measurement import OURS, PEER, SECOND_START, Measurement, PartResult, Side, Start
 from xtransfer.benchmark.numbers import Burst
 from xtransfer.benchmark.worker import Worker
 from xtransfer.config import BenchmarkConfig, override_defaults
@@ -147,6 +147,7 @@ MEASURED = Measurement(
             STEP,
         ),
     ),
+    Start(FACTS, 0.25, 1.5, 0.5, {"peak_bytes": 600_000_000, "memory": "process", "programs_found": 0}),
 )
 
 
@@ -160,9 +161,25 @@ def test_the_tables_by_hand() -> None:
     assert steps.rows == (("training", "8 × 128", "6.00", "200", "500", "33%"),)
     assert starts.rows == (
         (OURS, "2.00", "1.25", "4.00", "0.50", "7.75", "800"),
+        (SECOND_START, "2.00", "1.25", "1.00", "0.50", "4.75", "600"),
         (PEER, "2.00", "1.00", "0.00", "0.40", "3.40", "2 of the device"),
     )
     assert all(len(row) == len(table.header) for table in (rates, steps, starts) for row in table.rows)
+
+
+def test_the_second_start_belongs_to_our_side_in_the_json() -> None:
+    sides = report.sides_as_json(MEASURED)
+    assert sides[PEER]["second_start"] is None
+    assert sides[OURS]["second_start"] == {
+        "imports_seconds": 2.0,
+        "loading_seconds": 1.25,
+        "compiling_seconds": 1.0,
+        "first_step_seconds": 0.5,
+        "until_first_step_seconds": 4.75,
+        "peak_bytes": 600_000_000,
+        "memory": "process",
+        "programs_found": 0,
+    }
 
 
 def test_the_notes_name_everything_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +192,8 @@ def test_the_notes_name_everything_doubtful(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(report.notes(record, MEASURED)) == [
         "examples in each burst: training 60; medians of 3 bursts, with the range in brackets",
         "5 of 100 texts are longer than 64 tokens and were truncated",
+        "the second start found no compiled programs: they compile too fast to be kept, could not be written, or "
+        "JAX_ENABLE_COMPILATION_CACHE=0 is set",
         "warning: 1.3 other processes were running on 2 cores; measure again on a quiet machine",
         "warning: transformers took 9.0 s of processor time in the 10.0 s in which it should have been idle",
     ]

@@ -15,7 +15,8 @@ from xtransfer.benchmark.measurement import OURS
 from xtransfer.errors import Exit
 
 
-def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path) -> None:
+def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "of the user"))
     file = tmp_path / "report.json"
     result = run("--json", str(file), "--batch-size", "8", *TINY)
     assert result.returncode == 0, result.stderr
@@ -35,6 +36,8 @@ def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path) -> None:
         sum(side[f"{name}_seconds"] for name in ("imports", "loading", "compiling", "first_step"))
     )
     assert side["peak_bytes"] > 2**20
+    assert "| xtransfer, second start |" in result.stdout and set(side["second_start"]) < set(side)
+    assert not (tmp_path / "of the user").exists()
     assert [part["part"] for part in record["parts"]] == list(measurement.PARTS)
     for part in record["parts"]:
         assert (part["ratios"], part["ratio"], len(part["pairs"])) == (None, None, 2)
@@ -52,16 +55,28 @@ def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path) -> None:
     assert record["parts"][3]["step"] is None
 
 
-def test_ctrl_c_ends_all_processes_with_one_line(tmp_path: Path, default_ctrl_c: None) -> None:
-    process = start("--parts", "tokenising", "--seconds", "600", start_new_session=True)
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--parts", "tokenising", "--seconds", "600"], "1 of 1: tokenising"),
+        (["--parts", "labelling", *TINY], "second start: "),
+    ],
+)
+def test_ctrl_c_ends_all_processes_with_one_line(
+    flags: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_ctrl_c: None
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start(*flags, start_new_session=True)
     assert process.stdout is not None
-    assert process.stdout.readline().startswith("1 of 1: tokenising")
+    while not (output := process.stdout.readline()).startswith(line):
+        assert output, "it ended"
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=900)
     assert (process.returncode, errors) == (
         Exit.INTERRUPTED,
         "interrupted: nothing was written; run the command again\n",
     )
+    assert not list(tmp_path.iterdir()), "texts or compiled programs are left"
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:

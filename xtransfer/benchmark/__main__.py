@@ -5,7 +5,8 @@
     python -m xtransfer.benchmark --growth N [--directory DIR] [--json FILE]
 
 Each side runs in bursts of the same work, and with `--against` the two sides take turns, so that a change in the
-machine's speed meets both. The settings are those of an experiment's student. Nothing is kept but the JSON.
+machine's speed meets both. A second process then shows how long a start takes that finds its programs compiled. The
+settings are those of an experiment's student. Nothing is kept but the JSON.
 
 `--growth` instead runs the stages of an experiment on N unlabelled synthetic texts, each stage in a process of its own,
 and reports its time and its peak memory. The host's work shows, because the encoders are random and have one layer.
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> None:
             report.cores(),
             against=args.against is not None,
             on_part=lambda part: _log_progress(part, plan),
+            on_second_start=lambda: terminal.log("second start: a new process with the programs of the first …"),
         )
         record |= _results(args, texts, measurement)
         record["machine"] |= report.devices(measurement)

@@ -1,4 +1,8 @@
-"""Measure the parts one after the other, both sides in turns, in their worker processes."""
+"""Measure the parts one after the other, both sides in turns, in their worker processes, and then a second start.
+
+Our side keeps its compiled programs beside the texts. The second start is a new process that finds them there, as a
+restart of `main` finds them in the user's cache. The workers have ended by then: they would hold memory, or a TPU.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +16,9 @@ from xtransfer.benchmark.worker import Answer, Worker
 
 PARTS = ("training", "labelling", "prediction", "tokenising")
 OURS, PEER = "xtransfer", "transformers"
+SECOND_START = f"{OURS}, second start"
+_OURS_MODULE, _PEER_MODULE = "xtransfer.benchmark.ours", "xtransfer.benchmark.peer"
+_OWN_CACHE = {"JAX_COMPILATION_CACHE_DIR": ""}  # the user's folder would have programs before the first start
 _MOST_EXAMPLES = 1 << 20  # in a burst
 _RESIZES = 4
 _NEAR = 1.5  # a burst that is this many times too short or too long is good enough
@@ -51,26 +58,23 @@ class PartResult:
 
 
 @dataclass(frozen=True)
-class Side:
-    """Everything about one side but its bursts.
+class Start:
+    """The start of a process of one side, up to its first batch of the first part.
 
     Attributes:
       facts: its answer to the request to open: the seconds of imports and loading, and what it found.
       preparing_seconds: the time to prepare the first part, which also loads.
       first_seconds: the time of the first batch of the first part, with compiling.
       again_seconds: the time of the same batch once more.
-      memory: its peak memory, see `costs.peak_memory`.
-      idle_seconds: how long it waited for the other side.
-      idle_cpu_seconds: the processor time that it took meanwhile.
+      end: its answer to the request to close: its peak memory (see `costs.peak_memory`) and, on our side, the number of
+        programs that it found in the cache.
     """
 
     facts: Mapping[str, Any]
     preparing_seconds: float
     first_seconds: float
     again_seconds: float
-    memory: Mapping[str, Any]
-    idle_seconds: float
-    idle_cpu_seconds: float
+    end: Mapping[str, Any]
 
     @property
     def loading_seconds(self) -> float:
@@ -89,6 +93,19 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Side(Start):
+    """Everything about one side but its bursts.
+
+    Attributes:
+      idle_seconds: how long it waited for the other side.
+      idle_cpu_seconds: the processor time that it took meanwhile.
+    """
+
+    idle_seconds: float
+    idle_cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class _FirstBatch:
     """The seconds to prepare a part, of its first batch, and of the same batch once more."""
 
@@ -99,10 +116,17 @@ class _FirstBatch:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The sides by name, `OURS` first, and the parts in their order."""
+    """All results.
+
+    Attributes:
+      sides: the sides by name, `OURS` first.
+      parts: the parts in their order.
+      second_start: the start of our side that finds the programs of the first; None if the first part compiles nothing.
+    """
 
     sides: Mapping[str, Side]
     parts: tuple[PartResult, ...]
+    second_start: Start | None = None
 
 
 def measure(
@@ -113,28 +137,31 @@ def measure(
     *,
     against: bool,
     on_part: Callable[[str], None] = lambda part: None,
+    on_second_start: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """Measure all parts.
+    """Measure all parts, and a second start.
 
     Args:
       plan: what to measure.
       settings: a `BenchmarkConfig` as a dictionary.
-      texts: a JSON file with a list of texts. Our side writes beside it.
+      texts: a JSON file with a list of texts, in a directory of this measurement, where our side writes.
       threads: the number of threads of the peer; ours takes one for each core that the process may use.
       against: whether to measure the peer too.
       on_part: called with each part before it is measured.
+      on_second_start: called before the second start, if there is one.
 
     Raises:
       UserError: see `Worker.ask`.
     """
+    # Both sides need the memory of a GPU, of which JAX would take three quarters at its start.
+    environment = _OWN_CACHE | ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if against else {})
+    request = {"do": "open", "settings": settings, "texts": str(texts), "against": against}
     with ExitStack() as stack:
-        # Both sides need the memory of a GPU, of which JAX would take three quarters at its start.
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if against else {}
-        ours = stack.enter_context(closing(Worker(OURS, "xtransfer.benchmark.ours", environment)))
-        facts = {OURS: ours.ask(do="open", settings=settings, texts=str(texts), against=against)}
+        ours = stack.enter_context(closing(Worker(OURS, _OURS_MODULE, environment)))
+        facts = {OURS: ours.ask(**request)}
         workers = {OURS: ours}
         if against:
-            workers[PEER] = stack.enter_context(closing(Worker(PEER, "xtransfer.benchmark.peer")))
+            workers[PEER] = stack.enter_context(closing(Worker(PEER, _PEER_MODULE)))
             shared = {key: facts[OURS][key] for key in ("directory", "classes", "frozen", "platform")}
             facts[PEER] = workers[PEER].ask(
                 do="open", student=settings["student"], texts=str(texts), threads=threads, **shared
@@ -146,20 +173,33 @@ def measure(
             result, batches = _measure_part(part, plan, workers)
             results.append(result)
             first_batches = first_batches or batches
-        memory = {name: worker.ask(do="close") for name, worker in workers.items()}
+        ends = {name: worker.ask(do="close") for name, worker in workers.items()}
         sides = {
             name: Side(
                 facts=facts[name],
                 preparing_seconds=first_batches[name].preparing,
                 first_seconds=first_batches[name].first,
                 again_seconds=first_batches[name].again,
-                memory=memory[name],
+                end=ends[name],
                 idle_seconds=worker.idle_seconds,
                 idle_cpu_seconds=worker.idle_cpu_seconds,
             )
             for name, worker in workers.items()
         }
-        return Measurement(sides, tuple(results))
+    second_start = None
+    if results[0].step is not None:
+        on_second_start()
+        second_start = _second_start(request, plan.parts[0], environment)
+    return Measurement(sides, tuple(results), second_start)
+
+
+def _second_start(request: Mapping[str, Any], part: str, environment: Mapping[str, str]) -> Start:
+    """Start our side again, run the first batch of a part, and end."""
+    with closing(Worker(f"{OURS}'s second start", _OURS_MODULE, environment)) as worker:
+        facts = worker.ask(**request)
+        preparing, answer = _timed(lambda: worker.ask(do="prepare", part=part))
+        first, again = _run(worker, answer["unit"]).seconds, _run(worker, answer["unit"]).seconds
+        return Start(facts, preparing, first, again, worker.ask(do="close"))
 
 
 def _measure_part(part: str, plan: Plan, workers: Mapping[str, Worker]) -> tuple[PartResult, dict[str, _FirstBatch]]:

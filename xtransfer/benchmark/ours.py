@@ -1,7 +1,8 @@
 """Our side: a worker that trains, labels, predicts, and tokenizes with the code of `main` and `predict`.
 
 Training runs the compiled step on packed batches, which a thread prepares and places on the devices. Labelling runs
-`Finetuner.predict`, and prediction `predict.predictor.predict`; both start from text. Nothing is saved.
+`Finetuner.predict`, and prediction `predict.predictor.predict`; both start from text. Only compiled programs are kept,
+beside the texts.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from xtransfer.models.hf.weights import WeightSource
 from xtransfer.predict import predictor
 from xtransfer.runs.classifier import TrainedClassifier
 from xtransfer.runs.costs import peak_memory
-from xtransfer.runtime import terminal
+from xtransfer.runtime import compilation_cache, terminal
 from xtransfer.runtime.sharding import check_platform, make_mesh, path_name, place_batch, process_slice
 from xtransfer.train.finetuning import Finetuner
 from xtransfer.train.inputs import checkpoint_of
@@ -46,6 +47,7 @@ _IMPORTED = time.monotonic()
 _CLASSES = ("LABEL_0", "LABEL_1")  # of the new head of a checkpoint without one
 _TOKENIZED = 1000  # the smallest number of texts to tokenize
 _BATCHES = 4  # the smallest number of batches of inference, of which the last one is not full
+_PROGRAM_FOUND = "/jax/compilation_cache/cache_hits"  # JAX's event
 _ROUNDS = 3  # in which a step and its bare products alternate
 
 
@@ -254,6 +256,7 @@ class Ours:
 
     def __init__(self) -> None:
         self._part: Any = None
+        self._programs_found = 0
 
     def __call__(self, request: Mapping[str, Any]) -> worker.Answer:
         """Answer one request."""
@@ -272,15 +275,18 @@ class Ours:
                 return {"step": self._part.step(request["seconds"])}
             case "close":
                 peak, kind = peak_memory()
-                return {"peak_bytes": peak, "memory": kind}
+                return {"peak_bytes": peak, "memory": kind, "programs_found": self._programs_found}
         raise ValueError(f"no such request: {request['do']}")
 
     def _open(self, request: Mapping[str, Any]) -> worker.Answer:
         """Load the texts, the tokenizer, and the checkpoint."""
         started = time.monotonic()
         terminal.console.quiet = True  # the parent reports truncated texts
-        # Unlike `main` and `predict`, keep no compiled programs, so that a second measurement compiles too.
         settings: BenchmarkConfig = config.parse(request["settings"], BenchmarkConfig)
+        path = Path(request["texts"])
+        # As `main` and `predict` do, but not in the user's cache, so that the next measurement compiles too.
+        compilation_cache.enable(path.parent)
+        jax.monitoring.register_event_listener(self._count_programs)
         check_platform(settings.platform)
         if request["against"]:
             _check_devices()
@@ -293,7 +299,6 @@ class Ours:
         mesh = make_mesh(dataclasses.astuple(settings.mesh))
         rows = self._batch_size or inference.default_rows(mesh, student.row_length or student.max_length)
         self._model = Finetuner("student", student, labels, mesh, eval_batch_size=rows)
-        path = Path(request["texts"])
         self._texts = _examples(json.loads(path.read_text(encoding="utf-8")), len(labels))
         self._scratch = path.with_name("prediction.jsonl")
         tokens = self._model.dataset(self._texts).tokens
@@ -310,6 +315,9 @@ class Ours:
             "devices": jax.device_count(),
         }
         return answer | (_for_the_peer(self._model, source) if request["against"] else {})
+
+    def _count_programs(self, event: str, **_: Any) -> None:
+        self._programs_found += event == _PROGRAM_FOUND
 
     def _new_part(self, name: str) -> Part:
         match name:

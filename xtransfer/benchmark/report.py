@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import xtransfer
-from xtransfer.benchmark.measurement import OURS, PEER, Measurement, PartResult, Side, order
+from xtransfer.benchmark.measurement import OURS, PEER, SECOND_START, Measurement, PartResult, Start, order
 from xtransfer.benchmark.numbers import Burst, Spread, ratios, spread
 from xtransfer.report.table import Table
 
@@ -83,7 +83,7 @@ def tables(measurement: Measurement) -> Iterator[Table]:
         yield Table(("step", "batch", "GFLOP", "GFLOP/s", "its products alone, GFLOP/s", "share of that"), steps)
     yield Table(
         ("side", "imports, s", "loading, s", "compiling, s", "first step, s", "total, s", "peak memory, MB"),
-        tuple(_start(name, side) for name, side in measurement.sides.items()),
+        tuple(_start(name, start) for name, start in _starts(measurement)),
     )
 
 
@@ -126,16 +126,29 @@ def _step(result: PartResult) -> tuple[str, ...]:
     )
 
 
-def _start(name: str, side: Side) -> tuple[str, ...]:
-    seconds = (
-        side.facts["imports_seconds"],
-        side.loading_seconds,
-        side.compiling_seconds,
-        side.first_seconds - side.compiling_seconds,
-        side.until_first_step,
-    )
-    of_device = " of the device" if side.memory["memory"] == "device" else ""
-    return (name, *(f"{value:.2f}" for value in seconds), f"{side.memory['peak_bytes'] / 1e6:,.0f}{of_device}")
+def _starts(measurement: Measurement) -> Iterator[tuple[str, Start]]:
+    """Yield the starts with their names, our second one after our first."""
+    for name, side in measurement.sides.items():
+        yield name, side
+        if name == OURS and measurement.second_start is not None:
+            yield SECOND_START, measurement.second_start
+
+
+def _start(name: str, start: Start) -> tuple[str, ...]:
+    of_device = " of the device" if start.end["memory"] == "device" else ""
+    seconds = (f"{value:.2f}" for value in _seconds(start).values())
+    return (name, *seconds, f"{start.end['peak_bytes'] / 1e6:,.0f}{of_device}")
+
+
+def _seconds(start: Start) -> dict[str, float]:
+    """Return the seconds of a start by their keys in the JSON, in the order of the table, the total last."""
+    return {
+        "imports_seconds": start.facts["imports_seconds"],
+        "loading_seconds": start.loading_seconds,
+        "compiling_seconds": start.compiling_seconds,
+        "first_step_seconds": start.first_seconds - start.compiling_seconds,
+        "until_first_step_seconds": start.until_first_step,
+    }
 
 
 def notes(record: Mapping[str, Any], measurement: Measurement) -> Iterator[str]:
@@ -147,6 +160,12 @@ def notes(record: Mapping[str, Any], measurement: Measurement) -> Iterator[str]:
         yield (
             f"{texts['truncated']:,} of {texts['number']:,} texts are longer than "
             f"{record['config']['student']['max_length']} tokens and were truncated"
+        )
+    second = measurement.second_start
+    if second is not None and not second.end["programs_found"]:
+        yield (
+            "the second start found no compiled programs: they compile too fast to be kept, could not be written, or "
+            "JAX_ENABLE_COMPILATION_CACHE=0 is set"
         )
     if record["machine"]["load_before"] > _BUSY:
         yield (
@@ -197,17 +216,20 @@ def _burst_as_json(burst: Burst) -> dict[str, Any]:
 
 
 def sides_as_json(measurement: Measurement) -> dict[str, dict[str, Any]]:
-    """Return the start, the memory, and the idle time of each side."""
+    """Return the start, the memory, and the idle time of each side, and the second start."""
     return {
         name: {
             **side.facts,
-            "loading_seconds": side.loading_seconds,
-            "compiling_seconds": side.compiling_seconds,
-            "first_step_seconds": side.first_seconds - side.compiling_seconds,
-            "until_first_step_seconds": side.until_first_step,
-            **side.memory,
+            **_seconds(side),
+            **side.end,
             "idle_seconds": side.idle_seconds,
             "idle_cpu_seconds": side.idle_cpu_seconds,
+            "second_start": _second_start(measurement) if name == OURS else None,
         }
         for name, side in measurement.sides.items()
     }
+
+
+def _second_start(measurement: Measurement) -> dict[str, Any] | None:
+    start = measurement.second_start
+    return None if start is None else {**_seconds(start), **start.end}
