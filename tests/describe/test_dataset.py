@@ -196,7 +196,7 @@ def record_training(
         runs["student" if "students" in directory.parts else "teacher"].append((batches, plan.steps))
 
     monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(Finetuner, "fresh_params", lambda self, seed: None)  # the checkpoints have no weights
+    monkeypatch.setattr(Finetuner, "_check_params", lambda self: None)  # the checkpoints have no weights
     task = load_task(experiment.task)
     stages = Stages(Workdir(root), experiment, Models(experiment, task), transfer_set.gather(experiment, task))
     stages.train_teachers()

@@ -110,7 +110,7 @@ class Finetuner:
             raise ConfigError(f"config group {role}: {error}") from error
         if self.has_weights:
             reinit.check(role, settings, self.inputs.architecture, names_of(self.compiled_steps.shapes))
-            self.fresh_params(seed=0)  # reads every tensor once, so that a checkpoint that does not fit fails now
+            self._check_params()
 
     @property
     def num_classes(self) -> int:
@@ -127,19 +127,8 @@ class Finetuner:
             run = self._ready_made
             self._check_ready_made(run.labels, run.pooling, is_multi_label=run.multi_label)
             return _with_classes(run.restore(self.abstract_params()), run.labels, self.labels)
-        if not self.settings.learns:
-            directory = self.inputs.directory
-            labels, pooling = hf_checkpoint.trained_classes(directory), hf_config.read_pooling(directory)
-            self._check_ready_made(labels, pooling, is_multi_label=hf_config.is_multi_label(directory))
         params = hf_checkpoint.load_classifier(
-            self.inputs.directory,
-            self.num_classes,
-            seed=seed,
-            pooling=self.settings.pooling,
-            dtype=jnp.dtype(self.settings.compute_dtype),
-            labels=self.labels,
-            mesh=self.mesh,
-            multi_label=self.multi_label,
+            self.inputs.directory, self.num_classes, seed=seed, **self._classifier_arguments
         )[1]
         if not self.settings.reinit_layers:
             return params
@@ -149,6 +138,27 @@ class Finetuner:
             seed=seed,
             scale=hf_config.read_initializer_range(self.inputs.directory),
         )
+
+    def _check_params(self) -> None:
+        """Read every tensor once, so that a checkpoint that does not fit fails now."""
+        if self._ready_made is not None:
+            self.fresh_params(seed=0)
+            return
+        directory = self.inputs.directory
+        if not self.settings.learns:
+            labels, pooling = hf_checkpoint.trained_classes(directory), hf_config.read_pooling(directory)
+            self._check_ready_made(labels, pooling, is_multi_label=hf_config.is_multi_label(directory))
+        hf_checkpoint.check_classifier(directory, self.num_classes, **self._classifier_arguments)
+
+    @property
+    def _classifier_arguments(self) -> dict[str, Any]:
+        return {
+            "pooling": self.settings.pooling,
+            "dtype": jnp.dtype(self.settings.compute_dtype),
+            "labels": self.labels,
+            "mesh": self.mesh,
+            "multi_label": self.multi_label,
+        }
 
     def _check_ready_made(self, labels: Sequence[str], pooling: str, *, is_multi_label: bool) -> None:
         """Refuse a trained classifier of another kind of task or with other classes, or with another pooling."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +22,7 @@ from xtransfer.errors import UserError
 from xtransfer.models.heads import Classifier
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
+from xtransfer.models.hf import weights as hf_weights
 from xtransfer.models.hf.families import FAMILIES
 from xtransfer.models.hf.weights import leaves
 from xtransfer.parity import activations, reference
@@ -170,6 +172,21 @@ def test_head_is_permuted_to_the_order_of_the_labels() -> None:
 def test_head_with_other_classes_is_refused(classes: int, labels: tuple[str, ...] | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         hf_checkpoint.load_classifier(CLASSIFIER, classes, seed=0, labels=labels)
+    with pytest.raises(UserError, match=message):
+        hf_checkpoint.check_classifier(CLASSIFIER, classes, labels=labels)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_check_reads_every_shard_and_places_nothing(row: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, mesh = Path(shutil.copytree(CLASSIFIER, tmp_path / "model")), make_mesh((1, 4, 2))
+    monkeypatch.setattr(hf_weights, "_placed", lambda *_: pytest.fail("a leaf was placed on a device"))
+    hf_checkpoint.check_classifier(directory, 3, labels=LABELS, mesh=mesh)
+    tensors = load_file(directory / "model.safetensors")
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    tensors[name][row, row] = np.inf
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(UserError, match=f"{re.escape(name)} has NaN or Inf"):
+        hf_checkpoint.check_classifier(directory, 3, labels=LABELS, mesh=mesh)
 
 
 def test_checkpoint_with_an_untied_decoder_loads_only_as_a_classifier(tmp_path: Path) -> None:

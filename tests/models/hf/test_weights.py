@@ -58,7 +58,9 @@ def abstract_params(config: EncoderConfig, masked_lm: bool, classes: int) -> nnx
 def load(directory: Path, *, masked_lm: bool = False, seed: int = 0, classes: int = 3) -> dict[str, np.ndarray]:
     config = read_config(directory)
     expected = abstract_params(config, masked_lm, classes)
-    filled = WeightSource.open(directory, FAMILIES[config.family]).fill(expected, seed=seed)
+    source = WeightSource.open(directory, FAMILIES[config.family])
+    filled = source.fill(expected, seed=seed)
+    source.check(expected)  # accepts what can be loaded
     assert jax.tree.map(lambda x: (x.shape, x.dtype), filled) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
     return {path: np.asarray(variable[...]) for path, variable in leaves(filled).items()}
 
@@ -67,6 +69,15 @@ def assert_refused(directory: Path, message: str, **options: Any) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(directory, **options)
     assert str(directory) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError) as checked:
+        check(directory, **options)
+    assert str(checked.value) == str(caught.value)
+
+
+def check(directory: Path, *, masked_lm: bool = False, classes: int = 3) -> None:
+    config = read_config(directory)
+    source = WeightSource.open(directory, FAMILIES[config.family])
+    source.check(abstract_params(config, masked_lm, classes))
 
 
 def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:

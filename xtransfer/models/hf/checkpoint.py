@@ -143,8 +143,31 @@ def load_classifier(
       UserError: the head in the file has other classes, another pooling, or another kind of task, or the files do not
         fit.
     """
-    config = read_config(directory)
-    graphdef, state = abstract_classifier(config, num_classes, pooling=pooling, dtype=dtype)
+    graphdef, state = abstract_classifier(read_config(directory), num_classes, pooling=pooling, dtype=dtype)
+    source, order = _open_classifier(directory, num_classes, pooling, labels, multi_label)
+    return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
+
+
+def check_classifier(
+    directory: str | Path,
+    num_classes: int,
+    *,
+    pooling: str = "cls",
+    dtype: DTypeLike = jnp.float32,
+    labels: Sequence[str] | None = None,
+    mesh: Mesh | None = None,
+    multi_label: bool | None = None,
+) -> None:
+    """Raise the errors of `load_classifier`, which has the arguments, without its memory and most of its time."""
+    _, state = abstract_classifier(read_config(directory), num_classes, pooling=pooling, dtype=dtype)
+    source, _ = _open_classifier(directory, num_classes, pooling, labels, multi_label)
+    source.check(state, shardings=_layout(mesh, state))
+
+
+def _open_classifier(
+    directory: str | Path, num_classes: int, pooling: str, labels: Sequence[str] | None, multi_label: bool | None
+) -> tuple[WeightSource, dict[str, list[int]]]:
+    """Return a checkpoint's tensors and the order of its classes, by the leaves of the head; see `load_classifier`."""
     source = WeightSource.open(directory, read_family(directory))
     order: dict[str, list[int]] = {}
     if "head.kernel" in source.targets:
@@ -160,7 +183,7 @@ def load_classifier(
                 f"{_kind(multi_label)}: {_WITHOUT_HEAD}"
             )
         order = {"head.kernel": class_order, "head.bias": class_order}
-    return graphdef, source.fill(state, seed=seed, shardings=_layout(mesh, state), order=order)
+    return source, order
 
 
 def _kind(multi_label: bool) -> str:

@@ -100,13 +100,23 @@ class Tensor:
         """
         region = np.empty([axis.stop - axis.start for axis in index], np.float32)
         as_in_file = region.T if self.layout.transposed else region
+        for rows, piece in self._finite_pieces(files, index):
+            as_in_file[rows] = piece
+        return region
+
+    def check_numbers(self, files: "Files", index: Index) -> None:
+        """Raise the errors of `read`, in a quarter of its time, because nothing is copied."""
+        for _ in self._finite_pieces(files, index):
+            pass
+
+    def _finite_pieces(self, files: "Files", index: Index) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield `pieces` of a region of the leaf."""
         first, *others = index[::-1] if self.layout.transposed else index
         start = self.shape[0] // self.layout.parts * self.layout.part
         for rows, piece in self.pieces(files, (slice(start + first.start, start + first.stop), *others)):
             if not np.isfinite(piece).all():
                 raise CheckpointError(f"{self.file}: tensor {self.name} has NaN or Inf: the checkpoint is broken")
-            as_in_file[rows] = piece
-        return region
+            yield rows, piece
 
     def pieces(self, files: "Files", index: Index) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield a region of the tensor in runs of rows, as the file has them: (which rows of the region, float32)."""
@@ -211,13 +221,32 @@ class WeightSource:
             return _placed(lambda index: tensor.read(files, index), leaf.shape, sharding)
 
         with self._open_files() as files:
-            for path, copy in self._copies_in(shapes):
-                if not copy.equals(self.targets[path], files):
-                    raise CheckpointError(
-                        f"{copy.file}: tensor {copy.name} differs from the one it is tied to: not supported"
-                    )
+            self._check_copies(shapes, files)
             trees = (abstract,) if shardings is None else (abstract, shardings)
             return jax.tree_util.tree_map_with_path(fill_leaf, *trees)
+
+    def check(self, abstract: nnx.State, *, shardings: Any = None) -> None:
+        """Raise the errors of `fill`, which has the arguments. The same tensors are read, and nothing is kept."""
+        shapes = {path: variable.shape for path, variable in leaves(abstract).items()}
+        self._check(shapes, shapes.keys() - self.targets.keys())
+
+        def check_leaf(path: tuple[Any, ...], leaf: Any, sharding: Sharding | None = None) -> None:
+            tensor = self.targets.get(path_name(path))
+            if tensor is not None:
+                for index, _ in _shards(leaf.shape, sharding):
+                    tensor.check_numbers(files, index)
+
+        with self._open_files() as files:
+            self._check_copies(shapes, files)
+            trees = (abstract,) if shardings is None else (abstract, shardings)
+            jax.tree_util.tree_map_with_path(check_leaf, *trees)
+
+    def _check_copies(self, shapes: Mapping[str, tuple[int, ...]], files: Files) -> None:
+        for path, copy in self._copies_in(shapes):
+            if not copy.equals(self.targets[path], files):
+                raise CheckpointError(
+                    f"{copy.file}: tensor {copy.name} differs from the one it is tied to: not supported"
+                )
 
     @contextmanager
     def _open_files(self) -> Iterator[Files]:
@@ -263,17 +292,24 @@ def _placed(read: Callable[[Index], np.ndarray], shape: tuple[int, ...], shardin
     """Return a leaf, reading each shard once and releasing it before the next."""
     if sharding is None:
         return jax.device_put(read(whole(shape))).block_until_ready()
+    arrays: list[jax.Array] = []
+    for index, holders in _shards(shape, sharding):
+        shard = read(index)
+        arrays += jax.block_until_ready([jax.device_put(shard, device) for device in holders])
+        del shard
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _shards(shape: tuple[int, ...], sharding: Sharding | None) -> list[tuple[Index, list[jax.Device]]]:
+    """Return the different shards of this process's devices, each with its devices; None stands for a whole leaf."""
+    if sharding is None:
+        return [(whole(shape), [])]
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         axes = index if index is not None else whole(shape)
         spans = tuple(axis.indices(size)[:2] for axis, size in zip(axes, shape, strict=True))
         devices.setdefault(spans, []).append(device)
-    arrays: list[jax.Array] = []
-    for spans, holders in devices.items():
-        shard = read(tuple(slice(*span) for span in spans))
-        arrays += jax.block_until_ready([jax.device_put(shard, device) for device in holders])
-        del shard
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return [(tuple(slice(*span) for span in spans), holders) for spans, holders in devices.items()]
 
 
 def _draw(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
