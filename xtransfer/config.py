@@ -1074,7 +1074,7 @@ def _check_key(schema: Any, key: str, prefix: str = "") -> None:
             raise ConfigError(f"config key {prefix}{name} has keys below it: set one of them")
         _check_key(entry_schema, rest, f"{prefix}{name}.")
         return
-    hints = _type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+    hints = _type_hints(typing.cast(type, schema)) if dataclasses.is_dataclass(schema) else {}
     if name not in hints:
         hint = nearest(name, hints) or f"; the keys are {', '.join(hints) or 'none below it'}"
         raise ConfigError(f"unknown config key {prefix}{name}{hint}")
