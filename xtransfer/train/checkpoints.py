@@ -48,11 +48,12 @@ _REMOVED = ".removed"  # steps that have lost their names, and are about to be d
 # Orbax writes its commit time and its mark after the checksums. Neither decides what is restored.
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
-# Devices that hold copies of an array write a part of it each. Parts of small arrays cost more time than they save.
-_SMALLEST_PART = 1 << 20  # bytes
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_PART), override=True
-)
+
+@functools.cache
+def _write_small_arrays_whole() -> None:
+    """Let devices that hold copies of an array write a part of it each only if a part has at least a MiB."""
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class _ListedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -110,6 +111,7 @@ class Checkpoints:
             temporary_path_class=_ListedPath,
         )
         if not read_only:
+            _write_small_arrays_whole()
             processes.on_first(self._check_scores)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(PARAMS, RESUME, AVERAGE))
 
