@@ -230,11 +230,17 @@ def test_dropout_depends_only_on_its_key(rates: dict[str, float]) -> None:
     assert np.abs(first - logits_with(None, **rates)).max() > 1e-3
 
 
-HIDDEN, PROBS, HEAD = ((3, ROW, 24), 0.1), ((3, 3, ROW, ROW), 0.2), ((3, 3, 24), 0.3)
+HIDDEN, PROBS = ((3, ROW, 24), 0.1), ((3, 3, ROW, ROW), 0.2)
+# The last layer computes the three slots of a row only.
+LAST_HIDDEN, LAST_PROBS, HEAD = ((3, 3, 24), 0.1), ((3, 3, ROW, 3), 0.2), ((3, 3, 24), 0.3)
+LAYERS = [PROBS, HIDDEN, HIDDEN, LAST_PROBS, LAST_HIDDEN, LAST_HIDDEN]
 SITES: dict[str, tuple[dict[str, Any], list[Any]]] = {
-    "bert": ({}, [HIDDEN, *([PROBS, HIDDEN, HIDDEN] * 2), HEAD]),
-    "head_input": ({"head_input_dropout": True}, [HIDDEN, *([PROBS, HIDDEN, HIDDEN] * 2), HEAD, HEAD]),
-    "no_attention_output": ({"attention_output_dropout": False}, [HIDDEN, *([PROBS, HIDDEN] * 2), HEAD]),
+    "bert": ({}, [HIDDEN, *LAYERS, HEAD]),
+    "head_input": ({"head_input_dropout": True}, [HIDDEN, *LAYERS, HEAD, HEAD]),
+    "no_attention_output": (
+        {"attention_output_dropout": False},
+        [HIDDEN, PROBS, HIDDEN, LAST_PROBS, LAST_HIDDEN, HEAD],
+    ),
 }
 
 
@@ -304,10 +310,11 @@ def test_softmax_norms_pooler_and_logits_are_float32_in_a_bfloat16_model() -> No
     assert products.count((low, low, full)) == 2 * layers and products[-2:] == [(full,) * 3] * 2
     assert set(products) == {(low, low, low), (low, low, full), (full, full, full)}
     # Of the arrays with the scores' shape, only the exponentials are rounded, and the sums add the rounded values.
-    scores = (batch["input_ids"].shape[0], CONFIG.num_heads, ROW, ROW)
-    rounded = [e for e in eqns if e.primitive.name == "convert_element_type" and e.outvars[0].aval.shape == scores]
+    rows, slots = batch["cls_index"].shape
+    scores = [(rows, CONFIG.num_heads, ROW, queries) for queries in (ROW, slots)]  # the last layer's come last
+    rounded = [e for e in eqns if e.primitive.name == "convert_element_type" and e.outvars[0].aval.shape in scores]
     assert [str(e.outvars[0].aval.dtype) for e in rounded] == [low, full] * layers
-    sums = [e.invars[0] for e in eqns if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == scores]
+    sums = [e.invars[0] for e in eqns if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape in scores]
     assert [id(x) for x in sums] == [id(e.outvars[0]) for e in rounded[1::2]]
     assert [id(e.invars[0]) for e in rounded[1::2]] == [id(e.outvars[0]) for e in rounded[::2]]
 
@@ -327,10 +334,12 @@ def test_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> Non
         assert float_types(eqns, primitive) == ["float32"] * 2 * sites, primitive
     for primitive in ("reduce_max", "square"):
         assert set(float_types(eqns, primitive)) <= {"float32"}, primitive
-    rows, heads, size = batch["input_ids"].shape[0], CONFIG.num_heads, CONFIG.hidden_size // CONFIG.num_heads
-    for shape, count in (((rows, heads, ROW, ROW), layers), ((rows, heads, size, ROW), layers)):
-        sums = [e for e in eqns if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == shape]
-        assert [str(e.invars[0].aval.dtype) for e in sums] == ["float32"] * count
+    (rows, slots), heads = batch["cls_index"].shape, CONFIG.num_heads
+    size = CONFIG.hidden_size // heads
+    for queries, count in ((ROW, layers - 1), (slots, 1)):  # the last layer computes the slots only
+        for shape in ((rows, heads, ROW, queries), (rows, heads, size, queries)):
+            sums = [e for e in eqns if e.primitive.name == "reduce_sum" and e.invars[0].aval.shape == shape]
+            assert [str(e.invars[0].aval.dtype) for e in sums] == ["float32"] * count
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(loss), params))} == {"float32"}
 
 

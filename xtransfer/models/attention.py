@@ -26,20 +26,20 @@ def attend(
     rate: float,
     relative: jax.Array | None = None,
 ) -> jax.Array:
-    """Return softmax attention with dropout of its probabilities, [R, N, D, S].
+    """Return softmax attention with dropout of its probabilities, [R, N, D, Q].
 
     Args:
-      query: [R, N, D, S], scaled already.
+      query: [R, N, D, Q], scaled already; Q is S if the visibility has no bias.
       key: [R, N, D, S].
       value: [R, N, D, S].
       visibility: who sees whom; its bias decides how attention is computed.
       dropout_key: the key of the dropout mask; None turns dropout off.
       rate: the dropout rate of the probabilities.
-      relative: [R, N, S (keys), S (queries)], further scores, which have a gradient and need a bias; None adds none.
+      relative: [R, N, S (keys), Q], further scores, which have a gradient and need a bias; None adds none.
     """
-    rows, heads, _, length = query.shape
+    rows, heads, _, queries = query.shape
     if visibility.bias is not None:
-        keep = kept_probabilities(dropout_key, rate, (rows, heads, length, length))  # [R, N, S, S]
+        keep = kept_probabilities(dropout_key, rate, (rows, heads, key.shape[-1], queries))  # [R, N, S, Q]
         return attend_at_once(query, key, value, visibility.bias, keep, rate, relative)
     assert relative is None, "relative scores are computed at once: use Visibility.of_segments(..., at_once=True)"
     numbered = None if dropout_key is None or rate == 0.0 else dropout_key.with_rows(rows)
@@ -47,7 +47,7 @@ def attend(
 
 
 def kept_probabilities(key: DropoutKey | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
-    """Return the probabilities that dropout keeps, [R, N, S, S] bool, for `attend_at_once`; None if it keeps all."""
+    """Return the probabilities that dropout keeps, [R, N, S, Q] bool, for `attend_at_once`; None if it keeps all."""
     if key is None or rate == 0.0:
         return None
 

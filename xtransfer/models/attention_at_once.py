@@ -1,6 +1,7 @@
 """Attention that computes all scores of a row at once, with a hand-written gradient: for rows of up to 512 tokens.
 
-Shapes: R rows, S tokens per row, N heads, D the width of a head; k counts keys and q queries, K and Q in all.
+Shapes: R rows, S tokens per row, N heads, D the width of a head; k counts keys and q queries, K and Q in all. All S
+tokens are keys. All are queries too, except in a last layer of which only some tokens are read.
 
 The forward pass keeps exp(score − max) in the compute dtype and the reciprocals of its sums, and no float32 array of
 S × S numbers. The backward pass needs no second softmax, because the sum over keys of p · dp equals the sum over D of
@@ -29,16 +30,16 @@ def attend_at_once(
     rate: float,
     relative: jax.Array | None = None,
 ) -> jax.Array:
-    """Return softmax attention with dropout of its probabilities, [R, N, D, S].
+    """Return softmax attention with dropout of its probabilities, [R, N, D, Q].
 
     Args:
-      query: [R, N, D, S], scaled already.
+      query: [R, N, D, Q], scaled already.
       key: [R, N, D, S].
       value: [R, N, D, S].
-      bias: [R, 1, S, S] float32, added to the scores. It is symmetric in its last two axes and has no gradient.
-      keep: [R, N, S (keys), S (queries)] bool, the probabilities that are kept; None keeps all.
+      bias: [R, 1, S (keys), Q] float32, added to the scores. It has no gradient.
+      keep: [R, N, S (keys), Q] bool, the probabilities that are kept; None keeps all.
       rate: the share of probabilities that is dropped; the kept ones are divided by 1 − rate.
-      relative: [R, N, S (keys), S (queries)], further scores, which have a gradient; None adds none.
+      relative: [R, N, S (keys), Q], further scores, which have a gradient; None adds none.
     """
     return _forward(query, key, value, bias, keep, rate, relative)[0]
 
@@ -49,13 +50,13 @@ def _forward(q, k, v, bias, keep, rate, relative=None):  # type: ignore[no-untyp
 
 
 def _forward_of_rows(rate, q, k, v, bias, keep, relative):  # type: ignore[no-untyped-def]
-    scores = scores_of(q, k, bias)  # [R, N, S, S]
+    scores = scores_of(q, k, bias)  # [R, N, S, Q]
     if relative is not None:
-        scores = scores + relative  # [R, N, S, S]
-    exps = exponentials(scores, largest_score(scores), q.dtype)  # [R, N, S, S]
-    inverse = inverse_sum(exps)  # [R, N, S]
+        scores = scores + relative  # [R, N, S, Q]
+    exps = exponentials(scores, largest_score(scores), q.dtype)  # [R, N, S, Q]
+    inverse = inverse_sum(exps)  # [R, N, Q]
     # Keep the rounded array: otherwise the compiler keeps the float32 one for the backward pass.
-    out = jax.lax.optimization_barrier(mixture(exps, inverse, v, keep, rate))  # [R, N, D, S]
+    out = jax.lax.optimization_barrier(mixture(exps, inverse, v, keep, rate))  # [R, N, D, Q]
     return out, (q, k, v, exps, inverse, out, keep)
 
 

@@ -12,8 +12,9 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xtransfer.models.attention_in_blocks import BLOCK
 from xtransfer.models.dropout import DropoutKey, at_site
-from xtransfer.models.layers import ACTIVATIONS, LayerNorm
+from xtransfer.models.layers import ACTIVATIONS, LayerNorm, tokens_at
 from xtransfer.models.visibility import Visibility
 
 
@@ -125,11 +126,11 @@ class Encoder(nnx.Module):
         return Visibility.of_segments(segment_ids)
 
     def finish(self, x: jax.Array) -> jax.Array:
-        """Transform the output of the last layer: [R, S, H] -> [R, S, H]."""
+        """Transform the output of the last layer, token by token: [R, S, H] -> [R, S, H]."""
         return x
 
     def __call__(self, *inputs: jax.Array, **options: Any) -> jax.Array:
-        """Return the last of `hidden_states`, [R, S, H] in the compute dtype; takes the same arguments."""
+        """Return the last of `hidden_states`, [R, S or Q, H] in the compute dtype; takes the same arguments."""
         return self.hidden_states(*inputs, **options)[-1]
 
     def hidden_states(
@@ -141,6 +142,7 @@ class Encoder(nnx.Module):
         *,
         dropout_key: DropoutKey | None = None,
         embedded: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Return the input of the first layer and the output of every layer, each [R, S, H] in the compute dtype.
 
@@ -151,15 +153,21 @@ class Encoder(nnx.Module):
           input_ids, token_type_ids, position_ids, segment_ids: [R, S] int32.
           dropout_key: the key of all masks; None turns dropout off.
           embedded: [R, S, H], the output of `embed`, if it was called before.
+          positions: [R, Q] int32. The last state has only the tokens there, [R, Q, H], and the last layer computes only
+            them if Q is at most `BLOCK`: more would need more memory in long rows than attention in blocks. Its
+            dropout masks are then those of Q tokens.
         """
         context = self.context(position_ids, segment_ids)
         if embedded is None:
             embedded = self.embed(input_ids, token_type_ids, position_ids, dropout_key=dropout_key)
         states = [embedded]  # [R, S, H]
+        queries = positions if positions is not None and positions.shape[1] <= BLOCK else None
         for index, layer in enumerate(self.layers):
             run = nnx.remat(type(layer).__call__) if self.remat else type(layer).__call__
-            states.append(run(layer, states[-1], context, at_site(dropout_key, index + 1)))  # [R, S, H]
-        return [*states[:-1], self.finish(states[-1])]
+            at = queries if index == len(self.layers) - 1 else None
+            states.append(run(layer, states[-1], context, at_site(dropout_key, index + 1), at))  # [R, S, H]
+        last = states.pop() if queries is not None else tokens_at(states.pop(), positions)  # [R, S or Q, H]
+        return [*states, self.finish(last)]
 
     def embed(
         self,

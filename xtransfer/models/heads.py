@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
-from xtransfer.models.layers import ACTIVATIONS, linear
+from xtransfer.models.layers import ACTIVATIONS, linear, tokens_at
 
 Batch = Mapping[str, jax.Array]
 """A packed batch on the device. The model reads these keys:
@@ -82,15 +82,15 @@ class Classifier(nnx.Module):
     def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the output of the pooler, [R, M, H] float32, which is finite in empty slots too."""
         key = _dropout_key(batch, dropout_key)
+        if self.pooling == "cls":
+            vectors = _encode(self.encoder, batch, key, batch["cls_index"])  # [R, M, H]
+            return self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H]
         hidden = _encode(self.encoder, batch, key)  # [R, S, H]
         segment_ids, slots = batch["segment_ids"], batch["cls_index"].shape[1]
         if self.pooling == "late":
             tokens = self.pooler(dropout(hidden, self.input_rate, at_site(key, 2)))  # [R, S, H]
             return segment_mean(tokens, segment_ids, slots)  # [R, M, H]
-        if self.pooling == "cls":
-            vectors = gather_tokens(hidden, batch["cls_index"])  # [R, M, H]
-        else:
-            vectors = segment_mean(hidden, segment_ids, slots)  # [R, M, H]
+        vectors = segment_mean(hidden, segment_ids, slots)  # [R, M, H]
         return self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H]
 
     def embed(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -153,7 +153,7 @@ class MaskedLM(nnx.Module):
 
     def token_logits(self, hidden: jax.Array, batch: Batch) -> jax.Array:
         """Decode the masked tokens of an encoded batch: hidden [R, S, H] -> [R, P, V] float32."""
-        masked = gather_tokens(hidden, batch["mlm_positions"])  # [R, P, H]
+        masked = tokens_at(hidden, batch["mlm_positions"])  # [R, P, H]
         if self.predicts_with_pooler:
             masked = self.pooler(masked)  # [R, P, E]
         else:
@@ -164,13 +164,8 @@ class MaskedLM(nnx.Module):
 
     def next_sentence_logits(self, batch: Batch) -> jax.Array:
         """Return the logits of BERT's next-sentence head, [R, M, 2] float32, without dropout."""
-        pooled = self.pooler(gather_tokens(self.encode(batch), batch["cls_index"]))  # [R, M, H]
+        pooled = self.pooler(tokens_at(self.encode(batch), batch["cls_index"]))  # [R, M, H]
         return self.next_sentence(pooled)  # [R, M, 2]
-
-
-def gather_tokens(hidden: jax.Array, index: jax.Array) -> jax.Array:
-    """Return hidden [R, S, H] at index [R, M] as [R, M, H]."""
-    return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
 
 
 def segment_mean(hidden: jax.Array, segment_ids: jax.Array, slots: int) -> jax.Array:
@@ -186,6 +181,7 @@ def _dropout_key(batch: Batch, key: jax.Array | None) -> DropoutKey | None:
     return None if key is None else DropoutKey(key, batch.get("row_index"))
 
 
-def _encode(encoder: Encoder, batch: Batch, key: DropoutKey | None) -> jax.Array:
+def _encode(encoder: Encoder, batch: Batch, key: DropoutKey | None, positions: jax.Array | None = None) -> jax.Array:
+    """Return the output of the encoder, [R, S, H], or at positions [R, Q] only, [R, Q, H]."""
     ids = (batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids"))
-    return encoder(*ids, dropout_key=at_site(key, 0), embedded=batch.get("embedded"))
+    return encoder(*ids, dropout_key=at_site(key, 0), embedded=batch.get("embedded"), positions=positions)

@@ -145,6 +145,11 @@ class Linear(nnx.Linear):
         return rows if self.bias is None else rows + self.bias[...].astype(self.dtype)
 
 
+def tokens_at(x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """Return x [R, S, H] at positions [R, Q] as [R, Q, H], or x itself if positions is None."""
+    return x if positions is None else jnp.take_along_axis(x, positions[:, :, None], axis=1)
+
+
 NORMAL = nnx.initializers.normal(0.02)
 
 

@@ -25,6 +25,13 @@ class Rotation(NamedTuple):
         turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
         return jnp.concatenate(turned, axis=2).astype(x.dtype)  # [R, N, D, S]
 
+    def at(self, positions: jax.Array | None) -> "Rotation":
+        """Return the angles of the tokens at positions [R, Q] int32, or of all tokens for None."""
+        if positions is None:
+            return self
+        index = positions[:, None, None, :]
+        return Rotation(*(jnp.take_along_axis(x, index, axis=3) for x in self))  # [R, 1, D / 2, Q]
+
 
 class RotaryContext(NamedTuple):
     """What a layer with rotary positions reads beside its input.

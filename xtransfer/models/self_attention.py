@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from xtransfer.models.attention import attend
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import EncoderConfig
-from xtransfer.models.layers import linear
+from xtransfer.models.layers import linear, tokens_at
 from xtransfer.models.rotary import Rotation
 from xtransfer.models.visibility import Visibility
 
@@ -52,19 +52,26 @@ class SelfAttention(nnx.Module):
         self.attention_rate, self.output_rate = config.attention_dropout, output_rate
 
     def __call__(
-        self, x: jax.Array, visibility: Visibility, key: DropoutKey | None, *, rotation: Rotation | None = None
+        self,
+        x: jax.Array,
+        visibility: Visibility,
+        key: DropoutKey | None,
+        *,
+        rotation: Rotation | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Mix the tokens that see each other: x [R, S, H] -> [R, S, H]."""
-        q, k, v = self.project(x)  # [R, N, D, S]
+        """Mix the tokens that see each other: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q] int32."""
+        q, k, v = self.project(x, positions)  # [R, N, D, Q], [R, N, D, S], [R, N, D, S]
         if rotation is not None:
-            q, k = rotation(q), rotation(k)  # [R, N, D, S]
-        q = q * (self.head_size**-0.5)  # [R, N, D, S]: scaling q is cheaper than scaling the scores
-        return self.mix(q, k, v, visibility, key)
+            q, k = rotation.at(positions)(q), rotation(k)
+        q = q * (self.head_size**-0.5)  # [R, N, D, Q]: scaling q is cheaper than scaling the scores
+        return self.mix(q, k, v, visibility if positions is None else visibility.of_queries(positions), key)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return queries, keys, and values of x [R, S, H], each [R, N, D, S]."""
+    def project(self, x: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys, and values of x [R, S, H], each [R, N, D, S], or queries at positions [R, Q] only."""
         rows, length, _ = x.shape
-        q = self.query.to_columns(x).reshape(rows, self.num_heads, self.head_size, length)  # [R, N, D, S]
+        queries = tokens_at(x, positions)  # [R, Q, H]
+        q = self.query.to_columns(queries).reshape(rows, self.num_heads, self.head_size, -1)  # [R, N, D, Q]
         k = self.key.to_columns(x).reshape(rows, self.kv_heads, self.head_size, length)  # [R, G, D, S]
         v = self.value.to_columns(x).reshape(rows, self.kv_heads, self.head_size, length)  # [R, G, D, S]
         if self.kv_heads != self.num_heads:
@@ -81,8 +88,8 @@ class SelfAttention(nnx.Module):
         key: DropoutKey | None,
         relative: jax.Array | None = None,
     ) -> jax.Array:
-        """Attend and project back: q (scaled already), k, and v [R, N, D, S] -> [R, S, H]; see `attention.attend`."""
-        rows, heads, width, length = q.shape
-        mixed = attend(q, k, v, visibility, at_site(key, 0), self.attention_rate, relative)  # [R, N, D, S]
-        mixed = mixed.reshape(rows, heads * width, length)  # [R, N · D, S]
-        return dropout(self.output.from_columns(mixed), self.output_rate, at_site(key, 1))  # [R, S, H]
+        """Attend and project back: q [R, N, D, Q] (scaled already), k, v -> [R, Q, H]; see `attention.attend`."""
+        rows, heads, width, queries = q.shape
+        mixed = attend(q, k, v, visibility, at_site(key, 0), self.attention_rate, relative)  # [R, N, D, Q]
+        mixed = mixed.reshape(rows, heads * width, queries)  # [R, N · D, Q]
+        return dropout(self.output.from_columns(mixed), self.output_rate, at_site(key, 1))  # [R, Q, H]

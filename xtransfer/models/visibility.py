@@ -3,7 +3,7 @@
 Shapes: R rows, S tokens per row, K keys and Q queries, which are tokens of the rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -21,7 +21,8 @@ class Visibility:
     Attributes:
       segment_ids: [R, S] int32. Tokens of different segments do not see each other.
       window: the largest distance over which tokens see each other, in tokens; None is unlimited.
-      bias: `segment_bias` of these two if attention is computed at once, and None if it is computed in blocks.
+      bias: [R, 1, K, Q] float32, the bias of the scores if attention is computed at once, by default `segment_bias` of
+        these two; None if it is computed in blocks.
     """
 
     segment_ids: jax.Array
@@ -33,6 +34,12 @@ class Visibility:
         """Return the visibility within segments, with a bias if rows are short or `at_once` is true."""
         at_once = at_once or segment_ids.shape[1] <= LONGEST_AT_ONCE
         return cls(segment_ids, window, segment_bias(segment_ids, window) if at_once else None)
+
+    def of_queries(self, positions: jax.Array) -> "Visibility":
+        """Return what the tokens at positions [R, Q] int32 of each row see, with a bias [R, 1, S, Q]."""
+        keys = self.segment_ids, jnp.arange(self.segment_ids.shape[1])
+        queries = jnp.take_along_axis(self.segment_ids, positions, axis=1), positions
+        return replace(self, bias=bias_between(keys, queries, self.window))
 
 
 def segment_bias(segment_ids: jax.Array, window: int | None = None) -> jax.Array:
@@ -48,11 +55,11 @@ def bias_between(
 
     Args:
       keys: the segments [R, K] int32 and the positions in the row [K] int32 of the keys.
-      queries: the same of the queries, [R, Q] and [Q].
+      queries: the same of the queries, [R, Q] and [Q], or [R, Q] if each row has its own positions.
       window: the largest distance over which tokens see each other, in tokens; None is unlimited.
     """
     (key_segments, key_positions), (query_segments, query_positions) = keys, queries
     seen = key_segments[:, None, :, None] == query_segments[:, None, None, :]  # [R, 1, K, Q]
     if window is not None:
-        seen &= jnp.abs(key_positions[:, None] - query_positions[None, :]) <= window  # [R, 1, K, Q]
+        seen &= jnp.abs(key_positions[:, None] - query_positions[..., None, None, :]) <= window  # [R, 1, K, Q]
     return jnp.where(seen, 0.0, MASKED).astype(jnp.float32)

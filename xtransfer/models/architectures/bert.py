@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
-from xtransfer.models.layers import ACTIVATIONS, embed, linear, look_up
+from xtransfer.models.layers import ACTIVATIONS, embed, linear, look_up, tokens_at
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
 
@@ -59,9 +59,12 @@ class Layer(nnx.Module):
         self.output_norm = layer_norm(config, rngs, dtype)
         self.act, self.rate = config.hidden_act, config.hidden_dropout
 
-    def __call__(self, x: jax.Array, visibility: Visibility, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        x = self.attention_norm(x + self.attention(x, visibility, key))  # [R, S, H]
+    def __call__(
+        self, x: jax.Array, visibility: Visibility, key: DropoutKey | None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
+        mixed = self.attention(x, visibility, key, positions=positions)  # [R, Q, H]
+        x = self.attention_norm(tokens_at(x, positions) + mixed)  # [R, Q, H]
         wide = ACTIVATIONS[self.act](self.intermediate(x))  # [R, S, F]
         return self.output_norm(x + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, S, H]
 

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm, may_be_zero
-from xtransfer.models.layers import ACTIVATIONS, NORMAL, Embed, embed, linear, look_up
+from xtransfer.models.layers import ACTIVATIONS, NORMAL, Embed, embed, linear, look_up, tokens_at
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
 
@@ -232,14 +232,18 @@ class Layer(nnx.Module):
             self.convolution = Convolution(config, rngs=rngs, dtype=dtype)
         self.act, self.rate = config.hidden_act, config.hidden_dropout
 
-    def __call__(self, x: jax.Array, context: Context, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
+    def __call__(
+        self, x: jax.Array, context: Context, key: DropoutKey | None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
         mixed = self.attention_norm(x + self.attention.attend_to(x, context, key))  # [R, S, H]
+        if not hasattr(self, "convolution"):  # which reads all tokens
+            mixed, positions = tokens_at(mixed, positions), None  # [R, Q, H]
         wide = ACTIVATIONS[self.act](self.intermediate(mixed))  # [R, S, F]
         y = self.output_norm(mixed + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, S, H]
         if hasattr(self, "convolution"):
             y = self.convolution(x, y, context.visibility.segment_ids, at_site(key, 4))  # [R, S, H]
-        return y
+        return tokens_at(y, positions)
 
 
 class DebertaEncoder(Encoder):

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from xtransfer.models.dropout import DropoutKey
 from xtransfer.models.encoder import Encoder, EncoderConfig
 from xtransfer.models.feed_forward import GatedFeedForward
-from xtransfer.models.layers import RMSNorm, embed, look_up
+from xtransfer.models.layers import RMSNorm, embed, look_up, tokens_at
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
@@ -77,9 +77,14 @@ class Layer(nnx.Module):
             dtype=dtype,
         )
 
-    def __call__(self, x: jax.Array, context: RotaryContext, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        x = x + self.attention(self.attention_norm(x), context.visibility, key, rotation=context.rotation)  # [R, S, H]
+    def __call__(
+        self, x: jax.Array, context: RotaryContext, key: DropoutKey | None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
+        mixed = self.attention(
+            self.attention_norm(x), context.visibility, key, rotation=context.rotation, positions=positions
+        )  # [R, Q, H]
+        x = tokens_at(x, positions) + mixed  # [R, Q, H]
         return x + self.feed_forward(self.feed_forward_norm(x), None)  # [R, S, H]
 
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm, may_be_zero
 from xtransfer.models.feed_forward import GatedFeedForward
-from xtransfer.models.layers import embed, look_up
+from xtransfer.models.layers import embed, look_up, tokens_at
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
@@ -78,10 +78,12 @@ class Layer(nnx.Module):
         self.output_norm = layer_norm(config, rngs, dtype)
         self.rate = config.hidden_dropout
 
-    def __call__(self, x: jax.Array, context: RotaryContext, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        mixed = self.attention(x, context.visibility, key, rotation=context.rotation)  # [R, S, H]
-        x = self.attention_norm(x + mixed)  # [R, S, H]
+    def __call__(
+        self, x: jax.Array, context: RotaryContext, key: DropoutKey | None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
+        mixed = self.attention(x, context.visibility, key, rotation=context.rotation, positions=positions)  # [R, Q, H]
+        x = self.attention_norm(tokens_at(x, positions) + mixed)  # [R, Q, H]
         wide = self.feed_forward(x, at_site(key, 2))  # [R, S, H]
         return self.output_norm(x + dropout(wide, self.rate, at_site(key, 3)))  # [R, S, H]
 

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from xtransfer.models.dropout import DropoutKey, at_site, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
 from xtransfer.models.feed_forward import GatedFeedForward
-from xtransfer.models.layers import embed, look_up
+from xtransfer.models.layers import embed, look_up, tokens_at
 from xtransfer.models.rotary import RotaryContext, rotation
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
@@ -108,11 +108,18 @@ class Layer(nnx.Module):
             dtype=dtype,
         )
 
-    def __call__(self, x: jax.Array, context: dict[str, RotaryContext], key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        context: dict[str, RotaryContext],
+        key: DropoutKey | None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
         visibility, turn = context[self.kind]
         normal = self.attention_norm(x) if hasattr(self, "attention_norm") else x  # [R, S, H]
-        x = x + self.attention(normal, visibility, key, rotation=turn)  # [R, S, H]
+        mixed = self.attention(normal, visibility, key, rotation=turn, positions=positions)  # [R, Q, H]
+        x = tokens_at(x, positions) + mixed  # [R, Q, H]
         return x + self.feed_forward(self.feed_forward_norm(x), at_site(key, 2))  # [R, S, H]
 
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from xtransfer.models.dropout import DropoutKey, dropout
 from xtransfer.models.encoder import Encoder, EncoderConfig, layer_norm
-from xtransfer.models.layers import ACTIVATIONS, embed, linear, look_up
+from xtransfer.models.layers import ACTIVATIONS, embed, linear, look_up, tokens_at
 from xtransfer.models.self_attention import SelfAttention
 from xtransfer.models.visibility import Visibility
 
@@ -50,9 +50,12 @@ class Layer(nnx.Module):
         self.output = linear(config.intermediate_size, config.hidden_size, rngs=rngs, dtype=dtype)
         self.act = config.hidden_act
 
-    def __call__(self, x: jax.Array, visibility: Visibility, key: DropoutKey | None) -> jax.Array:
-        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H]."""
-        x = x + self.attention(self.attention_norm(x), visibility, key)  # [R, S, H]
+    def __call__(
+        self, x: jax.Array, visibility: Visibility, key: DropoutKey | None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
+        mixed = self.attention(self.attention_norm(x), visibility, key, positions=positions)  # [R, Q, H]
+        x = tokens_at(x, positions) + mixed  # [R, Q, H]
         wide = ACTIVATIONS[self.act](self.intermediate(self.output_norm(x)))  # [R, S, F]
         return x + self.output(wide)  # [R, S, H]: without dropout, unlike BERT
 
