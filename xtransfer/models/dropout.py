@@ -104,7 +104,9 @@ def _spread(numbers: jax.Array, length: int) -> jax.Array:
     *leading, quarter, width = numbers.shape
     spread = jnp.broadcast_to(numbers[..., None, :, :], (*leading, _PER_CALL, quarter, width))
     bit = jax.lax.broadcasted_iota(jnp.int32, spread.shape, len(leading))
-    keep = ((spread >> bit) & 1) != 0
+    sign = spread << (31 - bit)  # the sign is the bit
+    # Without the barrier, the TPU compiler reshapes the spread numbers, and writes them out for it.
+    keep = jax.lax.optimization_barrier(sign < 0)
     return keep.reshape(*leading, _PER_CALL * quarter, width)[..., :length, :]
 
 
