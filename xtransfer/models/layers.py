@@ -27,7 +27,8 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype), x
+    # Keep the rounded array: otherwise the TPU compiler keeps the product's float32 one for the backward pass.
+    return (wide * _normal_cdf(wide)).astype(x.dtype), jax.lax.optimization_barrier(x)
 
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
