@@ -103,6 +103,17 @@ def test_state_is_sharded_by_the_rules():
         assert [leaf.sharding.spec for leaf in jax.tree.leaves(moments)] == expected
 
 
+def test_parameters_may_be_kept_in_the_shards_of_their_updates():
+    mesh = sharding.make_mesh()
+    _, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0)
+    kept = [leaf.sharding for leaf in jax.tree.leaves(state.abstract(params, tx, mesh, split_params=True).params)]
+    assert kept == jax.tree.leaves(sharding.update_shardings(mesh, params))
+    assert sum("data" in str(layout.spec) for layout in kept) > 10
+    whole = jax.tree.leaves(state.abstract(params, tx, mesh).params)
+    assert all(leaf.sharding.is_fully_replicated for leaf in whole)
+
+
 def test_frozen_parameters_are_not_gathered():
     mesh, gathers = sharding.make_mesh(), {}
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)

@@ -92,7 +92,7 @@ class CompiledSteps:
         self._whole_state = state.abstract(self._training_shapes, self.optimizer, mesh, self._averaged)
         self._training_shapes = with_divisible_tables(self._training_shapes, mesh, self._moving)
         self.abstract_state = state.abstract(
-            self._training_shapes, self.optimizer, mesh, self._averaged, split_tables=True
+            self._training_shapes, self.optimizer, mesh, self._averaged, split_params=True
         )
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
@@ -116,7 +116,7 @@ class CompiledSteps:
           seed: the seed of new adapters.
         """
         params = with_rows_of(self.abstract_state.params, self._attached(params, seed))
-        return state.create(params, self.optimizer, self.mesh, self._averaged, split_tables=True)
+        return state.create(params, self.optimizer, self.mesh, self._averaged, split_params=True)
 
     def saving(self, fresh_params: Callable[[], Any], seed: int) -> Saving:
         """Return what is scored and saved of a state.
@@ -182,7 +182,7 @@ class CompiledSteps:
                 trained=self._trained,
                 averaged=self._averaged,
                 ema_decay=settings.ema_decay,
-                split_tables=True,
+                split_params=True,
             )
         return self._train_steps[key]
 

@@ -80,10 +80,12 @@ def _with_rows(array: jax.Array, rows: int) -> jax.Array:
 
 
 def of_whole_tables(saving: Saving, whole: TrainState, extended: TrainState) -> Saving:
-    """Return a saving that saves a state without its additional rows, and restores them; `saving` if there are none.
+    """Return a saving that saves a state with whole parameters, without additional rows, and restores shards and rows.
+
+    It is `saving` if the trained state has neither shards nor additional rows.
 
     Args:
-      saving: how a state without additional rows is saved.
+      saving: how a state with whole parameters is saved.
       whole: that state, abstract.
       extended: the state that is trained, abstract.
     """

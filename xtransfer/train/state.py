@@ -33,7 +33,7 @@ def create(
     mesh: Mesh,
     averaged: Collection[str] = (),
     *,
-    split_tables: bool = False,
+    split_params: bool = False,
 ) -> TrainState:
     """Return the state before the first step, laid out by `state_shardings`; `params` may be donated.
 
@@ -42,9 +42,9 @@ def create(
       optimizer: the gradient transformation.
       mesh: the device mesh.
       averaged: the names of the parameters whose moving average is kept.
-      split_tables: see `state_shardings`.
+      split_params: see `state_shardings`.
     """
-    shardings = state_shardings(params, optimizer, mesh, averaged, split_tables=split_tables)
+    shardings = state_shardings(params, optimizer, mesh, averaged, split_params=split_params)
     placed = jax.device_put(params, shardings.params)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
     ema = None
@@ -61,23 +61,20 @@ def state_shardings(
     mesh: Mesh,
     averaged: Collection[str] = (),
     *,
-    split_tables: bool = False,
+    split_params: bool = False,
 ) -> TrainState:
     """Return the sharding of every leaf of a state; `params` may be abstract.
 
-    Moments and the moving average are sharded like the updates. With `split_tables`, so are tables. A step then gathers
-    a table before it looks tokens up, for which the compute dtype is enough, and not after its update. The gradient is
-    needed in shards only, so that devices can exchange token ids and rows instead of whole tables.
+    Moments and the moving average are sharded like the updates. With `split_params`, so are the parameters. A step then
+    gathers them before the forward pass, for which the compute dtype is enough, and not after their update: a device
+    rounds its own shard only. The gradient of a table is needed in shards only, so that devices can exchange token ids
+    and rows instead of whole tables.
     """
     opt_state = jax.eval_shape(optimizer.init, params)
-    updates, layout = param_update_shardings(params, optimizer, mesh), sharding.param_shardings(mesh, params)
-    if split_tables:
-        layout = jax.tree_util.tree_map_with_path(
-            lambda path, leaf, whole, split: split if sharding.is_table(path, leaf) else whole, params, layout, updates
-        )
+    updates = param_update_shardings(params, optimizer, mesh)
     return TrainState(
         sharding.replicated(mesh),
-        layout,
+        updates if split_params else sharding.param_shardings(mesh, params),
         sharding.update_shardings(mesh, opt_state),
         select(updates, averaged) if averaged else None,
     )
@@ -102,7 +99,7 @@ def abstract(
     mesh: Mesh,
     averaged: Collection[str] = (),
     *,
-    split_tables: bool = False,
+    split_params: bool = False,
 ) -> TrainState:
     """Return the shapes, dtypes, and shardings of a state, for a restore; `params` may be abstract."""
     shapes = TrainState(
@@ -114,7 +111,7 @@ def abstract(
     return jax.tree.map(
         lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),
         shapes,
-        state_shardings(params, optimizer, mesh, averaged, split_tables=split_tables),
+        state_shardings(params, optimizer, mesh, averaged, split_params=split_params),
     )
 
 

@@ -41,6 +41,7 @@ def train_step(
     gradient_of: GradientFn = whole_gradient,
     gather: Callable[[Any], Any] = lambda tree: tree,
     spread: Callable[[Any], Any] = lambda tree: tree,
+    spread_gradient: Callable[[Any], Any] = lambda tree: tree,
     trained: Collection[str] | None = None,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, Terms]:
@@ -59,6 +60,7 @@ def train_step(
       gradient_of: computes the gradient, as `whole_gradient` does.
       gather: lays out a tree of trained parameters for the model.
       spread: lays out a tree of trained parameters for their update.
+      spread_gradient: lays out their gradient for the update.
       trained: the names of the parameters to differentiate and to update, by which the optimizer knows them; None
         stands for all, as a tree.
       ema_decay: the decay of the state's moving average, if it has one.
@@ -74,7 +76,7 @@ def train_step(
 
     gradient, terms = gradient_of(terms_of, gather(before), batch, dropout_key)
     params = spread(before)
-    updates, opt_state = optimizer.update(spread(gradient), state.opt_state, params)
+    updates, opt_state = optimizer.update(spread_gradient(gradient), state.opt_state, params)
     params, ema = optax.apply_updates(params, updates), state.ema
     if ema is not None:
         ema = averaging.moved(ema, select(params, ema), state.step + 1, ema_decay)
@@ -93,7 +95,7 @@ def make_train_step(
     trained: Collection[str] | None = None,
     averaged: Collection[str] = (),
     ema_decay: float = 0.0,
-    split_tables: bool = False,
+    split_params: bool = False,
 ) -> TrainStep:
     """Return `train_step` compiled for `mesh`, with the state donated and the batch's rows split over devices.
 
@@ -109,18 +111,23 @@ def make_train_step(
       trained: see `train_step`.
       averaged: the names of the parameters whose moving average the state has.
       ema_decay: see `train_step`.
-      split_tables: see `state_shardings`.
+      split_params: see `state_shardings`.
     """
-    states = state_shardings(params, optimizer, mesh, averaged, split_tables=split_tables)
+    states = state_shardings(params, optimizer, mesh, averaged, split_params=split_params)
     replicated = sharding.replicated(mesh)
-    layouts: tuple[Any, ...] = states.params, param_update_shardings(params, optimizer, mesh)
-    whole = sharding.param_shardings(mesh, params)
+    whole, updated = sharding.param_shardings(mesh, params), param_update_shardings(params, optimizer, mesh)
+    # The gradient of a matrix is whole before it is split, or the compiler moves the split into the model's products.
+    gradient = jax.tree_util.tree_map_with_path(
+        lambda path, leaf, kept, layout: kept if sharding.is_table(path, leaf) else layout, params, states.params, whole
+    )
     if trained is not None:
-        layouts, whole = tuple(select(layout, trained) for layout in layouts), select(whole, trained)
+        whole, updated, gradient = (select(layout, trained) for layout in (whole, updated, gradient))
 
     def spread(tree: Any) -> Any:
-        # Pass through the parameters' own layout first, or the compiler moves the split into the model's products.
-        return functools.reduce(jax.lax.with_sharding_constraint, layouts, tree)
+        return jax.lax.with_sharding_constraint(tree, updated)
+
+    def spread_gradient(tree: Any) -> Any:
+        return spread(jax.lax.with_sharding_constraint(tree, gradient))
 
     def gather(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(tree, whole)
@@ -135,6 +142,8 @@ def make_train_step(
 
         gradient_of: GradientFn = whole_gradient
         microbatches = num_microbatches(batch)
+        # A loop over microbatches runs after everything is gathered anyway.
+        with_barrier = microbatches == 1 and sharding.update_group(mesh) > 1
         if microbatches > 1:
             gradient_of = functools.partial(
                 accumulated_gradient, embed=embed_params, microbatches=microbatches, mesh=mesh
@@ -148,8 +157,9 @@ def make_train_step(
                 batch,
                 key,
                 gradient_of=gradient_of,
-                gather=gather,
+                gather=(lambda tree: _gathered_first(gather(tree))) if with_barrier else gather,
                 spread=spread,
+                spread_gradient=spread_gradient,
                 trained=trained,
                 ema_decay=ema_decay,
             )
@@ -159,4 +169,16 @@ def make_train_step(
         in_shardings=(states, sharding.batch_sharding(mesh), replicated),
         out_shardings=(states, replicated),
         donate_argnums=0,
+    )
+
+
+def _gathered_first(tree: Any) -> Any:
+    """Return the same parameters, which compilers gather whole before they multiply by them.
+
+    Otherwise the TPU compiler gathers a matrix piece by piece during its product, as it splits a gradient. By its own
+    estimate, a step of BERT base with 32 rows of 128 tokens then takes 38 Mcycles in place of 29. Tables are left
+    out, because it rounds them before it gathers them.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if sharding.is_table(path, leaf) else jax.lax.optimization_barrier(leaf), tree
     )
