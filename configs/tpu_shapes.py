@@ -7,8 +7,8 @@
     python -m xtransfer.precompile --config configs/tpu_shapes.py:modernbert --topology v5e:2x4 \
         --rows-per-chip 1 --row-length 8192 --unpacked --steps evaluation
 
-Expected for student_train with the pinned libtpu, 0.0.42.1: the first command says 129.6 Mcycles and 3.10 GiB per
-chip (with 32 rows per chip, 33.1 and 2.21), and the third 210.2 Mcycles and 0.72 GiB; a training step of that size
+Expected for student_train with the pinned libtpu, 0.0.42.1: the first command says 107.5 Mcycles and 2.41 GiB per
+chip (with 32 rows per chip, 29.0 and 1.81), and the third 190.2 Mcycles and 0.72 GiB; a training step of that size
 compiles for many minutes. The second was last compiled with libtpu 0.0.52, before chips shared the update of the table
 of words: 73.6 and 4.1.
 
