@@ -13,13 +13,13 @@ from xtransfer.errors import UserError
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.inference import INPUTS
 from xtransfer.runtime.sharding import make_mesh
-from xtransfer.train import compiled_steps as module
+from xtransfer.train import compiled_steps
 from xtransfer.train.compiled_steps import CompiledSteps
 
 BERT = EncoderConfig(vocab_size=40, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16)
 
 
-def compiled_steps(mesh_shape: tuple[int, int, int] = (4, 2, 1), **changes: Any) -> CompiledSteps:
+def steps_of(mesh_shape: tuple[int, int, int] = (4, 2, 1), **changes: Any) -> CompiledSteps:
     return CompiledSteps(ModelConfig(**changes), BERT, 3, make_mesh(mesh_shape))
 
 
@@ -28,7 +28,7 @@ def layouts(tree: Any) -> list[Any]:
 
 
 def test_abstract_state_matches_a_real_one() -> None:
-    compiled = compiled_steps()
+    compiled = steps_of()
     params = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), compiled.shapes)
     real = compiled.initial_state(params, 0)
     assert layouts(compiled.abstract_state) == layouts(real)
@@ -37,7 +37,7 @@ def test_abstract_state_matches_a_real_one() -> None:
 
 
 def test_objectives_with_the_same_loss_share_a_step() -> None:
-    compiled = compiled_steps()
+    compiled = steps_of()
     distilled, hot = OBJECTIVES["monox_kd"], dataclasses.replace(OBJECTIVES["monox_kd"], temperature=2.0)
     assert compiled.train_step(distilled) is compiled.train_step(OBJECTIVES["self_training"])
     steps = {
@@ -48,7 +48,7 @@ def test_objectives_with_the_same_loss_share_a_step() -> None:
 
 
 def test_class_weights_with_the_same_factors_share_a_step() -> None:
-    compiled, vanilla = compiled_steps(), OBJECTIVES["vanilla"]
+    compiled, vanilla = steps_of(), OBJECTIVES["vanilla"]
     named = dataclasses.replace(vanilla, class_weights=("a=2",), class_factors=(2.0, 1.0, 1.0))
     balanced = dataclasses.replace(named, name="other", class_weights=("balanced",))
     assert compiled.train_step(named) is compiled.train_step(balanced)
@@ -57,36 +57,36 @@ def test_class_weights_with_the_same_factors_share_a_step() -> None:
 
 def test_frozen_pattern_without_a_match_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="frozen pattern 'nothing' matches no parameter"):
-        compiled_steps(frozen=("nothing",))
+        steps_of(frozen=("nothing",))
 
 
 def test_roles_that_differ_only_in_their_batches_share_their_steps() -> None:
     mesh = make_mesh((4, 2, 1))
-    student = module.compiled_steps(ModelConfig(checkpoint="a", batch_size=8, evaluations=2), BERT, 3, mesh)
+    student = compiled_steps.shared_steps(ModelConfig(checkpoint="a", batch_size=8, evaluations=2), BERT, 3, mesh)
     teacher = TeacherConfig(checkpoint="b", batch_size=16, max_length=12, patience=1, weight=2.0)
-    assert module.compiled_steps(teacher, BERT, 3, mesh) is student
+    assert compiled_steps.shared_steps(teacher, BERT, 3, mesh) is student
     others = [
-        module.compiled_steps(ModelConfig(learning_rate=1e-3), BERT, 3, mesh),
-        module.compiled_steps(ModelConfig(ema_decay=0.9), BERT, 3, mesh),
-        module.compiled_steps(ModelConfig(lora=LoraConfig(rank=2)), BERT, 3, mesh),
-        module.compiled_steps(ModelConfig(), BERT.with_dropout(0.3), 3, mesh),
-        module.compiled_steps(ModelConfig(), BERT, 2, mesh),
-        module.compiled_steps(ModelConfig(), BERT, 3, make_mesh((8, 1, 1))),
+        compiled_steps.shared_steps(ModelConfig(learning_rate=1e-3), BERT, 3, mesh),
+        compiled_steps.shared_steps(ModelConfig(ema_decay=0.9), BERT, 3, mesh),
+        compiled_steps.shared_steps(ModelConfig(lora=LoraConfig(rank=2)), BERT, 3, mesh),
+        compiled_steps.shared_steps(ModelConfig(), BERT.with_dropout(0.3), 3, mesh),
+        compiled_steps.shared_steps(ModelConfig(), BERT, 2, mesh),
+        compiled_steps.shared_steps(ModelConfig(), BERT, 3, make_mesh((8, 1, 1))),
     ]
     assert len({id(steps) for steps in (student, *others)}) == 7
 
 
-def test_settings_of_batches_do_not_change_a_step() -> None:
+def test_settings_that_shared_steps_ignore_do_not_change_a_program() -> None:
     changes = {"checkpoint": "a", "max_length": 12, "batch_size": 16, "row_length": 64, "packed": False}
-    changes |= {"evaluations": 2, "patience": 1, "average_last": 1}
-    assert changes.keys() == module._DATA_SETTINGS
+    changes |= {"evaluations": 2, "patience": 1, "average_last": 1, "reinit_layers": 1}
+    assert changes.keys() == compiled_steps._NOT_COMPILED
     rows = {name: jax.ShapeDtypeStruct((8, 12), jnp.int32) for name in INPUTS if name != "cls_index"}
     slots = {"cls_index": jnp.int32, "label": jnp.int32, "weight": jnp.float32}
     batch = rows | {name: jax.ShapeDtypeStruct((8, 2), dtype) for name, dtype in slots.items()}
     batch["teacher_logits"] = jax.ShapeDtypeStruct((8, 2, 3), jnp.float32)
 
     def programs(**settings: Any) -> tuple[str, str]:
-        compiled = compiled_steps(**settings)
+        compiled = steps_of(**settings)
         step = compiled.train_step(OBJECTIVES["monox_kd"])
         training = step.lower(compiled.abstract_state, batch, jax.random.key(0))  # type: ignore[attr-defined]
         inputs = {name: batch[name] for name in INPUTS}

@@ -24,14 +24,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def finetuner(checkpoint: Path, mesh: tuple[int, int, int] | None = None, **settings: Any) -> Finetuner:
+    config = ModelConfig(checkpoint=str(checkpoint), max_length=12, **settings)
+    return Finetuner("student", config, ("bad", "good"), make_mesh(mesh), eval_batch_size=8)
+
+
 def params(checkpoint: Path, seed: int = 0, mesh: tuple[int, int, int] | None = None, **settings: Any) -> dict:
-    model = Finetuner(
-        "student",
-        ModelConfig(checkpoint=str(checkpoint), max_length=12, **settings),
-        ("bad", "good"),
-        make_mesh(mesh),
-        eval_batch_size=8,
-    )
+    model = finetuner(checkpoint, mesh, **settings)
     leaves = jax.tree_util.tree_leaves_with_path(model.fresh_params(seed))
     return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -79,4 +78,4 @@ def test_a_wrong_range_in_the_checkpoint_is_refused(checkpoint: Path, tmp_path: 
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"initializer_range": -1.0}))
     with pytest.raises(UserError, match=r"config\.json: initializer_range is -1\.0, expected a positive number"):
-        params(copy, reinit_layers=1)
+        finetuner(copy, reinit_layers=1)

@@ -26,26 +26,27 @@ from xtransfer.train.divisible_tables import of_whole_tables, with_divisible_tab
 from xtransfer.train.microbatches import most_rows, num_microbatches
 from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
-# Settings that decide which batches a step gets, and when, and not what it computes from them.
-_DATA_SETTINGS = frozenset(
+# Settings of batches, of the run's length, and of what it starts from. The compiled programs do not depend on them.
+_NOT_COMPILED = frozenset(
     {"checkpoint", "max_length", "batch_size", "row_length", "packed", "evaluations", "patience", "average_last"}
+    | {"reinit_layers"}
 )
 
 
-def compiled_steps(
+def shared_steps(
     settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh
 ) -> "CompiledSteps":
-    """Return the steps of a role, see `CompiledSteps`. Those who need the same steps share one instance.
+    """Return the steps of a role, see `CompiledSteps`. Callers that need the same steps share one instance.
 
     So nothing is traced and compiled twice for two teachers, or for two experiments of one process.
     """
-    relevant = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelConfig)}
-    relevant = {name: value for name, value in relevant.items() if name not in _DATA_SETTINGS}
-    return _shared_steps(ModelConfig(**relevant), architecture, num_classes, mesh)
+    compiled = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelConfig)}
+    compiled = {name: value for name, value in compiled.items() if name not in _NOT_COMPILED}
+    return _cached_steps(ModelConfig(**compiled), architecture, num_classes, mesh)
 
 
 @functools.lru_cache(maxsize=8)  # more than the encoders of one experiment
-def _shared_steps(
+def _cached_steps(
     settings: ModelConfig, architecture: EncoderConfig, num_classes: int, mesh: jax.sharding.Mesh
 ) -> "CompiledSteps":
     return CompiledSteps(settings, architecture, num_classes, mesh)

@@ -26,7 +26,7 @@ from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, path_name, process_slice
 from xtransfer.train import loop, reinit, state
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.train.compiled_steps import compiled_steps, learning_rate
+from xtransfer.train.compiled_steps import learning_rate, shared_steps
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 from xtransfer.train.tracking import NOTHING, Tracking
 from xtransfer.train.work import Work
@@ -105,7 +105,7 @@ class Finetuner:
         self.trained, self.predicted = Work(), Work()  # the work of all runs so far; dev counts as predicted
         self._reported: set[str] = set()
         try:
-            self.compiled_steps = compiled_steps(settings, self.inputs.architecture, self.num_classes, mesh)
+            self.compiled_steps = shared_steps(settings, self.inputs.architecture, self.num_classes, mesh)
         except ConfigError as error:
             raise ConfigError(f"config group {role}: {error}") from error
         if self.has_weights:
@@ -140,7 +140,10 @@ class Finetuner:
         )
 
     def _check_params(self) -> None:
-        """Read every tensor once, so that a checkpoint that does not fit fails now."""
+        """Read every tensor once, so that a checkpoint that does not fit fails now.
+
+        Nothing is placed on a device, so a model that is too large for the devices fails when it is trained.
+        """
         if self._ready_made is not None:
             self.fresh_params(seed=0)
             return
@@ -148,6 +151,8 @@ class Finetuner:
         if not self.settings.learns:
             labels, pooling = hf_checkpoint.trained_classes(directory), hf_config.read_pooling(directory)
             self._check_ready_made(labels, pooling, is_multi_label=hf_config.is_multi_label(directory))
+        if self.settings.reinit_layers:
+            hf_config.read_initializer_range(directory)
         hf_checkpoint.check_classifier(directory, self.num_classes, **self._classifier_arguments)
 
     @property
