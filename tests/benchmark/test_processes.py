@@ -46,10 +46,12 @@ def test_every_part_of_the_embedded_encoder_is_measured(tmp_path: Path, monkeypa
             assert burst["examples"] == part["examples"] and 0 < burst["tokens"] <= 16 * burst["examples"]
             assert burst["tokens"] <= burst["slots"]
     training = record["parts"][0]
-    # Eight rows of 16 tokens: 6 FLOPs for each token and weight of 3 layers, and attention, 12 · 16 · 128 each. The
-    # head multiplies one vector of each row.
-    weights = 4 * 128 * 128 + 2 * 128 * 512
-    expected = 8 * 16 * 3 * (6 * weights + 12 * 16 * 128)
+    # Eight rows of 16 tokens and of one vector for the head: 6 FLOPs for each of these and each weight, and attention,
+    # 12 · 16 · 128 for each query. Only keys and values of the last of three layers are computed for all tokens.
+    square, wide, attention = 6 * 128 * 128, 6 * 2 * 128 * 512, 12 * 16 * 128
+    layers = 8 * 16 * 2 * (4 * square + wide + attention)
+    last = 8 * 16 * 2 * square + 8 * (2 * square + wide + attention)
+    expected = layers + last + 8 * square  # with the pooler
     assert training["step"]["flops"] == pytest.approx(expected, rel=0.01)
     assert (training["step"]["rows"], training["step"]["row_length"]) == (8, 16)
     assert record["parts"][3]["step"] is None
