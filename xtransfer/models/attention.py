@@ -2,7 +2,8 @@
 
 Rows of up to 512 tokens, and scores that depend on more than queries and keys (DeBERTa's), go to `attend_at_once`,
 whose memory is quadratic in the length of a row. Longer rows go to `attend_in_blocks`, whose memory is linear. Both
-draw the same dropout masks.
+draw the same dropout masks. If the last layer computes only the tokens that the head reads, these few queries go to
+`attend_at_once` in rows of any length.
 
 Fused kernels, such as those of `jax.nn.dot_product_attention`, would draw other masks or none, and need an accelerator
 to be tested.

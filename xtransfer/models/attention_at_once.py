@@ -1,7 +1,7 @@
-"""Attention that computes all scores of a row at once, with a hand-written gradient: for rows of up to 512 tokens.
+"""Attention that computes all scores of a row at once, with a hand-written gradient: for short rows or few queries.
 
 Shapes: R rows, S tokens per row, N heads, D the width of a head; k counts keys and q queries, K and Q in all. All S
-tokens are keys. All are queries too, except in a last layer of which only some tokens are read.
+tokens are keys. They are all queries too, unless the last layer computes only the tokens that the head reads.
 
 The forward pass keeps exp(score − max) in the compute dtype and the reciprocals of its sums, and no float32 array of
 S × S numbers. The backward pass needs no second softmax, because the sum over keys of p · dp equals the sum over D of

@@ -65,8 +65,8 @@ class Layer(nnx.Module):
         """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
         mixed = self.attention(x, visibility, key, positions=positions)  # [R, Q, H]
         x = self.attention_norm(tokens_at(x, positions) + mixed)  # [R, Q, H]
-        wide = ACTIVATIONS[self.act](self.intermediate(x))  # [R, S, F]
-        return self.output_norm(x + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, S, H]
+        wide = ACTIVATIONS[self.act](self.intermediate(x))  # [R, Q, F]
+        return self.output_norm(x + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, Q, H]
 
 
 class BertEncoder(Encoder):

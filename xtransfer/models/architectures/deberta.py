@@ -239,8 +239,8 @@ class Layer(nnx.Module):
         mixed = self.attention_norm(x + self.attention.attend_to(x, context, key))  # [R, S, H]
         if not hasattr(self, "convolution"):  # which reads all tokens
             mixed, positions = tokens_at(mixed, positions), None  # [R, Q, H]
-        wide = ACTIVATIONS[self.act](self.intermediate(mixed))  # [R, S, F]
-        y = self.output_norm(mixed + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, S, H]
+        wide = ACTIVATIONS[self.act](self.intermediate(mixed))  # [R, Q, F]
+        y = self.output_norm(mixed + dropout(self.output(wide), self.rate, at_site(key, 2)))  # [R, Q, H]
         if hasattr(self, "convolution"):
             y = self.convolution(x, y, context.visibility.segment_ids, at_site(key, 4))  # [R, S, H]
         return tokens_at(y, positions)

@@ -85,7 +85,7 @@ class Layer(nnx.Module):
             self.attention_norm(x), context.visibility, key, rotation=context.rotation, positions=positions
         )  # [R, Q, H]
         x = tokens_at(x, positions) + mixed  # [R, Q, H]
-        return x + self.feed_forward(self.feed_forward_norm(x), None)  # [R, S, H]
+        return x + self.feed_forward(self.feed_forward_norm(x), None)  # [R, Q, H]
 
 
 class EuroBertEncoder(Encoder):

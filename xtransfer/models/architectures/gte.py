@@ -84,8 +84,8 @@ class Layer(nnx.Module):
         """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
         mixed = self.attention(x, context.visibility, key, rotation=context.rotation, positions=positions)  # [R, Q, H]
         x = self.attention_norm(tokens_at(x, positions) + mixed)  # [R, Q, H]
-        wide = self.feed_forward(x, at_site(key, 2))  # [R, S, H]
-        return self.output_norm(x + dropout(wide, self.rate, at_site(key, 3)))  # [R, S, H]
+        wide = self.feed_forward(x, at_site(key, 2))  # [R, Q, H]
+        return self.output_norm(x + dropout(wide, self.rate, at_site(key, 3)))  # [R, Q, H]
 
 
 class GteEncoder(Encoder):

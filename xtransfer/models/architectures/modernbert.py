@@ -120,7 +120,7 @@ class Layer(nnx.Module):
         normal = self.attention_norm(x) if hasattr(self, "attention_norm") else x  # [R, S, H]
         mixed = self.attention(normal, visibility, key, rotation=turn, positions=positions)  # [R, Q, H]
         x = tokens_at(x, positions) + mixed  # [R, Q, H]
-        return x + self.feed_forward(self.feed_forward_norm(x), at_site(key, 2))  # [R, S, H]
+        return x + self.feed_forward(self.feed_forward_norm(x), at_site(key, 2))  # [R, Q, H]
 
 
 class ModernBertEncoder(Encoder):

@@ -56,8 +56,8 @@ class Layer(nnx.Module):
         """Apply attention and the feed-forward network: x [R, S, H] -> [R, S, H], or [R, Q, H] at positions [R, Q]."""
         mixed = self.attention(self.attention_norm(x), visibility, key, positions=positions)  # [R, Q, H]
         x = tokens_at(x, positions) + mixed  # [R, Q, H]
-        wide = ACTIVATIONS[self.act](self.intermediate(self.output_norm(x)))  # [R, S, F]
-        return x + self.output(wide)  # [R, S, H]: without dropout, unlike BERT
+        wide = ACTIVATIONS[self.act](self.intermediate(self.output_norm(x)))  # [R, Q, F]
+        return x + self.output(wide)  # [R, Q, H]: without dropout, unlike BERT
 
 
 class XlmRobertaXlEncoder(Encoder):
