@@ -82,16 +82,15 @@ class Classifier(nnx.Module):
     def pooled(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the output of the pooler, [R, M, H] float32, which is finite in empty slots too."""
         key = _dropout_key(batch, dropout_key)
+        segment_ids, slots = batch["segment_ids"], batch["cls_index"].shape[1]
         if self.pooling == "cls":
             vectors = _encode(self.encoder, batch, key, batch["cls_index"])  # [R, M, H]
-            return self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H]
-        hidden = _encode(self.encoder, batch, key)  # [R, S, H]
-        segment_ids, slots = batch["segment_ids"], batch["cls_index"].shape[1]
-        if self.pooling == "late":
-            tokens = self.pooler(dropout(hidden, self.input_rate, at_site(key, 2)))  # [R, S, H]
-            return segment_mean(tokens, segment_ids, slots)  # [R, M, H]
-        vectors = segment_mean(hidden, segment_ids, slots)  # [R, M, H]
-        return self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H]
+        else:
+            vectors = _encode(self.encoder, batch, key)  # [R, S, H]
+        if self.pooling == "mean":
+            vectors = segment_mean(vectors, segment_ids, slots)  # [R, M, H]
+        vectors = self.pooler(dropout(vectors, self.input_rate, at_site(key, 2)))  # [R, M, H], or [R, S, H] if "late"
+        return segment_mean(vectors, segment_ids, slots) if self.pooling == "late" else vectors  # [R, M, H]
 
     def embed(self, batch: Batch, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return the input of the encoder's first layer, [R, S, H], for a batch's key `embedded`."""
