@@ -97,7 +97,8 @@ def test_the_parameters_are_placed_on_the_mesh(run, classifier):
 
 
 def test_a_run_is_opened_without_reading_the_base_weights(run, mesh, monkeypatch):
-    monkeypatch.setattr(WeightSource, "fill", lambda *_, **__: pytest.fail("pretrained weights were read"))
+    for method in ("fill", "check"):
+        monkeypatch.setattr(WeightSource, method, lambda *_, **__: pytest.fail("pretrained weights were read"))
     assert isinstance(open_run(Workdir(run), "vanilla", 0, "last", mesh), TrainedClassifier)
 
 

@@ -158,7 +158,10 @@ def check_classifier(
     mesh: Mesh | None = None,
     multi_label: bool | None = None,
 ) -> None:
-    """Raise the errors of `load_classifier`, which has the arguments, without its memory and most of its time."""
+    """Raise the errors that `load_classifier` would raise; see there for the arguments.
+
+    This takes none of its memory, and little of its time.
+    """
     _, state = abstract_classifier(read_config(directory), num_classes, pooling=pooling, dtype=dtype)
     source, _ = _open_classifier(directory, num_classes, pooling, labels, multi_label)
     source.check(state, shardings=_layout(mesh, state))

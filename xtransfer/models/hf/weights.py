@@ -226,7 +226,10 @@ class WeightSource:
             return jax.tree_util.tree_map_with_path(fill_leaf, *trees)
 
     def check(self, abstract: nnx.State, *, shardings: Any = None) -> None:
-        """Raise the errors of `fill`, which has the arguments. The same tensors are read, and nothing is kept."""
+        """Raise the errors that `fill` would raise; see there for the arguments.
+
+        The same tensors are read, and nothing is kept.
+        """
         shapes = {path: variable.shape for path, variable in leaves(abstract).items()}
         self._check(shapes, shapes.keys() - self.targets.keys())
 
@@ -301,7 +304,7 @@ def _placed(read: Callable[[Index], np.ndarray], shape: tuple[int, ...], shardin
 
 
 def _shards(shape: tuple[int, ...], sharding: Sharding | None) -> list[tuple[Index, list[jax.Device]]]:
-    """Return the different shards of this process's devices, each with its devices; None stands for a whole leaf."""
+    """Return this process's different shards, each with its devices; without a sharding, the whole leaf."""
     if sharding is None:
         return [(whole(shape), [])]
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
