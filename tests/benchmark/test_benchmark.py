@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.helpers import tiny
 from xtransfer.benchmark import __main__ as benchmark
 from xtransfer.benchmark import ours, peer, report
-from xtransfer.benchmark.measurement import OURS, PEER, SECOND_START, Measurement, PartResult, Side, Start
+from xtransfer.benchmark.measurement import OURS, PEER, SECOND_START, FirstBatch, Measurement, PartResult, Side, Start
 from xtransfer.benchmark.numbers import Burst
 from xtransfer.benchmark.worker import Worker
 from xtransfer.config import BenchmarkConfig, override_defaults
@@ -133,9 +133,12 @@ STEP = {
     ],
 }
 FACTS = {"imports_seconds": 2.0, "loading_seconds": 1.0, "tokens": 3000, "truncated": 5, "parameters": 1_500_000}
-SIDE = Side(FACTS, 0.25, 4.5, 0.5, {"peak_bytes": 800_000_000, "memory": "process"}, 10.0, 0.1)
+SIDE = Side(FACTS, FirstBatch(0.25, 4.5, 0.5), {"peak_bytes": 800_000_000, "memory": "process"}, 10.0, 0.1)
 MEASURED = Measurement(
-    {OURS: SIDE, PEER: Side(FACTS, 0.0, 0.4, 0.5, {"peak_bytes": 2_000_000, "memory": "device"}, 10.0, 9.0)},
+    {
+        OURS: SIDE,
+        PEER: Side(FACTS, FirstBatch(0.0, 0.4, 0.5), {"peak_bytes": 2_000_000, "memory": "device"}, 10.0, 9.0),
+    },
     (
         PartResult(
             "training",
@@ -147,7 +150,7 @@ MEASURED = Measurement(
             STEP,
         ),
     ),
-    Start(FACTS, 0.25, 1.5, 0.5, {"peak_bytes": 600_000_000, "memory": "process", "programs_found": 0}),
+    Start(FACTS, FirstBatch(0.25, 1.5, 0.5), {"peak_bytes": 600_000_000, "memory": "process", "programs_found": 0}),
 )
 
 

@@ -38,11 +38,11 @@ def test_second_start_reads_what_the_first_start_compiled(tmp_path: Path, monkey
     checkpoint = tiny.checkpoint(tmp_path / "model")
     flags = [f"--config.student.{key}" for key in (f"checkpoint={checkpoint}", "max_length=16", "batch_size=4")]
     settings = dataclasses.asdict(override_defaults(flags, BenchmarkConfig))
-    measured = measure(Plan(("training",), 1, 0.001), settings, texts, 1, against=False)
-    assert measured.second_start is not None
+    result = measure(Plan(("training",), 1, 0.001), settings, texts, 1, against=False)
+    assert result.second_start is not None
     assert (tmp_path / "measurement" / "compiled").is_dir() and not (tmp_path / "of the user").exists()
-    assert measured.sides[OURS].end["programs_found"] == 0
-    assert measured.second_start.end["programs_found"] > 0
+    assert result.sides[OURS].closing_facts["programs_found"] == 0
+    assert result.second_start.closing_facts["programs_found"] > 0
 
 
 class FakeWorker:
@@ -81,7 +81,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield FakeWorker.events
 
 
-def measured(*parts: str, against: bool) -> measurement.Measurement:
+def measure_fake_workers(*parts: str, against: bool) -> measurement.Measurement:
     def announce() -> None:
         FakeWorker.events.append("announced")
 
@@ -90,8 +90,8 @@ def measured(*parts: str, against: bool) -> measurement.Measurement:
     )
 
 
-def test_no_other_process_is_there_at_the_second_start(events: list[str]) -> None:
-    assert measured("training", "tokenising", against=True).second_start is not None
+def test_other_processes_have_ended_before_the_second_start(events: list[str]) -> None:
+    assert measure_fake_workers("training", "tokenising", against=True).second_start is not None
     assert events == [
         *(f"start {OURS}", f"start {PEER}", f"end {PEER}", f"end {OURS}"),
         *("announced", "start xtransfer's second start", "end xtransfer's second start"),
@@ -99,12 +99,12 @@ def test_no_other_process_is_there_at_the_second_start(events: list[str]) -> Non
 
 
 def test_tokenising_has_no_second_start_because_it_compiles_nothing(events: list[str]) -> None:
-    assert measured("tokenising", "training", against=False).second_start is None
+    assert measure_fake_workers("tokenising", "training", against=False).second_start is None
     assert events == [f"start {OURS}", f"end {OURS}"]
 
 
 def test_an_error_of_the_second_start_ends_the_measurement(events: list[str]) -> None:
     FakeWorker.fails = "xtransfer's second start"
     with pytest.raises(MachineError, match="the process of xtransfer's second start was killed"):
-        measured("labelling", against=False)
+        measure_fake_workers("labelling", against=False)
     assert events[-1] == "end xtransfer's second start"

@@ -58,38 +58,49 @@ class PartResult:
 
 
 @dataclass(frozen=True)
+class FirstBatch:
+    """The times of a part up to its first batch, in one process.
+
+    Attributes:
+      preparing_seconds: the time to prepare the part, which also loads.
+      first_seconds: the time of the first batch, with compiling.
+      again_seconds: the time of the same batch once more.
+    """
+
+    preparing_seconds: float
+    first_seconds: float
+    again_seconds: float
+
+
+@dataclass(frozen=True)
 class Start:
     """The start of a process of one side, up to its first batch of the first part.
 
     Attributes:
       facts: its answer to the request to open: the seconds of imports and loading, and what it found.
-      preparing_seconds: the time to prepare the first part, which also loads.
-      first_seconds: the time of the first batch of the first part, with compiling.
-      again_seconds: the time of the same batch once more.
-      end: its answer to the request to close: its peak memory (see `costs.peak_memory`) and, on our side, the number of
-        programs that it found in the cache.
+      first_batch: the times of the first part.
+      closing_facts: its answer to the request to close: its peak memory (see `costs.peak_memory`) and, on our side, the
+        number of programs that it found in the cache.
     """
 
     facts: Mapping[str, Any]
-    preparing_seconds: float
-    first_seconds: float
-    again_seconds: float
-    end: Mapping[str, Any]
+    first_batch: FirstBatch
+    closing_facts: Mapping[str, Any]
 
     @property
     def loading_seconds(self) -> float:
         """The seconds between the imports and the first batch."""
-        return self.facts["loading_seconds"] + self.preparing_seconds
+        return self.facts["loading_seconds"] + self.first_batch.preparing_seconds
 
     @property
     def compiling_seconds(self) -> float:
         """The part of the first batch's time that is not the step itself."""
-        return max(0.0, self.first_seconds - self.again_seconds)
+        return max(0.0, self.first_batch.first_seconds - self.first_batch.again_seconds)
 
     @property
     def until_first_step(self) -> float:
         """The seconds from the start of the process to the end of its first step."""
-        return self.facts["imports_seconds"] + self.loading_seconds + self.first_seconds
+        return self.facts["imports_seconds"] + self.loading_seconds + self.first_batch.first_seconds
 
 
 @dataclass(frozen=True)
@@ -103,15 +114,6 @@ class Side(Start):
 
     idle_seconds: float
     idle_cpu_seconds: float
-
-
-@dataclass(frozen=True)
-class _FirstBatch:
-    """The seconds to prepare a part, of its first batch, and of the same batch once more."""
-
-    preparing: float
-    first: float
-    again: float
 
 
 @dataclass(frozen=True)
@@ -167,20 +169,18 @@ def measure(
                 do="open", student=settings["student"], texts=str(texts), threads=threads, **shared
             )
         results: list[PartResult] = []
-        first_batches: dict[str, _FirstBatch] = {}
+        first_batches: dict[str, FirstBatch] = {}
         for part in plan.parts:
             on_part(part)
             result, batches = _measure_part(part, plan, workers)
             results.append(result)
             first_batches = first_batches or batches
-        ends = {name: worker.ask(do="close") for name, worker in workers.items()}
+        closing_facts = {name: worker.ask(do="close") for name, worker in workers.items()}
         sides = {
             name: Side(
                 facts=facts[name],
-                preparing_seconds=first_batches[name].preparing,
-                first_seconds=first_batches[name].first,
-                again_seconds=first_batches[name].again,
-                end=ends[name],
+                first_batch=first_batches[name],
+                closing_facts=closing_facts[name],
                 idle_seconds=worker.idle_seconds,
                 idle_cpu_seconds=worker.idle_cpu_seconds,
             )
@@ -198,23 +198,23 @@ def _second_start(request: Mapping[str, Any], part: str, environment: Mapping[st
     with closing(Worker(f"{OURS}'s second start", _OURS_MODULE, environment)) as worker:
         facts = worker.ask(**request)
         preparing, answer = _timed(lambda: worker.ask(do="prepare", part=part))
-        first, again = _run(worker, answer["unit"]).seconds, _run(worker, answer["unit"]).seconds
-        return Start(facts, preparing, first, again, worker.ask(do="close"))
+        first, again = _run(worker, answer["unit"]), _run(worker, answer["unit"])
+        return Start(facts, FirstBatch(preparing, first.seconds, again.seconds), worker.ask(do="close"))
 
 
-def _measure_part(part: str, plan: Plan, workers: Mapping[str, Worker]) -> tuple[PartResult, dict[str, _FirstBatch]]:
+def _measure_part(part: str, plan: Plan, workers: Mapping[str, Worker]) -> tuple[PartResult, dict[str, FirstBatch]]:
     """Return the result, and the times of each side's first batch."""
     ours = workers[OURS]
     preparing, answer = _timed(lambda: ours.ask(do="prepare", part=part))
     unit = answer["unit"]
     amount, first, again = _sized(ours, unit, plan.seconds)
-    batches = {OURS: _FirstBatch(preparing, first.seconds, again.seconds)}
+    batches = {OURS: FirstBatch(preparing, first.seconds, again.seconds)}
     peer = workers.get(PEER)
     if peer is not None:
         preparing, _ = _timed(lambda: peer.ask(do="prepare", part=part))
         if part == "training":
             peer.ask(do="indices", **ours.ask(do="indices", amount=amount))
-        batches[PEER] = _FirstBatch(preparing, _run(peer, unit).seconds, _run(peer, unit).seconds)
+        batches[PEER] = FirstBatch(preparing, _run(peer, unit).seconds, _run(peer, unit).seconds)
     bursts: dict[str, list[Burst]] = {name: [] for name in workers}
     for pair in range(plan.pairs):
         for name in order(pair, tuple(workers)):

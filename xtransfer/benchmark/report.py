@@ -135,9 +135,9 @@ def _starts(measurement: Measurement) -> Iterator[tuple[str, Start]]:
 
 
 def _start(name: str, start: Start) -> tuple[str, ...]:
-    of_device = " of the device" if start.end["memory"] == "device" else ""
+    of_device = " of the device" if start.closing_facts["memory"] == "device" else ""
     seconds = (f"{value:.2f}" for value in _seconds(start).values())
-    return (name, *seconds, f"{start.end['peak_bytes'] / 1e6:,.0f}{of_device}")
+    return (name, *seconds, f"{start.closing_facts['peak_bytes'] / 1e6:,.0f}{of_device}")
 
 
 def _seconds(start: Start) -> dict[str, float]:
@@ -146,7 +146,7 @@ def _seconds(start: Start) -> dict[str, float]:
         "imports_seconds": start.facts["imports_seconds"],
         "loading_seconds": start.loading_seconds,
         "compiling_seconds": start.compiling_seconds,
-        "first_step_seconds": start.first_seconds - start.compiling_seconds,
+        "first_step_seconds": start.first_batch.first_seconds - start.compiling_seconds,
         "until_first_step_seconds": start.until_first_step,
     }
 
@@ -162,7 +162,7 @@ def notes(record: Mapping[str, Any], measurement: Measurement) -> Iterator[str]:
             f"{record['config']['student']['max_length']} tokens and were truncated"
         )
     second = measurement.second_start
-    if second is not None and not second.end["programs_found"]:
+    if second is not None and not second.closing_facts["programs_found"]:
         yield (
             "the second start found no compiled programs: they compile too fast to be kept, could not be written, or "
             "JAX_ENABLE_COMPILATION_CACHE=0 is set"
@@ -221,7 +221,7 @@ def sides_as_json(measurement: Measurement) -> dict[str, dict[str, Any]]:
         name: {
             **side.facts,
             **_seconds(side),
-            **side.end,
+            **side.closing_facts,
             "idle_seconds": side.idle_seconds,
             "idle_cpu_seconds": side.idle_cpu_seconds,
             "second_start": _second_start(measurement) if name == OURS else None,
@@ -232,4 +232,4 @@ def sides_as_json(measurement: Measurement) -> dict[str, dict[str, Any]]:
 
 def _second_start(measurement: Measurement) -> dict[str, Any] | None:
     start = measurement.second_start
-    return None if start is None else {**_seconds(start), **start.end}
+    return None if start is None else {**_seconds(start), **start.closing_facts}
