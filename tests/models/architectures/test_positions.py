@@ -13,7 +13,7 @@ from xtransfer.models import encoder as encoders
 from xtransfer.models import visibility
 from xtransfer.models.architectures import ARCHITECTURES
 
-SIZES = {"vocab_size": 20, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12}
+SIZES = {"vocab_size": 20, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12}
 SETTINGS: dict[str, dict[str, Any]] = {
     "modernbert": {"layer_types": ("full_attention", "sliding_attention"), "window": 4},
     "deberta": {"buckets": 4, "normalizes_distances": True, "convolution_size": 3},
@@ -25,15 +25,19 @@ POSITIONS = np.array([[5, 0, 0], [2, 9, 6]], np.int32)
 WEIGHTS = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 8)), jnp.float32)
 
 
-@pytest.mark.parametrize(("longest_at_once", "block"), [(512, 128), (4, 128), (4, 2)])
+@pytest.mark.parametrize(
+    ("num_layers", "longest_at_once", "block"), [(2, 512, 128), (2, 4, 128), (2, 4, 2), (1, 512, 128)]
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_some_positions_have_the_values_and_gradients_of_all_tokens(
-    name: str, longest_at_once: int, block: int, monkeypatch: pytest.MonkeyPatch
+    name: str, num_layers: int, longest_at_once: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short rows, and long rows with few or many positions."""
+    """Short rows, long rows with few or many positions, and a last layer that is also the first."""
     monkeypatch.setattr(visibility, "LONGEST_AT_ONCE", longest_at_once)
     monkeypatch.setattr(encoders, "BLOCK", block)
-    config = ARCHITECTURES[name].config_class(**SIZES, max_positions=10, architecture=name, **SETTINGS.get(name, {}))
+    config = ARCHITECTURES[name].config_class(
+        **SIZES, num_layers=num_layers, max_positions=10, architecture=name, **SETTINGS.get(name, {})
+    )
     graphdef, params = nnx.split(ARCHITECTURES[name](config, rngs=nnx.Rngs(0)), nnx.Param)
     params = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim > 1 else leaf, params)  # so that attention has peaks
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 10)), jnp.int32)
