@@ -172,9 +172,7 @@ def test_report_of_a_step(config: ExperimentConfig) -> None:
     """The model is one BERT layer of width 8, feed-forward 16. There are 3 rows of 12 tokens on each of 4 shards."""
     mesh = make_mesh((4, 1, 2))
     report = compile_and_measure(step(config, "student_train", Override(rows=3, row_length=12), mesh), CHIP, mesh)
-    layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 4 * 8
-    embedding_norm, pooler, head = 2 * 8, 8 * 8 + 8, 8 * 2 + 2
-    parameters = embedding_norm + layer + pooler + head
+    parameters = 8 * 8 + 8 * 8  # keys and values: the only layer computes nothing else for every token
     assert report["matmul_limit_mcycles"] == pytest.approx(6 * parameters * 4 * 3 * 12 / 8 / 1000 / 1e6)
     assert REPORT_KEYS | {"collective_bytes"} < set(report)
     assert (report["step"], report["rows_per_chip"], report["row_length"]) == ("student_train", 3, 12)
@@ -192,10 +190,13 @@ def test_report_of_a_step(config: ExperimentConfig) -> None:
 
 
 def test_matmul_limit_of_multilingual_bert() -> None:
-    """There are 85.65 M parameters without the look-up tables, and 131,072 operations per cycle."""
+    """Each layer has 7.078 M parameters in matrices, the last one 1.180 M for every token: 79.04 M in all.
+
+    A chip does 131,072 operations per cycle.
+    """
     config = settings.load(str(ROOT / "configs/tpu_shapes.py:mbert"))
     train = step(config, "student_train", Override(rows=32, row_length=128, unpacked=True))
-    assert train.flops / 8 / topology.CHIPS["v5e"].flops_per_cycle / 1e6 == pytest.approx(16.06, abs=0.005)
+    assert train.flops / 8 / topology.CHIPS["v5e"].flops_per_cycle / 1e6 == pytest.approx(14.82, abs=0.005)
 
 
 def test_program_that_jax_cannot_read_still_has_its_memory_reported(

@@ -105,6 +105,15 @@ class EncoderConfig:
         """Whether the masked language model's head is the pooler, and not a transform of its own."""
         return False
 
+    def multiplies_every_token(self, module: str, *, at_positions: bool) -> bool:
+        """Return whether the matrix of a layer's module multiplies every token of a batch.
+
+        Args:
+          module: the path of the module in the layer, such as `attention.query`.
+          at_positions: whether the layer computes some positions only, see `Encoder.hidden_states`.
+        """
+        return not at_positions or module in ("attention.key", "attention.value")
+
 
 class Encoder(nnx.Module):
     """Embeddings and layers. With `remat`, the backward pass computes each layer again from its input.

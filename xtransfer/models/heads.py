@@ -167,6 +167,24 @@ class MaskedLM(nnx.Module):
         return self.next_sentence(pooled)  # [R, M, 2]
 
 
+def multiplies_every_token(name: str, config: EncoderConfig, pooling: str) -> bool:
+    """Return whether a parameter of a `Classifier` is a matrix that multiplies every token of a batch.
+
+    Args:
+      name: the dotted path of the parameter, such as `encoder.layers.0.output.kernel`.
+      config: the encoder's architecture.
+      pooling: one of `POOLINGS`. With "cls", the last layer is taken to compute only the tokens that the head reads.
+    """
+    module, _, leaf = name.rpartition(".")
+    if leaf != "kernel":
+        return False
+    if module.startswith("encoder.layers."):
+        index, inner = module.removeprefix("encoder.layers.").split(".", 1)
+        is_last = int(index) == config.num_layers - 1
+        return config.multiplies_every_token(inner, at_positions=is_last and pooling == "cls")
+    return pooling == "late" if module.startswith("pooler.") else module != "head"
+
+
 def segment_mean(hidden: jax.Array, segment_ids: jax.Array, slots: int) -> jax.Array:
     """Return the mean of each segment's tokens, [R, slots, H] float32: slot m holds segment m + 1, or zeros."""
     segment = jnp.arange(1, slots + 1, dtype=segment_ids.dtype)

@@ -53,7 +53,8 @@ class Step:
       row_sizes: the different numbers of rows per batch in a run, ascending. `arguments` uses the last, the largest.
       row_length: tokens per row.
       microbatches: the number of microbatches per batch.
-      flops: operations of the matrix products on all chips: 6 (training) or 2 (inference) per parameter and token.
+      flops: operations of the matrix products on all chips: 6 (training) or 2 (inference) per token and parameter that
+        multiplies every token. Attention's products, and matrices for the tokens of the head, are not counted.
     """
 
     name: str

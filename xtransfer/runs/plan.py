@@ -53,7 +53,7 @@ class Work:
     """The work of one model.
 
     Attributes:
-      parameters: the number of parameters that multiply every token, without look-up tables.
+      parameters: the size of all matrices that multiply every token.
       tokens: the mean number of tokens per example.
     """
 

@@ -17,6 +17,7 @@ from xtransfer.config import ModelConfig
 from xtransfer.data.batches.batches import BatchPlan
 from xtransfer.distillation.multi_label import terms_of_batch
 from xtransfer.distillation.objectives import Objective
+from xtransfer.models import heads
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
@@ -101,9 +102,12 @@ class CompiledSteps:
 
     @functools.cached_property
     def matmul_parameters(self) -> int:
-        """The number of parameters that multiply every token, without the look-up tables."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.shapes)
-        return sum(leaf.size for path, leaf in leaves if not path_name(path).endswith(".embedding"))
+        """The size of all matrices that multiply every token; see `heads.multiplies_every_token`."""
+        return sum(
+            leaf.size
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes)
+            if heads.multiplies_every_token(path_name(path), self._architecture, self._settings.pooling)
+        )
 
     def abstract_params(self) -> Any:
         """Return the shapes, dtypes, and shardings of the parameters, for a restore."""

@@ -73,6 +73,13 @@ class DebertaConfig(EncoderConfig):
         """The dropout rate before the pooler."""
         return self.pooler_dropout
 
+    def multiplies_every_token(self, module: str, *, at_positions: bool) -> bool:
+        """Return whether the matrix of a layer's module multiplies every token of a batch; see `EncoderConfig`."""
+        if module in ("attention.position_key", "attention.position_query"):
+            return False  # they multiply the vectors of distances
+        reads_all_tokens = self.convolution_size > 0 and self.num_layers == 1  # the only layer has the convolution
+        return not at_positions or module.startswith("attention.") or reads_all_tokens
+
 
 class Context(NamedTuple):
     """What the layers read beside their input.
