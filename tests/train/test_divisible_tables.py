@@ -1,7 +1,9 @@
 """Tables with additional rows: devices share their update, and nothing that is scored or saved changes."""
 
+import gc
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier
 from xtransfer.runtime.sharding import AXES, make_mesh, path_name, place_batch
+from xtransfer.train import loop
 from xtransfer.train.compiled_steps import CompiledSteps
 from xtransfer.train.divisible_tables import with_divisible_tables, with_rows_of
 from xtransfer.train.saving import WHOLE
@@ -88,10 +91,13 @@ def test_distances_get_no_rows_because_dropout_masks_depend_on_their_number() ->
     assert shapes[WORDS] == (64, 16)
 
 
+def initial_params(vocabulary: int = VOCABULARY) -> Any:
+    return nnx.state(Classifier(replace(BERT, vocab_size=vocabulary), 3, rngs=nnx.Rngs(0)), nnx.Param)
+
+
 def after_two_steps(compiled: CompiledSteps, vocabulary: int = VOCABULARY) -> tuple[Any, Any]:
     """Return the state after two steps, and what is saved of it."""
-    params = nnx.state(Classifier(replace(BERT, vocab_size=vocabulary), 3, rngs=nnx.Rngs(0)), nnx.Param)
-    state, step = compiled.initial_state(params, 0), compiled.train_step(OBJECTIVES["monox_kd"])
+    state, step = compiled.initial_state(initial_params(vocabulary), 0), compiled.train_step(OBJECTIVES["monox_kd"])
     for _ in range(2):
         state, _ = step(state, place_batch(compiled.mesh, batch_of(vocabulary)), jax.random.key(1))
     return state, compiled.saving(dict, 0).saved(state)
@@ -150,3 +156,31 @@ def test_tables_that_are_not_shared_get_no_rows(devices: int, settings: dict[str
     compiled = compiled_steps(devices, **settings)
     assert by_name(compiled.abstract_state.params)[WORDS].shape == (VOCABULARY, 16)
     assert (compiled.saving(dict, 0) is WHOLE) == (devices == 1)  # eight devices keep other matrices in shards
+
+
+@pytest.mark.parametrize(
+    ("settings", "average_last"),
+    [({}, 0), ({}, 3), ({"ema_decay": 0.5}, 0)],
+    ids=["plain", "mean of checkpoints", "average"],
+)
+def test_what_is_saved_takes_no_memory_in_later_steps(
+    settings: dict[str, Any], average_last: int, tmp_path: Path
+) -> None:
+    """Checkpoints are at 3, 6, and 9. Only the mean of checkpoints, which begins with the first, stays."""
+    compiled = compiled_steps(8, **settings)
+    saving, step = compiled.saving(dict, 0), compiled.train_step(OBJECTIVES["monox_kd"])
+    weights = jax.tree.leaves(saving.abstract(compiled.abstract_state).params)
+    matrices = [leaf for leaf in weights if leaf.ndim == 2 and leaf.shape[0] % 8 == 0]
+    shapes, sizes = {leaf.shape for leaf in matrices} | {(VOCABULARY, 16)}, []
+
+    def measured_step(*arguments: Any) -> Any:
+        live = [x for x in jax.live_arrays() if x.shape in shapes and len(x.sharding.device_set) == 8]
+        sizes.append(sum(x.nbytes for x in live if x.is_fully_replicated))
+        return step(*arguments)
+
+    start = loop.Start(lambda: compiled.initial_state(initial_params(), 0), compiled.abstract_state, saving)
+    plan = loop.Plan("test", steps=9, evaluations=3, seed=0, average_last=average_last)
+    gc.collect()
+    loop.fit(tmp_path, plan, start, measured_step, lambda i: batch_of(VOCABULARY), None, compiled.mesh)
+    mean = sum(leaf.size * 4 for leaf in weights if leaf.shape in shapes) if average_last else 0
+    assert sizes == [sizes[0]] * 3 + [sizes[0] + mean] * 6

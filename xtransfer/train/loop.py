@@ -202,8 +202,10 @@ def fit(
                     signed = checksums.signed(row)
                     processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, signed))
                     checkpoints.save(saved, score=rank, target_scores=target_scores, average=average, rows=rows)
+                    _free(saved, kept=state)
                 elif stop:
                     checkpoints.save(saved, score=None, average=average)
+                    _free(saved, kept=state)
                 if stop:
                     checkpoints.wait()
                     raise SystemExit(Exit.PREEMPTED)
@@ -213,6 +215,18 @@ def fit(
                     break
         checkpoints.wait()
     return state
+
+
+def _free(saved: TrainState, *, kept: TrainState) -> None:
+    """Free the arrays of a saved state, except those that it shares with the state that training continues from.
+
+    On several devices, these are whole parameters on each of them. `Checkpoints.save` has copied them to the host when
+    it returns, but its thread refers to them until everything is written, so letting go of them is not enough.
+    """
+    shared = {id(array) for array in jax.tree.leaves(kept)}
+    for array in jax.tree.leaves(saved):
+        if id(array) not in shared:
+            array.delete()
 
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
