@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from xtransfer.config import ModelConfig
+from xtransfer.config import LoraConfig, ModelConfig
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.models.architectures import ARCHITECTURES
 from xtransfer.models.encoder import EncoderConfig
@@ -20,7 +20,7 @@ from xtransfer.models.heads import Classifier
 from xtransfer.runtime.sharding import AXES, make_mesh, path_name, place_batch
 from xtransfer.train import loop
 from xtransfer.train.compiled_steps import CompiledSteps
-from xtransfer.train.divisible_tables import with_divisible_tables, with_rows_of
+from xtransfer.train.divisible_tables import laid_out_like, with_divisible_tables
 from xtransfer.train.saving import WHOLE
 
 WORDS = "encoder.embeddings.word_embeddings.embedding"
@@ -59,9 +59,9 @@ def test_rows_are_added_as_zeros_and_cut_again() -> None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     two, three = (jax.ShapeDtypeStruct((rows, 2), jnp.float32, sharding=sharding) for rows in (2, 3))
     tree = {"table": jnp.float32([[1, 2], [3, 4]]), "other": jnp.ones((2, 2))}
-    longer = with_rows_of({"table": three, "other": two}, tree)
+    longer = laid_out_like({"table": three, "other": two})(tree)
     assert longer["table"].tolist() == [[1, 2], [3, 4], [0, 0]] and longer["other"] is tree["other"]
-    assert with_rows_of({"table": two, "other": two}, longer)["table"].tolist() == tree["table"].tolist()
+    assert laid_out_like({"table": two, "other": two})(longer)["table"].tolist() == tree["table"].tolist()
 
 
 def compiled_steps(devices: int, vocabulary: int = VOCABULARY, **settings: Any) -> CompiledSteps:
@@ -155,7 +155,36 @@ def test_saved_state_restores_bit_for_bit(settings: dict[str, Any]) -> None:
 def test_tables_that_are_not_shared_get_no_rows(devices: int, settings: dict[str, Any]) -> None:
     compiled = compiled_steps(devices, **settings)
     assert by_name(compiled.abstract_state.params)[WORDS].shape == (VOCABULARY, 16)
-    assert (compiled.saving(dict, 0) is WHOLE) == (devices == 1)  # eight devices keep other matrices in shards
+
+
+@pytest.mark.parametrize("settings", [{}, {"frozen": ("word_embeddings",)}], ids=["trained", "frozen table"])
+def test_only_a_state_in_shards_is_changed_to_be_saved(settings: dict[str, Any]) -> None:
+    assert compiled_steps(1, **settings).saving(dict, 0) is WHOLE
+    assert compiled_steps(8, **settings).saving(dict, 0) is not WHOLE
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ema_decay": 0.5}, {"lora": LoraConfig(rank=2), "ema_decay": 0.5}],
+    ids=["plain", "average", "LoRA"],
+)
+def test_only_the_first_save_of_a_run_compiles(settings: dict[str, Any]) -> None:
+    compiled = compiled_steps(8, **settings)
+    state, saving = compiled.initial_state(initial_params(), 0), compiled.saving(dict, 0)
+    events: list[str] = []
+
+    def note(name: str, seconds: float, **details: Any) -> None:
+        events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        counts = []
+        for _ in range(2):
+            saving.saved(state)
+            counts.append(sum(name.startswith("/jax/core/compile/") for name in events))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import names_of, param_shardings, path_name
 from xtransfer.train import lora, optimizer, schedules, state, steps
-from xtransfer.train.divisible_tables import of_whole_tables, with_divisible_tables, with_rows_of
+from xtransfer.train.divisible_tables import laid_out_like, of_whole_params, with_divisible_tables
 from xtransfer.train.microbatches import most_rows, num_microbatches
 from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
@@ -120,7 +120,7 @@ class CompiledSteps:
           params: the parameters of a classifier, which may be donated.
           seed: the seed of new adapters.
         """
-        params = with_rows_of(self.abstract_state.params, self._attached(params, seed))
+        params = laid_out_like(self.abstract_state.params)(self._attached(params, seed))
         return state.create(params, self.optimizer, self.mesh, self._averaged, split_params=True)
 
     def saving(self, fresh_params: Callable[[], Any], seed: int) -> Saving:
@@ -138,7 +138,7 @@ class CompiledSteps:
                 lambda: self._attached(fresh_params(), seed),
             )
         saving = of_average(self._whole_state, self._averaged) if self._averaged else WHOLE
-        return of_whole_tables(saving, self._whole_state, self.abstract_state)
+        return of_whole_params(saving, self._whole_state, self.abstract_state)
 
     @property
     def trained_share(self) -> float:
