@@ -144,7 +144,10 @@ def test_training_in_microbatches_with_remat_matches_one_device(shape: tuple[int
     moved = by_name(expected.params)
     assert max(np.abs(moved[name] - first[name]).max() for name in moved if ".adapter." in name) > 1e-3
     saving = compiled.saving(lambda: place_params(compiled.mesh, params(BERT)), 0)
-    restored = saving.restored(saving.saved(actual))
+    saved = saving.saved(actual)
+    for weights, wanted in zip(jax.tree.leaves(saved.params), jax.tree.leaves(compiled.abstract_params()), strict=True):
+        assert (weights.shape, weights.sharding) == (wanted.shape, wanted.sharding)
+    restored = saving.restored(saved)
     for one, other in zip(jax.tree.leaves(restored), jax.tree.leaves(actual), strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.sharding == other.sharding
