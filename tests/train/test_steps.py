@@ -114,14 +114,16 @@ def test_parameters_may_be_kept_in_the_shards_of_their_updates():
     assert all(leaf.sharding.is_fully_replicated for leaf in whole)
 
 
-def test_frozen_parameters_are_not_gathered():
+@pytest.mark.parametrize("split_params", [False, True])
+def test_frozen_parameters_are_not_gathered(split_params):
     mesh, gathers = sharding.make_mesh(), {}
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     loss_fn = functools.partial(objective_terms, OBJECTIVES["vanilla"])
     for frozen in ((), ("encoder",)):
         tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0, frozen=frozen)
-        step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
-        arguments = state.abstract(params, tx, mesh), batch(), jax.eval_shape(lambda: jax.random.key(0))
+        step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, split_params=split_params)
+        abstract = state.abstract(params, tx, mesh, split_params=split_params)
+        arguments = abstract, batch(), jax.eval_shape(lambda: jax.random.key(0))
         gathers[frozen] = step.lower(*arguments).compile().as_text().count(" all-gather(")
     assert gathers[()] > 14 > 3 > gathers["encoder",]  # two layers, tables, and head; then only pooler and head
 

@@ -3,7 +3,7 @@
 One mesh with three axes serves every run, from one CPU to a pod. A batch is split over `data × fsdp`, and parameters
 over `fsdp` and `tensor` by the rules below. On an `n×1×1` mesh, the default, the rules leave every parameter whole,
 which is data parallelism. Even then, the update of matrices and the optimizer state are split over neighbours on
-`data`; see `update_shardings`.
+`data` (see `update_shardings`), and during training, the matrices themselves are kept in the shards of their update.
 """
 
 import contextlib

@@ -23,8 +23,8 @@ TermsFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]  # (paramet
 EmbedFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]  # (parameters or model, batch, dropout key)
 
 # Values in the largest hidden state that fits a TPU's vector memory beside the weights of a layer. By the compiler's
-# estimate, a step of BERT base (768 wide) with 128 rows of 128 tokens on a v5e takes 152 Mcycles as a whole, and 124 in
-# four microbatches. Narrower encoders fit anyway: with a width of 256, microbatches took longer.
+# estimate for an earlier version, a step of BERT base (768 wide) with 128 rows of 128 tokens on a v5e took 152 Mcycles
+# as a whole, and 124 in four microbatches. Narrower encoders fit anyway: with a width of 256, microbatches took longer.
 MICROBATCH_VALUES = 4096 * 768
 _NARROWEST = 768
 

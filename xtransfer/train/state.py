@@ -66,9 +66,10 @@ def state_shardings(
     """Return the sharding of every leaf of a state; `params` may be abstract.
 
     Moments and the moving average are sharded like the updates. With `split_params`, so are the parameters. A step then
-    gathers them before the forward pass, for which the compute dtype is enough, and not after their update: a device
-    rounds its own shard only. The gradient of a table is needed in shards only, so that devices can exchange token ids
-    and rows instead of whole tables.
+    gathers them in float32 before the forward pass, which rounds them, and not after their update. The TPU compiler
+    moves the rounding before the gather, so that a device rounds its own shard only and half the bytes cross. Nothing
+    here asks other compilers to do so. The gradient of a table is needed in shards only, so that devices can exchange
+    token ids and rows instead of whole tables.
     """
     opt_state = jax.eval_shape(optimizer.init, params)
     updates = param_update_shardings(params, optimizer, mesh)

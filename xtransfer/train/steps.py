@@ -173,7 +173,7 @@ def make_train_step(
 
 
 def _gathered_first(tree: Any) -> Any:
-    """Return the same parameters, which compilers gather whole before they multiply by them.
+    """Make the compiler finish gathering each parameter before a product reads it.
 
     Otherwise the TPU compiler gathers a matrix piece by piece during its product, as it splits a gradient. By its own
     estimate, a step of BERT base with 32 rows of 128 tokens then takes 38 Mcycles in place of 29. Tables are left
