@@ -198,8 +198,7 @@ def _second_start(request: Mapping[str, Any], part: str, environment: Mapping[st
     with closing(Worker(f"{OURS}'s second start", _OURS_MODULE, environment)) as worker:
         facts = worker.ask(**request)
         preparing, answer = _timed(lambda: worker.ask(do="prepare", part=part))
-        first, again = _run(worker, answer["unit"]), _run(worker, answer["unit"])
-        return Start(facts, FirstBatch(preparing, first.seconds, again.seconds), worker.ask(do="close"))
+        return Start(facts, _first_batch(worker, preparing, answer["unit"]), worker.ask(do="close"))
 
 
 def _measure_part(part: str, plan: Plan, workers: Mapping[str, Worker]) -> tuple[PartResult, dict[str, FirstBatch]]:
@@ -214,7 +213,7 @@ def _measure_part(part: str, plan: Plan, workers: Mapping[str, Worker]) -> tuple
         preparing, _ = _timed(lambda: peer.ask(do="prepare", part=part))
         if part == "training":
             peer.ask(do="indices", **ours.ask(do="indices", amount=amount))
-        batches[PEER] = FirstBatch(preparing, _run(peer, unit).seconds, _run(peer, unit).seconds)
+        batches[PEER] = _first_batch(peer, preparing, unit)
     bursts: dict[str, list[Burst]] = {name: [] for name in workers}
     for pair in range(plan.pairs):
         for name in order(pair, tuple(workers)):
@@ -235,6 +234,11 @@ def _timed(ask: Callable[[], Answer]) -> tuple[float, Answer]:
     start = time.monotonic()
     answer = ask()
     return time.monotonic() - start, answer
+
+
+def _first_batch(worker: Worker, preparing: float, unit: int) -> FirstBatch:
+    """Run the first batch of a prepared part, and the same once more."""
+    return FirstBatch(preparing, _run(worker, unit).seconds, _run(worker, unit).seconds)
 
 
 def _run(worker: Worker, amount: int) -> Burst:

@@ -127,12 +127,17 @@ def on_host(array: Any) -> np.ndarray:
     """Return an array as numpy. If other processes hold shards of it, all of them must call this."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         assert isinstance(array.sharding, NamedSharding) and isinstance(array.sharding.mesh, Mesh)
-        array = jax.jit(_identity, out_shardings=replicated(array.sharding.mesh))(array)
+        array = laid_out(array, replicated(array.sharding.mesh))
     return np.asarray(array)
 
 
-def _identity(x: jax.Array) -> jax.Array:
-    return x
+def laid_out(tree: Any, shardings: Any) -> Any:
+    """Return arrays in other shardings on the same devices. All processes that hold them must call this."""
+    return jax.jit(_identity, out_shardings=shardings)(tree)  # a named function, so that it compiles once
+
+
+def _identity(tree: Any) -> Any:
+    return tree
 
 
 def check_platform(requested: str) -> None:

@@ -29,8 +29,11 @@ from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
 # Settings of batches, of the run's length, and of what it starts from. The compiled programs do not depend on them.
 _NOT_COMPILED = frozenset(
-    {"checkpoint", "max_length", "batch_size", "row_length", "packed", "evaluations", "patience", "average_last"}
-    | {"reinit_layers"}
+    {
+        *("checkpoint", "reinit_layers"),
+        *("max_length", "batch_size", "row_length", "packed"),
+        *("evaluations", "patience", "average_last"),
+    }
 )
 
 
@@ -131,10 +134,12 @@ class CompiledSteps:
           seed: the seed of new adapters.
         """
         if self._trained is not None:
+            merge = lora.merger(self.shapes, self.mesh, self._settings.lora)
+            gathered = laid_out_like(self.abstract_params())
             return of_adapters(
                 self._trained,
                 self.abstract_params(),
-                lora.merger(self.shapes, self.mesh, self._settings.lora),
+                lambda params: gathered(merge(params)),
                 lambda: self._attached(fresh_params(), seed),
             )
         saving = of_average(self._whole_state, self._averaged) if self._averaged else WHOLE

@@ -202,9 +202,9 @@ def fit(
                     signed = checksums.signed(row)
                     processes.on_first(functools.partial(storage.append_jsonl, directory / METRICS_FILE, signed))
                     checkpoints.save(saved, score=rank, target_scores=target_scores, average=average, rows=rows)
-                    _free(saved, kept=state)
                 elif stop:
                     checkpoints.save(saved, score=None, average=average)
+                if due or stop:
                     _free(saved, kept=state)
                 if stop:
                     checkpoints.wait()

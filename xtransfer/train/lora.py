@@ -20,7 +20,6 @@ from xtransfer.errors import ConfigError
 from xtransfer.models.adapter import Adapter
 from xtransfer.models.layers import Linear
 from xtransfer.runtime.sharding import names_of, param_shardings, path_name
-from xtransfer.train.saving import laid_out
 from xtransfer.train.state import overlay, select
 
 _ENCODER = "encoder."
@@ -97,14 +96,14 @@ def attached(params: Any, shapes: Any, mesh: jax.sharding.Mesh, *, seed: int) ->
 def merger(shapes: Any, mesh: jax.sharding.Mesh, settings: LoraConfig) -> Callable[[Any], Any]:
     """Return the function from parameters with adapters to those of a plain classifier with the same outputs.
 
-    Only adapted kernels are computed. What is trained in shards beside them is gathered; all other arrays are shared.
+    Only adapted kernels are computed; all other arrays are shared.
 
     Args:
       shapes: the shapes of the plain classifier's parameters.
-      mesh: the mesh that both are on. The result is laid out by `param_shardings`.
+      mesh: the mesh that both are laid out on.
       settings: the rank and the scale.
     """
-    layout = select(param_shardings(mesh, shapes), names_of(shapes))
+    layout = param_shardings(mesh, shapes)
     scale = settings.alpha / settings.rank
 
     @functools.cache
@@ -115,7 +114,7 @@ def merger(shapes: Any, mesh: jax.sharding.Mesh, settings: LoraConfig) -> Callab
                 for name, (kernel, a, b) in parts.items()
             }
 
-        return jax.jit(sums, out_shardings={name: layout[name] for name in names})
+        return jax.jit(sums, out_shardings=select(layout, names))
 
     def merge(params: Any) -> Any:
         values = select(params, names_of(params))
@@ -128,13 +127,7 @@ def merger(shapes: Any, mesh: jax.sharding.Mesh, settings: LoraConfig) -> Callab
             for name in values
             if name.endswith(".adapter.a")
         }
-        split = {
-            name: values[name]
-            for name, whole in layout.items()
-            if name not in parts and not values[name].sharding.is_equivalent_to(whole, values[name].ndim)
-        }
-        gathered = laid_out(split, {name: layout[name] for name in split})
-        return overlay(shapes, values | gathered | add(tuple(parts))(parts))
+        return overlay(shapes, values | add(tuple(parts))(parts))
 
     return merge
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
+from xtransfer.runtime.sharding import laid_out
 from xtransfer.train.state import TrainState, overlay, select
 
 _OPTIMIZER, _TRAINED, _AVERAGE = "optimizer", "trained", "average"
@@ -103,12 +102,3 @@ def of_adapters(
         return TrainState(state.step, abstract_weights, resume_of(state))
 
     return Saving(saved, restored, abstract_of)
-
-
-def laid_out(values: dict[str, jax.Array], shardings: dict[str, Any]) -> dict[str, jax.Array]:
-    """Return arrays by name in other shardings on the same devices."""
-    return jax.jit(_identity, out_shardings=shardings)(values)  # a named function, so that it compiles once
-
-
-def _identity(x: Any) -> Any:
-    return x
