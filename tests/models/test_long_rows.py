@@ -144,7 +144,7 @@ def test_prediction_reads_8192_tokens(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_training_step_on_rows_of_8192_tokens() -> None:
     """Two texts share a row, and all parameters move."""
-    settings = ModelConfig(max_length=LONGEST, batch_size=2, steps=2, warmup_fraction=0.0, learning_rate=1e-3)
+    settings = ModelConfig(max_length=LONGEST, batch_size=2)
     mesh = one_device()
     compiled = CompiledSteps(settings, MODERNBERT, 3, mesh)
     dataset = Dataset(tokens([5100, 3000]), np.array([0, 2], np.int32), None, ("a", "b"), 3)
@@ -153,7 +153,8 @@ def test_training_step_on_rows_of_8192_tokens() -> None:
     params = nnx.state(Classifier(MODERNBERT, 3, rngs=nnx.Rngs(0)), nnx.Param)
     before = jax.device_get(params)
     step = compiled.train_step(OBJECTIVES["vanilla"])
-    after, terms = step(state.create(params, compiled.optimizer, mesh), place_batch(mesh, batch), jax.random.key(0))
+    start = state.create(params, compiled.optimizer, mesh)
+    after, terms = step(start, place_batch(mesh, batch), jax.random.key(0), np.float32(1e-3))
     loss, count = terms["loss"]
     assert float(count) == 2 and float(loss) / 2 == pytest.approx(np.log(3), abs=0.1)  # a new head knows nothing
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True):

@@ -29,6 +29,7 @@ from xtransfer.precompile.steps import STEPS, Override, Step, steps
 from xtransfer.precompile.topology import Chip
 from xtransfer.runtime.sharding import make_mesh, place_batch
 from xtransfer.train.finetuning import Models
+from xtransfer.train.schedules import learning_rates
 
 ROOT = Path(__file__).parents[2]
 CHIP = Chip(memory=1.0, clock=2.0, flops_per_cycle=1000)
@@ -86,6 +87,7 @@ def test_steps_and_batches_are_those_of_a_run(config: ExperimentConfig, packed: 
         model.compiled_steps.abstract_state,
         train_batch,
         jax.random.key(3),
+        learning_rates(model.settings)[0],
     )
     assert lowered(train.function, *train.arguments) == expected
 

@@ -113,7 +113,7 @@ def test_kernels_of_a_layer_widen_over_tensor_and_narrow_back(name):
 def test_each_device_has_a_quarter_of_the_parameters_and_an_eighth_of_the_moments(frozen):
     mesh, (shapes, _) = sharding.make_mesh((2, 4, 1)), abstract_params("bert")
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    tx = optimizer.adamw(1e-3, weight_decay=0.01, clip_norm=1.0, frozen=frozen)
+    tx = optimizer.adamw(weight_decay=0.01, clip_norm=1.0, frozen=frozen)
     train_state = state.create(params, tx, mesh)
     leaves = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     matrices = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 2}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.train.test_loop import Line, TinyRun, batch_at, loss_fn
+from tests.train.test_loop import Line, TinyRun, batch_at, loss_fn, no_rates
 from tests.train.test_meshes import BERT, batch, compiled_steps, params
 from xtransfer.config import ModelConfig, parse
 from xtransfer.distillation.objectives import OBJECTIVES
@@ -65,7 +65,7 @@ class AveragedRun(TinyRun):
             abstract,
             of_average(abstract, ("w",)),
         )
-        final = loop.fit(directory, plan, start, self.step, self.batch_at, self.score, self.mesh)
+        final = loop.fit(directory, plan, start, self.step, no_rates(plan), self.batch_at, self.score, self.mesh)
         return np.asarray(final.ema["w"])
 
 
@@ -125,12 +125,12 @@ def averaged_steps(shape: tuple[int, int, int], **settings: Any) -> tuple[dict[s
 
     With a large eps, Adam's update is proportional to the gradient, and does not magnify rounding.
     """
-    settings = {"learning_rate": 1.0, "adam_eps": 1.0, "warmup_fraction": 0.0, "ema_decay": 0.5} | settings
+    settings = {"adam_eps": 1.0, "ema_decay": 0.5} | settings
     compiled = compiled_steps(shape, **settings)
     current = compiled.initial_state(params(BERT), 0)
     step = compiled.train_step(OBJECTIVES["monox_kd"])
     for _ in range(3):
-        current, _ = step(current, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5))
+        current, _ = step(current, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5), np.float32(1.0))
     saving = compiled.saving(lambda: params(BERT), 0)
     restored = saving.restored(saving.saved(current))
     for mine, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(current), strict=True):

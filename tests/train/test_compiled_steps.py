@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from xtransfer.config import LoraConfig, ModelConfig, TeacherConfig
@@ -66,7 +67,7 @@ def test_roles_that_differ_only_in_their_batches_share_their_steps() -> None:
     teacher = TeacherConfig(checkpoint="b", batch_size=16, max_length=12, patience=1, weight=2.0)
     assert compiled_steps.shared_steps(teacher, BERT, 3, mesh) is student
     others = [
-        compiled_steps.shared_steps(ModelConfig(learning_rate=1e-3), BERT, 3, mesh),
+        compiled_steps.shared_steps(ModelConfig(weight_decay=0.1), BERT, 3, mesh),
         compiled_steps.shared_steps(ModelConfig(ema_decay=0.9), BERT, 3, mesh),
         compiled_steps.shared_steps(ModelConfig(lora=LoraConfig(rank=2)), BERT, 3, mesh),
         compiled_steps.shared_steps(ModelConfig(), BERT.with_dropout(0.3), 3, mesh),
@@ -78,7 +79,8 @@ def test_roles_that_differ_only_in_their_batches_share_their_steps() -> None:
 
 def test_settings_that_shared_steps_ignore_do_not_change_a_program() -> None:
     changes = {"checkpoint": "a", "max_length": 12, "batch_size": 16, "row_length": 64, "packed": False}
-    changes |= {"evaluations": 2, "patience": 1, "average_last": 1, "reinit_layers": 1}
+    changes |= {"steps": 7, "epochs": 1.0, "evaluations": 2, "patience": 1, "average_last": 1, "reinit_layers": 1}
+    changes |= {"learning_rate": 1e-3, "schedule": "cosine", "warmup_fraction": 0.5}
     assert changes.keys() == compiled_steps._NOT_COMPILED
     rows = {name: jax.ShapeDtypeStruct((8, 12), jnp.int32) for name in INPUTS if name != "cls_index"}
     slots = {"cls_index": jnp.int32, "label": jnp.int32, "weight": jnp.float32}
@@ -88,11 +90,11 @@ def test_settings_that_shared_steps_ignore_do_not_change_a_program() -> None:
     def programs(**settings: Any) -> tuple[str, str]:
         compiled = steps_of(**settings)
         step = compiled.train_step(OBJECTIVES["monox_kd"])
-        training = step.lower(compiled.abstract_state, batch, jax.random.key(0))  # type: ignore[attr-defined]
+        training = step.lower(compiled.abstract_state, batch, jax.random.key(0), np.float32(0.1))  # type: ignore[attr-defined]
         inputs = {name: batch[name] for name in INPUTS}
         forward = compiled.eval_step.lower(compiled.abstract_params(), inputs)  # type: ignore[attr-defined]
         return training.as_text(), forward.as_text()
 
     usual = programs()
     assert programs(**changes) == usual
-    assert programs(learning_rate=1e-3) != usual
+    assert programs(weight_decay=0.5) != usual

@@ -56,8 +56,8 @@ def test_an_unknown_part_of_an_encoder_is_an_error() -> None:
 
 def test_rates_shrink_from_the_head_to_the_embeddings() -> None:
     """Two layers, so the factors are 1 for the head, 1/2 and 1/4 for the layers, and 1/8 for the embeddings."""
-    tx = optimizer.adamw(0.1, weight_decay=0.5, clip_norm=0.0, layer_decay=0.5, num_layers=2, **EXACT)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS)
+    tx = optimizer.adamw(weight_decay=0.5, clip_norm=0.0, layer_decay=0.5, num_layers=2, **EXACT)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS, learning_rate=0.1)
     encoder = updates["encoder"]
     decayed = -0.1 * (1 + 0.5)  # Adam's first step and the weight decay of a matrix of ones
     np.testing.assert_allclose(updates["head"]["bias"], -0.1, rtol=1e-6)
@@ -70,27 +70,27 @@ def test_rates_shrink_from_the_head_to_the_embeddings() -> None:
 
 def test_frozen_layers_do_not_move_the_others() -> None:
     frozen = (r"\.embeddings\.", r"\.layers\.0\.")
-    tx = optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.0, layer_decay=0.5, num_layers=2, frozen=frozen, **EXACT)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS)
+    tx = optimizer.adamw(weight_decay=0.0, clip_norm=0.0, layer_decay=0.5, num_layers=2, frozen=frozen, **EXACT)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS, learning_rate=0.1)
     np.testing.assert_array_equal(updates["encoder"]["layers"][0]["output"]["kernel"], 0)
     np.testing.assert_allclose(updates["encoder"]["layers"][1]["output"]["kernel"], -0.05, rtol=1e-6)
 
 
 def test_without_the_setting_the_optimizer_is_the_same() -> None:
-    plain = optimizer.adamw(0.1, weight_decay=0.5, clip_norm=1.0)
-    off = optimizer.adamw(0.1, weight_decay=0.5, clip_norm=1.0, layer_decay=ModelConfig().layer_decay, num_layers=2)
+    plain = optimizer.adamw(weight_decay=0.5, clip_norm=1.0)
+    off = optimizer.adamw(weight_decay=0.5, clip_norm=1.0, layer_decay=ModelConfig().layer_decay, num_layers=2)
     assert jax.tree.structure(plain.init(PARAMS)) == jax.tree.structure(off.init(PARAMS))
     gradients = jax.tree.map(lambda leaf: 0.3 * leaf, PARAMS)
-    expected, actual = (tx.update(gradients, tx.init(PARAMS), PARAMS)[0] for tx in (plain, off))
+    expected, actual = (tx.update(gradients, tx.init(PARAMS), PARAMS, learning_rate=0.1)[0] for tx in (plain, off))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_the_setting_reaches_the_training_step() -> None:
-    settings = ModelConfig(layer_decay=0.5, schedule="constant", warmup_fraction=0.0, learning_rate=0.1, weight_decay=0)
+    settings = ModelConfig(layer_decay=0.5, weight_decay=0)
     compiled = CompiledSteps(settings, BERT, CLASSES, make_mesh())
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), compiled.shapes)
-    tx: optax.GradientTransformation = compiled.optimizer
-    updates, _ = tx.update(params, tx.init(params), params)
+    tx: optax.GradientTransformationExtraArgs = compiled.optimizer
+    updates, _ = tx.update(params, tx.init(params), params, learning_rate=0.1)
     by_name = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
     for name, factor in {"head.bias": 1, "encoder.layers.0.output.bias": 2, "encoder.embeddings.norm.bias": 4}.items():
         np.testing.assert_allclose(by_name[name], -0.1 / factor, rtol=1e-4)

@@ -25,6 +25,7 @@ from xtransfer.train.saving import WHOLE
 
 WORDS = "encoder.embeddings.word_embeddings.embedding"
 VOCABULARY = 37
+RATE = np.float32(1e-2)
 BERT = EncoderConfig(
     vocab_size=VOCABULARY, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=16
 )
@@ -67,7 +68,7 @@ def test_rows_are_added_as_zeros_and_cut_again() -> None:
 def compiled_steps(devices: int, vocabulary: int = VOCABULARY, **settings: Any) -> CompiledSteps:
     mesh = make_mesh((devices, 1, 1), jax.devices()[:devices])
     architecture = replace(BERT, vocab_size=vocabulary)
-    return CompiledSteps(ModelConfig(learning_rate=1e-2, warmup_fraction=0.0, **settings), architecture, 3, mesh)
+    return CompiledSteps(ModelConfig(**settings), architecture, 3, mesh)
 
 
 def batch_of(vocabulary: int) -> dict[str, np.ndarray]:
@@ -99,7 +100,7 @@ def after_two_steps(compiled: CompiledSteps, vocabulary: int = VOCABULARY) -> tu
     """Return the state after two steps, and what is saved of it."""
     state, step = compiled.initial_state(initial_params(vocabulary), 0), compiled.train_step(OBJECTIVES["monox_kd"])
     for _ in range(2):
-        state, _ = step(state, place_batch(compiled.mesh, batch_of(vocabulary)), jax.random.key(1))
+        state, _ = step(state, place_batch(compiled.mesh, batch_of(vocabulary)), jax.random.key(1), RATE)
     return state, compiled.saving(dict, 0).saved(state)
 
 
@@ -128,7 +129,7 @@ def test_gradient_crosses_devices_as_the_smaller_of_table_and_rows(vocabulary: i
     """The batch has 192 tokens: more than the table of 64 rows, fewer than the one of 5,056."""
     compiled = compiled_steps(8, vocabulary)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(vocabulary))
-    arguments = compiled.abstract_state, shapes, jax.eval_shape(lambda: jax.random.key(0))
+    arguments = compiled.abstract_state, shapes, jax.eval_shape(lambda: jax.random.key(0)), RATE
     program = compiled.train_step(OBJECTIVES["monox_kd"]).lower(*arguments).compile().as_text()
     results: dict[str, set[str]] = {"table": set(), "rows": set()}
     for result, kind in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(", program):
@@ -209,7 +210,8 @@ def test_what_is_saved_takes_no_memory_in_later_steps(
 
     start = loop.Start(lambda: compiled.initial_state(initial_params(), 0), compiled.abstract_state, saving)
     plan = loop.Plan("test", steps=9, evaluations=3, seed=0, average_last=average_last)
+    rates = np.full(plan.steps, RATE)
     gc.collect()
-    loop.fit(tmp_path, plan, start, measured_step, lambda i: batch_of(VOCABULARY), None, compiled.mesh)
+    loop.fit(tmp_path, plan, start, measured_step, rates, lambda i: batch_of(VOCABULARY), None, compiled.mesh)
     mean = sum(leaf.size * 4 for leaf in weights if leaf.shape in shapes) if average_last else 0
     assert sizes == [sizes[0]] * 3 + [sizes[0] + mean] * 6

@@ -34,8 +34,8 @@ def pending_terms(run, reads):
     """Make a run's training step return terms that count how often they are read, as (step, term) pairs."""
     train_step, steps_done = run.step, []
 
-    def step(state, batch, key):
-        state, terms = train_step(state, batch, key)
+    def step(*arguments):
+        state, terms = train_step(*arguments)
         steps_done.append(len(steps_done) + 1)
         pairs = {name: tuple(Pending(part, reads) for part in pair) for name, pair in terms.items()}
         return state, pairs

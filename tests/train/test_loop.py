@@ -44,6 +44,11 @@ def batch_at(i):
     return {"x": x, "y": 3 * x}
 
 
+def no_rates(plan):
+    """Return rates for an optimizer that has a constant rate of its own."""
+    return np.full(plan.steps, np.nan, np.float32)
+
+
 class TinyRun:
     """Everything that `fit` needs; the scores may be given in advance."""
 
@@ -67,7 +72,7 @@ class TinyRun:
 
     def fit(self, directory, plan):
         start = loop.Start(self.initial, state.abstract(self.params, self.tx, self.mesh))
-        final = loop.fit(directory, plan, start, self.step, self.batch_at, self.score, self.mesh)
+        final = loop.fit(directory, plan, start, self.step, no_rates(plan), self.batch_at, self.score, self.mesh)
         return np.asarray(jax.tree.leaves(final.params)[0])
 
 

@@ -106,7 +106,7 @@ def step(
         compiled = compiled_steps(shape, architecture=architecture, **settings)
     start = compiled.initial_state(params(architecture), 0)
     new_state, terms = compiled.train_step(LOSSES[objective])(
-        start, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5)
+        start, sharding.place_batch(compiled.mesh, batch()), jax.random.key(5), np.float32(1.0)
     )
     return jax.device_get((compiled.saving(dict, 0).saved(new_state).opt_state, terms))
 

@@ -38,7 +38,7 @@ def after_one_step(loss_fn, data, devices, microbatches, embed=None):
     step = steps.make_train_step(
         graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: microbatches, embed=embed
     )
-    new_state, terms = step(state.create(params, tx, mesh), sharding.place_batch(mesh, data), jax.random.key(0))
+    new_state, terms = step(state.create(params, tx, mesh), sharding.place_batch(mesh, data), jax.random.key(0), 0.1)
     return float(jax.tree.leaves(new_state.params)[0]), jax.device_get(terms)
 
 
@@ -91,7 +91,7 @@ def test_gradient_of_a_single_lookup_matches_hand_computation(devices):
 def encoder_step(microbatches, mesh):
     """Return the compiled training step of a small encoder for 256 rows."""
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
-    tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0)
+    tx = optimizer.adamw(weight_decay=0.0, clip_norm=0.0)
 
     def loss_fn(model, rows, key):
         logits = model(rows, dropout_key=key)
@@ -108,7 +108,7 @@ def encoder_step(microbatches, mesh):
         graphdef, loss_fn, tx, mesh, params, num_microbatches=lambda batch: microbatches, embed=embed
     )
     abstract = state.abstract(params, tx, mesh)
-    return step.lower(abstract, rows, jax.eval_shape(lambda: jax.random.key(0))).compile()
+    return step.lower(abstract, rows, jax.eval_shape(lambda: jax.random.key(0)), 0.01).compile()
 
 
 def test_microbatches_take_less_memory_and_reduce_gradients_once():

@@ -1,11 +1,11 @@
 """Learning rate schedules computed by hand."""
 
+import numpy as np
 import pytest
 
 from xtransfer.config import SCHEDULES, ModelConfig, PretrainConfig, parse
 from xtransfer.errors import UserError
-from xtransfer.train.compiled_steps import learning_rate
-from xtransfer.train.schedules import schedule
+from xtransfer.train.schedules import learning_rates, schedule
 
 
 def rates(kind, *counts, warmup_fraction=0.2, steps=10):
@@ -51,9 +51,14 @@ def test_an_unknown_schedule_is_refused():
         parse({"student": {"schedule": "step"}})
 
 
-def test_the_setting_chooses_the_schedule():
-    settings = ModelConfig(schedule="constant", learning_rate=0.5, steps=10)
-    assert float(learning_rate(settings)(9)) == 0.5
+@pytest.mark.parametrize("schema", [ModelConfig, PretrainConfig])
+def test_the_settings_choose_the_rate_of_every_step(schema):
+    settings = schema(schedule="linear", learning_rate=0.5, steps=10, warmup_fraction=0.2)
+    rates = learning_rates(settings)
+    assert rates.dtype == np.float32
+    np.testing.assert_allclose(rates, [0, 0.25, *(0.5 * np.arange(8, 0, -1) / 8)], rtol=1e-6)
+    constant = learning_rates(schema(schedule="constant", learning_rate=0.25, steps=3, warmup_fraction=0.0))
+    np.testing.assert_array_equal(constant, np.float32([0.25] * 3))
 
 
 @pytest.mark.parametrize("schema", [ModelConfig, PretrainConfig])

@@ -44,12 +44,13 @@ def trained(mesh_shape, objective="monox_kd", count=3, devices=None):
     """Return the parameters and losses after a few steps on a mesh."""
     mesh = sharding.make_mesh(mesh_shape, devices)
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
-    tx = optimizer.adamw(1e-2, weight_decay=0.01, clip_norm=1.0)
+    tx = optimizer.adamw(weight_decay=0.01, clip_norm=1.0)
     loss_fn = functools.partial(objective_terms, OBJECTIVES[objective])
     step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params)
     train_state, losses = state.create(params, tx, mesh), []
     for i in range(count):
-        train_state, terms = step(train_state, sharding.place_batch(mesh, batch(i, empty_rows=3)), jax.random.key(7))
+        rows = sharding.place_batch(mesh, batch(i, empty_rows=3))
+        train_state, terms = step(train_state, rows, jax.random.key(7), 1e-2)
         losses.append({name: float(total) / max(float(n), 1) for name, (total, n) in terms.items()})
     assert int(train_state.step) == count
     return jax.device_get(train_state.params), losses
@@ -88,7 +89,7 @@ def test_loss_and_gradient_are_float32_under_bfloat16_compute(objective):
 def test_state_is_sharded_by_the_rules():
     mesh = sharding.make_mesh((2, 2, 2))
     _, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
-    train_state = state.create(params, optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0), mesh)
+    train_state = state.create(params, optimizer.adamw(weight_decay=0.0, clip_norm=0.0), mesh)
     sharded = [leaf for leaf in jax.tree.leaves(train_state.params) if not leaf.sharding.is_fully_replicated]
     assert len(sharded) > 10
     assert all("data" not in str(leaf.sharding.spec) for leaf in sharded)
@@ -106,7 +107,7 @@ def test_state_is_sharded_by_the_rules():
 def test_parameters_may_be_kept_in_the_shards_of_their_updates():
     mesh = sharding.make_mesh()
     _, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
-    tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0)
+    tx = optimizer.adamw(weight_decay=0.0, clip_norm=0.0)
     kept = [leaf.sharding for leaf in jax.tree.leaves(state.abstract(params, tx, mesh, split_params=True).params)]
     assert kept == jax.tree.leaves(sharding.update_shardings(mesh, params))
     assert sum("data" in str(layout.spec) for layout in kept) > 10
@@ -120,10 +121,10 @@ def test_frozen_parameters_are_not_gathered(split_params):
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     loss_fn = functools.partial(objective_terms, OBJECTIVES["vanilla"])
     for frozen in ((), ("encoder",)):
-        tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=0.0, frozen=frozen)
+        tx = optimizer.adamw(weight_decay=0.0, clip_norm=0.0, frozen=frozen)
         step = steps.make_train_step(graphdef, loss_fn, tx, mesh, params, split_params=split_params)
         abstract = state.abstract(params, tx, mesh, split_params=split_params)
-        arguments = abstract, batch(), jax.eval_shape(lambda: jax.random.key(0))
+        arguments = abstract, batch(), jax.eval_shape(lambda: jax.random.key(0)), 1e-2
         gathers[frozen] = step.lower(*arguments).compile().as_text().count(" all-gather(")
     assert gathers[()] > 14 > 3 > gathers["encoder",]  # two layers, tables, and head; then only pooler and head
 
@@ -132,10 +133,10 @@ def test_empty_batch_changes_nothing_and_stays_finite():
     mesh = sharding.make_mesh()
     graphdef, params = nnx.split(Classifier(CONFIG, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
     before = jax.tree.map(np.array, params)
-    tx = optimizer.adamw(1e-2, weight_decay=0.0, clip_norm=1.0)
+    tx = optimizer.adamw(weight_decay=0.0, clip_norm=1.0)
     step = steps.make_train_step(graphdef, functools.partial(objective_terms, OBJECTIVES["monox_kd"]), tx, mesh, params)
     train_state, terms = step(
-        state.create(params, tx, mesh), sharding.place_batch(mesh, batch(empty_rows=ROWS)), jax.random.key(0)
+        state.create(params, tx, mesh), sharding.place_batch(mesh, batch(empty_rows=ROWS)), jax.random.key(0), 1e-2
     )
     assert [float(x) for x in terms["loss"]] == [0.0, 0.0]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(train_state.params), before)

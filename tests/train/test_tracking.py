@@ -8,7 +8,6 @@ import sys
 import types
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,7 +61,8 @@ def fit(directory, tracking, interrupt=None, bad_loss=False):
 
     run = TinyRun()
     start = loop.Start(run.initial, state.abstract(run.params, run.tx, run.mesh))
-    loop.fit(directory, PLAN, start, run.step, batch, run.score, run.mesh, tracking)
+    rates = np.arange(PLAN.steps, dtype=np.float32) / 8
+    loop.fit(directory, PLAN, start, run.step, rates, batch, run.score, run.mesh, tracking)
 
 
 def scalars(recorder):
@@ -73,8 +73,7 @@ def test_rates_of_a_window_by_hand(tmp_path, monkeypatch):
     times = iter([10.0, 12.0, 20.0, 21.5])
     monkeypatch.setattr(tracking, "time", types.SimpleNamespace(monotonic=lambda: next(times)))
     recorder = Recorder()
-    settings = Tracking((source(recorder),), {"seed": 3}, learning_rate=lambda updates: jnp.float32(0.25 * updates))
-    with tracked(settings, "teacher", tmp_path) as tracker:
+    with tracked(Tracking((source(recorder),), {"seed": 3}), "teacher", tmp_path) as tracker:
         tracker.start(4, num_slices=2)
         for step, rows in (
             (5, [[1, 1, 2, 0], [1, 0, 0, 0]]),  # 3 examples, 4 of 8 tokens
@@ -83,9 +82,9 @@ def test_rates_of_a_window_by_hand(tmp_path, monkeypatch):
         ):
             batch = {"segment_ids": np.array(rows, np.int32)}
             assert tracker.counted(step, batch) is batch
-        tracker.window(6, {"loss": 0.5})
+        tracker.window(6, {"loss": 0.5, "learning_rate": 1.25})
         tracker.scores(6, {"dev_accuracy": 0.75, "dev_log_loss": 0.4}, {"de": {"dev_log_loss": 0.5}})
-        tracker.window(7, {"loss": 0.25})
+        tracker.window(7, {"loss": 0.25, "learning_rate": 1.5})
     name, run, given = recorder.calls[0]
     assert (name, run.name, run.directory, run.resumed_from) == ("start", "teacher", tmp_path, 4)
     assert given == {"seed": 3} and re.fullmatch("[0-9a-f]{32}", run.id)
@@ -111,7 +110,8 @@ def test_the_loop_sends_every_window_and_score(tmp_path):
         assert [values["train/loss"] for values in windows] == [row["loss"]]
         assert (row["step"], {"dev/accuracy": row["dev_accuracy"]}) in sent
     assert {values.get("train/real_token_share", 0.75) for _, values in sent} == {0.75}
-    assert all("train/learning_rate" not in values for _, values in sent)
+    rates = [(step, values["train/learning_rate"]) for step, values in sent if "train/learning_rate" in values]
+    assert rates == [(step, (step - 1) / 8) for step in (50, 60, 100, 120)]
     assert recorder.calls[-1] == ("finish", "finished")
 
 
@@ -182,7 +182,7 @@ def test_a_logger_that_exits_or_cannot_be_created_costs_one_warning(tmp_path, ca
 
 
 def test_a_resumed_run_shows_each_step_once_in_tensorboard(tmp_path):
-    files = Tracking((LoggerSource("--tensorboard", TensorBoard),), learning_rate=lambda updates: updates / 8)
+    files = Tracking((LoggerSource("--tensorboard", TensorBoard),))
     fit(tmp_path / "whole", files)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "cut", files, interrupt=110)  # step 100 is logged, and the last checkpoint is that of step 60

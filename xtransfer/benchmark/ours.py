@@ -72,9 +72,10 @@ class Training:
 
     def __init__(self, model: Finetuner, texts: Sequence[Example]):
         self._dataset = model.dataset(texts)
-        settings, plan = model.settings.resolved(len(texts), "student."), model.training_plan(len(texts))
+        plan = model.training_plan(len(texts))
         self._batches, self._mesh = TrainBatches(self._dataset, plan, seed=0), model.mesh
-        self._step = model.compiled_steps.train_step(OBJECTIVES["vanilla"], settings.steps)
+        self._step = model.compiled_steps.train_step(OBJECTIVES["vanilla"])
+        self._rate = np.float32(model.settings.learning_rate)
         self._state = model.compiled_steps.initial_state(model.fresh_params(seed=0), 0)
         self._key, self.unit = jax.random.key(0), plan.batch_size
 
@@ -87,7 +88,7 @@ class Training:
         with closing(prefetch(place_batch(self._mesh, batch, num_slices) for batch in host_batches)) as batches:
             for batch in batches:
                 slots += batch["input_ids"].size
-                self._state, terms = self._step(self._state, batch, self._key)
+                self._state, terms = self._step(self._state, batch, self._key, self._rate)
             jax.block_until_ready((self._state, terms))
         seconds = time.perf_counter() - start
         return Burst(seconds, amount, int(self._dataset.tokens.lengths[self.indices(amount)].sum()), slots)
@@ -101,10 +102,10 @@ class Training:
         batch = place_batch(self._mesh, self._batches(0), process_slice(self._mesh)[1])
 
         def run() -> Any:
-            self._state, _ = self._step(self._state, batch, self._key)
+            self._state, _ = self._step(self._state, batch, self._key, self._rate)
             return self._state
 
-        return _measured_step(run, self._step, (self._state, batch, self._key), seconds)
+        return _measured_step(run, self._step, (self._state, batch, self._key, self._rate), seconds)
 
 
 class Labelling:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches import packing
@@ -89,7 +90,8 @@ class Role:
         objective = with_class_factors(objective, self.task.labels, range(len(self.task.labels)))
         batch = self._batch(plan, sizes[-1])
         key = jax.eval_shape(lambda: jax.random.key(0))
-        arguments = (self.compiled_steps.abstract_state, batch, key)
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        arguments = (self.compiled_steps.abstract_state, batch, key, rate)
         function, microbatches = self.compiled_steps.train_step(objective), self.compiled_steps.num_microbatches(batch)
         return self._step(name, function, arguments, plan, sizes, flops=6, microbatches=microbatches)
 

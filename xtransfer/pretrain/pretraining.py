@@ -92,14 +92,7 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path, tracking: Trac
     )
 
     graphdef, params = _model(settings, architecture, mesh)
-    rate = schedules.schedule(
-        settings.schedule,
-        peak=settings.learning_rate,
-        steps=settings.steps,
-        warmup_fraction=settings.warmup_fraction,
-    )
     tx = optimizer.adamw(
-        rate,
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
         b1=settings.adam_b1,
@@ -112,10 +105,11 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path, tracking: Trac
         loop.Plan("pretraining", settings.steps, max(settings.steps // 500, 1), settings.seed),
         loop.Start(lambda: state.create(params, tx, mesh), state.abstract(params, tx, mesh)),
         step,
+        schedules.learning_rates(settings),
         batches,
         None,
         mesh,
-        dataclasses.replace(tracking, learning_rate=rate),
+        tracking,
     )
     notes = {
         "README.md": _card(settings, architecture, loop.read_metrics(work)),

@@ -22,17 +22,19 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.inference import make_eval_step
 from xtransfer.runtime.sharding import names_of, param_shardings, path_name
-from xtransfer.train import lora, optimizer, schedules, state, steps
+from xtransfer.train import lora, optimizer, state, steps
 from xtransfer.train.divisible_tables import laid_out_like, of_whole_params, with_divisible_tables
 from xtransfer.train.microbatches import most_rows, num_microbatches
 from xtransfer.train.saving import WHOLE, Saving, of_adapters, of_average
 
-# Settings of batches, of the run's length, and of what it starts from. The compiled programs do not depend on them.
+# Settings of batches, of the run's length, of its learning rates, and of what it starts from. The compiled programs do
+# not depend on them.
 _NOT_COMPILED = frozenset(
     {
         *("checkpoint", "reinit_layers"),
         *("max_length", "batch_size", "row_length", "packed"),
-        *("evaluations", "patience", "average_last"),
+        *("steps", "epochs", "evaluations", "patience", "average_last"),
+        *("learning_rate", "schedule", "warmup_fraction"),
     }
 )
 
@@ -91,7 +93,7 @@ class CompiledSteps:
                 adapt=functools.partial(lora.adapted, settings=settings.lora, frozen=settings.frozen),
             )
             self._trained = lora.trained_names(names_of(self._training_shapes), frozen)
-        self.optimizer = self._optimizer(settings)
+        self.optimizer = self._optimizer()
         self._moving = frozenset(names_of(self.shapes)) - frozen if self._trained is None else self._trained
         self._averaged = self._moving if settings.ema_decay else frozenset()
         self._whole_state = state.abstract(self._training_shapes, self.optimizer, mesh, self._averaged)
@@ -101,7 +103,7 @@ class CompiledSteps:
         )
         self.eval_step = make_eval_step(self.graphdef, mesh)
         self._accumulation, self._size = settings.accumulation, architecture.hidden_size
-        self._train_steps: dict[tuple[Objective, int], steps.TrainStep] = {}
+        self._train_steps: dict[Objective, steps.TrainStep] = {}
 
     @functools.cached_property
     def matmul_parameters(self) -> int:
@@ -156,45 +158,38 @@ class CompiledSteps:
             return params
         return lora.attached(params, self._training_shapes, self.mesh, seed=seed)
 
-    def _optimizer(self, settings: ModelConfig) -> optax.GradientTransformation:
-        """Return the optimizer of settings that differ from the role's in the number of steps at most."""
+    def _optimizer(self) -> optax.GradientTransformation:
         if self._trained is None:
-            return _adamw(settings, self._architecture, settings.frozen)
+            return _adamw(self._settings, self._architecture, self._settings.frozen)
         # The training step passes on only what is trained, so only that has optimizer state.
-        trained, inner = self._trained, _adamw(settings, self._architecture, ())
-        return optax.GradientTransformation(lambda params: inner.init(state.select(params, trained)), inner.update)
+        trained, inner = self._trained, _adamw(self._settings, self._architecture, ())
+        return optax.GradientTransformationExtraArgs(
+            lambda params: inner.init(state.select(params, trained)), inner.update
+        )
 
-    def train_step(self, objective: Objective, num_steps: int | None = None) -> steps.TrainStep:
-        """Return the training step of an objective. Objectives that differ only in whose logits they use share it.
-
-        Args:
-          objective: the objective.
-          num_steps: the number of steps of the run, on which the learning rate depends; None takes the settings'.
-        """
+    def train_step(self, objective: Objective) -> steps.TrainStep:
+        """Return the training step of an objective. Objectives that differ only in whose logits they use share it."""
         objective = objective.loss_settings()
-        num_steps = self._settings.steps if num_steps is None else num_steps
-        key = objective, num_steps
-        if key not in self._train_steps:
+        if objective not in self._train_steps:
 
             def terms(model: Any, batch: Mapping[str, jax.Array], dropout_key: jax.Array) -> steps.Terms:
                 logits = model(batch, dropout_key=dropout_key)  # [R, M, K]
                 return terms_of_batch(objective, logits, batch)
 
-            settings = dataclasses.replace(self._settings, steps=num_steps, epochs=0.0)
-            self._train_steps[key] = steps.make_train_step(
+            self._train_steps[objective] = steps.make_train_step(
                 self._training_graphdef,
                 terms,
-                self.optimizer if num_steps == self._settings.steps else self._optimizer(settings),
+                self.optimizer,
                 self.mesh,
                 self._training_shapes,
                 num_microbatches=self.num_microbatches,
                 embed=_embed,
                 trained=self._trained,
                 averaged=self._averaged,
-                ema_decay=settings.ema_decay,
+                ema_decay=self._settings.ema_decay,
                 split_params=True,
             )
-        return self._train_steps[key]
+        return self._train_steps[objective]
 
     def num_microbatches(self, batch: Mapping[str, Any]) -> int:
         """Return the number of microbatches in which the training step computes a batch of these shapes."""
@@ -218,19 +213,10 @@ def abstract_params(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
 
 
-def learning_rate(settings: ModelConfig) -> optax.Schedule:
-    """Return the schedule of a role: from the number of updates so far to the rate of the next one."""
-    return schedules.schedule(
-        settings.schedule,
-        peak=settings.learning_rate,
-        steps=settings.steps,
-        warmup_fraction=settings.warmup_fraction,
-    )
-
-
-def _adamw(settings: ModelConfig, architecture: EncoderConfig, frozen: Sequence[str]) -> optax.GradientTransformation:
+def _adamw(
+    settings: ModelConfig, architecture: EncoderConfig, frozen: Sequence[str]
+) -> optax.GradientTransformationExtraArgs:
     return optimizer.adamw(
-        learning_rate(settings),
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
         frozen=frozen,

@@ -26,8 +26,9 @@ from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, path_name, process_slice
 from xtransfer.train import loop, reinit, state
 from xtransfer.train.checkpoints import Checkpoints
-from xtransfer.train.compiled_steps import learning_rate, shared_steps
+from xtransfer.train.compiled_steps import shared_steps
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
+from xtransfer.train.schedules import learning_rates
 from xtransfer.train.tracking import NOTHING, Tracking
 from xtransfer.train.work import Work
 
@@ -288,7 +289,7 @@ class Finetuner:
         batches = TrainBatches(dataset, plan, seed)
         sizes, real_share = "/".join(map(str, batches.row_sizes)), batches.real_share(_SAMPLED_BATCHES)
         terminal.log(f"{title}: batches of {sizes} rows of {plan.row_length} tokens, {real_share:.0%} of them real")
-        step = self.compiled_steps.train_step(objective, settings.steps)
+        step = self.compiled_steps.train_step(objective)
 
         def counted_step(*arguments: Any) -> Any:
             slots = arguments[1]["segment_ids"].size
@@ -319,10 +320,11 @@ class Finetuner:
                 self.compiled_steps.saving(lambda: self.fresh_params(seed), seed),
             ),
             counted_step,
+            learning_rates(settings),
             batches,
             score,
             self.mesh,
-            dataclasses.replace(tracking, learning_rate=learning_rate(settings)),
+            tracking,
         )
 
     def _scores(self, params: Any, dev: Mapping[str, Dataset], dev_scores: DevScores) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def fit(
     plan: Plan,
     start: Start,
     train_step: TrainStep,
+    learning_rates: np.ndarray,
     batch_at: Callable[[int], Mapping[str, np.ndarray]],
     score: Callable[[Any], dict[str, Any]] | None,
     mesh: jax.sharding.Mesh,
@@ -127,6 +128,7 @@ def fit(
       plan: the length of the run, and its checkpoints.
       start: the start of a run without a checkpoint.
       train_step: from `make_train_step`.
+      learning_rates: the rate of each step, [plan.steps] float32.
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.
       score: returns metrics of parameters on source dev (see `mean_over_languages`); `dev_score` of them ranks the
@@ -162,7 +164,7 @@ def fit(
         batches = prefetch(place_batch(mesh, batch, num_slices) for batch in host_batches)
         with closing(batches), terminal.progress_bar(plan.title, plan.steps - first) as progress:
             for step, batch in enumerate(batches, first + 1):
-                state, terms = train_step(state, batch, key)
+                state, terms = train_step(state, batch, key, learning_rates[step - 1])
                 window.append(terms)
                 processes.note_progress()
                 stop, due = stop_requested(), step in milestones
@@ -173,7 +175,7 @@ def fit(
                     progress.advance(reads.note(step), note=f"loss {means['loss']:.4f}")
                 if ends_window:
                     window.clear()
-                    tracker.window(step, means)
+                    tracker.window(step, {**means, "learning_rate": float(learning_rates[step - 1])})
                 if due or stop:
                     saved = start.saving.saved(state)
                     _check_finite(saved.params, step, directory)

@@ -13,7 +13,6 @@ from xtransfer.train.depth import scale_by_depth
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float,
     clip_norm: float,
@@ -23,13 +22,13 @@ def adamw(
     eps: float = 1e-8,
     layer_decay: float = 1.0,
     num_layers: int = 0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Return AdamW with clipping of the gradient's global norm.
 
-    Biases and LayerNorm parameters do not decay.
+    Its `update` takes the learning rate of the step as the argument `learning_rate`, so that one compiled step serves
+    every schedule. Biases and LayerNorm parameters do not decay.
 
     Args:
-      learning_rate: a number or a schedule.
       weight_decay: AdamW's weight decay.
       clip_norm: the largest norm of the gradient; 0 turns clipping off.
       frozen: regular expressions of dotted paths. Parameters that one of them matches are not trained and need no
@@ -45,13 +44,25 @@ def adamw(
       UserError: an expression matches no parameter, or they match all; raised when the state is created.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    trained = optax.chain(clip, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decays))
+    trained = optax.chain(
+        clip,
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, _decays),
+        _scale_by_learning_rate(),
+    )
     if layer_decay < 1:
         trained = optax.chain(trained, scale_by_depth(layer_decay, num_layers))
     if not frozen:
         return trained
     transforms = {"trained": trained, "frozen": optax.set_to_zero()}
     return optax.partition(transforms, lambda params: _labels(params, frozen))
+
+
+def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
+    def update(updates: Any, state: Any, params: Any = None, *, learning_rate: Any, **_: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda update: -learning_rate * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _decays(params: Any) -> Any:

@@ -4,8 +4,27 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from xtransfer.config import ModelConfig, PretrainConfig
+
+
+def learning_rates(settings: ModelConfig | PretrainConfig) -> np.ndarray:
+    """Return the learning rate of every step of a run, [steps] float32, by its settings.
+
+    They are numbers that a training step receives, and no part of its program. So runs with other rates, or of another
+    length, need no other program.
+    """
+    rate = schedule(
+        settings.schedule,
+        peak=settings.learning_rate,
+        steps=settings.steps,
+        warmup_fraction=settings.warmup_fraction,
+    )
+    return np.asarray(jax.jit(rate)(np.arange(settings.steps)), np.float32)
 
 
 def schedule(kind: str, *, peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:

@@ -17,7 +17,8 @@ from xtransfer.train.state import TrainState, overlay, param_update_shardings, s
 
 LossFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Terms]
 GradientFn = Callable[[TermsFn, Any, Any, jax.Array], tuple[Any, Terms]]  # (terms, parameters, batch, dropout key)
-TrainStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Terms]]
+TrainStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array, Any], tuple[TrainState, Terms]]
+"""(state, batch, dropout key of the run, learning rate) -> the next state and the loss terms."""
 
 
 def whole_gradient(terms_of: TermsFn, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Terms]:
@@ -37,6 +38,7 @@ def train_step(
     state: TrainState,
     batch: Any,
     key: Any,
+    learning_rate: Any,
     *,
     gradient_of: GradientFn = whole_gradient,
     gather: Callable[[Any], Any] = lambda tree: tree,
@@ -57,6 +59,7 @@ def train_step(
       state: the state before the step.
       batch: arrays [R, ...].
       key: the run's dropout key.
+      learning_rate: the rate of this step, a float32 scalar, for an optimizer whose update takes one.
       gradient_of: computes the gradient, as `whole_gradient` does.
       gather: lays out a tree of trained parameters for the model.
       spread: lays out a tree of trained parameters for their update.
@@ -76,7 +79,9 @@ def train_step(
 
     gradient, terms = gradient_of(terms_of, gather(before), batch, dropout_key)
     params = spread(before)
-    updates, opt_state = optimizer.update(spread_gradient(gradient), state.opt_state, params)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        spread_gradient(gradient), state.opt_state, params, learning_rate=learning_rate
+    )
     params, ema = optax.apply_updates(params, updates), state.ema
     if ema is not None:
         ema = averaging.moved(ema, select(params, ema), state.step + 1, ema_decay)
@@ -132,7 +137,7 @@ def make_train_step(
     def gather(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(tree, whole)
 
-    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Terms]:
+    def step(state: TrainState, batch: Any, key: jax.Array, learning_rate: jax.Array) -> tuple[TrainState, Terms]:
         embed_params: EmbedFn | None = None
         if embed is not None:
 
@@ -156,6 +161,7 @@ def make_train_step(
                 state,
                 batch,
                 key,
+                learning_rate,
                 gradient_of=gradient_of,
                 gather=(lambda tree: _gathered_first(gather(tree))) if with_barrier else gather,
                 spread=spread,
@@ -166,7 +172,7 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(states, sharding.batch_sharding(mesh), replicated),
+        in_shardings=(states, sharding.batch_sharding(mesh), replicated, replicated),
         out_shardings=(states, replicated),
         donate_argnums=0,
     )

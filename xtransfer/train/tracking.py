@@ -84,17 +84,15 @@ class LoggerSource:
 
 @dataclass(frozen=True)
 class Tracking:
-    """The loggers of a command, and what they log besides losses and scores.
+    """The loggers of a command, and the settings that they log.
 
     Attributes:
       sources: the kinds of loggers; none in all processes but the first.
       settings: the config, nested, as in `config.json`.
-      learning_rate: the schedule, from the number of updates so far to the rate; None logs no rate.
     """
 
     sources: tuple[LoggerSource, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    learning_rate: Callable[[int], Any] | None = None
 
 
 NOTHING = Tracking()
@@ -150,7 +148,7 @@ class Tracker:
 
         Args:
           step: the last step of the window.
-          means: means by name, which the caller has read from the device.
+          means: means by name, which the caller has read from the device, and the learning rate of the last step.
         """
         if not self._loggers:
             return
@@ -160,8 +158,6 @@ class Tracker:
             total.add(work.examples, work.real, work.slots)
         now = time.monotonic()
         values = dict(means)
-        if self._tracking.learning_rate is not None:
-            values["learning_rate"] = float(self._tracking.learning_rate(step - 1))
         values["examples_per_second"] = total.examples * self._num_slices / max(now - self._since, 1e-9)
         values["real_token_share"] = total.real / max(total.slots, 1)
         self._log(step, {f"train/{name}": value for name, value in values.items()})
