@@ -18,7 +18,7 @@ from xtransfer.runs import sharing, sweep
 from xtransfer.runs.classifier import open_run
 from xtransfer.runs.workdir import TEACHER, Workdir, as_record, check_config_unchanged, record
 from xtransfer.runtime.sharding import make_mesh
-from xtransfer.train import loop
+from xtransfer.train import metrics_log
 
 NEW_KEYS = ("epochs", "schedule", "layer_decay", "reinit_layers", "adam_b1", "adam_b2", "adam_eps", "ema_decay", "lora")
 LORA = ("lora.rank=2", "lora.targets=('kernel',)")
@@ -51,8 +51,8 @@ def test_an_experiment_predicts_exports_and_repeats_nothing(
     assert workdir.results.read_bytes() == results
     assert len(list(workdir.logits.iterdir())) == 1
     classifier = open_run(workdir, "self_training", 0, "source_dev", mesh)
-    last = loop.read_metrics(workdir.student("self_training", 0))[-1]
-    assert last[loop.AVERAGED] == 2
+    last = metrics_log.read_metrics(workdir.student("self_training", 0))[-1]
+    assert last[metrics_log.AVERAGED] == 2
     output = tmp_path / "exported"
     hf_checkpoint.save(output, classifier.architecture, classifier.params, labels=classifier.labels, pooling="mean")
     _, loaded = hf_checkpoint.load_classifier(output, 2, seed=0, pooling="mean", mesh=mesh)

@@ -20,7 +20,7 @@ from xtransfer.report import __main__ as report
 from xtransfer.runs import sharing
 from xtransfer.runs.find import find_run, read_dev_scores
 from xtransfer.runs.workdir import Workdir, as_record, check_config_unchanged, read_task
-from xtransfer.train import loop
+from xtransfer.train import metrics_log
 
 BOTH = "--config.task.source_languages=('en','de')"
 FAST = ("--config.student.steps=8", "--config.student.evaluations=2", "--config.task.labelled=24")
@@ -69,7 +69,7 @@ def test_each_row_has_its_own_language_and_the_teacher_knows_its_own(finished):
 
 @pytest.mark.parametrize("run", ["teacher", "students/vanilla/seed-0"])
 def test_the_mean_over_source_languages_selects_the_checkpoint(finished, run, capsys):
-    rows = tiny.rows_of(finished / run, loop.METRICS_FILE)
+    rows = tiny.rows_of(finished / run, metrics_log.METRICS_FILE)
     assert len(rows) == 2
     for row in rows:
         by_language = row["source_dev_metrics"]
@@ -78,7 +78,7 @@ def test_the_mean_over_source_languages_selects_the_checkpoint(finished, run, ca
         if run != "teacher":  # an oracle selects on each language's own dev split
             assert row["target_dev_scores"].keys() == {"en", "de", "fr"}
             assert row["target_dev_scores"]["de"] == by_language["de"]["dev_accuracy"]
-    loop.read_metrics(finished / run)
+    metrics_log.read_metrics(finished / run)
     assert "damaged" not in capsys.readouterr().out
     best = max(rows, key=lambda row: (row["dev_accuracy"], -row["step"]))
     selected = {
@@ -94,7 +94,7 @@ def test_dev_of_each_language_is_what_an_evaluation_finds(finished, capsys):
     evaluate.main(["--workdir", str(finished), "--split", "dev"])
     capsys.readouterr()
     recorded = {
-        row["step"]: row for row in tiny.rows_of(finished / "students" / "vanilla" / "seed-0", loop.METRICS_FILE)
+        row["step"]: row for row in tiny.rows_of(finished / "students" / "vanilla" / "seed-0", metrics_log.METRICS_FILE)
     }
     chosen = [
         row
@@ -110,13 +110,13 @@ def test_dev_of_each_language_is_what_an_evaluation_finds(finished, capsys):
 
 def test_means_by_hand():
     metrics = {"en": {"dev_accuracy": 0.9, "dev_score": -1.0}, "de": {"dev_accuracy": 0.2, "dev_score": -2.0}}
-    assert loop.mean_over_languages(metrics) == {
+    assert metrics_log.mean_over_languages(metrics) == {
         "dev_accuracy": pytest.approx(0.55),
         "dev_score": -1.5,
         "source_dev_metrics": metrics,
     }
-    assert loop.mean_over_languages({"en": {"dev_accuracy": 0.9}}) == {"dev_accuracy": 0.9}
-    assert loop.mean_over_languages({}) == {}
+    assert metrics_log.mean_over_languages({"en": {"dev_accuracy": 0.9}}) == {"dev_accuracy": 0.9}
+    assert metrics_log.mean_over_languages({}) == {}
 
 
 def test_reports_leave_both_languages_out_of_the_average(finished, capsys):

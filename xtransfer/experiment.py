@@ -53,11 +53,10 @@ from xtransfer.runs.selection import weights_name
 from xtransfer.runs.sweep import Point
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import compilation_cache, locks, processes, sharding, terminal
-from xtransfer.train import loop
-from xtransfer.train.checkpoints import PARAMS, Checkpoints, fall_back, remove_leftovers
+from xtransfer.train import metrics_log
+from xtransfer.train.checkpoints import CHECKPOINTS, PARAMS, Checkpoints, fall_back, remove_leftovers
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.inputs import ModelInputs
-from xtransfer.train.loop import CHECKPOINTS
 from xtransfer.train.tracking import NOTHING, LoggerSource, Tracking
 
 
@@ -523,7 +522,7 @@ def _fall_back(workdir: Workdir, config: ExperimentConfig) -> None:
 
 def _clean_up(workdir: Workdir, config: ExperimentConfig) -> None:
     for directory in _directories(workdir, config):
-        loop.mend(directory)
+        metrics_log.mend(directory)
         remove_leftovers(directory / CHECKPOINTS)
 
 
@@ -552,7 +551,7 @@ def _take_over(workdir: Workdir, config: ExperimentConfig, facts: Mapping[str, A
             if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, roles)):
                 continue
             steps = settings_of(mine, config).known_steps
-            if processes.on_first(functools.partial(sharing.is_whole, their.directory)) and loop.finished(
+            if processes.on_first(functools.partial(sharing.is_whole, their.directory)) and metrics_log.finished(
                 their.directory, steps
             ):
                 processes.on_first(functools.partial(_copy_run, workdir, mine, other, their))
@@ -577,7 +576,7 @@ def _take_teachers_over(
             continue
         if not processes.on_first(functools.partial(sharing.has_same_checkpoints, other, facts, [member])):
             continue
-        if processes.on_first(functools.partial(sharing.is_whole, their)) and loop.finished(
+        if processes.on_first(functools.partial(sharing.is_whole, their)) and metrics_log.finished(
             their, config.members[member].known_steps
         ):
             processes.on_first(functools.partial(sharing.copy_run, their, mine))

@@ -191,7 +191,13 @@ def record_training(
     runs: dict[str, list[tuple[TrainBatches, int]]] = {"teacher": [], "student": []}
 
     def fit(
-        directory: Path, plan: loop.Plan, start: object, step: object, batches: TrainBatches, *rest: object
+        directory: Path,
+        plan: loop.Plan,
+        start: object,
+        step: object,
+        rates: object,
+        batches: TrainBatches,
+        *rest: object,
     ) -> None:
         runs["student" if "students" in directory.parts else "teacher"].append((batches, plan.steps))
 

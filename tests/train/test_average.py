@@ -11,7 +11,7 @@ from tests.train.test_loop import TinyRun, batch_at, steps_on_disk
 from xtransfer.config import ModelConfig
 from xtransfer.errors import UserError
 from xtransfer.runtime import terminal
-from xtransfer.train import loop
+from xtransfer.train import metrics_log
 from xtransfer.train.checkpoints import AVERAGE, Checkpoints
 from xtransfer.train.loop import Plan
 
@@ -49,13 +49,13 @@ def test_the_average_is_the_mean_of_the_weights(tmp_path):
     assert average.dtype == np.float32
     np.testing.assert_allclose(average, np.mean(np.float64(run.weights[1:]), axis=0), rtol=1e-6)
     assert np.abs(average - run.weights[-1]).max() > 0.01
-    assert [row.get(loop.AVERAGED) for row in loop.read_metrics(tmp_path)] == [None, 1, 2, 3]
+    assert [row.get(metrics_log.AVERAGED) for row in metrics_log.read_metrics(tmp_path)] == [None, 1, 2, 3]
 
 
 def test_without_the_setting_there_is_no_average(tmp_path):
     TinyRun().fit(tmp_path, dataclasses.replace(PLAN, average_last=0))
     assert not (tmp_path / "checkpoints" / "20" / AVERAGE).exists()
-    assert all(loop.AVERAGED not in row for row in loop.read_metrics(tmp_path))
+    assert all(metrics_log.AVERAGED not in row for row in metrics_log.read_metrics(tmp_path))
 
 
 @pytest.mark.parametrize("batch", [8, 13, 17])
@@ -74,7 +74,7 @@ def test_an_interrupted_run_has_the_same_average_bit_for_bit(tmp_path, batch):
         first.fit(tmp_path / "cut", PLAN)
     TinyRun().fit(tmp_path / "cut", PLAN)
     np.testing.assert_array_equal(average_of(tmp_path / "cut", 20), average_of(tmp_path / "whole", 20))
-    assert loop.read_metrics(tmp_path / "cut") == loop.read_metrics(tmp_path / "whole")
+    assert metrics_log.read_metrics(tmp_path / "cut") == metrics_log.read_metrics(tmp_path / "whole")
 
 
 def test_sigterm_between_two_checkpoints_keeps_the_average(tmp_path, monkeypatch):
@@ -97,8 +97,8 @@ def test_a_run_that_stops_early_averages_what_it_reached_or_has_its_last_checkpo
     plan = Plan("test", steps=30, evaluations=6, seed=5, patience=3, average_last=average_last)
     run = RecordingRun(scores=[0.9, 0.8, 0.7, 0.6])
     run.fit(tmp_path, plan)
-    last = loop.read_metrics(tmp_path)[-1]
-    assert (last["step"], last["stopped_early"], last[loop.AVERAGED]) == (20, True, averaged)
+    last = metrics_log.read_metrics(tmp_path)[-1]
+    assert (last["step"], last["stopped_early"], last[metrics_log.AVERAGED]) == (20, True, averaged)
     expected = np.mean(np.float64(run.weights[-averaged:]), axis=0)
     np.testing.assert_allclose(average_of(tmp_path, 20), expected, rtol=1e-6)
 
@@ -107,7 +107,7 @@ def test_an_early_stop_before_the_planned_average_has_the_last_checkpoint_itself
     plan = Plan("test", steps=40, evaluations=8, seed=5, patience=1, average_last=2)
     run = RecordingRun(scores=[0.9, 0.8])
     run.fit(tmp_path, plan)
-    assert loop.read_metrics(tmp_path)[-1][loop.AVERAGED] == 1
+    assert metrics_log.read_metrics(tmp_path)[-1][metrics_log.AVERAGED] == 1
     np.testing.assert_array_equal(average_of(tmp_path, 10), run.weights[-1])
 
 
@@ -125,14 +125,14 @@ class OracleRun(TinyRun):
         self.german = german
 
     def score(self, params):
-        return super().score(params) | {loop.TARGET_DEV_SCORES: {"de": self.german.pop(0)}}
+        return super().score(params) | {metrics_log.TARGET_DEV_SCORES: {"de": self.german.pop(0)}}
 
 
 def test_an_oracle_keeps_the_best_checkpoint_of_each_language(tmp_path):
     plan = Plan("test", steps=20, evaluations=4, seed=5)
     OracleRun([0.2, 0.9, 0.3, 0.1], [0.7, 0.3, 0.7, 0.2]).fit(tmp_path, plan)
     assert steps_on_disk(tmp_path) == [5, 10, 20]  # German, with the earlier of two equal scores; source; last
-    assert loop.read_metrics(tmp_path)[2][loop.TARGET_DEV_SCORES] == {"de": 0.7}
+    assert metrics_log.read_metrics(tmp_path)[2][metrics_log.TARGET_DEV_SCORES] == {"de": 0.7}
 
 
 def test_the_oracles_checkpoint_survives_a_resume(tmp_path):

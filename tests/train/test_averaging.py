@@ -17,7 +17,7 @@ from xtransfer.config import ModelConfig, parse
 from xtransfer.distillation.objectives import OBJECTIVES
 from xtransfer.errors import UserError
 from xtransfer.runtime import sharding, terminal
-from xtransfer.train import averaging, loop, state, steps
+from xtransfer.train import averaging, loop, metrics_log, state, steps
 from xtransfer.train.checkpoints import AVERAGE, PARAMS, RESUME, Checkpoints
 from xtransfer.train.loop import Plan
 from xtransfer.train.saving import WHOLE, of_average
@@ -101,7 +101,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, average_last
     with pytest.raises(KeyboardInterrupt):
         first.fit(tmp_path / "cut", plan)
     np.testing.assert_array_equal(AveragedRun().fit(tmp_path / "cut", plan), expected)
-    assert loop.read_metrics(tmp_path / "cut") == loop.read_metrics(tmp_path / "whole")
+    assert metrics_log.read_metrics(tmp_path / "cut") == metrics_log.read_metrics(tmp_path / "whole")
     for item in (PARAMS, RESUME, *([AVERAGE] if average_last else [])):
         whole, cut = (saved(tmp_path / name, 20, item) for name in ("whole", "cut"))
         for name in whole:

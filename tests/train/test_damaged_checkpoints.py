@@ -16,7 +16,7 @@ from tests.runtime.test_checksums import flipped
 from tests.train.test_loop import PLAN, TinyRun, abstract_params, steps_on_disk
 from xtransfer.errors import UserError
 from xtransfer.runtime import checksums
-from xtransfer.train import loop, state
+from xtransfer.train import loop, metrics_log, state
 from xtransfer.train.checkpoints import Checkpoints, fall_back, remove_leftovers
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_a_run_falls_back_only_when_asked_and_ends_with_the_same_bits(finished, 
     again = TinyRun()
     np.testing.assert_array_equal(again.fit(copy, PLAN), finished[1])
     assert again.batches == list(range(15, 20))
-    assert loop.read_metrics(copy) == loop.read_metrics(finished[0])
+    assert metrics_log.read_metrics(copy) == metrics_log.read_metrics(finished[0])
 
 
 def test_nothing_is_removed_from_whole_checkpoints(copy):
@@ -137,7 +137,7 @@ def test_without_a_whole_step_only_the_checkpoints_are_to_be_removed(finished, c
             use(copy)
     assert steps_on_disk(copy) == [15, 20]
     shutil.rmtree(copy / "checkpoints")
-    assert not loop.finished(copy, 20)
+    assert not metrics_log.finished(copy, 20)
     np.testing.assert_array_equal(TinyRun().fit(copy, PLAN), finished[1])
 
 

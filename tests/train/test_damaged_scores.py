@@ -13,7 +13,7 @@ from tests.train.test_damaged_checkpoints import steps_on_disk
 from tests.train.test_loop import PLAN, TinyRun, save_scores_as_before
 from xtransfer.errors import UserError
 from xtransfer.runs.find import read_dev_scores, selected_steps
-from xtransfer.train import loop
+from xtransfer.train import loop, metrics_log
 from xtransfer.train.checkpoints import fall_back
 
 SCORES = [0.5, 0.9, 0.3, 0.6]
@@ -36,7 +36,7 @@ def run(finished, tmp_path) -> Path:
 
 def rewrite(run: Path, change, *, signed: bool = False) -> None:
     """Change the lines of metrics.jsonl; unsigned ones are as older versions wrote them."""
-    path = run / loop.METRICS_FILE
+    path = run / metrics_log.METRICS_FILE
     lines = path.read_text().splitlines()
     if not signed:
         rows = [json.loads(line) for line in lines]
@@ -45,13 +45,17 @@ def rewrite(run: Path, change, *, signed: bool = False) -> None:
 
 
 def test_any_flipped_bit_of_the_rows_changes_no_selection_and_is_mended(finished, run):
-    path, content, draw = run / loop.METRICS_FILE, (finished / loop.METRICS_FILE).read_bytes(), random.Random(0)
-    rows = loop.read_metrics(finished)
+    path, content, draw = (
+        run / metrics_log.METRICS_FILE,
+        (finished / metrics_log.METRICS_FILE).read_bytes(),
+        random.Random(0),
+    )
+    rows = metrics_log.read_metrics(finished)
     for bit in draw.sample(range(8 * len(content) - 8), 150):
         path.write_bytes(flipped(content, bit))
-        assert loop.read_metrics(run) == rows
+        assert metrics_log.read_metrics(run) == rows
         assert selected_steps(run) == {"source_dev": 10, "last": 20}
-        loop.mend(run)
+        metrics_log.mend(run)
         assert path.read_bytes() == content
 
 
@@ -66,19 +70,19 @@ def test_a_flipped_score_is_named_and_nobody_loses_a_checkpoint(run, capsys):
 
 @pytest.mark.parametrize("content", [None, "", '{"step": 5, "los'])
 def test_lost_rows_are_restored(finished, run, content):
-    path = run / loop.METRICS_FILE
+    path = run / metrics_log.METRICS_FILE
     path.unlink() if content is None else path.write_text(content)
-    loop.mend(run)
-    assert path.read_bytes() == (finished / loop.METRICS_FILE).read_bytes()
+    metrics_log.mend(run)
+    assert path.read_bytes() == (finished / metrics_log.METRICS_FILE).read_bytes()
 
 
 def test_rows_without_digests_are_read_and_their_resumed_run_has_digests(finished, run, tmp_path):
     uninterrupted = TinyRun([*SCORES, 0.7, 0.8]).fit(tmp_path / "whole", LONGER)
     rewrite(run, lambda lines: lines)
-    assert "digest" not in (run / loop.METRICS_FILE).read_text()
-    assert loop.read_metrics(run) == loop.read_metrics(finished)
+    assert "digest" not in (run / metrics_log.METRICS_FILE).read_text()
+    assert metrics_log.read_metrics(run) == metrics_log.read_metrics(finished)
     np.testing.assert_array_equal(TinyRun([0.7, 0.8]).fit(run, LONGER), uninterrupted)
-    assert (run / loop.METRICS_FILE).read_bytes() == (tmp_path / "whole" / loop.METRICS_FILE).read_bytes()
+    assert (run / metrics_log.METRICS_FILE).read_bytes() == (tmp_path / "whole" / metrics_log.METRICS_FILE).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ def test_rows_without_digests_are_read_and_their_resumed_run_has_digests(finishe
 )
 def test_a_malformed_row_without_a_digest_is_restored_or_named_alone(run, tmp_path, old, new, fault):
     """The second row is of the best checkpoint. A checkpoint of an older version has a copy of the score alone."""
-    path = run / loop.METRICS_FILE
+    path = run / metrics_log.METRICS_FILE
 
     def damaged(lines):
         return [lines[0], lines[1].replace(old, new), *lines[2:]]
@@ -127,7 +131,7 @@ def test_a_damaged_score_of_a_checkpoint_is_restored_from_the_rows(finished, run
         content = path.read_text()
         for other in (content.replace("0.", "0.0"), "{"):
             path.write_text(other)
-            loop.mend(run)
+            metrics_log.mend(run)
             assert path.read_text() == content
     assert files_of(run) == files_of(finished)
 
@@ -155,6 +159,6 @@ def test_patience_counts_rows_that_were_restored(finished, run):
     patient = loop.Plan("test", steps=40, evaluations=8, seed=5, patience=4)
     rewrite(run, lambda lines: ["damaged", *lines[1:]], signed=True)
     TinyRun([0.6, 0.6]).fit(run, patient)
-    rows = loop.read_metrics(run)
-    assert rows[:4] == loop.read_metrics(finished)
+    rows = metrics_log.read_metrics(run)
+    assert rows[:4] == metrics_log.read_metrics(finished)
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30] and "stopped_early" in rows[-1]

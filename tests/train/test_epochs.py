@@ -18,7 +18,7 @@ from xtransfer.errors import UserError
 from xtransfer.runs import plan
 from xtransfer.runs.find import find_run
 from xtransfer.runs.workdir import Workdir
-from xtransfer.train import loop
+from xtransfer.train import metrics_log
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_an_experiment_in_epochs_resumes_and_knows_when_it_is_finished(
     workdir = Workdir(tmp_path / "w")
     runs = {workdir.teacher: 5, workdir.student("vanilla", 0): 10, workdir.student("monox_kd", 0): 16}
     for directory, steps in runs.items():
-        last = loop.read_metrics(directory)[-1]
-        assert (last["step"], last[loop.PLANNED_STEPS]) == (steps, steps)
+        last = metrics_log.read_metrics(directory)[-1]
+        assert (last["step"], last[metrics_log.PLANNED_STEPS]) == (steps, steps)
     assert find_run(workdir, "monox_kd", 0, "source_dev").step == 16
     before = (tmp_path / "w" / "results.jsonl").read_bytes()
     experiment.run(settings, tmp_path / "w")
     assert (tmp_path / "w" / "results.jsonl").read_bytes() == before
-    rows = loop.read_metrics(workdir.teacher)
-    (workdir.teacher / loop.METRICS_FILE).write_text(json.dumps(rows[-1] | {"step": 4}) + "\n")
-    assert not loop.finished(workdir.teacher, None)
+    rows = metrics_log.read_metrics(workdir.teacher)
+    (workdir.teacher / metrics_log.METRICS_FILE).write_text(json.dumps(rows[-1] | {"step": 4}) + "\n")
+    assert not metrics_log.finished(workdir.teacher, None)

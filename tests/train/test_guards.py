@@ -10,7 +10,7 @@ import pytest
 from tests.train.test_loop import PLAN, TinyRun, batch_at, loss_fn, steps_on_disk
 from xtransfer.errors import DivergedError
 from xtransfer.runtime import processes, terminal
-from xtransfer.train import loop, steps
+from xtransfer.train import loop, metrics_log, steps
 from xtransfer.train.loop import Plan
 
 
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_its_batch(tmp_path):
         f"{tmp_path}: the loss of step 13 is not finite (batch 12, from 0, of seed 5): try a lower learning_rate"
     )
     assert steps_on_disk(tmp_path) == [5, 10]
-    assert [row["step"] for row in loop.read_metrics(tmp_path)] == [5, 10]
+    assert [row["step"] for row in metrics_log.read_metrics(tmp_path)] == [5, 10]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -18,7 +18,7 @@ from flax import nnx
 from xtransfer import storage
 from xtransfer.errors import UserError
 from xtransfer.runtime import checksums, sharding, terminal
-from xtransfer.train import loop, state, steps
+from xtransfer.train import loop, metrics_log, state, steps
 from xtransfer.train.checkpoints import Checkpoints
 from xtransfer.train.loop import Plan
 
@@ -91,14 +91,14 @@ def test_last_milestone_is_the_last_step():
 
 
 def test_metrics_rows_and_kept_checkpoints(tmp_path):
-    assert not loop.finished(tmp_path, 20)
+    assert not metrics_log.finished(tmp_path, 20)
     TinyRun(scores=[0.5, 0.9, 0.9, 0.2]).fit(tmp_path, PLAN)
-    rows = loop.read_metrics(tmp_path)
+    rows = metrics_log.read_metrics(tmp_path)
     assert [(row["step"], row["dev_accuracy"]) for row in rows] == [(5, 0.5), (10, 0.9), (15, 0.9), (20, 0.2)]
     assert rows[0]["loss"] > rows[-1]["loss"] > 0
     assert steps_on_disk(tmp_path) == [10, 20]  # the earlier of two equal scores, and the last step
-    assert loop.finished(tmp_path, 20)
-    assert not loop.finished(tmp_path, 30)
+    assert metrics_log.finished(tmp_path, 20)
+    assert not metrics_log.finished(tmp_path, 30)
 
 
 def test_interrupted_run_ends_with_the_same_bits(tmp_path):
@@ -116,7 +116,7 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path):
     second = TinyRun()
     np.testing.assert_array_equal(second.fit(tmp_path / "cut", PLAN), uninterrupted)
     assert second.batches == list(range(10, 20))
-    rows = [loop.read_metrics(tmp_path / name) for name in ("whole", "cut")]
+    rows = [metrics_log.read_metrics(tmp_path / name) for name in ("whole", "cut")]
     assert rows[0] == rows[1]
 
 
@@ -125,21 +125,21 @@ def test_patience_stops_a_run_after_evaluations_without_a_better_score(tmp_path,
     # 0.7 at step 15 is the best. An equal score is no better, so the second evaluation in vain is at step 25.
     run = TinyRun(scores=[0.5, 0.4, 0.7, 0.7, 0.6, 0.9])
     run.fit(tmp_path, plan)
-    rows = loop.read_metrics(tmp_path)
+    rows = metrics_log.read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25] and run.scores == [0.9]
     assert ["stopped_early" in row for row in rows] == [False] * 4 + [True]
     assert steps_on_disk(tmp_path) == [15, 25]
-    assert loop.finished(tmp_path, 40)
+    assert metrics_log.finished(tmp_path, 40)
     assert "test: stopped at step 25: 2 evaluations without a better score" in " ".join(capsys.readouterr().out.split())
     TinyRun(scores=[]).fit(tmp_path, plan)  # a second start trains nothing
-    assert loop.read_metrics(tmp_path) == rows
+    assert metrics_log.read_metrics(tmp_path) == rows
 
 
 def test_a_run_that_ends_by_itself_was_not_stopped(tmp_path):
     TinyRun(scores=[0.5, 0.4, 0.3, 0.2]).fit(tmp_path, Plan("test", 20, 4, 5, patience=3))
-    assert [row["step"] for row in loop.read_metrics(tmp_path)] == [5, 10, 15, 20]
-    assert "stopped_early" not in loop.read_metrics(tmp_path)[-1]
-    assert loop.finished(tmp_path, 20)
+    assert [row["step"] for row in metrics_log.read_metrics(tmp_path)] == [5, 10, 15, 20]
+    assert "stopped_early" not in metrics_log.read_metrics(tmp_path)[-1]
+    assert metrics_log.finished(tmp_path, 20)
 
 
 @pytest.mark.parametrize("batch", [7, 17, 24])
@@ -164,7 +164,7 @@ def test_an_interrupted_run_runs_out_of_patience_at_the_same_step(tmp_path, batc
         fit(tmp_path / "cut", batch)
     np.testing.assert_array_equal(fit(tmp_path / "cut"), uninterrupted)
     assert steps_on_disk(tmp_path / "cut") == steps_on_disk(tmp_path / "whole") == [15, 25]
-    assert loop.read_metrics(tmp_path / "cut") == loop.read_metrics(tmp_path / "whole")
+    assert metrics_log.read_metrics(tmp_path / "cut") == metrics_log.read_metrics(tmp_path / "whole")
 
 
 def test_patience_counts_a_row_only_with_its_checkpoint(tmp_path):
@@ -172,12 +172,12 @@ def test_patience_counts_a_row_only_with_its_checkpoint(tmp_path):
     plan = Plan("test", steps=20, evaluations=4, seed=5, patience=1)
     TinyRun(scores=[0.9]).fit(tmp_path, Plan("test", 5, 1, 5))
     storage.append_jsonl(
-        tmp_path / loop.METRICS_FILE, {"step": 10, "loss": 0.0, "dev_accuracy": 0.1, "stopped_early": True}
+        tmp_path / metrics_log.METRICS_FILE, {"step": 10, "loss": 0.0, "dev_accuracy": 0.1, "stopped_early": True}
     )
-    assert not loop.finished(tmp_path, 20)
+    assert not metrics_log.finished(tmp_path, 20)
     TinyRun(scores=[0.2]).fit(tmp_path, plan)
-    assert [row["dev_accuracy"] for row in loop.read_metrics(tmp_path)] == [0.9, 0.2]
-    assert loop.finished(tmp_path, 20)
+    assert [row["dev_accuracy"] for row in metrics_log.read_metrics(tmp_path)] == [0.9, 0.2]
+    assert metrics_log.finished(tmp_path, 20)
 
 
 def save_scores_as_before(checkpoint):
@@ -190,7 +190,7 @@ def save_scores_as_before(checkpoint):
 
 def test_a_lost_score_that_patience_counts_is_named(tmp_path):
     TinyRun().fit(tmp_path, Plan("test", 10, 2, 5))
-    (tmp_path / loop.METRICS_FILE).write_text('{"step": 10, "loss": 1.0, "dev_accuracy": 0.5}\n')
+    (tmp_path / metrics_log.METRICS_FILE).write_text('{"step": 10, "loss": 1.0, "dev_accuracy": 0.5}\n')
     save_scores_as_before(tmp_path / "checkpoints" / "10")
     shutil.rmtree(tmp_path / "checkpoints" / "5")
     with pytest.raises(UserError, match="the score of step 5 is lost, and patience counts it: remove checkpoints/ and"):
@@ -240,12 +240,12 @@ def test_non_finite_parameters_are_not_saved(tmp_path):
 def test_metrics_row_without_its_checkpoint_is_dropped(tmp_path):
     """After a kill between the row and its checkpoint, the row of step 15 is written again, once."""
     TinyRun().fit(tmp_path, Plan("test", 10, 2, 5))
-    storage.append_jsonl(tmp_path / loop.METRICS_FILE, {"step": 15, "loss": 0.0, "dev_accuracy": 1.0})
-    with (tmp_path / loop.METRICS_FILE).open("a") as file:
+    storage.append_jsonl(tmp_path / metrics_log.METRICS_FILE, {"step": 15, "loss": 0.0, "dev_accuracy": 1.0})
+    with (tmp_path / metrics_log.METRICS_FILE).open("a") as file:
         file.write('{"step": 2')  # an incomplete row
     TinyRun().fit(tmp_path, PLAN)
-    assert [row["step"] for row in loop.read_metrics(tmp_path)] == [5, 10, 15, 20]
-    assert json.loads((tmp_path / loop.METRICS_FILE).read_text().splitlines()[2])["loss"] > 0
+    assert [row["step"] for row in metrics_log.read_metrics(tmp_path)] == [5, 10, 15, 20]
+    assert json.loads((tmp_path / metrics_log.METRICS_FILE).read_text().splitlines()[2])["loss"] > 0
 
 
 def test_partial_checkpoint_is_ignored(tmp_path):
@@ -293,7 +293,7 @@ def test_truncated_checkpoint_is_named_with_advice(tmp_path):
 
 def test_lost_score_of_the_last_step_is_named(tmp_path):
     TinyRun().fit(tmp_path, PLAN)
-    (tmp_path / loop.METRICS_FILE).unlink()
+    (tmp_path / metrics_log.METRICS_FILE).unlink()
     for step in (15, 20):  # as older versions saved them, which had no checksums
         shutil.rmtree(tmp_path / "checkpoints" / str(step) / "metrics")
         (tmp_path / "checkpoints" / str(step) / "checksums.json").unlink()
@@ -363,7 +363,7 @@ def test_rows_do_not_depend_on_how_often_the_loss_is_read(tmp_path, monkeypatch)
     TinyRun().fit(tmp_path / "fast", plan)
     monkeypatch.setattr(loop, "_READ_SECONDS", 0.0)  # read every step
     TinyRun().fit(tmp_path / "slow", plan)
-    assert loop.read_metrics(tmp_path / "fast") == loop.read_metrics(tmp_path / "slow")
+    assert metrics_log.read_metrics(tmp_path / "fast") == metrics_log.read_metrics(tmp_path / "slow")
 
 
 def test_a_full_disk_is_named_with_the_last_whole_step(tmp_path):

@@ -23,7 +23,7 @@ from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.inference import place_params
 from xtransfer.models.layers import linear
 from xtransfer.runtime import sharding, terminal
-from xtransfer.train import loop, lora, state
+from xtransfer.train import lora, metrics_log, state
 from xtransfer.train.checkpoints import PARAMS, RESUME, Checkpoints
 from xtransfer.train.finetuning import Finetuner
 
@@ -223,8 +223,8 @@ def test_an_interrupted_run_resumes_exactly(
         with pytest.raises(SystemExit):
             train(model, tmp_path / "cut")
     train(finetuner(checkpoint, **settings), tmp_path / "cut")
-    cut, whole = (loop.read_metrics(tmp_path / name)[-1] for name in ("cut", "whole"))
-    assert (cut["dev_accuracy"], cut[loop.AVERAGED]) == (whole["dev_accuracy"], whole[loop.AVERAGED])
+    cut, whole = (metrics_log.read_metrics(tmp_path / name)[-1] for name in ("cut", "whole"))
+    assert (cut["dev_accuracy"], cut[metrics_log.AVERAGED]) == (whole["dev_accuracy"], whole[metrics_log.AVERAGED])
     arrays: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for name in ("whole", "cut"):
         with Checkpoints(tmp_path / name / "checkpoints", read_only=True) as checkpoints:

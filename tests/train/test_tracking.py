@@ -14,7 +14,7 @@ import pytest
 from tests.helpers import events, group
 from tests.train.test_loop import TinyRun, batch_at
 from xtransfer.errors import UserError
-from xtransfer.train import logger_flags, loop, state, tracking
+from xtransfer.train import logger_flags, loop, metrics_log, state, tracking
 from xtransfer.train.loop import Plan
 from xtransfer.train.tensorboard import TensorBoard
 from xtransfer.train.tracking import LoggerSource, Tracking, tracked
@@ -102,7 +102,7 @@ def test_rates_of_a_window_by_hand(tmp_path, monkeypatch):
 def test_the_loop_sends_every_window_and_score(tmp_path):
     recorder = Recorder()
     fit(tmp_path, Tracking((source(recorder),)))
-    sent, rows = scalars(recorder), loop.read_metrics(tmp_path)
+    sent, rows = scalars(recorder), metrics_log.read_metrics(tmp_path)
     assert [step for step, _ in sent] == [50, 60, 60, 100, 120, 120]
     assert [row["step"] for row in rows] == [60, 120]
     for row in rows:
@@ -117,24 +117,24 @@ def test_the_loop_sends_every_window_and_score(tmp_path):
 
 def test_a_loss_keeps_its_sign_and_a_score_that_ranks_is_not_logged(tmp_path, monkeypatch):
     recorder = Recorder()
-    scores = {"dev_accuracy": 0.75, "dev_log_loss": 0.5, loop.DEV_SCORE: -0.5}
-    in_german = {"dev_accuracy": 0.25, "dev_log_loss": 2.0, loop.DEV_SCORE: -2.0}
+    scores = {"dev_accuracy": 0.75, "dev_log_loss": 0.5, metrics_log.DEV_SCORE: -0.5}
+    in_german = {"dev_accuracy": 0.25, "dev_log_loss": 2.0, metrics_log.DEV_SCORE: -2.0}
     monkeypatch.setattr(
         TinyRun,
         "score",
         lambda self, params: {
             **scores,
-            loop.TARGET_DEV_SCORES: {"de": -2.0},
-            loop.TARGET_DEV_METRICS: {"de": in_german},
+            metrics_log.TARGET_DEV_SCORES: {"de": -2.0},
+            metrics_log.TARGET_DEV_METRICS: {"de": in_german},
         },
     )
     fit(tmp_path, Tracking((source(recorder),)))
     expected = {"dev/accuracy": 0.75, "dev/log_loss": 0.5}
     expected |= {"oracle_not_zero_shot/accuracy/de": 0.25, "oracle_not_zero_shot/log_loss/de": 2.0}
     assert [values for _, values in scalars(recorder) if "dev/accuracy" in values] == [expected, expected]
-    for row in loop.read_metrics(tmp_path):
-        assert row[loop.DEV_SCORE] == -0.5 and row[loop.TARGET_DEV_SCORES] == {"de": -2.0}
-        assert loop.TARGET_DEV_METRICS not in row
+    for row in metrics_log.read_metrics(tmp_path):
+        assert row[metrics_log.DEV_SCORE] == -0.5 and row[metrics_log.TARGET_DEV_SCORES] == {"de": -2.0}
+        assert metrics_log.TARGET_DEV_METRICS not in row
 
 
 def test_the_status_says_how_a_run_ended_and_the_id_stays(tmp_path):
@@ -194,7 +194,7 @@ def test_a_resumed_run_shows_each_step_once_in_tensorboard(tmp_path):
     for tag in ("train/loss", "dev/accuracy", "train/real_token_share"):
         assert cut[tag] == whole[tag]
     assert cut["train/learning_rate"] == [(50, 49 / 8), (60, 59 / 8), (100, 99 / 8), (120, 119 / 8)]
-    rows = loop.read_metrics(tmp_path / "cut")
+    rows = metrics_log.read_metrics(tmp_path / "cut")
     assert cut["dev/accuracy"] == [(row["step"], float(np.float32(row["dev_accuracy"]))) for row in rows]
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

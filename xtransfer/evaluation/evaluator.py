@@ -24,8 +24,8 @@ from xtransfer.runs.find import known_languages, read_dev_scores, selected_steps
 from xtransfer.runs.selection import PROTOCOLS, choose, weights_name
 from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, RunId, Workdir
 from xtransfer.runtime import checksums, processes, terminal
-from xtransfer.train import loop
-from xtransfer.train.checkpoints import PARAMS, Checkpoints
+from xtransfer.train import metrics_log
+from xtransfer.train.checkpoints import CHECKPOINTS, PARAMS, Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def unfinished(workdir: Workdir, config: ExperimentConfig) -> list[Run]:
 
 
 def _is_finished(run: Run, config: ExperimentConfig) -> bool:
-    return loop.finished(run.directory, settings_of(run, config).known_steps)
+    return metrics_log.finished(run.directory, settings_of(run, config).known_steps)
 
 
 def settings_of(run: Run, config: ExperimentConfig) -> ModelConfig:
@@ -185,12 +185,12 @@ def dev_scores(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], n
     """
     accuracy: dict[str, float] = {}
     if labels.ndim == 1:
-        accuracy = {loop.DEV_ACCURACY: metrics.score(logits, labels, classes, "accuracy")}
+        accuracy = {metrics_log.DEV_ACCURACY: metrics.score(logits, labels, classes, "accuracy")}
     if name == "accuracy":
         return accuracy
     value = metrics.score(logits, labels, classes, name)
     rank = value if metrics.metric_of(name).higher_is_better else -value
-    return {**accuracy, f"dev_{name}": value, loop.DEV_SCORE: rank}
+    return {**accuracy, f"dev_{name}": value, metrics_log.DEV_SCORE: rank}
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def _score(
     total = sum(len(task.load(job.split, job.language)) for job in jobs)
     with (
         terminal.progress_bar(title, total, unit="examples") as progress,
-        Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints,
+        Checkpoints(run.directory / CHECKPOINTS, read_only=True) as checkpoints,
     ):
         for (step, item), jobs_of_weights in itertools.groupby(jobs, lambda job: (job.step, job.item)):
             params = checkpoints.restore_params(step, model.abstract_params(), item)

@@ -18,8 +18,8 @@ from xtransfer.errors import UserError
 from xtransfer.evaluation import metrics, results
 from xtransfer.evaluation.evaluator import Run, languages_of, rows_of
 from xtransfer.runs.workdir import TEACHER, RunId, Workdir
-from xtransfer.train import loop
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train import metrics_log
+from xtransfer.train.checkpoints import CHECKPOINTS, Checkpoints
 from xtransfer.train.finetuning import Finetuner, Models
 from xtransfer.train.snapshots import committed_steps, file_names, snapshot
 
@@ -97,8 +97,8 @@ class StepScorer:
         """Return the checkpoints of a run that are new."""
         # Read the rows first. Each is written before its checkpoint, and checkpoints are completed in order, so a step
         # with a row and a later checkpoint has been deleted. Without a later one, it is still being saved.
-        scheduled = [int(row["step"]) for row in loop.read_metrics(run.directory)]
-        committed = committed_steps(run.directory / loop.CHECKPOINTS)
+        scheduled = [int(row["step"]) for row in metrics_log.read_metrics(run.directory)]
+        committed = committed_steps(run.directory / CHECKPOINTS)
         new = [step for step in scheduled if not self._is_done(run, step)]
         newest = max(committed, default=0)
         return Landed(
@@ -183,7 +183,7 @@ class StepScorer:
 
     def _read(self, run: Run, step: int, model: Finetuner) -> Any:
         """Return the parameters of a checkpoint from a snapshot of it, or None if it cannot be read now."""
-        directory, key = run.directory / loop.CHECKPOINTS, _key(run, step)
+        directory, key = run.directory / CHECKPOINTS, _key(run, step)
         try:
             files = file_names(directory, step)
             if key in self._unreadable and self._unreadable[key][0] == files:

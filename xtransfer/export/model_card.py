@@ -32,7 +32,7 @@ from xtransfer.runs.find import SelectedRun
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import TEACHER, RunId
 from xtransfer.train.checkpoints import AVERAGE
-from xtransfer.train.loop import PLANNED_STEPS, read_metrics
+from xtransfer.train.metrics_log import PLANNED_STEPS, read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -29,8 +29,8 @@ from xtransfer.pretrain import masking, text
 from xtransfer.runs.workdir import as_record, check_settings_unchanged, record
 from xtransfer.runtime import compilation_cache, sharding, terminal
 from xtransfer.runtime.locks import directory_lock
-from xtransfer.train import loop, optimizer, schedules, state, steps
-from xtransfer.train.checkpoints import fall_back, remove_leftovers
+from xtransfer.train import loop, metrics_log, optimizer, schedules, state, steps
+from xtransfer.train.checkpoints import CHECKPOINTS, fall_back, remove_leftovers
 from xtransfer.train.tracking import LoggerSource, Tracking
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -62,8 +62,8 @@ def pretrain(
     with directory_lock(work):
         check_settings_unchanged(work / "config.json", settings)
         if from_earlier_step:
-            fall_back(work / loop.CHECKPOINTS)
-        remove_leftovers(work / loop.CHECKPOINTS)
+            fall_back(work / CHECKPOINTS)
+        remove_leftovers(work / CHECKPOINTS)
         _pretrain(settings, output, work, Tracking(tuple(loggers), as_record(settings)))
 
 
@@ -112,9 +112,9 @@ def _pretrain(settings: PretrainConfig, output: Path, work: Path, tracking: Trac
         tracking,
     )
     notes = {
-        "README.md": _card(settings, architecture, loop.read_metrics(work)),
+        "README.md": _card(settings, architecture, metrics_log.read_metrics(work)),
         "pretraining.json": json.dumps(as_record(_without_local_paths(settings)), indent=2) + "\n",
-        "pretraining.jsonl": (work / loop.METRICS_FILE).read_text(encoding="utf-8"),
+        "pretraining.jsonl": (work / metrics_log.METRICS_FILE).read_text(encoding="utf-8"),
     }
     if settings.start_from:  # keep the recipe and the log of the checkpoint that this run starts from
         start = hf_checkpoint.resolve(settings.start_from)

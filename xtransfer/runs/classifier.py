@@ -19,8 +19,7 @@ from xtransfer.runs import encoders
 from xtransfer.runs.find import SelectedRun, check_selection, find_run, identify_run, list_runs
 from xtransfer.runs.workdir import Workdir
 from xtransfer.runtime import terminal
-from xtransfer.train import loop
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import CHECKPOINTS, Checkpoints
 from xtransfer.train.compiled_steps import abstract_params
 
 _MAX_LENGTH = 512  # for a Hugging Face classifier with more positions: attention grows with the square of a row
@@ -113,7 +112,7 @@ def load_run(run: SelectedRun, mesh: jax.sharding.Mesh) -> TrainedClassifier:
     graphdef, shapes = hf_checkpoint.abstract_classifier(
         architecture, len(run.task.labels), pooling=settings.pooling, dtype=jnp.dtype(settings.compute_dtype)
     )
-    with Checkpoints(run.directory / loop.CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(run.directory / CHECKPOINTS, read_only=True) as checkpoints:
         params = checkpoints.restore_params(run.step, abstract_params(shapes, mesh), run.item)
     return TrainedClassifier(
         source=run.directory,

@@ -10,7 +10,7 @@ from xtransfer.errors import CheckpointError, ConfigError, nearest
 from xtransfer.runs import draws
 from xtransfer.runs.selection import PROTOCOLS, DevScores, choose, weights_name
 from xtransfer.runs.workdir import DEFAULT_DRAW, TEACHER, TaskRecord, Workdir, read_config, read_task
-from xtransfer.train import loop
+from xtransfer.train import metrics_log
 
 SELECTIONS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.zero_shot)
 """The protocols that may select a checkpoint for use, which excludes oracles over target languages."""
@@ -128,7 +128,7 @@ def find_run(workdir: Workdir, objective: str, seed: int | None, selection: str)
     else:
         seed = _known_seed(workdir, objective, seed)
         directory, steps = workdir.student(objective, seed), config.encoders[config.encoder_of(objective)].known_steps
-    if not loop.finished(directory, steps):
+    if not metrics_log.finished(directory, steps):
         needed = "its last step" if steps is None else f"step {steps:,}"
         raise CheckpointError(
             f"{directory}: this run is not finished (it needs {needed}): "
@@ -154,14 +154,15 @@ def selected_steps(run: Path) -> dict[str, int]:
 
 def read_dev_scores(run: Path) -> DevScores:
     """Read the dev scores in a run's metrics.jsonl."""
-    has_dev = any(map(loop.has_dev_score, loop.read_metrics(run)))
-    rows = {int(row["step"]): row for row in (loop.read_scored(run) if has_dev else loop.read_metrics(run))}
+    has_dev = any(map(metrics_log.has_dev_score, metrics_log.read_metrics(run)))
+    read = metrics_log.read_scored if has_dev else metrics_log.read_metrics
+    rows = {int(row["step"]): row for row in read(run)}
     targets: dict[str, dict[int, float]] = {}
     for step, row in rows.items():
-        for language, score in row.get(loop.TARGET_DEV_SCORES, {}).items():
+        for language, score in row.get(metrics_log.TARGET_DEV_SCORES, {}).items():
             targets.setdefault(language, {})[step] = score
-    source = {step: loop.dev_score(row) if has_dev else 0.0 for step, row in rows.items()}
-    return DevScores(source, targets, [step for step, row in rows.items() if loop.AVERAGED in row], has_dev)
+    source = {step: metrics_log.dev_score(row) if has_dev else 0.0 for step, row in rows.items()}
+    return DevScores(source, targets, [step for step, row in rows.items() if metrics_log.AVERAGED in row], has_dev)
 
 
 def identify_run(workdir: Workdir, directory: Path) -> tuple[str, str, int | None] | None:

@@ -18,7 +18,8 @@ from xtransfer.distillation.objectives import configured_objective, teacher_obje
 from xtransfer.errors import MachineError, UserError
 from xtransfer.runs.encoders import STUDENT
 from xtransfer.runs.workdir import TEACHER, Workdir, as_record, read_config
-from xtransfer.train.loop import CHECKPOINTS, read_metrics
+from xtransfer.train.checkpoints import CHECKPOINTS
+from xtransfer.train.metrics_log import read_metrics
 from xtransfer.train.tracking import IDENTITY_FILE
 
 _log = logging.getLogger(__name__)

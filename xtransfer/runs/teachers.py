@@ -24,10 +24,10 @@ from xtransfer.runs.classifier import description_of, selected_run
 from xtransfer.runs.draws import draws_of
 from xtransfer.runs.find import SelectedRun, selected_steps
 from xtransfer.runs.workdir import Workdir, read_config
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train.checkpoints import CHECKPOINTS, Checkpoints
 from xtransfer.train.finetuning import TrainedWeights
 from xtransfer.train.inputs import SavedEncoder
-from xtransfer.train.loop import CHECKPOINTS, read_metrics
+from xtransfer.train.metrics_log import read_metrics
 
 
 def with_classes(config: ExperimentConfig, workdir: Workdir | None = None) -> ExperimentConfig:

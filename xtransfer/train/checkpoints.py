@@ -36,6 +36,7 @@ from xtransfer.runtime import checksums, processes, terminal
 from xtransfer.runtime.sharding import path_name
 from xtransfer.train.state import TrainState
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 FALL_BACK_FLAG = "--from-earlier-step"
 FALL_BACK_HELP = "remove a run's newest checkpoint if it is damaged, and resume from the one before it"
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtransfer import storage
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches.batches import BatchPlan, Dataset, TrainBatches, eval_batches
 from xtransfer.data.batches.prefetch import prefetch
@@ -22,10 +21,10 @@ from xtransfer.errors import CheckpointError, ConfigError, DivergedError, UserEr
 from xtransfer.models.hf import checkpoint as hf_checkpoint
 from xtransfer.models.hf import config as hf_config
 from xtransfer.models.inference import default_rows, predict
-from xtransfer.runtime import checksums, processes, terminal
+from xtransfer.runtime import processes, terminal
 from xtransfer.runtime.sharding import data_shards, make_mesh, names_of, path_name, process_slice
-from xtransfer.train import loop, reinit, state
-from xtransfer.train.checkpoints import Checkpoints
+from xtransfer.train import loop, metrics_log, reinit, state
+from xtransfer.train.checkpoints import CHECKPOINTS, Checkpoints
 from xtransfer.train.compiled_steps import shared_steps
 from xtransfer.train.inputs import ModelInputs, SavedEncoder, checkpoint_of
 from xtransfer.train.schedules import learning_rates
@@ -38,7 +37,7 @@ _MIN_REAL_SHARE = 0.75  # warn if a smaller share of the tokens in a batch is re
 DevScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """From logits [n, K] and labels of a dev split, see `task.gold`, to the metrics that rank a checkpoint.
 
-`loop.dev_score` is the one by which they do.
+`metrics_log.dev_score` is the one by which they do.
 """
 
 
@@ -271,9 +270,9 @@ class Finetuner:
                 language: dev_scores(self.predict(params, split), split.labels)
                 for language, split in target_dev.items()
             }
-            on_own_dev = {**scores.get(loop.SOURCE_DEV_METRICS, {}), **in_targets}
-            ranks = {language: loop.dev_score(metrics) for language, metrics in on_own_dev.items()}
-            return {**scores, loop.TARGET_DEV_SCORES: ranks, loop.TARGET_DEV_METRICS: in_targets}
+            on_own_dev = {**scores.get(metrics_log.SOURCE_DEV_METRICS, {}), **in_targets}
+            ranks = {language: metrics_log.dev_score(metrics) for language, metrics in on_own_dev.items()}
+            return {**scores, metrics_log.TARGET_DEV_SCORES: ranks, metrics_log.TARGET_DEV_METRICS: in_targets}
 
         title = self.role if directory.name == self.role else " ".join(directory.parts[-2:])
         settings = self.settings.resolved(len(dataset), f"{self.role}.")
@@ -328,8 +327,8 @@ class Finetuner:
         )
 
     def _scores(self, params: Any, dev: Mapping[str, Dataset], dev_scores: DevScores) -> dict[str, Any]:
-        """Return the metrics on the dev splits of source languages, see `loop.mean_over_languages`."""
-        return loop.mean_over_languages(
+        """Return the metrics on the dev splits of source languages, see `metrics_log.mean_over_languages`."""
+        return metrics_log.mean_over_languages(
             {language: dev_scores(self.predict(params, split), split.labels) for language, split in dev.items()}
         )
 
@@ -344,12 +343,11 @@ class Finetuner:
         params = self.fresh_params(seed=0)
         scores = self._scores(params, dev, dev_scores)
         row = {"step": 0, **scores}
-        signed = [checksums.signed(row)]
-        processes.on_first(functools.partial(storage.write_jsonl, directory / loop.METRICS_FILE, signed))
+        processes.on_first(functools.partial(metrics_log.write, directory, [row]))
         counter = {"count": jnp.zeros((), jnp.int32)}
-        with Checkpoints(directory / loop.CHECKPOINTS) as checkpoints:
+        with Checkpoints(directory / CHECKPOINTS) as checkpoints:
             if 0 not in checkpoints.steps():
-                score = loop.dev_score(row) if scores else None
+                score = metrics_log.dev_score(row) if scores else None
                 checkpoints.save(state.TrainState(np.int32(0), params, counter), score=score, rows=[row])
 
     def _report(self, line: str) -> None:
@@ -360,7 +358,7 @@ class Finetuner:
 
     def is_trained(self, directory: Path) -> bool:
         """Return whether the run in `directory` is finished."""
-        return loop.finished(directory, self.settings.known_steps)
+        return metrics_log.finished(directory, self.settings.known_steps)
 
 
 def _with_classes(params: Any, old: Sequence[str], new: Sequence[str]) -> Any:

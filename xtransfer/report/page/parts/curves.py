@@ -8,7 +8,7 @@ from xtransfer.report.page.markup import Html, join, note, tag
 from xtransfer.report.page.sources import MissingSource, Source
 from xtransfer.runs.selection import PROTOCOLS
 from xtransfer.runs.workdir import RunId
-from xtransfer.train import loop
+from xtransfer.train import metrics_log
 from xtransfer.train.checkpoints import PARAMS
 
 Rows = Sequence[Mapping[str, float]]
@@ -20,7 +20,7 @@ def build(source: Source) -> Html:
     if not runs:
         raise MissingSource("The workdir has no metrics.jsonl of its runs.")
     metric = source.config.selection_metric
-    key = loop.DEV_ACCURACY if metric == "accuracy" else f"dev_{metric}"
+    key = metrics_log.DEV_ACCURACY if metric == "accuracy" else f"dev_{metric}"
     scale, unit = (100, " (%)") if metric in ("accuracy", "micro_f1") else (1, "")
     scores = {name: _lines(source, name, by_run, key, scale) for name, by_run in runs.items()}
     losses = {name: _lines(source, name, by_run, "loss", 1) for name, by_run in runs.items()}
@@ -56,7 +56,7 @@ def _used(source: Source) -> str:
 
 
 def _runs(source: Source, objective: str) -> dict[RunId, Rows]:
-    by_run = {run: loop.read_metrics(source.run_directory(objective, run)) for run in source.steps(objective)}
+    by_run = {run: metrics_log.read_metrics(source.run_directory(objective, run)) for run in source.steps(objective)}
     return {run: rows for run, rows in by_run.items() if rows}
 
 
