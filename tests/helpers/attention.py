@@ -1,14 +1,12 @@
 """Softmax attention as JAX differentiates it, and the comparison of attention functions with it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q, k, v, each [R, N, D, S] -> [R, N, D, S]
 
 
@@ -33,7 +31,7 @@ def reference_attention(bias: jax.Array, keep: jax.Array | None, rate: float) ->
     return attention
 
 
-def with_gradients(attention: Attention, jit: Callable[..., Any] = quick_jit) -> Callable[..., list[jax.Array]]:
+def with_gradients(attention: Attention, jit: Callable[..., Any] = jax.jit) -> Callable[..., list[jax.Array]]:
     """Return a compiled function: (q, k, v, weights) -> the output, and the gradients of q, k, and v."""
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

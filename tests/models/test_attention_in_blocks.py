@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.helpers import attention as helpers
-from tests.helpers.attention import Attention, assert_close, quick_jit, reference_attention, with_gradients
+from tests.helpers.attention import Attention, assert_close, reference_attention, with_gradients
 from tests.helpers.jaxprs import equations
 from xtransfer.models.attention_at_once import attend_at_once
 from xtransfer.models.attention_in_blocks import BLOCK, attend_in_blocks
@@ -146,7 +146,7 @@ def test_microbatches_have_the_outputs_and_gradients_of_the_batch() -> None:
         assert KEY.rows is not None
         return jnp.sum(weights * jax.vmap(one)(q, k, v, segments()[:, None], KEY.rows[:, None]))
 
-    results = quick_jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    results = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
     expected = compiled(WINDOW, True)(*random_inputs())[1:]
     for actual, gradient in zip(results, expected, strict=True):
         np.testing.assert_array_equal(actual[:, 0], gradient)
@@ -188,7 +188,7 @@ def test_devices_share_rows_and_heads_without_talking() -> None:
         out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(weights)
 
-    sharded = quick_jit(run, in_shardings=(heads,) * 4 + (rows,), out_shardings=heads)
+    sharded = jax.jit(run, in_shardings=(heads,) * 4 + (rows,), out_shardings=heads)
     text = sharded.lower(*arrays, segment_ids).compile().as_text()
     assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
-    assert_close(sharded(*arrays, segment_ids), quick_jit(run)(*arrays, segment_ids), 1e-6)
+    assert_close(sharded(*arrays, segment_ids), jax.jit(run)(*arrays, segment_ids), 1e-6)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -29,7 +29,6 @@ CONFIG = EncoderConfig(
     attention_dropout=0.0,
 )
 # These tests run each program once or twice, so compilation takes most of the time.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LENGTHS = (5, 3, 7, 1)
 ROW = 16
 
@@ -53,7 +52,7 @@ def classifier(config: EncoderConfig = CONFIG, **options: Any) -> tuple[Any, nnx
 @cache
 def forward(graphdef: Any) -> Callable[..., Any]:
     """Return the model as a compiled function of (params, batch, key)."""
-    return quick_jit(lambda params, batch, key=None: nnx.merge(graphdef, params)(batch, dropout_key=key))
+    return jax.jit(lambda params, batch, key=None: nnx.merge(graphdef, params)(batch, dropout_key=key))
 
 
 def examples(seed: int = 0) -> list[np.ndarray]:
@@ -94,7 +93,7 @@ def test_packed_and_padded_examples_have_equal_logits_and_gradients(pooling: str
         logits = jnp.concatenate([all_logits[0], all_logits[1, :1]]) if packed else all_logits[:, 0]
         return jnp.sum((logits - target) ** 2), (logits, all_logits)
 
-    step = quick_jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
     (_, (packed, all_logits)), packed_grads = step(params, make_batch(PACKED, 3, examples()), True)
     (_, (padded, _)), padded_grads = step(params, make_batch(PADDED, 1, examples()), False)
     assert all_logits.shape == (3, 3, 3) and np.isfinite(all_logits).all()
@@ -109,7 +108,7 @@ def test_tokens_do_not_attend_to_other_segments_or_padding() -> None:
     graphdef, params = build(lambda: BertEncoder(CONFIG, rngs=nnx.Rngs(0)))
     batch = make_batch([[0, 1]], 2, examples())
 
-    @quick_jit
+    @jax.jit
     def hidden(ids: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, params)
         return model(ids, batch["token_type_ids"], batch["position_ids"], batch["segment_ids"])[0]
@@ -125,7 +124,7 @@ def test_hidden_states_are_the_embeddings_and_the_output_of_each_layer() -> None
     batch = make_batch([[0, 1]], 2, examples())
     inputs = [batch[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]
 
-    @quick_jit
+    @jax.jit
     def run(params: nnx.State) -> tuple[list[jax.Array], list[jax.Array]]:
         model = nnx.merge(graphdef, params)
         same = inputs[3][:, None, :, None] == inputs[3][:, None, None, :]
@@ -192,11 +191,11 @@ def test_masked_lm_decodes_its_positions_with_the_tied_decoder(width: int | None
     graphdef, params = build(lambda: MaskedLM(config, rngs=nnx.Rngs(0), with_next_sentence=True))
     batch = make_batch([[0, 1]], 2, examples()) | {"mlm_positions": jnp.array([[6, 1, 0]])}
     logits = forward(graphdef)(params, batch)
-    next_sentence_logits = quick_jit(lambda params: nnx.merge(graphdef, params).next_sentence_logits(batch))(params)
+    next_sentence_logits = jax.jit(lambda params: nnx.merge(graphdef, params).next_sentence_logits(batch))(params)
     assert logits.shape == (1, 3, CONFIG.vocab_size) and next_sentence_logits.shape == (1, 2, 2)
     assert logits.dtype == next_sentence_logits.dtype == jnp.float32
 
-    @quick_jit
+    @jax.jit
     def expected(params: nnx.State) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, params)
         keys = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
@@ -270,7 +269,7 @@ def test_every_site_and_layer_draws_its_own_mask(kind: str, monkeypatch: pytest.
         nnx.merge(graphdef, params)(batch, dropout_key=key)
         return list(keys)
 
-    distinct = {np.asarray(key).tobytes() for key in quick_jit(run)(params, jax.random.key(0))}
+    distinct = {np.asarray(key).tobytes() for key in jax.jit(run)(params, jax.random.key(0))}
     assert sites == expected
     assert len(distinct) == len(sites)
     eqns = equations(run, params, jax.random.key(0))
@@ -350,7 +349,7 @@ def test_gradient_of_a_bfloat16_model_has_float32_scores_and_statistics() -> Non
 def test_state_has_only_parameters_with_berts_initial_values(model: Callable[[nnx.Rngs], Any]) -> None:
     rest = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[2]
     assert not jax.tree.leaves(rest)
-    params = quick_jit(lambda: nnx.state(model(nnx.Rngs(0))))()
+    params = jax.jit(lambda: nnx.state(model(nnx.Rngs(0))))()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path)
         if "'kernel'" in name or "'embedding'" in name:

@@ -1,6 +1,5 @@
 """Encoder layers compared with float64 NumPy, SciPy, and Flax's own layers."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ from scipy.stats import norm as normal
 
 from xtransfer.models.layers import ACTIVATIONS, Embed, LayerNorm, Linear, exact_gelu
 
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 POINTS = np.array([-1e4, -100.0, -10.0, -6.0, -2.0, -1.0, -0.5, -1e-3, 0.0, 1e-3, 0.5, 1.0, 2.0, 6.0, 10.0, 100.0, 1e4])
 EPS = 1e-12
 SIZE = 48
@@ -31,7 +29,7 @@ def test_exact_gelu_and_its_gradient_match_the_normal_distribution(dtype: Any, s
     points = np.concatenate([POINTS, np.linspace(-9, 9, 1001)])
     x = jnp.asarray(points, dtype)
     exact = np.asarray(x, np.float64)
-    y, slope = quick_jit(lambda x: (exact_gelu(x), jax.vjp(exact_gelu, x)[1](jnp.ones_like(x))[0]))(x)
+    y, slope = jax.jit(lambda x: (exact_gelu(x), jax.vjp(exact_gelu, x)[1](jnp.ones_like(x))[0]))(x)
     assert y.dtype == slope.dtype == dtype
     expected = exact * ndtr(exact)
     error = np.abs(np.asarray(y, np.float64) - expected) - step * np.abs(expected) - 2e-7 * np.abs(exact)
@@ -65,7 +63,7 @@ def rows(mean: float, dtype: Any = jnp.float32, seed: int = 1) -> jax.Array:
 def test_float32_layer_norm_matches_float64(mean: float, atol: float) -> None:
     """Near 1,000 a float32 step is 6e-5; E[x²] - E[x]² would get the variance, 1, wrong by about 0.1."""
     layer, x = layer_norm(), rows(mean)
-    output = quick_jit(lambda x: layer(x))(x)
+    output = jax.jit(lambda x: layer(x))(x)
     assert output.dtype == jnp.float32
     np.testing.assert_allclose(output, in_float64(layer, x), rtol=1e-6, atol=atol)
 
@@ -74,7 +72,7 @@ def test_float32_layer_norm_matches_float64(mean: float, atol: float) -> None:
 def test_bfloat16_layer_norm_is_exact_for_its_rounded_inputs(mean: float) -> None:
     """Inputs near 100 are rounded to steps of 1/2. The output adds little more than its own rounding, half a step."""
     layer, x = layer_norm(jnp.bfloat16), rows(mean, jnp.bfloat16)
-    output = quick_jit(lambda x: layer(x))(x)
+    output = jax.jit(lambda x: layer(x))(x)
     assert output.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         np.asarray(output, np.float64), in_float64(layer, x), rtol=2**-8, atol=1e-4 if mean < 100 else 2e-3
@@ -108,10 +106,10 @@ def test_layer_norm_gradients_match_its_definition(dtype: Any, relative: float) 
 
     graphdef, state = nnx.split(layer)
     inputs = (layer.scale[...], layer.bias[...])
-    dx, dstate = quick_jit(lambda: jax.vjp(lambda x, s: nnx.merge(graphdef, s)(x), x, state)[1](weights))()
+    dx, dstate = jax.jit(lambda: jax.vjp(lambda x, s: nnx.merge(graphdef, s)(x), x, state)[1](weights))()
     gradients = (dx, dstate["scale"][...], dstate["bias"][...])
     x32 = x.astype(jnp.float32)
-    expected = quick_jit(lambda: jax.vjp(definition, x32, *inputs)[1](weights.astype(jnp.float32)))()
+    expected = jax.jit(lambda: jax.vjp(definition, x32, *inputs)[1](weights.astype(jnp.float32)))()
     assert [g.dtype for g in gradients] == [dtype, jnp.float32, jnp.float32]
     for gradient, reference in zip(gradients, expected, strict=True):
         reference = np.asarray(reference, np.float64)

@@ -14,7 +14,6 @@ from flax import nnx
 
 from tests.fixtures.record import FIXTURES, Case, record
 from tests.helpers import predicting, tiny
-from tests.helpers.attention import quick_jit
 from xtransfer.config import ModelConfig
 from xtransfer.data.batches.batches import Dataset, TrainBatches
 from xtransfer.data.batches.packing import pack
@@ -71,7 +70,7 @@ def test_texts_have_the_same_logits_in_a_long_row_and_alone(family: str) -> None
     layout: dict[str, Any] = {"pad_id": config.pad_id, "position_offset": config.position_offset}
     long = pack(texts, range(31), row_length=640, rows=1, slots=31, **layout)
     alone = pack(texts, range(31), row_length=20, rows=31, slots=1, **layout)
-    logits = quick_jit(lambda batch: nnx.merge(graphdef, params)(batch))
+    logits = jax.jit(lambda batch: nnx.merge(graphdef, params)(batch))
     in_long_row, expected = (logits({k: v for k, v in batch.items() if k != "slot"}) for batch in (long, alone))
     assert float(jnp.std(expected, axis=0).min()) > 0.02
     np.testing.assert_allclose(in_long_row[0], expected[:, 0], atol=1e-5)
@@ -93,7 +92,7 @@ def test_dropout_and_gradients_are_those_of_attention_at_once(monkeypatch: pytes
             logits = nnx.merge(graphdef, params)(batch, dropout_key=jax.random.key(3))
             return jnp.sum(logits**2), logits
 
-        return jax.tree.leaves(quick_jit(jax.grad(loss, has_aux=True))(params))
+        return jax.tree.leaves(jax.jit(jax.grad(loss, has_aux=True))(params))
 
     in_blocks = [logits_and_gradients(remat=remat) for remat in (False, True)]
     monkeypatch.setattr(visibility, "LONGEST_AT_ONCE", 600)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers.attention import quick_jit
 from xtransfer.models import encoder as encoders
 from xtransfer.models import visibility
 from xtransfer.models.architectures import ARCHITECTURES
@@ -52,7 +51,7 @@ def test_some_positions_have_the_values_and_gradients_of_all_tokens(
             states = encoder(*inputs, positions=jnp.asarray(POSITIONS))
         return jnp.sum(states * WEIGHTS), states
 
-    step = quick_jit(jax.grad(loss, has_aux=True), static_argnames="everywhere")
+    step = jax.jit(jax.grad(loss, has_aux=True), static_argnames="everywhere")
     (gradient, states), (expected_gradient, expected) = step(params, everywhere=False), step(params, everywhere=True)
     assert states.shape == (2, 3, 8) and float(jnp.std(expected[1], axis=0).min()) > 0.05
     np.testing.assert_allclose(states, expected, atol=1e-5)
