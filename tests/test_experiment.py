@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny
+from tests.helpers.forkserver import Process
 from xtransfer import config, experiment, main
 from xtransfer.data.registry import load_task
 from xtransfer.distillation.transfer_set import gather
@@ -171,15 +170,9 @@ def test_a_new_seed_is_added_but_a_changed_setting_is_refused(config_file, finis
         main.main([*arguments, "--config.student.learning_rate=1e-3"])
 
 
-def command(config_file, workdir):
-    return [sys.executable, "-m", "xtransfer.main", "--config", str(config_file), "--workdir", str(workdir)]
-
-
 def start(config_file, workdir, *flags):
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": QUICK_COMPILE}
-    log = (workdir.parent / f"{workdir.name}.log").open("a")
-    return subprocess.Popen([*command(config_file, workdir), *flags], env=environment, stdout=log, stderr=log)
+    command = ["-m", "xtransfer.main", "--config", str(config_file), "--workdir", str(workdir), *flags]
+    return Process(command, workdir.with_name(f"{workdir.name}.log"))
 
 
 def wait_for(condition, process, seconds=240):
@@ -348,8 +341,8 @@ def test_a_teacher_head_with_other_classes_is_refused(config_file, tmp_path):
 
 
 def test_a_command_line_mistake_prints_one_line_and_exits_with_2(config_file, tmp_path):
-    flags = ["--config.student.learning_rte=1"]
-    result = subprocess.run([*command(config_file, tmp_path / "run"), *flags], capture_output=True, text=True)
+    command = [sys.executable, "-m", "xtransfer.main", "--config", str(config_file), "--workdir", str(tmp_path / "run")]
+    result = subprocess.run([*command, "--config.student.learning_rte=1"], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == "error: unknown config key student.learning_rte; did you mean 'learning_rate'?\n"
     assert not (tmp_path / "run").exists()

@@ -1,16 +1,14 @@
 """The main command with --tensorboard and --logger: a run that is killed and started again keeps one set of curves."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers import events, tiny
+from tests.helpers.forkserver import Process
 
 ROOT = Path(__file__).parents[1]
 STEPS = 120
@@ -52,12 +50,10 @@ def root(tmp_path_factory):
     (root / "recorder.py").write_text(LOGGER)
     flags = ["--config.objectives=('vanilla',)", "--config.student.evaluations=2", "--config.teacher.steps=8"]
     flags += ["--config.teacher.evaluations=1", "--tensorboard", "--logger", str(root / "recorder.py")]
-    command = [sys.executable, "-m", "xtransfer.main", "--config", str(config), "--workdir", str(root / "run"), *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = ["-m", "xtransfer.main", "--config", str(config), "--workdir", str(root / "run"), *flags]
     for expected in (-signal.SIGKILL, 0):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == expected, done.stderr
-        assert "warning: --" not in done.stdout
+        assert Process(command, root / "log").wait() == expected, (root / "log").read_text()
+    assert "warning: --" not in (root / "log").read_text()
     return root
 
 

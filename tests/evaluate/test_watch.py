@@ -1,7 +1,4 @@
-"""Watch mode next to real processes: a trainer that is killed, preempted, restarted, stuck, and finished.
-
-The first test takes about a minute on one core, because each of its four processes compiles separately.
-"""
+"""Watch mode next to real processes: a trainer that is killed, preempted, restarted, stuck, and finished."""
 
 import json
 import os
@@ -15,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny, tiny_run
+from tests.helpers.forkserver import Process
 from xtransfer.config import load
 from xtransfer.errors import UserError
 from xtransfer.evaluate import __main__ as evaluate
@@ -32,9 +29,7 @@ STUCK += "with directory_lock(pathlib.Path(sys.argv[1])): print(1, flush=True); 
 
 def start(log, *arguments):
     """Start Python with its output in a file."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILE, "COLUMNS": "200"}
-    with log.open("a") as file:
-        return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=file, stderr=file)
+    return Process(arguments, log, COLUMNS="200")
 
 
 def wait_for(condition, *processes, seconds=600):

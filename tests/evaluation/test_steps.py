@@ -4,15 +4,13 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny_run
+from tests.helpers.forkserver import Process
 from xtransfer.data.registry import load_task
 from xtransfer.evaluation import evaluator, metrics
 from xtransfer.evaluation.steps import Landed, Scored, Skipped, StepScorer
@@ -179,9 +177,8 @@ def test_deletions_never_disturb_a_slow_evaluator(copy, monkeypatch):
         link(source, target)
 
     monkeypatch.setattr(os, "link", slow_link)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILE}
-    command = [sys.executable, "-c", TRAINER, str(student.directory), config.student.checkpoint]
-    trainer = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    command = ["-c", TRAINER, str(student.directory), config.student.checkpoint]
+    trainer = Process(command, Path(os.devnull))
     scorer, results = StepScorer(workdir, config, task, models), []
     try:
         while True:

@@ -2,27 +2,17 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.conftest import QUICK_COMPILE
+from tests.helpers.forkserver import context
 from tests.helpers.interruption import Interruption, install
 
 COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled-for-kills"
 """Programs that interrupted processes compiled; apart from those of all other tests, because kills may damage them."""
-
-# Children are forked from a process that has imported all of these.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "tests.helpers.forked",
-        "xtransfer.main",
-        *(f"xtransfer.{name}.__main__" for name in ("evaluate", "export", "predict", "pretrain", "report", "trim")),
-    ]
-)
 
 
 def home(root: Path) -> Path:
@@ -56,7 +46,7 @@ def run(
     counts = home / "counts"
     counts.unlink(missing_ok=True)
     paths = {stage: [str(path) for path in paths] for stage, paths in stages.items()}
-    process = _context.Process(target=_child, args=(module, list(arguments), paths, str(home), interruption))
+    process = context.Process(target=_child, args=(module, list(arguments), paths, str(home), interruption))
     process.start()
     process.join(600)
     if process.is_alive():

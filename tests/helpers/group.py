@@ -1,18 +1,13 @@
 """Groups of real processes that share one run, each with its own virtual devices."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conftest import QUICK_COMPILE
+from tests.helpers import forkserver
 
-ROOT = Path(__file__).parents[2]
 MAIN = ("-m", "xtransfer.main")
 # Each snippet becomes the end of a command's `main`, after the flags are parsed and the processes are connected.
 BINARY = """
@@ -61,25 +56,22 @@ class Group:
     devices: int | Sequence[int]
     log: Path
     port: int = field(default_factory=free_port)
-    processes: list[subprocess.Popen] = field(default_factory=list)
+    processes: list[forkserver.Process] = field(default_factory=list)
 
     def __enter__(self) -> "Group":
         for index in range(self.count):
             devices = self.devices if isinstance(self.devices, int) else self.devices[index]
-            flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-            command = [sys.executable, *self.command]
+            command = [*self.command]
             if self.count > 1:
                 command += ["--coordinator", f"127.0.0.1:{self.port}"]
                 command += ["--processes", str(self.count), "--process", str(index)]
-            with self._file(index, "out").open("w") as out, self._file(index, "err").open("w") as err:
-                self.processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err))
+            out, err = self._file(index, "out"), self._file(index, "err")
+            self.processes.append(forkserver.Process(command, out, err, devices=devices))
         return self
 
     def __exit__(self, *exception: object) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
 
     def _file(self, index: int, kind: str) -> Path:

@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,8 @@ import optax
 import pytest
 from flax import nnx
 
-from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny
+from tests.helpers.forkserver import Process
 from xtransfer import main
 from xtransfer.config import ModelConfig
 from xtransfer.data.batches.batches import Dataset, TrainBatches, eval_batches, make_plan
@@ -206,11 +203,9 @@ def test_experiment_on_eight_devices_matches_one_device(tmp_path: Path) -> None:
     def arguments(name: str) -> list[str]:
         return ["--config", str(settings), "--workdir", str(tmp_path / name), *flags]
 
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": QUICK_COMPILE}
-    command = [sys.executable, "-m", "xtransfer.main", *arguments("one")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as single_device_run:
-        main.main([*arguments("eight"), "--config.mesh.fsdp=2", "--config.mesh.tensor=2"])
-    assert single_device_run.returncode == 0
+    single_device_run = Process(["-m", "xtransfer.main", *arguments("one")], tmp_path / "log")
+    main.main([*arguments("eight"), "--config.mesh.fsdp=2", "--config.mesh.tensor=2"])
+    assert single_device_run.wait() == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "eight" / "results.jsonl").read_bytes() == (tmp_path / "one" / "results.jsonl").read_bytes()
     one, eight = (next((tmp_path / name / "logits").glob("*/shard-00000.npy")) for name in ("one", "eight"))
     actual, expected = np.load(eight, allow_pickle=False), np.load(one, allow_pickle=False)
