@@ -5,12 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-DEVICES = "--xla_force_host_platform_device_count=8"
-# Most of the tests' time is compilation. Without optimisation it takes half the time, and a third of that without the
-# newer code generator for fused operations, whose programs are faster, and without threads, which the workers need.
-QUICK_COMPILE = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+from tests.helpers.compilation import DEVICES, QUICK_COMPILE
 
 # Set these before JAX, Hugging Face's packages, or matplotlib are imported. Subprocesses of the tests inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"

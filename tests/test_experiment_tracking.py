@@ -2,7 +2,6 @@
 
 import json
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from tests.helpers import events, tiny
 from tests.helpers.forkserver import Process
 
-ROOT = Path(__file__).parents[1]
 STEPS = 120
 # Records its calls, and kills its own process the first time that the student has finished 100 steps.
 LOGGER = """

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import QUICK_COMPILE
 from tests.helpers import tiny
+from tests.helpers.compilation import QUICK_COMPILE
 from xtransfer.benchmark import measurement
 from xtransfer.benchmark.measurement import OURS, PEER, Plan, measure
 from xtransfer.config import BenchmarkConfig, override_defaults

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import pytest
@@ -195,10 +195,11 @@ def record_training(
         plan: loop.Plan,
         start: object,
         step: object,
-        rates: object,
+        rates: Sized,
         batches: TrainBatches,
         *rest: object,
     ) -> None:
+        assert len(rates) == plan.steps
         runs["student" if "students" in directory.parts else "teacher"].append((batches, plan.steps))
 
     monkeypatch.setattr(loop, "fit", fit)

@@ -118,7 +118,7 @@ def test_a_trainer_that_dies_ends_the_watch_after_the_grace_period(workdir, caps
     def kill_once_everything_is_scored():
         wait_for(lambda: len({(row["objective"], row["step"]) for row in _by_step(workdir.root)}) == 4, trainer)
         trainer.kill()
-        trainer.wait()  # it is no zombie, like a trainer that a shell started
+        trainer.wait()  # as a shell would: a zombie looks alive for a while
 
     killer = threading.Thread(target=kill_once_everything_is_scored)
     killer.start()

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,6 @@ from xtransfer.runs.workdir import Workdir, read_config
 from xtransfer.runtime import checksums
 from xtransfer.train.finetuning import Models
 
-ROOT = Path(__file__).parents[2]
 STEPS = range(1, 9)
 # Saves a checkpoint again and again, as training does: first its row, then the checkpoint. The first one is the best,
 # so every other one is deleted when the next is saved.
@@ -178,7 +176,8 @@ def test_deletions_never_disturb_a_slow_evaluator(copy, monkeypatch):
 
     monkeypatch.setattr(os, "link", slow_link)
     command = ["-c", TRAINER, str(student.directory), config.student.checkpoint]
-    trainer = Process(command, Path(os.devnull))
+    log = workdir.root.with_name("trainer.log")
+    trainer = Process(command, log)
     scorer, results = StepScorer(workdir, config, task, models), []
     try:
         while True:
@@ -190,6 +189,7 @@ def test_deletions_never_disturb_a_slow_evaluator(copy, monkeypatch):
     finally:
         trainer.kill()
         trainer.wait()
+    assert trainer.poll() == 0, log.read_text()
     scored = {result.step for result in results if isinstance(result, Scored)}
     skipped = {result.step for result in results if isinstance(result, Skipped)}
     assert len(results) == len(STEPS) and scored | skipped == set(STEPS)

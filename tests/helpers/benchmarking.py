@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import QUICK_COMPILE
+from tests.helpers.compilation import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[2]
 _HANGS_AFTER_SECONDS = 900

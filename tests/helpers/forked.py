@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.conftest import QUICK_COMPILE
+from tests.helpers.compilation import QUICK_COMPILE
 from tests.helpers.forkserver import context
 from tests.helpers.interruption import Interruption, install
 

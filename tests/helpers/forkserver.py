@@ -1,4 +1,4 @@
-"""Python in real processes that start in no time: each is forked from one that has imported what commands import."""
+"""Python in real processes that start quickly: each is forked from one that has imported what commands import."""
 
 import atexit
 import multiprocessing
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.conftest import QUICK_COMPILE
+from tests.helpers.compilation import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[2]
 context = multiprocessing.get_context("forkserver")
@@ -25,6 +25,12 @@ context.set_forkserver_preload(
         *("sklearn.metrics", "transformers.models.auto.tokenization_auto", "matplotlib.figure"),
     ]
 )
+_INHERITED = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+"""The signals that a process ignores if its parent does, and what it does otherwise."""
 
 
 class Process:
@@ -45,7 +51,11 @@ class Process:
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment}
         for path in (out, err or out):
             path.touch()
-        self._process = context.Process(target=_python, args=(list(arguments), out, err or out, variables))
+        ignored = [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN]
+        # Unlike others, a daemon does not keep a failed test run from ending.
+        self._process = context.Process(
+            target=_python, args=(list(arguments), out, err or out, variables, ignored), daemon=True
+        )
         self._process.start()
 
     @property
@@ -80,9 +90,12 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def _python(arguments: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> None:
-    """Do what Python does with these arguments."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _python(
+    arguments: Sequence[str], out: Path, err: Path, environment: Mapping[str, str], ignored: Sequence[int]
+) -> None:
+    """Do what Python does with these arguments, if its parent ignores these signals."""
+    for number, default in _INHERITED.items():
+        signal.signal(number, signal.SIG_IGN if number in ignored else default)
     for descriptor, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, descriptor)

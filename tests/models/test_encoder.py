@@ -28,7 +28,6 @@ CONFIG = EncoderConfig(
     hidden_dropout=0.0,
     attention_dropout=0.0,
 )
-# These tests run each program once or twice, so compilation takes most of the time.
 LENGTHS = (5, 3, 7, 1)
 ROW = 16
 

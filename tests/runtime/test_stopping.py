@@ -56,7 +56,10 @@ def test_sighup_saves_and_exits_like_sigterm(tmp_path):
 def test_sighup_that_nohup_ignores_stays_ignored(tmp_path):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with saving(tmp_path) as group:
-        send(group, tmp_path, signal.SIGHUP, signal.SIGTERM)
+        send(group, tmp_path, signal.SIGHUP)
+        time.sleep(0.5)
+        assert group.processes[0].poll() is None and group.err(0) == "", group.outputs()
+        group.processes[0].send_signal(signal.SIGTERM)
         assert group.statuses(60) == [143] and group.err(0) == NOTICE
 
 

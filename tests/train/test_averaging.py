@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.train.test_loop import Line, TinyRun, batch_at, loss_fn, no_rates
+from tests.train.test_loop import Line, TinyRun, batch_at, loss_fn, rates_of
 from tests.train.test_meshes import BERT, batch, compiled_steps, params
 from xtransfer.config import ModelConfig, parse
 from xtransfer.distillation.objectives import OBJECTIVES
@@ -65,7 +65,7 @@ class AveragedRun(TinyRun):
             abstract,
             of_average(abstract, ("w",)),
         )
-        final = loop.fit(directory, plan, start, self.step, no_rates(plan), self.batch_at, self.score, self.mesh)
+        final = loop.fit(directory, plan, start, self.step, rates_of(plan), self.batch_at, self.score, self.mesh)
         return np.asarray(final.ema["w"])
 
 

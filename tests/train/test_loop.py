@@ -44,9 +44,9 @@ def batch_at(i):
     return {"x": x, "y": 3 * x}
 
 
-def no_rates(plan):
-    """Return rates for an optimizer that has a constant rate of its own."""
-    return np.full(plan.steps, np.nan, np.float32)
+def rates_of(plan):
+    """Return another rate for each step. The optimizer of these tests has a constant rate of its own."""
+    return np.arange(plan.steps, dtype=np.float32) / 8
 
 
 class TinyRun:
@@ -72,7 +72,7 @@ class TinyRun:
 
     def fit(self, directory, plan):
         start = loop.Start(self.initial, state.abstract(self.params, self.tx, self.mesh))
-        final = loop.fit(directory, plan, start, self.step, no_rates(plan), self.batch_at, self.score, self.mesh)
+        final = loop.fit(directory, plan, start, self.step, rates_of(plan), self.batch_at, self.score, self.mesh)
         return np.asarray(jax.tree.leaves(final.params)[0])
 
 
@@ -99,6 +99,29 @@ def test_metrics_rows_and_kept_checkpoints(tmp_path):
     assert steps_on_disk(tmp_path) == [10, 20]  # the earlier of two equal scores, and the last step
     assert metrics_log.finished(tmp_path, 20)
     assert not metrics_log.finished(tmp_path, 30)
+
+
+def test_every_step_gets_its_own_rate_also_after_a_restart(tmp_path):
+    received = []
+
+    def fit(interrupt=None):
+        run = TinyRun()
+        train_step = run.step
+
+        def step(state_, batch, key, learning_rate):
+            if len(received) == interrupt:
+                raise KeyboardInterrupt
+            received.append(float(learning_rate))
+            return train_step(state_, batch, key, learning_rate)
+
+        run.step = step
+        run.fit(tmp_path, PLAN)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupt=13)
+    fit()
+    # The second start resumes from the checkpoint of step 10.
+    assert received == [step / 8 for step in (*range(13), *range(10, 20))]
 
 
 def test_interrupted_run_ends_with_the_same_bits(tmp_path):

@@ -158,7 +158,7 @@ class CompiledSteps:
             return params
         return lora.attached(params, self._training_shapes, self.mesh, seed=seed)
 
-    def _optimizer(self) -> optax.GradientTransformation:
+    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
         if self._trained is None:
             return _adamw(self._settings, self._architecture, self._settings.frozen)
         # The training step passes on only what is trained, so only that has optimizer state.

@@ -103,12 +103,12 @@ def fit(
       learning_rates: the rate of each step, [plan.steps] float32.
       batch_at: returns this process's slice (see `sharding.process_slice`) of the batch of step i. It is a pure
         function, so an interrupted run ends with the same weights.
-      score: returns metrics of parameters on source dev (see `mean_over_languages`); `dev_score` of them ranks the
-        checkpoints. Without it, only the newest checkpoint is kept. For an oracle, `TARGET_DEV_SCORES` holds the scores
-        on target dev by language, and the best checkpoint in each language is kept too. `TARGET_DEV_METRICS` holds the
-        metrics there.
+      score: returns metrics of parameters on source dev (see `metrics_log.mean_over_languages`), whose
+        `metrics_log.dev_score` ranks the checkpoints. Without it, only the newest checkpoint is kept. For an oracle,
+        `metrics_log.TARGET_DEV_SCORES` holds the scores on target dev by language, and the best checkpoint in each
+        language is kept too. `metrics_log.TARGET_DEV_METRICS` holds the metrics there.
       mesh: the device mesh.
-      tracking: the loggers that receive the loss of every window of steps, and the scores.
+      tracking: the loggers that receive the loss and the learning rate of every window of steps, and the scores.
 
     Raises:
       UserError: a loss or a parameter is not finite. Nothing of that step is saved.
@@ -136,7 +136,8 @@ def fit(
         batches = prefetch(place_batch(mesh, batch, num_slices) for batch in host_batches)
         with closing(batches), terminal.progress_bar(plan.title, plan.steps - first) as progress:
             for step, batch in enumerate(batches, first + 1):
-                state, terms = train_step(state, batch, key, learning_rates[step - 1])
+                learning_rate = learning_rates[step - 1]
+                state, terms = train_step(state, batch, key, learning_rate)
                 window.append(terms)
                 processes.note_progress()
                 stop, due = stop_requested(), step in milestones
@@ -147,7 +148,7 @@ def fit(
                     progress.advance(reads.note(step), note=f"loss {means['loss']:.4f}")
                 if ends_window:
                     window.clear()
-                    tracker.window(step, {**means, "learning_rate": float(learning_rates[step - 1])})
+                    tracker.window(step, {**means, "learning_rate": float(learning_rate)})
                 if due or stop:
                     saved = start.saving.saved(state)
                     _check_finite(saved.params, step, directory)

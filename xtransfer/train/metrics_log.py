@@ -1,4 +1,4 @@
-"""The scores of a training run's checkpoints: `metrics.jsonl`, whose rows the checkpoints hold copies of."""
+"""The scores of a run's checkpoints in `metrics.jsonl`. Checkpoints hold copies of its rows."""
 
 import functools
 import math
@@ -211,5 +211,5 @@ def append(directory: Path, row: Mapping[str, Any]) -> None:
 
 
 def write(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all rows anew, each with its checksum."""
+    """Replace all rows, each with its checksum."""
     storage.write_jsonl(directory / METRICS_FILE, map(checksums.signed, rows))

@@ -13,10 +13,12 @@ from xtransfer.config import ModelConfig, PretrainConfig
 
 
 def learning_rates(settings: ModelConfig | PretrainConfig) -> np.ndarray:
-    """Return the learning rate of every step of a run, [steps] float32, by its settings.
+    """Return the learning rate of every step of a run, [steps] float32.
 
-    They are numbers that a training step receives, and no part of its program. So runs with other rates, or of another
-    length, need no other program.
+    A training step takes its rate as an argument, so runs with other rates or lengths share one program.
+
+    Args:
+      settings: the settings, whose `steps` are known (see `ModelConfig.resolved`).
     """
     rate = schedule(
         settings.schedule,

@@ -143,12 +143,12 @@ class Tracker:
             self._work[step] = Work(examples, real, segments.size)
         return batch
 
-    def window(self, step: int, means: Mapping[str, float]) -> None:
-        """Log the means of the terms over the steps since the last window, and the rates.
+    def window(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values by name for the steps since the last window, and their throughput.
 
         Args:
           step: the last step of the window.
-          means: means by name, which the caller has read from the device, and the learning rate of the last step.
+          values: the means of the terms, read from the device, and the learning rate of the last step.
         """
         if not self._loggers:
             return
@@ -157,10 +157,11 @@ class Tracker:
             work = self._work.pop(earlier)
             total.add(work.examples, work.real, work.slots)
         now = time.monotonic()
-        values = dict(means)
-        values["examples_per_second"] = total.examples * self._num_slices / max(now - self._since, 1e-9)
-        values["real_token_share"] = total.real / max(total.slots, 1)
-        self._log(step, {f"train/{name}": value for name, value in values.items()})
+        throughput = {
+            "examples_per_second": total.examples * self._num_slices / max(now - self._since, 1e-9),
+            "real_token_share": total.real / max(total.slots, 1),
+        }
+        self._log(step, {f"train/{name}": value for name, value in {**values, **throughput}.items()})
         self._step, self._since = step, now
 
     def scores(
