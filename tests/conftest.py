@@ -49,6 +49,28 @@ def default_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Use one worker more than there are cores, because many tests wait for other processes."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Drop the compiled programs of earlier modules once they take much memory."""
+    yield
+    if resident_bytes() > 2 * 2**30:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def pytest_collection_finish() -> None:
     """Keep the garbage collector away from what the imports created. That took a tenth of an experiment's time."""
     gc.collect()

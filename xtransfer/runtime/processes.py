@@ -301,7 +301,11 @@ def _look_for_signs() -> None:
 def _stalled(seconds: float) -> None:
     print(f"{prefix()}error: no progress for {seconds:g} s; the stacks of its threads:", file=sys.stderr)
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    end("", Exit.STALLED)
+    _announce("", Exit.STALLED)
+    if _group.client is not None:
+        # The others print where they hang. Once this process is gone, a broken connection would take them elsewhere.
+        time.sleep(4 * _LOOK_SECONDS)
+    leave(Exit.STALLED)
 
 
 def _follow(by: int, message: str, status: int) -> None:
@@ -330,11 +334,16 @@ def wait_for_ending() -> None:
 
 def end(message: str, status: int) -> None:
     """End this process and tell the others, which end with the same status."""
+    _announce(message, status)
+    leave(status)
+
+
+def _announce(message: str, status: int) -> None:
+    """Tell the others that this process ends."""
     if _group.client is not None:
         sign = json.dumps({"by": _group.index, "message": message, "status": status})
         with contextlib.suppress(RuntimeError):  # another process was faster, or the store is gone
             _group.client.key_value_set(_ENDED, sign)
-    leave(status)
 
 
 def leave(status: int) -> None:
