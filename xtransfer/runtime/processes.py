@@ -299,6 +299,7 @@ def _look_for_signs() -> None:
 
 
 def _stalled(seconds: float) -> None:
+    _group.leaving.set()  # so that no other thread reports the connections that break from here on
     print(f"{prefix()}error: no progress for {seconds:g} s; the stacks of its threads:", file=sys.stderr)
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
     _announce("", Exit.STALLED)
