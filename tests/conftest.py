@@ -23,6 +23,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from xtransfer.runtime import processes  # noqa: E402
+
 # Steps in flight together on eight virtual devices can wait for each other's threads until XLA aborts.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
@@ -51,7 +53,7 @@ def default_ctrl_c():
 
 def pytest_xdist_auto_num_workers() -> int:
     """Use one worker more than there are cores, because many tests wait for other processes."""
-    return (os.cpu_count() or 1) + 1
+    return processes.cores() + 1
 
 
 @pytest.fixture(scope="module", autouse=True)

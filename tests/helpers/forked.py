@@ -1,4 +1,4 @@
-"""Commands in real processes that start in no time, and may be interrupted (see `interruption`)."""
+"""Commands in real processes that start quickly, and may be interrupted (see `interruption`)."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.helpers.compilation import QUICK_COMPILE
-from tests.helpers.forkserver import context
+from tests.helpers.forkserver import context, redirect
 from tests.helpers.interruption import Interruption, install
 
 COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled-for-kills"
@@ -64,9 +64,7 @@ def log(home: Path) -> str:
 def _child(
     module: str, arguments: list[str], stages: dict[str, list[str]], home: str, interruption: Interruption | None
 ) -> None:
-    output = os.open(f"{home}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    redirect(Path(home, "log"), Path(home, "log"))
     # One device, and the command's own compilation cache, which kills may damage.
     os.environ |= {"HOME": home, "MPLCONFIGDIR": str(COMPILED), "XLA_FLAGS": QUICK_COMPILE}
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)

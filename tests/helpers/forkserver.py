@@ -90,16 +90,21 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+def redirect(out: Path, err: Path) -> None:
+    """Append what this process prints to files."""
+    for descriptor, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, descriptor)
+        os.close(file)
+
+
 def _python(
     arguments: Sequence[str], out: Path, err: Path, environment: Mapping[str, str], ignored: Sequence[int]
 ) -> None:
     """Do what Python does with these arguments, if its parent ignores these signals."""
     for number, default in _INHERITED.items():
         signal.signal(number, signal.SIG_IGN if number in ignored else default)
-    for descriptor, path in ((1, out), (2, err)):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, descriptor)
-        os.close(file)
+    redirect(out, err)
     os.environ.clear()
     os.environ.update(environment)
     kind, program, *rest = arguments

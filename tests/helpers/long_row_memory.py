@@ -41,9 +41,8 @@ def temporaries(length: int, *, training: bool, longest_at_once: int) -> int:
     before, visibility.LONGEST_AT_ONCE = visibility.LONGEST_AT_ONCE, longest_at_once
     try:
         if training:
-            key, rate = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), "float32")
             step: Any = compiled.train_step(OBJECTIVES["vanilla"])
-            lowered = step.lower(compiled.abstract_state, batch, key, rate)
+            lowered = step.lower(*compiled.training_arguments(batch))
         else:
             step = compiled.eval_step
             lowered = step.lower(compiled.abstract_params(), {name: batch[name] for name in INPUTS})

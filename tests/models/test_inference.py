@@ -12,6 +12,7 @@ from flax import nnx
 from xtransfer.models import inference
 from xtransfer.models.encoder import EncoderConfig
 from xtransfer.models.heads import Classifier
+from xtransfer.runtime import processes
 from xtransfer.runtime.sharding import make_mesh
 
 N, CLASSES, ROWS, SLOTS, LENGTH = 21, 3, 8, 2, 6
@@ -158,8 +159,8 @@ def test_default_rows_by_hand(monkeypatch):
     """A CPU gets 1,024 tokens per core, and an accelerator 32,768, both up to a limit."""
     mesh = make_mesh()
     for cores, rows in ((2, 16), (8, 64), (96, 64)):
-        monkeypatch.setattr(inference, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(processes, "cores", lambda cores=cores: cores)
         assert inference.default_rows(mesh, 128) == rows
-    monkeypatch.setattr(inference, "_cores", lambda: 2)
+    monkeypatch.setattr(processes, "cores", lambda: 2)
     assert inference.default_rows(mesh, 512) == 4
     assert inference.default_rows(mesh, 4096) == 1

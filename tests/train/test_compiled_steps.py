@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from xtransfer.config import LoraConfig, ModelConfig, TeacherConfig
@@ -90,7 +89,7 @@ def test_settings_that_shared_steps_ignore_do_not_change_a_program() -> None:
     def programs(**settings: Any) -> tuple[str, str]:
         compiled = steps_of(**settings)
         step = compiled.train_step(OBJECTIVES["monox_kd"])
-        training = step.lower(compiled.abstract_state, batch, jax.random.key(0), np.float32(0.1))  # type: ignore[attr-defined]
+        training = step.lower(*compiled.training_arguments(batch))  # type: ignore[attr-defined]
         inputs = {name: batch[name] for name in INPUTS}
         forward = compiled.eval_step.lower(compiled.abstract_params(), inputs)  # type: ignore[attr-defined]
         return training.as_text(), forward.as_text()

@@ -129,8 +129,8 @@ def test_gradient_crosses_devices_as_the_smaller_of_table_and_rows(vocabulary: i
     """The batch has 192 tokens: more than the table of 64 rows, fewer than the one of 5,056."""
     compiled = compiled_steps(8, vocabulary)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(vocabulary))
-    arguments = compiled.abstract_state, shapes, jax.eval_shape(lambda: jax.random.key(0)), RATE
-    program = compiled.train_step(OBJECTIVES["monox_kd"]).lower(*arguments).compile().as_text()
+    step = compiled.train_step(OBJECTIVES["monox_kd"])
+    program = step.lower(*compiled.training_arguments(shapes)).compile().as_text()
     results: dict[str, set[str]] = {"table": set(), "rows": set()}
     for result, kind in re.findall(r"= (.*) (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(", program):
         results["rows" if kind == "all-gather" else "table"] |= set(re.findall(r"f32\[[\d,]*\]", result))

@@ -162,8 +162,8 @@ def test_gradients_and_optimizer_state_take_no_space() -> None:
     def sizes(**settings: Any) -> tuple[int, int]:
         compiled = compiled_steps((1, 1, 1), architecture=wide, **settings)
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch().items()}
-        arguments = compiled.abstract_state, shapes, jax.eval_shape(lambda: jax.random.key(0)), np.float32(1.0)
-        program = compiled.train_step(OBJECTIVES["vanilla"]).lower(*arguments).compile()
+        step = compiled.train_step(OBJECTIVES["vanilla"])
+        program = step.lower(*compiled.training_arguments(shapes)).compile()
         memory = program.memory_analysis()
         return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 

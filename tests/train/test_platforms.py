@@ -39,8 +39,7 @@ def traced(name: str, architecture: EncoderConfig = BERT, **settings: Any) -> An
     batch = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in empty_batch(plan, 8, 3).items()}
     if name == "evaluation":
         return compiled.eval_step.trace(compiled.abstract_params(), {key: batch[key] for key in INPUTS})
-    key, rate = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), "float32")
-    return compiled.train_step(OBJECTIVES[name]).trace(compiled.abstract_state, batch, key, rate)
+    return compiled.train_step(OBJECTIVES[name]).trace(*compiled.training_arguments(batch))
 
 
 def custom_calls(text: str) -> set[str]:

@@ -30,7 +30,7 @@ from xtransfer.config import BenchmarkConfig
 from xtransfer.data.corpora.minireviews import generator
 from xtransfer.errors import ConfigError, MachineError, nearest
 from xtransfer.report import table as table_writer
-from xtransfer.runtime import terminal
+from xtransfer.runtime import processes, terminal
 from xtransfer.trim import text as text_files
 
 _FORMAT = 1
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
             plan,
             record["config"],
             file,
-            report.cores(),
+            processes.cores(),
             against=args.against is not None,
             on_part=lambda part: _log_progress(part, plan),
             on_second_start=lambda: terminal.log("second start: a new process with the programs of the first …"),

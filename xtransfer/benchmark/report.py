@@ -13,17 +13,11 @@ import xtransfer
 from xtransfer.benchmark.measurement import OURS, PEER, SECOND_START, Measurement, PartResult, Start, order
 from xtransfer.benchmark.numbers import Burst, Spread, ratios, spread
 from xtransfer.report.table import Table
+from xtransfer.runtime import processes
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "tokenizers", "numpy", "torch")
 _BUSY = 0.5  # other processes that are running, on average, beyond which figures are doubtful
 _SPINNING = 0.05  # cores that an idle worker takes, beyond which the other side's figures are doubtful
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
@@ -31,7 +25,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": cores(),
+        "cores": processes.cores(),
         "load_before": round(os.getloadavg()[0], 2),
     }
 

@@ -1,6 +1,5 @@
 """Batches to logits: the compiled forward pass that labelling, evaluation, and prediction share."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from xtransfer.runtime import processes
 from xtransfer.runtime.sharding import batch_sharding, data_shards, on_mesh, param_shardings, place_batch, replicated
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "cls_index")
@@ -30,17 +30,10 @@ def default_rows(mesh: Mesh, row_length: int) -> int:
     It depends on this machine's cores, so processes that share batches must take it from one of them.
     """
     if mesh.devices.flat[0].platform == "cpu":
-        tokens = _TOKENS_PER_CORE * min(_cores(), _MOST_CORES)
+        tokens = _TOKENS_PER_CORE * min(processes.cores(), _MOST_CORES)
     else:
         tokens = _TOKENS_PER_ACCELERATOR * min(data_shards(mesh), _MOST_ACCELERATORS)
     return max(1, tokens // row_length)
-
-
-def _cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def make_eval_step(graphdef: Any, mesh: Mesh) -> EvalStep:

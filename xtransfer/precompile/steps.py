@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from xtransfer.config import ExperimentConfig, ModelConfig, cache_dir
 from xtransfer.data.batches import packing
@@ -89,9 +88,7 @@ class Role:
         # Any sample compiles to the same step, so one example of each class is enough.
         objective = with_class_factors(objective, self.task.labels, range(len(self.task.labels)))
         batch = self._batch(plan, sizes[-1])
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        rate = jax.ShapeDtypeStruct((), jnp.float32)
-        arguments = (self.compiled_steps.abstract_state, batch, key, rate)
+        arguments = self.compiled_steps.training_arguments(batch)
         function, microbatches = self.compiled_steps.train_step(objective), self.compiled_steps.num_microbatches(batch)
         return self._step(name, function, arguments, plan, sizes, flops=6, microbatches=microbatches)
 

@@ -252,6 +252,13 @@ def _read(key: str, seconds: float) -> str | None:
         return None
 
 
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def note_progress() -> None:
     """Note that something was finished here, so that this process does not count as stalled."""
     _group.last_progress = time.monotonic()

@@ -191,6 +191,11 @@ class CompiledSteps:
             )
         return self._train_steps[objective]
 
+    def training_arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the arguments to lower a training step with: a batch, or its shapes, and the shapes of all others."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return self.abstract_state, batch, key, jax.ShapeDtypeStruct((), jnp.float32)
+
     def num_microbatches(self, batch: Mapping[str, Any]) -> int:
         """Return the number of microbatches in which the training step computes a batch of these shapes."""
         rows, length = batch["input_ids"].shape
